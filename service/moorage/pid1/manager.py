@@ -1,0 +1,412 @@
+"""What the daemon wants from the service manager, without a word of how it is asked.
+
+`Manager` is the whole of it. The one implementation is `moorage.pid1.over_dbus`; nothing here names an object
+path, a variant or a bus, so that an implementation over varlink can take its place.
+
+Deadlines are absolute, on trio's clock (`trio.current_time() + seconds`). Every method that takes one raises
+`ManagerTimeout` when it passes and `ManagerUnavailable` when the manager cannot be reached until then. A call
+that was given up may still have taken effect: ask for the state of the unit.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+"""A value as it came from, or goes to, JSON."""
+
+UnitType: TypeAlias = Literal["scope", "service", "socket"]
+"""The types of units whose properties can be converted."""
+
+
+class ManagerError(Exception):
+    """The service manager did not do what it was asked; always one of the subclasses below."""
+
+
+class ManagerUnavailable(ManagerError):
+    """The manager cannot be reached, is not one we can work with, or went away before it answered.
+
+    Attributes:
+        reason: a sentence for the log.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Service manager unavailable: {reason}")
+        self.reason = reason
+
+
+class ManagerTimeout(ManagerError):
+    """The deadline passed first. The operation may have taken effect.
+
+    Attributes:
+        operation: what was being done, for the log.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(f"Service manager did not answer in time: {operation}")
+        self.operation = operation
+
+
+class UnitExists(ManagerError):
+    """A unit of this name is loaded, or has a file on disk; `Manager.status` tells who holds it."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(f"Unit {unit} exists already")
+        self.unit = unit
+
+
+class NoSuchUnit(ManagerError):
+    """No such unit is loaded, or the process or control group asked for belongs to none.
+
+    Attributes:
+        unit: the name; empty when the question was not one about a name.
+    """
+
+    def __init__(self, unit: str = "") -> None:
+        super().__init__(f"No such unit: {unit}" if unit else "No such unit")
+        self.unit = unit
+
+
+class NoSuchProperty(ManagerError):
+    """Units of this type have no property of that name that could be set or read."""
+
+    def __init__(self, property: str) -> None:  # noqa: A002 - the word of the field, as in the error it becomes
+        super().__init__(f"No such property: {property}")
+        self.property = property
+
+
+class InvalidProperty(ManagerError):
+    """The property exists, but not with this value.
+
+    Attributes:
+        property: its name.
+        reason: a clause that completes "Invalid value of X: …".
+    """
+
+    def __init__(self, property: str, reason: str) -> None:  # noqa: A002
+        super().__init__(f"Invalid value of {property}: {reason}")
+        self.property = property
+        self.reason = reason
+
+
+class AccessDenied(ManagerError):
+    """The manager refuses this to us: no right, or its own polkit or SELinux check failed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Service manager denied access: {reason}")
+        self.reason = reason
+
+
+class UnitBusy(ManagerError):
+    """The unit is frozen, or has a job that stands in the way: later, or after a thaw, it will work."""
+
+    def __init__(self, unit: str, reason: str) -> None:
+        super().__init__(f"Unit {unit} is busy: {reason}")
+        self.unit = unit
+        self.reason = reason
+
+
+class ManagerRefused(ManagerError):
+    """Any other error of the manager.
+
+    Attributes:
+        reason: its sentence.
+        name: its name of the error, for the log.
+    """
+
+    def __init__(self, reason: str, name: str) -> None:
+        super().__init__(f"Service manager refused: {reason} ({name})")
+        self.reason = reason
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A finished job.
+
+    Attributes:
+        result: `JobResult` of io.systemd.Job: "done", "canceled", "timeout", "failed", "dependency", "skipped",
+            "invalid", "assert", "unsupported", "collected", "once", "frozen" or "concurrency".
+        unit: the unit that the job was about.
+        id: the manager's number of it.
+    """
+
+    result: str
+    unit: str
+    id: int
+
+
+class TypedProperty(NamedTuple):
+    """A property ready to be sent. Made by `PropertyTypes.convert` only; opaque to everybody else."""
+
+    name: str
+    signature: str
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class AuxiliaryUnit:
+    """A transient unit created together with another one, in the same transaction or not at all."""
+
+    unit: str
+    properties: tuple[TypedProperty, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeSpec:
+    """A scope to start.
+
+    Attributes:
+        unit: its name, ending in ".scope".
+        pidfds: of the processes to move into it. Borrowed: they stay the caller's, and must stay open until the
+            call returns.
+        slice: name of the slice, or None for the manager's own choice.
+        description: human readable name of the unit.
+        properties: everything else.
+        auxiliary: units created with it. They are started only if something pulls them in.
+    """
+
+    unit: str
+    pidfds: tuple[int, ...]
+    slice: str | None
+    description: str
+    properties: tuple[TypedProperty, ...] = ()
+    auxiliary: tuple[AuxiliaryUnit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The second look after a start.
+
+    Attributes:
+        active_state: "active", "activating", "failed", …; "inactive" also for a unit that is not loaded.
+        sub_state: the finer state of its type, such as "running" or "abandoned".
+        job_id: number of the job that is queued for the unit, 0 for none.
+        holder: unit that the process is in. None if no process was asked about, or it is gone.
+        invocation_id: of that unit, 32 hexadecimal digits; empty if it has none.
+    """
+
+    active_state: str
+    sub_state: str
+    job_id: int
+    holder: str | None
+    invocation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnitStatus:
+    """A unit as the manager has it at this moment.
+
+    Attributes:
+        unit: its primary name, which differs from the name asked for if that is an alias.
+        description: human readable name.
+        load_state: "loaded", "not-found", "error", "bad-setting", "masked", …
+        active_state: "active", "reloading", "inactive", "failed", "activating", "deactivating", …
+        sub_state: the finer state of its type.
+        result: why it ended: "success", "resources", "timeout", "oom-kill", …; None for types without one.
+        slice: name of the slice it is in; empty if in none.
+        control_group: path below the root of the hierarchy, empty while it has none.
+        control_group_id: the kernel's id of that group; None while it has none.
+        invocation_id: 32 hexadecimal digits; empty if it never ran.
+        fragment_path: its file; that of a transient unit lies below /run/systemd/transient.
+        transient: was made by a call, not by a file.
+        job_id: number of the job queued for it, 0 for none.
+        freezer_state: "running", "freezing", "frozen", "thawing", …
+        dependants: units that pull it in or are bound to it (Requires=, Requisite=, Wants=, BindsTo=, Upholds=).
+        collect_mode: "inactive" or "inactive-or-failed".
+    """
+
+    unit: str
+    description: str
+    load_state: str
+    active_state: str
+    sub_state: str
+    result: str | None
+    slice: str
+    control_group: str
+    control_group_id: int | None
+    invocation_id: str
+    fragment_path: str
+    transient: bool
+    job_id: int
+    freezer_state: str
+    dependants: tuple[str, ...] = field(default=())
+    collect_mode: str = "inactive"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitHint:
+    """Something may have changed: ask for the state. Hints may be repeated, late, or about nothing.
+
+    Attributes:
+        kind: "changed" and "removed" are about one unit. "reloaded" (the manager re-read its configuration or
+            executed itself again) and "connected" (anything may have been missed since the last
+            "disconnected") are about all of them.
+        unit: its name; empty for the kinds that are about all.
+    """
+
+    kind: Literal["changed", "removed", "reloaded", "connected", "disconnected"]
+    unit: str = ""
+
+
+class PropertyTypes(Protocol):
+    """Knows the properties that one type of unit accepts from this manager."""
+
+    def convert(self, properties: Mapping[str, Json]) -> tuple[TypedProperty, ...]:
+        """Turn JSON values into what the manager wants, checking types, ranges and sizes.
+
+        Nothing is sent. What only the manager can judge (a slice that is no slice, a device that does not
+        exist) comes back from the call that uses the properties, as the same exceptions.
+
+        Raises:
+            NoSuchProperty: no such property, or one that can only be read.
+            InvalidProperty: wrong type, out of range, or too large.
+        """
+        ...
+
+
+class Manager(Protocol):
+    """The service manager of the system or of one user. Calls are pipelined: none waits for another."""
+
+    @property
+    def version(self) -> int:
+        """Major version, such as 257."""
+        ...
+
+    async def start_scope(self, spec: ScopeSpec, *, deadline: float) -> Job:
+        """Start a transient scope and wait for the end of its job; no result can be missed.
+
+        If the link to the manager is lost meanwhile the call is not repeated: the state of the unit after the
+        reconnect decides.
+
+        Raises:
+            UnitExists: the name is taken.
+            NoSuchProperty, InvalidProperty: the manager's judgement on one of the properties.
+            AccessDenied, UnitBusy, ManagerRefused: as the manager says.
+        """
+        ...
+
+    async def stop(self, unit: str, *, deadline: float) -> Job:
+        """Stop a unit and wait for the end of the job, whose result is "frozen" for a frozen unit.
+
+        The caller sees to it that the start job of a scope has ended (needs.md §7, trap 2).
+
+        Raises:
+            NoSuchUnit: not loaded.
+        """
+        ...
+
+    async def look(self, unit: str, pidfd: int | None, *, deadline: float) -> Look:
+        """State of a unit, and the unit that a process is in, in one round trip."""
+        ...
+
+    async def status(self, unit: str, *, deadline: float) -> UnitStatus | None:
+        """Everything about a unit that decides about adopting it or about who holds its name.
+
+        A unit that is not loaded but has a file is loaded by the question, as any reference to it would do.
+
+        Returns:
+            None if no such unit is loaded and no file defines it.
+        """
+        ...
+
+    async def unit_of_process(self, pidfd: int, *, deadline: float) -> tuple[str, str]:
+        """Name and invocation ID (32 hexadecimal digits, or empty) of the unit that a process is in.
+
+        Raises:
+            NoSuchUnit: the process is gone or in no unit.
+        """
+        ...
+
+    async def unit_by_control_group(self, path: str, *, deadline: float) -> str:
+        """Name of the unit that a control group (path below the root of the hierarchy) belongs to.
+
+        Raises:
+            NoSuchUnit: to none.
+        """
+        ...
+
+    async def unit_by_invocation(self, invocation_id: str, *, deadline: float) -> str:
+        """Name of the unit that has this invocation ID (32 hexadecimal digits).
+
+        Raises:
+            NoSuchUnit: none has.
+        """
+        ...
+
+    async def kill(
+        self, unit: str, whom: Literal["all", "main", "control"], signal: int, *, deadline: float
+    ) -> None:
+        """Send a signal to processes of a unit.
+
+        Raises:
+            NoSuchUnit: not loaded, or it has no process of that kind.
+        """
+        ...
+
+    async def kill_subgroup(self, unit: str, subgroup: str, signal: int, *, deadline: float) -> None:
+        """Send a signal to all processes in a control group below that of a unit.
+
+        Raises:
+            NoSuchUnit: not loaded, or no process is there.
+        """
+        ...
+
+    async def freeze(self, unit: str, *, deadline: float) -> None:
+        """Freeze all processes of a unit, and wait until they are.
+
+        Raises:
+            NoSuchUnit: not loaded.
+            UnitBusy: it is being started, stopped, frozen or thawed.
+        """
+        ...
+
+    async def thaw(self, unit: str, *, deadline: float) -> None:
+        """Undo `freeze`, and wait for it; nothing happens to a unit that is not frozen.
+
+        Raises:
+            NoSuchUnit: not loaded.
+            UnitBusy: it is being frozen.
+        """
+        ...
+
+    async def reset_failed(self, unit: str, *, deadline: float) -> None:
+        """Forget that a unit failed, so that it is unloaded and its name free.
+
+        Raises:
+            NoSuchUnit: not loaded.
+        """
+        ...
+
+    async def property_types(self, unit_type: UnitType, *, deadline: float) -> PropertyTypes:
+        """The properties that units of this type have; asked for once for each connection."""
+        ...
+
+    async def properties(self, unit: str, names: Sequence[str], *, deadline: float) -> dict[str, Json]:
+        """Values of properties of a unit, as plain JSON; "no limit" and "not available" are None.
+
+        Raises:
+            NoSuchProperty: the unit has no such property.
+        """
+        ...
+
+    async def set_properties(
+        self, unit: str, properties: tuple[TypedProperty, ...], *, deadline: float
+    ) -> None:
+        """Change properties of a loaded unit until the next boot: all of them or none.
+
+        Raises:
+            NoSuchUnit: not loaded.
+            NoSuchProperty, InvalidProperty: the manager's judgement.
+        """
+        ...
+
+    def watch(self, callback: Callable[[UnitHint], None], interest: Callable[[str], bool]) -> None:
+        """Have hints delivered; once, before `run`.
+
+        Args:
+            callback: called synchronously from the reader: it must only take a note, and not raise.
+            interest: told a unit's name, whether hints about it are wanted. Called for every signal of every
+                unit of the system, so it is a look into a set or a dictionary.
+        """
+        ...
