@@ -1,0 +1,264 @@
+"""Processes that cannot be taken for one another, and the peer of a socket.
+
+A PID is a number that the kernel hands out again; a pidfd is the process. Where no pidfd can be kept (a record on
+disk, a JSON message), the inode number of the pidfd together with the boot ID names the process for good: since Linux
+6.9 that number is unique for the whole uptime (``pidfs``, Documentation/filesystems of the kernel; systemd writes the
+same triplet in ``json_variant_new_pidref()``).
+
+All functions here read from the kernel and never wait.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+_SO_PEERPIDFD = getattr(socket, "SO_PEERPIDFD", 77)  # asm-generic/socket.h; not in Python's socket module before 3.14
+_UCRED = struct.Struct("iII")
+_PF_KTHREAD = 0x00200000  # include/linux/sched.h
+_PID_MAX = 2**22  # PID_MAX_LIMIT of include/linux/threads.h: no PID is larger on any 64 bit machine
+
+
+class ProcessGone(Exception):
+    """The process does not exist (any more), or its PID belongs to another one by now.
+
+    Attributes:
+        pid: the PID that was asked for; None where only a pidfd was given.
+    """
+
+    def __init__(self, pid: int | None) -> None:
+        super().__init__(f"process {pid} is gone" if pid is not None else "the process is gone")
+        self.pid = pid
+
+
+class NotAProcess(Exception):
+    """What was given can never name a process: a bad PID, a thread, a kernel thread, an fd that is no pidfd."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process, named so that a later one with the same PID cannot be taken for it.
+
+    Attributes:
+        pid: the PID in the namespace of this service.
+        pidfd_id: inode number of its pidfd; None where the kernel has no unique ones (before 6.9).
+        boot_id: 32 hexadecimal digits; None together with pidfd_id.
+    """
+
+    pid: int
+    pidfd_id: int | None
+    boot_id: str | None
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return the ID of this boot, 32 hexadecimal digits (random(4), ``/proc/sys/kernel/random/boot_id``)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")
+
+
+@functools.cache
+def _pidfd_inodes_are_unique() -> bool:
+    # Before pidfs every pidfd, like every other anonymous inode, had one and the same inode.
+    pidfd, other = os.pidfd_open(os.getpid()), select.epoll()
+    try:
+        ours, anonymous = os.fstat(pidfd), os.fstat(other.fileno())
+        return (ours.st_dev, ours.st_ino) != (anonymous.st_dev, anonymous.st_ino)
+    finally:
+        os.close(pidfd)
+        other.close()
+
+
+def _stat_flags(pid: int) -> int:
+    # The second field of proc_pid_stat(5), the command, may hold anything: what counts starts after its last ')'.
+    text = Path(f"/proc/{pid}/stat").read_bytes()
+    return int(text[text.rindex(b")") + 2 :].split()[6])
+
+
+def _thread_group(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_bytes().splitlines():
+        if line.startswith(b"Tgid:"):
+            return int(line[5:])
+    raise ProcessGone(pid)
+
+
+def pid_of(pidfd: int) -> int:
+    """Return the PID that a pidfd stands for (proc_pid_fdinfo(5)).
+
+    Raises:
+        ProcessGone: it has been reaped.
+        NotAProcess: the fd is no pidfd, or its process is not visible in this PID namespace.
+    """
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_bytes().splitlines():
+        if line.startswith(b"Pid:"):
+            pid = int(line[4:])
+            if pid < 0:
+                raise ProcessGone(None)
+            if pid == 0:
+                raise NotAProcess("the process is in another PID namespace")
+            return pid
+    raise NotAProcess("the file descriptor is no pidfd")
+
+
+def has_exited(pidfd: int) -> bool:
+    """Return whether the process of a pidfd has ended; true for a zombie too (pidfd_open(2))."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def process_id(pidfd: int) -> ProcessId:
+    """Name the process of a pidfd.
+
+    Raises:
+        ProcessGone: it has ended.
+        NotAProcess: no pidfd, or that of a thread or a kernel thread.
+    """
+    pid = pid_of(pidfd)
+    try:
+        if _thread_group(pid) != pid:
+            raise NotAProcess(f"{pid} is a thread of another process")
+        if _stat_flags(pid) & _PF_KTHREAD:
+            raise NotAProcess(f"{pid} is a thread of the kernel")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(pid) from None
+    # Only now is it sure that what was read above was read of this process, not of its successor.
+    if has_exited(pidfd):
+        raise ProcessGone(pid)
+    if not _pidfd_inodes_are_unique():
+        return ProcessId(pid, None, None)
+    return ProcessId(pid, os.fstat(pidfd).st_ino, boot_id())
+
+
+def open_process(pid: int, pidfd_id: int | None = None, boot: str | None = None) -> int:
+    """Open a process by its number, and check that it is the one that was meant.
+
+    Args:
+        pid: the PID.
+        pidfd_id: inode number that its pidfd must have.
+        boot: ID of the boot that the PID is from, 32 hexadecimal digits or a UUID.
+
+    Returns:
+        A pidfd, close-on-exec, owned by the caller.
+
+    Raises:
+        ProcessGone: there is no such process; it is a zombie; or the number belongs to another one now.
+        NotAProcess: the number can be no PID, or it is a thread's or a kernel thread's.
+        OSError: no file descriptor is left (EMFILE, ENFILE).
+    """
+    if not 0 < pid <= _PID_MAX:
+        raise NotAProcess(f"{pid} is no PID")
+    if boot is not None and boot.replace("-", "").lower() != boot_id():
+        raise ProcessGone(pid)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise ProcessGone(pid) from None
+    except OSError as error:
+        # EINVAL, since 6.18 ENOENT: the number of a thread that does not lead its process.
+        if error.errno in {22, 2}:
+            raise NotAProcess(f"{pid} is a thread of another process") from None
+        raise
+    try:
+        found = process_id(pidfd)
+        if pidfd_id is not None and found.pidfd_id is not None and pidfd_id != found.pidfd_id:
+            raise ProcessGone(pid)
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return pidfd
+
+
+def control_group(pid: int) -> str:
+    """Return the path of a process in the unified hierarchy, below its root (cgroups(7), ``/proc/PID/cgroup``).
+
+    Raises:
+        ProcessGone: it does not exist.
+        NotAProcess: it is in no unified hierarchy.
+    """
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(pid) from None
+    for line in text.splitlines():
+        if line.startswith(b"0::"):
+            # The kernel marks a group that was removed under a process (a zombie, mostly).
+            return os.fsdecode(line[3:].removesuffix(b" (deleted)"))
+    raise NotAProcess(f"{pid} is in no control group of the unified hierarchy")
+
+
+def parent(pid: int) -> int:
+    """Return the PID of a process's parent, 0 where it has none in this PID namespace.
+
+    Raises:
+        ProcessGone: the process does not exist.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(pid) from None
+    return int(text[text.rindex(b")") + 2 :].split()[1])
+
+
+def owner(pid: int) -> int:
+    """Return the effective uid of a process.
+
+    Raises:
+        ProcessGone: it does not exist.
+    """
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(pid) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a Unix socket, as the kernel recorded it when the connection was made (unix(7)).
+
+    Attributes:
+        pid: 0 where it is not visible in this PID namespace.
+        uid: effective uid.
+        gid: effective gid.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+    _socket: socket.socket
+
+    def pidfd(self) -> int:
+        """Open the peer (SO_PEERPIDFD, Linux 6.5).
+
+        The socket holds the kernel's own reference to the process since connect(2), so that asking late is as safe as
+        asking early, and costs no file descriptor for those who never need it.
+
+        Returns:
+            A pidfd, close-on-exec, owned by the caller.
+
+        Raises:
+            ProcessGone: it has been reaped.
+            OSError: no file descriptor is left (EMFILE, ENFILE).
+        """
+        try:
+            return self._socket.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        except (ProcessLookupError, ValueError):
+            raise ProcessGone(self.pid) from None
+        except OSError as error:
+            # EINVAL, ENODATA: what kernels before 6.16 say of a peer that has been reaped.
+            if error.errno in {22, 61}:
+                raise ProcessGone(self.pid) from None
+            raise
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Return the peer of a connected Unix stream socket (SO_PEERCRED).
+
+    The connection must stay open for as long as :meth:`Peer.pidfd` is of use.
+    """
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return Peer(pid, uid, gid, connection)
