@@ -18,7 +18,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-_SO_PEERPIDFD = getattr(socket, "SO_PEERPIDFD", 77)  # asm-generic/socket.h; not in Python's socket module before 3.14
+_SO_PEERPIDFD = getattr(
+    socket, "SO_PEERPIDFD", 77
+)  # asm-generic/socket.h; not in Python's socket module before 3.14
 _UCRED = struct.Struct("iII")
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 _PID_MAX = 2**22  # PID_MAX_LIMIT of include/linux/threads.h: no PID is larger on any 64 bit machine
@@ -165,11 +167,12 @@ def open_process(pid: int, pidfd_id: int | None = None, boot: str | None = None)
         raise
     try:
         found = process_id(pidfd)
-        if pidfd_id is not None and found.pidfd_id is not None and pidfd_id != found.pidfd_id:
-            raise ProcessGone(pid)
     except BaseException:
         os.close(pidfd)
         raise
+    if pidfd_id is not None and found.pidfd_id is not None and pidfd_id != found.pidfd_id:
+        os.close(pidfd)
+        raise ProcessGone(pid)
     return pidfd
 
 

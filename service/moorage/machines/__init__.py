@@ -1,0 +1,1 @@
+"""Machines: what one is, which there are, what becomes of them."""

@@ -1,0 +1,280 @@
+"""What a machine is, and the rules for its names. Pure data and pure functions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from moorage.pid1.manager import Json
+from moorage.process import ProcessId
+
+NAME_MAX = 64  # HOST_NAME_MAX of Linux, which machined applies to machines as well (hostname_is_valid())
+UNIT_NAME_MAX = 255  # UNIT_NAME_MAX of systemd's basic/unit-name.h
+TEXT_MAX = 4096  # free text of a caller (service, addresses, paths): PATH_MAX, since most of them are paths
+IF_INDICES_MAX = 256  # more network interfaces than any machine has; bounds what a record can grow to
+VSOCK_CID_FIRST, VSOCK_CID_LAST = (
+    3,
+    0xFFFFFFFE,
+)  # VSOCK_CID_IS_REGULAR of systemd: 0 to 2 and -1 are reserved
+
+_NAME = re.compile(r"[A-Za-z0-9_@\\:][A-Za-z0-9_.@\\:-]*")
+_HOST_NAME_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
+_ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
+_SLICE_PART = re.compile(r"[A-Za-z0-9:_.\\]+")
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
+
+
+class MachineClass(StrEnum):
+    """What runs in a machine. The host is always there, as ``.host``; it cannot be registered."""
+
+    container = "container"
+    vm = "vm"
+    host = "host"
+
+
+class Phase(StrEnum):
+    """Where a machine is in its life, as io.moorage.Machine words it."""
+
+    starting = "starting"
+    running = "running"
+    stopping = "stopping"
+    lingering = "lingering"
+    exited = "exited"
+
+
+class FreezerState(StrEnum):
+    """State of the unit's freezer (org.freedesktop.systemd1(5), ``FreezerState``)."""
+
+    running = "running"
+    freezing = "freezing"
+    frozen = "frozen"
+    thawing = "thawing"
+
+
+class KillWhom(StrEnum):
+    """Which processes of a machine a signal is for."""
+
+    leader = "leader"
+    supervisor = "supervisor"
+    all = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Timestamp:
+    """A moment: µs since the epoch, and µs since boot (CLOCK_MONOTONIC)."""
+
+    realtime: int
+    monotonic: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accounting:
+    """Counters of a control group; what could not be had is None, never 0.
+
+    Attributes:
+        cpu_usage_nsec: CPU time, ns.
+        memory_current: bytes.
+        memory_peak: bytes.
+        memory_swap_current: bytes.
+        tasks_current: number of tasks.
+        io_read_bytes: summed over devices.
+        io_write_bytes: summed over devices.
+        io_read_operations: summed over devices.
+        io_write_operations: summed over devices.
+        oom_kills: processes killed by the kernel's OOM killer.
+    """
+
+    cpu_usage_nsec: int | None = None
+    memory_current: int | None = None
+    memory_peak: int | None = None
+    memory_swap_current: int | None = None
+    tasks_current: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+    io_read_operations: int | None = None
+    io_write_operations: int | None = None
+    oom_kills: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a machine.
+
+    Attributes:
+        result: the unit's own ``Result=`` ("success", "oom-kill", "timeout", …); "forgotten" where nobody saw.
+        exited_at: when moored found it gone.
+        oom_killed: the kernel's OOM killer took a process of it, whatever the unit's result says: with
+            ``Delegate=yes`` the unit's policy is to go on.
+        accounting: the last counters that could be read.
+    """
+
+    result: str
+    exited_at: Timestamp
+    oom_killed: bool
+    accounting: Accounting
+
+
+@dataclass(slots=True)
+class Machine:
+    """A machine that moored keeps.
+
+    Attributes:
+        name: unique among the living.
+        class_: what runs in it.
+        uid: who registered it.
+        unit: the unit it lives in.
+        subgroup: path below the unit's control group, where it lives in a part of the unit only; starts with "/".
+        slice: the slice that the unit is in.
+        control_group: path below the root of the unified hierarchy, of the unit or of the subgroup.
+        control_group_id: inode number of that directory: another one under the same path is another machine.
+        invocation_id: of the unit, 32 hexadecimal digits.
+        allocated: moored made the unit for it.
+        leader: the process that was registered.
+        supervisor: the process that registered it, where that was another one.
+        id: 32 hexadecimal digits, chosen by the caller.
+        service: free text, the implementation that runs it.
+        root_directory: as the caller said; for information only.
+        if_indices: interfaces of the host that belong to it.
+        vsock_cid: AF_VSOCK address.
+        ssh_address: for ssh(1).
+        ssh_private_key_path: for ssh(1).
+        control_address: where its VMM can be talked to.
+        timestamp: when it was registered.
+        phase: where it is in its life.
+        verdict: after the end.
+    """
+
+    name: str
+    class_: MachineClass
+    uid: int
+    unit: str
+    subgroup: str | None
+    slice: str
+    control_group: str
+    control_group_id: int
+    invocation_id: str
+    allocated: bool
+    leader: ProcessId | None
+    supervisor: ProcessId | None
+    id: str | None
+    service: str | None
+    root_directory: str | None
+    if_indices: tuple[int, ...]
+    vsock_cid: int | None
+    ssh_address: str | None
+    ssh_private_key_path: str | None
+    control_address: str | None
+    timestamp: Timestamp
+    phase: Phase = Phase.starting
+    verdict: Verdict | None = None
+
+    @property
+    def owns_unit(self) -> bool:
+        """Whether the machine is the whole of its unit, so that stopping one is stopping the other."""
+        return self.subgroup is None
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a caller wants registered. Field names as in :class:`Machine`.
+
+    Attributes:
+        leader_pidfd: borrowed: it must stay open until the call returns.
+        allocate_unit: make a scope; otherwise the machine lives where its leader is.
+        slice: where the scope goes; None for machine.slice.
+        description: of the scope; None for one made from class and name.
+        properties: further properties of the scope, by name.
+        dry_run: check everything, create nothing.
+    """
+
+    name: str
+    class_: MachineClass
+    uid: int
+    leader: ProcessId
+    leader_pidfd: int
+    supervisor: ProcessId | None
+    allocate_unit: bool
+    id: str | None = None
+    service: str | None = None
+    root_directory: str | None = None
+    if_indices: tuple[int, ...] = ()
+    vsock_cid: int | None = None
+    ssh_address: str | None = None
+    ssh_private_key_path: str | None = None
+    control_address: str | None = None
+    slice: str | None = None
+    description: str | None = None
+    properties: dict[str, Json] = field(default_factory=dict[str, Json])
+    dry_run: bool = False
+
+
+def is_host_name(name: str) -> bool:
+    """Whether machined would take this as the name of a machine (``hostname_is_valid()`` without flags)."""
+    return len(name) <= NAME_MAX and all(_HOST_NAME_LABEL.fullmatch(label) for label in name.split("."))
+
+
+def is_machine_name(name: str) -> bool:
+    r"""Whether a name is one that a machine may have.
+
+    Wider than machined's rule: ``_``, ``@``, ``\`` and ``:`` are allowed as well, and labels may be empty. A name starts
+    neither with a dot (records and directories of that name would be hidden) nor with a hyphen (it would be an option
+    on every command line), and its unit's name must not get too long by escaping.
+    """
+    return len(name) <= NAME_MAX and bool(_NAME.fullmatch(name)) and len(scope_name(name)) <= UNIT_NAME_MAX
+
+
+def escape(text: str) -> str:
+    r"""Escape a string for use in a unit's name (systemd.unit(5), "String Escaping for Inclusion in Unit Names")."""
+    return "".join(
+        "-" if character == "/"
+        else character if character in _PLAIN and not (character == "." and position == 0)
+        else "".join(f"\\x{byte:02x}" for byte in character.encode())
+        for position, character in enumerate(text)
+    )  # fmt: skip
+
+
+def unescape(text: str) -> str:
+    """Undo :func:`escape`, for names in ASCII, as those of machines are."""
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text.replace("-", "/"))
+
+
+def scope_name(machine: str) -> str:
+    """Name of the scope for a machine; the same that machined gives it."""
+    return f"machine-{escape(machine)}.scope"
+
+
+def machine_of_scope(unit: str) -> str | None:
+    """Name of the machine that a scope's name is for; None where it is for none."""
+    if not (unit.startswith("machine-") and unit.endswith(".scope")):
+        return None
+    name = unescape(unit[len("machine-") : -len(".scope")])
+    return name if is_machine_name(name) and scope_name(name) == unit else None
+
+
+def is_slice_name(name: str) -> bool:
+    """Whether a name is a valid slice other than the root (systemd.slice(5), ``slice_name_is_valid()``)."""
+    if len(name) > UNIT_NAME_MAX or not name.endswith(".slice"):
+        return False
+    return all(_SLICE_PART.fullmatch(part) for part in name.removesuffix(".slice").split("-"))
+
+
+def is_text(text: str) -> bool:
+    """Whether free text of a caller may be kept: bounded, and without control characters or lone surrogates."""
+    return 0 < len(text) <= TEXT_MAX and text.isprintable()
+
+
+def is_path(path: str) -> bool:
+    """Whether a path is absolute and free of what makes paths lie."""
+    return is_text(path) and path.startswith("/") and ".." not in path.split("/")
+
+
+def is_id128(text: str) -> bool:
+    """Whether a string is a 128 bit ID, plain or as a UUID, and not null (sd-id128(3))."""
+    plain = text.replace("-", "")
+    return (
+        len(text) in {32, 36}
+        and len(plain) == 32
+        and all(digit in "0123456789abcdefABCDEF" for digit in plain)
+        and plain.strip("0") != ""
+    )

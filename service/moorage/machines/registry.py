@@ -1,0 +1,203 @@
+"""Which machines there are, found by everything that names one. Decides, and never waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from moorage.machines.model import Machine, Phase
+from moorage.process import ProcessId
+
+MACHINES_MAX = 16384
+"""Machines in all. Three times what one instance is built for (5,000); bounds memory and the cost of a restart."""
+
+VERDICTS_MAX = 1024
+"""Machines that are gone but whose verdict is kept: enough for everything that one launcher lost at once."""
+
+VERDICT_KEEP_USEC = 10 * 60 * 1_000_000
+"""For how long a verdict is kept, µs: a launcher that restarts after a crash comes back within minutes."""
+
+
+class NameTaken(Exception):
+    """A machine of that name is registered, or is being registered.
+
+    Attributes:
+        holder: the machine; None while it is still being registered.
+    """
+
+    def __init__(self, name: str, holder: Machine | None) -> None:
+        super().__init__(f"machine {name} exists")
+        self.name = name
+        self.holder = holder
+
+
+class LeaderTaken(Exception):
+    """The process is the leader of another machine, or lives in another machine's unit.
+
+    Attributes:
+        name: of the other machine.
+        holder: the machine; None while it is still being registered.
+    """
+
+    def __init__(self, name: str, holder: Machine | None) -> None:
+        super().__init__(f"the process belongs to machine {name}")
+        self.name = name
+        self.holder = holder
+
+
+class Full(Exception):
+    """There are as many machines as one instance keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A name and a leader, held while a machine is being registered."""
+
+    name: str
+    leader: ProcessId
+
+
+class Registry:
+    """The machines, and the claims of those that are being registered."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Machine] = {}
+        self._by_unit: dict[str, Machine] = {}  # those that are the whole of their unit
+        self._by_group: dict[str, Machine] = {}
+        self._by_leader: dict[ProcessId, Machine] = {}
+        self._by_invocation: dict[str, Machine] = {}
+        self._claims: dict[str, Claim] = {}
+        self._claimed_leaders: dict[ProcessId, str] = {}
+        self._verdicts: dict[str, Machine] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __iter__(self) -> Iterator[Machine]:
+        return iter(self._by_name.values())
+
+    @property
+    def claims(self) -> int:
+        """Number of machines being registered."""
+        return len(self._claims)
+
+    def begin(self, name: str, leader: ProcessId) -> Claim:
+        """Claim a name and a leader.
+
+        Raises:
+            NameTaken, LeaderTaken: by another machine or another claim.
+            Full: too many machines.
+        """
+        if name in self._by_name or name in self._claims:
+            raise NameTaken(name, self._by_name.get(name))
+        if (holder := self._by_leader.get(leader)) is not None:
+            raise LeaderTaken(holder.name, holder)
+        if (other := self._claimed_leaders.get(leader)) is not None:
+            raise LeaderTaken(other, None)
+        if len(self._by_name) + len(self._claims) >= MACHINES_MAX:
+            raise Full
+        claim = Claim(name, leader)
+        self._claims[name] = claim
+        self._claimed_leaders[leader] = name
+        return claim
+
+    def abandon(self, claim: Claim) -> None:
+        """Give a claim back."""
+        if self._claims.get(claim.name) is claim:
+            del self._claims[claim.name], self._claimed_leaders[claim.leader]
+
+    def commit(self, claim: Claim, machine: Machine) -> None:
+        """Turn a claim into a machine."""
+        self.abandon(claim)
+        self.add(machine)
+
+    def add(self, machine: Machine) -> None:
+        """Enter a machine that needed no claim: one that was found again after a restart."""
+        self._verdicts.pop(machine.name, None)
+        self._by_name[machine.name] = machine
+        self._by_group[machine.control_group] = machine
+        if machine.owns_unit:
+            self._by_unit[machine.unit] = machine
+            self._by_invocation[machine.invocation_id] = machine
+        if machine.leader is not None:
+            self._by_leader[machine.leader] = machine
+
+    def remove(self, machine: Machine) -> None:
+        """Take a machine out; nothing happens if it is out already."""
+        if self._by_name.get(machine.name) is not machine:
+            return
+        del self._by_name[machine.name]
+        for index, key in (
+            (self._by_group, machine.control_group),
+            (self._by_unit, machine.unit),
+            (self._by_invocation, machine.invocation_id),
+            (self._by_leader, machine.leader),
+        ):
+            if index.get(key) is machine:  # pyright: ignore[reportArgumentType]
+                del index[key]  # pyright: ignore[reportArgumentType]
+
+    def retire(self, machine: Machine) -> list[Machine]:
+        """Take a machine out and keep its verdict.
+
+        Returns:
+            Those whose verdict is dropped to make room.
+        """
+        self.remove(machine)
+        machine.phase = Phase.exited
+        self._verdicts.pop(machine.name, None)
+        self._verdicts[machine.name] = machine
+        return [
+            self._verdicts.pop(next(iter(self._verdicts))) for _ in range(len(self._verdicts) - VERDICTS_MAX)
+        ]
+
+    def expire(self, now_monotonic: int) -> list[Machine]:
+        """Drop the verdicts that have been kept long enough, and return their machines.
+
+        Args:
+            now_monotonic: µs since boot.
+        """
+        old = [
+            machine
+            for machine in self._verdicts.values()
+            if machine.verdict is not None
+            and machine.verdict.exited_at.monotonic + VERDICT_KEEP_USEC <= now_monotonic
+        ]
+        for machine in old:
+            del self._verdicts[machine.name]
+        return old
+
+    def drop_verdict(self, name: str) -> Machine | None:
+        """Drop the verdict of one machine, and return it."""
+        return self._verdicts.pop(name, None)
+
+    def get(self, name: str) -> Machine | None:
+        """Find a living machine by its name."""
+        return self._by_name.get(name)
+
+    def verdict(self, name: str) -> Machine | None:
+        """Find a machine that is gone, while its verdict is kept."""
+        return self._verdicts.get(name)
+
+    def is_claimed(self, name: str) -> bool:
+        """Whether a machine of that name is being registered right now."""
+        return name in self._claims
+
+    def by_unit(self, unit: str) -> Machine | None:
+        """Find the machine that is the whole of a unit."""
+        return self._by_unit.get(unit)
+
+    def by_invocation(self, invocation_id: str) -> Machine | None:
+        """Find the machine by the invocation ID of its unit (32 hexadecimal digits)."""
+        return self._by_invocation.get(invocation_id)
+
+    def by_leader(self, leader: ProcessId) -> Machine | None:
+        """Find the machine by its leader."""
+        return self._by_leader.get(leader)
+
+    def by_control_group(self, path: str) -> Machine | None:
+        """Find the machine that a control group belongs to: the innermost one above or at the path."""
+        while path and path != "/":
+            if (machine := self._by_group.get(path)) is not None:
+                return machine
+            path = path.rpartition("/")[0]
+        return None

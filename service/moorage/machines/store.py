@@ -1,0 +1,194 @@
+"""Records of machines on disk: what the service manager cannot keep for us.
+
+One file for each machine, JSON, in a directory below ``/run``. A record is written under another name and then
+renamed, so that whoever reads finds the old one or the new one, never a part (rename(2)). Nothing is synced: ``/run``
+is a tmpfs and goes with the boot, as the machines do. Reading and writing a tmpfs does not wait, which is why both
+happen in the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from moorage.machines.model import (
+    Machine,
+    MachineClass,
+    Phase,
+    Timestamp,
+    Verdict,
+    is_machine_name,
+)
+from moorage.process import ProcessId, boot_id
+
+VERSION = 1
+"""Version of the records. A reader takes its own and older ones."""
+
+RECORD_MAX = 256 * 1024
+"""Bytes; a record with every text at its limit stays below 32 KiB."""
+
+_TEMPORARY = ".new-"  # names of machines do not start with a dot
+
+
+class BadRecord(Exception):
+    """A record that cannot be used; the reason says why."""
+
+
+class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The stored form of :class:`moorage.machines.model.Machine`, field by field, with version and boot."""
+
+    version: int
+    boot_id: str
+    name: str
+    class_: MachineClass
+    uid: int
+    unit: str
+    slice: str
+    control_group: str
+    control_group_id: int
+    invocation_id: str
+    allocated: bool
+    timestamp: Timestamp
+    phase: Phase
+    subgroup: str | None = None
+    leader: ProcessId | None = None
+    supervisor: ProcessId | None = None
+    id: str | None = None
+    service: str | None = None
+    root_directory: str | None = None
+    if_indices: tuple[int, ...] = ()
+    vsock_cid: int | None = None
+    ssh_address: str | None = None
+    ssh_private_key_path: str | None = None
+    control_address: str | None = None
+    verdict: Verdict | None = None
+
+
+_FIELDS = [field.name for field in dataclasses.fields(Machine)]
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(StoredMachine)
+
+
+def encode(machine: Machine) -> bytes:
+    """Return the record of a machine."""
+    values: dict[str, Any] = {name: getattr(machine, name) for name in _FIELDS}
+    return _encoder.encode(StoredMachine(version=VERSION, boot_id=boot_id(), **values))
+
+
+def decode(record: bytes, name: str) -> Machine:
+    """Read a record back.
+
+    Args:
+        record: its bytes.
+        name: the machine that it should be of.
+
+    Raises:
+        BadRecord: it is damaged, of a newer version, of another boot, or of another machine.
+    """
+    try:
+        stored = _decoder.decode(record)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRecord(str(error) or type(error).__name__) from None
+    if stored.version > VERSION:
+        raise BadRecord(f"it is of version {stored.version}, newer than {VERSION}")
+    if stored.boot_id != boot_id():
+        raise BadRecord("it is of another boot")
+    if stored.name != name:
+        raise BadRecord(f"it is of machine {stored.name!r}")
+    if (stored.phase is Phase.exited) != (stored.verdict is not None):
+        raise BadRecord("phase and verdict do not agree")
+    return Machine(**{field: getattr(stored, field) for field in _FIELDS})
+
+
+class Store:
+    """The directory of records.
+
+    Raises:
+        OSError: the directory cannot be made or opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        self.path = path
+        self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def close(self) -> None:
+        """Close the directory."""
+        os.close(self._directory)
+
+    def save(self, machine: Machine) -> None:
+        """Write the record of a machine.
+
+        Raises:
+            OSError: it could not be written (a full ``/run``, no fd left); the old record is as it was.
+        """
+        temporary = _TEMPORARY + machine.name
+        descriptor = os.open(
+            temporary,
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
+            dir_fd=self._directory,
+        )
+        try:
+            record = encode(machine)
+            try:
+                if os.write(descriptor, record) != len(record):
+                    raise OSError(28, os.strerror(28))  # ENOSPC: tmpfs writes short only when it is full
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, machine.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except OSError:
+            os.unlink(temporary, dir_fd=self._directory)
+            raise
+
+    def remove(self, name: str) -> None:
+        """Remove the record of a machine; nothing happens if there is none.
+
+        Raises:
+            OSError: it is there and stays.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._directory)
+
+    def load(self) -> Iterator[tuple[str, Machine | BadRecord]]:
+        """Read all records, and tidy up what a crash in the middle of a write left behind.
+
+        Yields:
+            The file's name, with its machine or with what is wrong with it.
+        """
+        for name in sorted(os.listdir(self._directory)):
+            if name.startswith(_TEMPORARY):
+                os.unlink(name, dir_fd=self._directory)
+                continue
+            try:
+                yield name, decode(self._read(name), name)
+            except (BadRecord, OSError) as error:
+                yield (
+                    name,
+                    error if isinstance(error, BadRecord) else BadRecord(error.strerror or "cannot be read"),
+                )
+
+    def _read(self, name: str) -> bytes:
+        if not is_machine_name(name):
+            raise BadRecord("its name is none of a machine")
+        # O_NONBLOCK: what lies there might be a FIFO.
+        descriptor = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory
+        )
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadRecord("it is no regular file")
+            if status.st_uid != os.geteuid():
+                raise BadRecord(f"it belongs to uid {status.st_uid}")
+            if status.st_size > RECORD_MAX:
+                raise BadRecord(f"it has {status.st_size} bytes")
+            return os.read(descriptor, RECORD_MAX + 1)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,248 @@
+"""Control groups, read and watched, never written (systemd's CGROUP_DELEGATION document, rules 1 and 2).
+
+Everything here reads cgroupfs of the unified hierarchy (cgroups(7); Documentation/admin-guide/cgroup-v2.rst of the
+kernel). Paths are those of the service manager, below the root of the hierarchy: "/machine.slice/machine-web.scope".
+A read of one of these files is answered from memory and does not wait.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+ROOT = "/sys/fs/cgroup"
+INOTIFY_READ_SIZE = 16 * 1024
+"""Bytes of events taken in one turn of the loop: 1,000 events without names; the rest is read in the next turn."""
+
+_IN_MODIFY, _IN_IGNORED, _IN_Q_OVERFLOW = 0x2, 0x8000, 0x4000
+_EVENT = struct.Struct("iIII")
+_CGROUP2_SUPER_MAGIC = 0x63677270  # statfs(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """``cgroup.events``: whether any process is in the group or below it, and whether it is frozen."""
+
+    populated: bool
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counters of a group; None where the controller is not there. CPU in ns, memory and I/O in bytes."""
+
+    cpu_usage_nsec: int | None
+    memory_current: int | None
+    memory_peak: int | None
+    memory_swap_current: int | None
+    tasks_current: int | None
+    io_read_bytes: int | None
+    io_write_bytes: int | None
+    io_read_operations: int | None
+    io_write_operations: int | None
+    oom_kills: int | None
+
+
+class NotUnified(Exception):
+    """The control group hierarchy of this system is not the unified one."""
+
+
+def _read(control_group: str, attribute: str) -> bytes | None:
+    try:
+        descriptor = os.open(f"{ROOT}{control_group}/{attribute}", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return os.read(descriptor, 64 * 1024)
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # the group was removed between open and read
+            return None
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _pairs(text: bytes | None) -> dict[bytes, int]:
+    return (
+        {}
+        if text is None
+        else {key: int(value) for key, value in (line.split() for line in text.splitlines())}
+    )
+
+
+def _number(text: bytes | None) -> int | None:
+    return int(text) if text is not None and text.strip().isdigit() else None
+
+
+def check_unified() -> None:
+    """Check that the unified hierarchy is mounted where systemd mounts it.
+
+    Raises:
+        NotUnified: it is not: a legacy or hybrid system.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(
+        256
+    )  # larger than struct statfs on any architecture; f_type comes first
+    if library.statfs(ROOT.encode(), buffer) != 0:
+        raise NotUnified(f"{ROOT}: {os.strerror(ctypes.get_errno())}")
+    if struct.unpack_from("@l", buffer.raw)[0] != _CGROUP2_SUPER_MAGIC:
+        raise NotUnified(f"{ROOT} is not the unified control group hierarchy (cgroup2)")
+
+
+def events(control_group: str) -> Events | None:
+    """Read ``cgroup.events``; None if there is no such group."""
+    text = _read(control_group, "cgroup.events")
+    if not text:
+        return None
+    return Events(b"populated 1" in text, b"frozen 1" in text)
+
+
+def identity(control_group: str) -> int | None:
+    """Return the inode number of a group, which no later group has (``ControlGroupId``); None if it is gone."""
+    try:
+        return os.stat(ROOT + control_group).st_ino
+    except FileNotFoundError:
+        return None
+
+
+def processes(control_group: str) -> list[int]:
+    """Return the PIDs in a group, not below it; empty if it is gone."""
+    text = _read(control_group, "cgroup.procs")
+    return [] if text is None else [int(line) for line in text.splitlines()]
+
+
+def usage(control_group: str) -> Usage:
+    """Read the counters of a group; all None if it is gone."""
+    cpu = _pairs(_read(control_group, "cpu.stat")).get(b"usage_usec")
+    totals: dict[bytes, int] = {}
+    io = _read(control_group, "io.stat")
+    for line in (io or b"").splitlines():
+        for pair in line.split()[1:]:
+            key, _, value = pair.partition(b"=")
+            if value.isdigit():
+                totals[key] = totals.get(key, 0) + int(value)
+    return Usage(
+        cpu_usage_nsec=None if cpu is None else cpu * 1000,
+        memory_current=_number(_read(control_group, "memory.current")),
+        memory_peak=_number(_read(control_group, "memory.peak")),
+        memory_swap_current=_number(_read(control_group, "memory.swap.current")),
+        tasks_current=_number(_read(control_group, "pids.current")),
+        io_read_bytes=None if io is None else totals.get(b"rbytes", 0),
+        io_write_bytes=None if io is None else totals.get(b"wbytes", 0),
+        io_read_operations=None if io is None else totals.get(b"rios", 0),
+        io_write_operations=None if io is None else totals.get(b"wios", 0),
+        oom_kills=_pairs(_read(control_group, "memory.events")).get(b"oom_kill"),
+    )
+
+
+class Readiness(Protocol):
+    """The part of :class:`moorage.readiness.Readiness` that a watch needs."""
+
+    def add(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        """Have a function called when an fd is ready."""
+        ...
+
+    def remove(self, fd: int) -> None:
+        """Undo :meth:`add`."""
+        ...
+
+
+class Watch:
+    """Tells when ``cgroup.events`` of a group changes: one inotify instance for all groups (inotify(7)).
+
+    Well-kept inotify libraries either own a loop or a thread; what is needed here are three system calls.
+
+    Raises:
+        OSError: no inotify instance is left (fs.inotify.max_user_instances).
+    """
+
+    def __init__(
+        self, readiness: Readiness, changed: Callable[[str], None], overflow: Callable[[], None]
+    ) -> None:
+        """Start watching.
+
+        Args:
+            readiness: calls back when there are events.
+            changed: called with the path of a group whose ``cgroup.events`` may have changed.
+            overflow: called when the kernel dropped events (fs.inotify.max_queued_events).
+        """
+        self._library = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = self._call("inotify_init1", os.O_CLOEXEC | os.O_NONBLOCK)
+        self._groups: dict[int, str] = {}
+        self._watches: dict[str, int] = {}
+        self._changed, self._overflow, self._readiness = changed, overflow, readiness
+        readiness.add(self._descriptor, 1, self._ready)  # EPOLLIN
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def _call(self, name: str, *arguments: object) -> int:
+        result = int(getattr(self._library, name)(*arguments))
+        if result < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return result
+
+    def add(self, control_group: str) -> bool:
+        """Watch a group; nothing happens if it is watched already.
+
+        Returns:
+            False if there is no such group.
+
+        Raises:
+            OSError: no watch is left (fs.inotify.max_user_watches).
+        """
+        if control_group in self._watches:
+            return True
+        path = f"{ROOT}{control_group}/cgroup.events".encode()
+        try:
+            watch = self._call("inotify_add_watch", self._descriptor, path, _IN_MODIFY)
+        except FileNotFoundError:
+            return False
+        self._groups[watch] = control_group
+        self._watches[control_group] = watch
+        return True
+
+    def remove(self, control_group: str) -> None:
+        """Stop watching a group; nothing happens if it is not watched."""
+        watch = self._watches.pop(control_group, None)
+        if watch is None:
+            return
+        # An event for it may be in the queue still: the kernel does not reuse numbers, so that it is just unknown.
+        del self._groups[watch]
+        try:
+            self._call("inotify_rm_watch", self._descriptor, watch)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: the group is gone, and its watch with it
+                raise
+
+    def close(self) -> None:
+        """Stop watching everything."""
+        self._readiness.remove(self._descriptor)
+        os.close(self._descriptor)
+
+    def _ready(self, _events: int) -> None:
+        try:
+            data = os.read(self._descriptor, INOTIFY_READ_SIZE)
+        except BlockingIOError:
+            return
+        # A group that changes several times at once is worth one look.
+        changed: dict[str, None] = {}
+        position = 0
+        while position < len(data):
+            watch, mask, _cookie, length = _EVENT.unpack_from(data, position)
+            position += _EVENT.size + length
+            if mask & _IN_Q_OVERFLOW:
+                self._overflow()
+            elif (group := self._groups.get(watch)) is not None:
+                if mask & _IN_IGNORED:
+                    del self._groups[watch], self._watches[group]
+                changed[group] = None
+        for group in changed:
+            self._changed(group)
