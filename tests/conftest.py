@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import trio
 
-# No single test waits longer for anything; pytest's own faulthandler_timeout (60 s) comes after it, with the stacks.
+# No single test waits longer for anything; pytest's faulthandler_timeout (60 s) comes after it, with stacks.
 TEST_DEADLINE_SECONDS = 55.0
 
 
