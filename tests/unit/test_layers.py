@@ -1,0 +1,233 @@
+"""Which module may import which: the layers and the forbidden arrows, as data.
+
+An import under TYPE_CHECKING counts like any other: a dependency in the types is a dependency in the head.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "service" / "moorage"
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    # 0: words
+    ("moorage.wire.errors", "moorage.wire.message", "moorage.machines.model", "moorage.pid1.manager",
+     "moorage.process"),
+    # 1: pure decisions
+    (
+        "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
+        "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.jobs", "moorage.authz.policy",
+    ),
+    # 2: adapters to the outside
+    (
+        "moorage.dbus", "moorage.readiness", "moorage.pid1.over_dbus", "moorage.pid1.cgroup", "moorage.machines.store",
+        "moorage.authz.polkit",
+    ),
+    # 3: what lives
+    (
+        "moorage.machines.allocation", "moorage.machines.lifecycle", "moorage.machines.helpers",
+        "moorage.machines.events", "moorage.wire.server", "moorage.wire.client", "moorage.launch",
+    ),
+    # 4: interfaces served
+    ("moorage.api", "moorage.activation"),
+    # 5: programs
+    ("moorage.__main__", "moorage.app", "moorage.cli"),
+)  # fmt: skip
+"""A name stands for a module or package and all below it. Imports within a layer are allowed, cycles are not."""
+
+PACKAGES_ONLY = (
+    "moorage",
+    "moorage.wire",
+    "moorage.machines",
+    "moorage.pid1",
+    "moorage.authz",
+    "moorage.api",
+)
+"""Packages that are only a docstring (and a version): they belong to no layer and must import nothing."""
+
+
+class Arrow(NamedTuple):
+    """No module of `source` imports `target`, except the modules named."""
+
+    source: str
+    target: str
+    but: tuple[str, ...] = ()
+
+
+PURE = LAYERS[0] + LAYERS[1]
+
+FORBIDDEN: tuple[Arrow, ...] = (
+    *(Arrow("moorage.wire", f"moorage.{other}") for other in ("machines", "pid1", "authz", "api", "dbus")),
+    Arrow("moorage.machines", "moorage.api"),
+    Arrow("moorage.machines", "moorage.wire"),
+    Arrow("moorage.pid1", "moorage.machines"),
+    Arrow("moorage", "jeepney", ("moorage.dbus", "moorage.pid1.over_dbus", "moorage.authz.polkit")),
+    Arrow("moorage", "systemd", ("moorage.activation",)),
+    Arrow("moorage", "varlink", ("moorage.wire.idl",)),
+    *(Arrow(module, "trio") for module in PURE),
+    *(Arrow(module, "logging") for module in PURE),
+    *(Arrow(module, "socket") for module in PURE if module != "moorage.process"),
+    # The command line talks to the socket only.
+    *(
+        Arrow("moorage.cli", f"moorage.{other}")
+        for other in (
+            "app",
+            "api",
+            "activation",
+            "machines",
+            "pid1",
+            "authz",
+            "dbus",
+            "readiness",
+            "wire.server",
+        )
+    ),
+)
+
+
+class Import(NamedTuple):
+    """One import: who, whom, and where it is written."""
+
+    source: str
+    target: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line} imports {self.target}"
+
+
+def within(module: str, name: str) -> bool:
+    """Whether the module is that one or below it."""
+    return module == name or module.startswith(f"{name}.")
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """Every module of a package by its full name; a package by its `__init__`."""
+    found: dict[str, Path] = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(known: Mapping[str, Path]) -> Iterator[Import]:
+    """Every import of every module, absolute; `from package import module` names the module."""
+    for source, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            match node:
+                case ast.Import():
+                    yield from (Import(source, alias.name, node.lineno) for alias in node.names)
+                case ast.ImportFrom():
+                    base = node.module or ""
+                    if node.level:
+                        here = source.split(".") if path.name == "__init__.py" else source.split(".")[:-1]
+                        base = ".".join([*here[: len(here) - node.level + 1], *([base] if base else [])])
+                    for alias in node.names:
+                        whole = f"{base}.{alias.name}"
+                        yield Import(source, whole if whole in known else base, node.lineno)
+                case _:
+                    pass
+
+
+def layer_of(module: str) -> int | None:
+    """The number of the layer; the most exact name wins."""
+    ranked = [
+        (len(name), number) for number, layer in enumerate(LAYERS) for name in layer if within(module, name)
+    ]
+    return max(ranked)[1] if ranked else None
+
+
+def cycle_in(found: list[Import], known: Mapping[str, Path]) -> list[str]:
+    """One cycle of imports as a list of modules, the first repeated at the end; empty if there is none."""
+    targets: dict[str, set[str]] = {name: set() for name in known}
+    for one in found:
+        if one.target in known and one.target not in PACKAGES_ONLY:
+            targets[one.source].add(one.target)
+    done: set[str] = set()
+    trail: list[str] = []
+
+    def visit(module: str) -> list[str]:
+        if module in trail:
+            return [*trail[trail.index(module) :], module]
+        if module in done:
+            return []
+        trail.append(module)
+        for target in sorted(targets[module]):
+            if cycle := visit(target):
+                return cycle
+        done.add(trail.pop())
+        return []
+
+    return next((cycle for module in known if (cycle := visit(module))), [])
+
+
+def offences(package: Path) -> list[str]:
+    """What is wrong with the imports of a package, a line each."""
+    known = modules(package)
+    found = list(imports(known))
+    wrong = [
+        f"{name} is in no layer" for name in known if name not in PACKAGES_ONLY and layer_of(name) is None
+    ]
+    for one in found:
+        if one.source in PACKAGES_ONLY and layer_of(one.source) is None:
+            wrong.append(f"{one}, but a package of that name holds nothing")
+        source, target = layer_of(one.source), layer_of(one.target)
+        if source is not None and target is not None and target > source:
+            wrong.append(f"{one}, from layer {source} up to {target}")
+        wrong += [
+            f"{one}, which is forbidden"
+            for arrow in FORBIDDEN
+            if within(one.source, arrow.source)
+            and within(one.target, arrow.target)
+            and not any(within(one.source, name) for name in arrow.but)
+        ]
+    if cycle := cycle_in(found, known):
+        wrong.append(f"imports go round: {' -> '.join(cycle)}")
+    return wrong
+
+
+def test_imports_go_downward_only() -> None:
+    assert offences(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "offence"),
+    [
+        ("wire/server.py", "from moorage.machines import model", "moorage.wire.server:1 imports moorage.machines.model"),
+        ("wire/server.py", "from ..machines.model import X", "moorage.wire.server:1 imports moorage.machines.model"),
+        ("pid1/jobs.py", "import moorage.dbus", "moorage.pid1.jobs:1 imports moorage.dbus, from layer 1 up to 2"),
+        ("pid1/jobs.py", "def late():\n    import trio", "moorage.pid1.jobs:2 imports trio, which is forbidden"),
+        (
+            "machines/registry.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from moorage.machines.store import Store",
+            "moorage.machines.registry:3 imports moorage.machines.store, from layer 1 up to 2",
+        ),
+        ("wire/message.py", "from socket import socket", "moorage.wire.message:1 imports socket, which is forbidden"),
+        ("app.py", "import systemd.daemon", "moorage.app:1 imports systemd.daemon, which is forbidden"),
+        ("cli/__init__.py", "from moorage import dbus", "moorage.cli:1 imports moorage.dbus, which is forbidden"),
+        ("stray.py", "", "moorage.stray is in no layer"),
+        ("wire/__init__.py", "from moorage.wire import server", "moorage.wire:1 imports moorage.wire.server, but a"),
+        ("process.py", "from moorage.machines import model", "imports go round: moorage.machines.model -> moorage"),
+    ],
+)  # fmt: skip
+def test_an_offender_is_named(tmp_path: Path, path: str, text: str, offence: str) -> None:
+    package = tmp_path / "moorage"
+    sample = {
+        "machines/model.py": "import moorage.process",
+        "process.py": "import socket",
+        "dbus.py": "import trio, jeepney",
+    }
+    for directory in ("wire", "machines", "pid1", "cli"):
+        sample[f"{directory}/__init__.py"] = ""
+    sample |= {"wire/server.py": "", "machines/store.py": ""}
+    for name, source in sample.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(source)
+    assert offences(package) == []
+
+    (package / path).write_text(text)
+
+    assert any(line.startswith(offence) for line in offences(package)), offences(package)
