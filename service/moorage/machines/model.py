@@ -115,7 +115,7 @@ class Verdict:
     accounting: Accounting
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Machine:
     """A machine that moored keeps.
 
@@ -217,7 +217,7 @@ def is_host_name(name: str) -> bool:
 def is_machine_name(name: str) -> bool:
     r"""Whether a name is one that a machine may have.
 
-    Wider than machined's rule: ``_``, ``@``, ``\`` and ``:`` are allowed as well, and labels may be empty. A name starts
+    Wider than that of machined: ``_``, ``@``, ``\`` and ``:`` are allowed, and labels may be empty. A name starts
     neither with a dot (records and directories of that name would be hidden) nor with a hyphen (it would be an option
     on every command line), and its unit's name must not get too long by escaping.
     """

@@ -1,0 +1,638 @@
+"""The life of machines: registered, watched, stopped, and what became of them.
+
+Everything that tells of a change (the kernel's ``cgroup.events``, a leader's pidfd, a signal of the service manager,
+a reconnect) only marks a machine; ONE function, :meth:`Lifecycle._recheck`, decides what became of it, by asking. What
+has crossed into the service manager runs in the lifecycle's own nursery: a client that hangs up changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import math
+import os
+import signal as signals
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from moorage import process
+from moorage.machines.allocation import Allocator, Place
+from moorage.machines.model import (
+    Accounting,
+    KillWhom,
+    Machine,
+    Phase,
+    Registration,
+    Timestamp,
+    Verdict,
+)
+from moorage.machines.registry import LeaderTaken, Registry
+from moorage.machines.store import BadRecord, Store
+from moorage.pid1 import cgroup
+from moorage.pid1.manager import (
+    Json,
+    Manager,
+    ManagerError,
+    ManagerTimeout,
+    NoSuchUnit,
+    UnitHint,
+    UnitStatus,
+)
+from moorage.readiness import Readiness
+
+REGISTER_USEC = 30_000_000
+"""Default deadline of a registration, µs: runc's, after 1 s had proved too short on loaded hosts (runc#2614)."""
+
+STOP_USEC = 200_000_000
+"""Default deadline of a stop, µs: two times DefaultTimeoutStopUSec=90s (SIGTERM, then SIGKILL) and a little."""
+
+ASK_USEC = 10_000_000
+"""Deadline of a single question to the manager, µs: longer than it takes to reload its configuration."""
+
+STARTS_MAX = 128
+"""Start jobs under way at once. The manager works on one at a time; what waits here does not fill its queue, so that
+other calls get in between."""
+
+QUESTIONS_MAX = 32
+"""Machines rechecked at once, for the same reason."""
+
+EMPTY_SETTLE_USEC = 500_000
+"""For how long an empty control group may belong to a running unit, µs, before the manager is asked why."""
+
+ANCESTORS_MAX = 64
+"""Parents asked for the machine that a process is in; a deeper tree of processes is no machine's."""
+
+TIDY_USEC = 60_000_000
+"""How often old verdicts are dropped, µs."""
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class NotStoppable(Exception):
+    """The machine has neither a unit of its own nor a living supervisor that could be asked to stop it."""
+
+
+class _Abandoned(Exception):
+    """The caller hung up before anything was asked of the manager."""
+
+
+def now() -> Timestamp:
+    """Return the time, µs since the epoch and since boot."""
+    return Timestamp(time.time_ns() // 1000, time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+
+
+def accounting(control_group: str) -> Accounting:
+    """Read the counters of a control group; those that are not there are None."""
+    return Accounting(**dataclasses.asdict(cgroup.usage(control_group)))
+
+
+class _Mark:
+    """Why a machine is to be looked at."""
+
+    __slots__ = ("ask", "removed")
+
+    def __init__(self) -> None:
+        self.ask = False  # the kernel's word is not enough
+        self.removed = False  # the manager has forgotten the unit
+
+
+class Lifecycle:
+    """Keeps the machines of one service manager.
+
+    Attributes:
+        registry: the machines.
+    """
+
+    def __init__(self, manager: Manager, store: Store) -> None:
+        self.registry = Registry()
+        self._manager = manager
+        self._store = store
+        self._allocator = Allocator(manager)
+        self._readiness = Readiness()
+        self._watch = cgroup.Watch(self._readiness, self._group_changed, self._recheck_all)
+        self._pidfds: dict[Machine, int] = {}  # of living leaders; one file descriptor for each machine
+        self._marked: dict[Machine, _Mark] = {}
+        self._due: dict[Machine, float] = {}  # to be looked at again at that time, on trio's clock
+        self._wake = trio.Event()
+        self._claims: dict[str, trio.Event] = {}  # set when a registration has ended, well or not
+        self._gone: dict[Machine, trio.Event] = {}  # of machines that somebody waits for
+        self._last: dict[Machine, Accounting] = {}  # counters at the moment when a group was found empty
+        self._starts = trio.CapacityLimiter(STARTS_MAX)
+        self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
+        self._nursery: trio.Nursery | None = None
+        manager.watch(self._hint, self._interested)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the machines; started once what was kept on disk has been compared with what is there.
+
+        Raises:
+            ManagerError: the manager cannot be asked about them.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._restore()
+                await self._recheck_marked()
+                nursery.start_soon(self._readiness.run)
+                nursery.start_soon(self._recheck_for_ever)
+                nursery.start_soon(self._tidy_for_ever)
+                task_status.started()
+        finally:
+            self._nursery = None
+            self._watch.close()
+            for pidfd in self._pidfds.values():
+                self._readiness.remove(pidfd)
+                os.close(pidfd)
+            self._pidfds.clear()
+            self._readiness.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to watch and nothing under way."""
+        return not len(self.registry) and not self.registry.claims and not self._marked and not self._gone
+
+    def _restore(self) -> None:
+        for name, found in self._store.load():
+            if isinstance(found, BadRecord):
+                _log.warning("Failed to load the record of machine %s, ignoring: %s", name, found)
+            elif found.verdict is not None:
+                self._forget_records(self.registry.retire(found))
+            else:
+                self.registry.add(found)
+                self._open_leader(found)
+                self._watch.add(found.control_group)
+                self._mark(found).ask = True
+
+    def _open_leader(self, machine: Machine) -> None:
+        if machine.leader is None:
+            return
+        try:
+            pidfd = process.open_process(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
+        except (process.ProcessGone, process.NotAProcess):
+            return  # a machine lives as long as its unit, not as its leader
+        self._keep_leader(machine, pidfd)
+
+    def _keep_leader(self, machine: Machine, pidfd: int) -> None:
+        self._pidfds[machine] = pidfd
+        self._readiness.add(pidfd, 1, lambda _events: self._leader_exited(machine))  # EPOLLIN
+
+    # --- hints -------------------------------------------------------------------------------------------------------
+
+    def _mark(self, machine: Machine) -> _Mark:
+        self._wake.set()
+        return self._marked.setdefault(machine, _Mark())
+
+    def _recheck_all(self) -> None:
+        for machine in self.registry:
+            self._mark(machine).ask = True
+
+    def _group_changed(self, control_group: str) -> None:
+        machine = self.registry.by_control_group(control_group)
+        if machine is not None:
+            self._mark(machine)
+
+    def _leader_exited(self, machine: Machine) -> None:
+        self._drop_leader(machine)
+        self._mark(machine)
+
+    def _drop_leader(self, machine: Machine) -> None:
+        pidfd = self._pidfds.pop(machine, None)
+        if pidfd is not None:
+            self._readiness.remove(pidfd)
+            os.close(pidfd)
+
+    def _interested(self, unit: str) -> bool:
+        return self.registry.by_unit(unit) is not None or self._allocator.interested(unit)
+
+    def _hint(self, hint: UnitHint) -> None:
+        if hint.kind in {"reloaded", "connected"}:
+            self._recheck_all()
+            return
+        self._allocator.hint(hint)
+        machine = self.registry.by_unit(hint.unit)
+        if machine is None:
+            return
+        if hint.kind == "removed":
+            self._mark(machine).removed = True
+        elif hint.active_state != "active" or machine.phase is not Phase.running:
+            self._look_later(machine, EMPTY_SETTLE_USEC)
+
+    def _look_later(self, machine: Machine, usec: int) -> None:
+        due = trio.current_time() + usec / 1e6
+        if due < self._due.get(machine, math.inf):
+            self._due[machine] = due
+            self._wake.set()
+
+    # --- what became of a machine ------------------------------------------------------------------------------------
+
+    async def _recheck_for_ever(self) -> None:
+        while True:
+            with trio.move_on_at(min(self._due.values(), default=math.inf)):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            present = trio.current_time()
+            for machine in [machine for machine, due in self._due.items() if due <= present]:
+                del self._due[machine]
+                self._mark(machine).ask = True
+            try:
+                await self._recheck_marked()
+            except ManagerError as error:
+                _log.warning("Failed to ask about machines, will do so once the manager is back: %s", error)
+
+    async def _recheck_marked(self) -> None:
+        marked, self._marked = self._marked, {}
+        async with trio.open_nursery() as nursery:
+            for number, (machine, mark) in enumerate(marked.items(), start=1):
+                if self.registry.get(machine.name) is machine and not self._settled_by_kernel(machine, mark):
+                    nursery.start_soon(self._recheck, machine)
+                if number % QUESTIONS_MAX == 0:
+                    await (
+                        trio.lowlevel.checkpoint()
+                    )  # when hundreds of leaders die at once, others wait no longer
+
+    def _settled_by_kernel(self, machine: Machine, mark: _Mark) -> bool:
+        """Look at the control group; return whether that tells all."""
+        there = cgroup.identity(machine.control_group) == machine.control_group_id
+        state = cgroup.events(machine.control_group) if there else None
+        if state is not None and state.populated:
+            if machine in self._last:  # it was empty, and is not any more
+                del self._last[machine]
+                machine.phase = Phase.running
+            return not mark.ask
+        if machine not in self._last:
+            self._last[machine] = accounting(machine.control_group)
+            machine.phase = Phase.stopping
+        if (
+            mark.removed
+            or (not machine.owns_unit and not mark.ask)
+            or (state is None and not machine.owns_unit)
+        ):
+            # The manager keeps units that failed until it is told otherwise: one that it let go had not.
+            self._finish(machine, "success")
+            return True
+        if not mark.ask:
+            self._look_later(machine, EMPTY_SETTLE_USEC)
+            return True
+        return False
+
+    async def _recheck(self, machine: Machine) -> None:
+        async with self._questions:
+            status = await self._manager.status(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
+        if self.registry.get(machine.name) is not machine:
+            return
+        state = cgroup.events(machine.control_group)
+        populated = state is not None and state.populated
+        if status is None or status.invocation_id != machine.invocation_id:
+            self._finish(machine, "success" if status is None else "forgotten")
+        elif status.active_state in {"inactive", "failed"}:
+            if populated:
+                machine.phase = Phase.lingering  # processes that outlived SIGKILL, or were spared it
+                self._look_later(machine, ASK_USEC)
+            else:
+                await self._bury(machine, status)
+        elif status.active_state == "deactivating":
+            machine.phase = Phase.stopping
+        elif populated:
+            machine.phase = Phase.running
+        elif machine.allocated:
+            # Nobody tells the manager any more that this group is empty: it lost that event (its own race).
+            _log.info("Scope %s of machine %s is active but empty, stopping it.", machine.unit, machine.name)
+            with contextlib.suppress(NoSuchUnit):
+                await self._manager.stop(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
+            self._look_later(machine, EMPTY_SETTLE_USEC)
+
+    async def _bury(self, machine: Machine, status: UnitStatus) -> None:
+        self._finish(machine, status.result or "success")
+        if status.active_state == "failed" and machine.allocated:
+            with contextlib.suppress(NoSuchUnit):
+                await self._manager.reset_failed(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
+
+    def _finish(self, machine: Machine, result: str) -> None:
+        last = self._last.pop(machine, None) or accounting(machine.control_group)
+        killed = result == "oom-kill" or bool(last.oom_kills)
+        machine.verdict = Verdict(result, now(), killed, last)
+        self._release(machine)
+        self._forget_records(self.registry.retire(machine))
+        try:
+            self._store.save(machine)
+        except OSError as error:
+            _log.warning("Failed to save the verdict of machine %s, ignoring: %s", machine.name, error)
+            self._remove_record(machine.name)
+        _log.info("Machine %s exited: %s.", machine.name, result)
+
+    def _release(self, machine: Machine) -> None:
+        self._drop_leader(machine)
+        self._watch.remove(machine.control_group)
+        self._due.pop(machine, None)
+        if (gone := self._gone.pop(machine, None)) is not None:
+            gone.set()
+
+    def _remove_record(self, name: str) -> None:
+        try:
+            self._store.remove(name)
+        except OSError as error:
+            _log.warning("Failed to remove the record of machine %s, ignoring: %s", name, error)
+
+    def _forget_records(self, machines: list[Machine]) -> None:
+        for machine in machines:
+            if self.registry.get(machine.name) is None:
+                self._remove_record(machine.name)
+
+    async def _tidy_for_ever(self) -> None:
+        while True:
+            await trio.sleep(TIDY_USEC / 1e6)
+            self._forget_records(self.registry.expire(now().monotonic))
+
+    # --- what callers want -------------------------------------------------------------------------------------------
+
+    async def register(self, registration: Registration, *, timeout_usec: int = REGISTER_USEC) -> Machine:
+        """Register a machine: in a scope of its own, or where its leader is.
+
+        A caller that is cancelled before this crossed into the service manager leaves nothing; after that the
+        registration is completed without it.
+
+        Args:
+            registration: what is wanted; its names and texts have been checked.
+            timeout_usec: µs.
+
+        Raises:
+            NameTaken, LeaderTaken, Full: as the registry says.
+            UnitNameTaken, JobFailed: as the allocation says.
+            ProcessGone: the leader died meanwhile.
+            ManagerError: as the manager says. Nothing is left of a registration that failed.
+            OSError: no file descriptor is left, or the record could not be written.
+        """
+        deadline = trio.current_time() + timeout_usec / 1e6
+        self._check_leader(registration)
+        await self._wait_until_gone(registration.name, deadline)
+        claim = self.registry.begin(registration.name, registration.leader)
+        if registration.dry_run:
+            self.registry.abandon(claim)
+            return await self._rehearse(registration, deadline)
+        # From here on the pidfd is ours: the caller's goes with the caller.
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.registry.abandon, claim)
+            done = self._claims[registration.name] = trio.Event()
+            undo.callback(done.set)
+            undo.callback(self._claims.pop, registration.name)
+            pidfd = fcntl.fcntl(registration.leader_pidfd, fcntl.F_DUPFD_CLOEXEC, 3)
+            undo.callback(os.close, pidfd)
+            steps = undo.pop_all()
+
+        abandoned = False
+
+        async def complete() -> Machine:
+            with steps:
+                async with self._starts:
+                    if abandoned:
+                        raise _Abandoned
+                    place = await self._place(registration, pidfd, deadline)
+                machine = _machine(registration, place)
+                try:
+                    self._watch.add(place.control_group)
+                    self._store.save(machine)
+                    self._keep_leader(machine, pidfd)
+                except OSError:
+                    self._watch.remove(place.control_group)
+                    self._remove_record(machine.name)
+                    if registration.allocate_unit:
+                        await self._allocator.undo(place.unit)
+                    raise
+                steps.pop_all()
+                self.registry.commit(claim, machine)
+                self._claims.pop(machine.name).set()
+                self._mark(machine)  # for what happened before the watch was there
+                _log.info("New machine %s in %s.", machine.name, machine.unit)
+                return machine
+
+        try:
+            return await self._detached(complete)
+        except trio.Cancelled:
+            abandoned = True
+            raise
+
+    def _check_leader(self, registration: Registration) -> None:
+        holder = self.registry.by_control_group(process.control_group(registration.leader.pid))
+        if holder is not None and holder.owns_unit:
+            raise LeaderTaken(holder.name, holder)
+
+    async def _wait_until_gone(self, name: str, deadline: float) -> None:
+        """Wait for a machine of that name whose last process is gone already: its unit is about to follow."""
+        machine = self.registry.get(name)
+        if machine is None:
+            return
+        state = cgroup.events(machine.control_group)
+        if state is not None and state.populated:
+            return
+        self._mark(machine)
+        with trio.move_on_at(deadline):
+            await self._gone.setdefault(machine, trio.Event()).wait()
+
+    async def _place(self, registration: Registration, pidfd: int, deadline: float) -> Place:
+        if registration.allocate_unit:
+            return await self._allocator.allocate(registration, pidfd, deadline=deadline)
+        place = await self._allocator.find(registration, pidfd, deadline=deadline)
+        holder = self.registry.by_unit(place.unit) or self.registry.by_control_group(place.control_group)
+        if holder is not None and (holder.owns_unit or holder.control_group == place.control_group):
+            raise LeaderTaken(holder.name, holder)
+        return place
+
+    async def _rehearse(self, registration: Registration, deadline: float) -> Machine:
+        if registration.allocate_unit:
+            return _machine(registration, await self._allocator.rehearse(registration, deadline=deadline))
+        return _machine(registration, await self._place(registration, registration.leader_pidfd, deadline))
+
+    async def stop(self, machine: Machine, *, timeout_usec: int = STOP_USEC) -> None:
+        """Stop a machine, and wait until it is gone.
+
+        A frozen one is thawed first: the manager refuses to stop what is frozen. Escalation is the manager's, as the
+        unit's properties say (systemd.kill(5)). Once begun, the stop goes on without its caller.
+
+        Args:
+            machine: one of the registry's.
+            timeout_usec: how long to wait for the end, µs.
+
+        Raises:
+            NotStoppable: there is nothing that could be stopped.
+            ManagerTimeout: it is not gone yet.
+            ManagerError: as the manager says.
+        """
+        deadline = trio.current_time() + timeout_usec / 1e6
+        if self.registry.get(machine.name) is not machine:
+            return
+        gone = self._gone.setdefault(machine, trio.Event())
+        await self._detached(lambda: self._stop(machine, deadline))
+        with trio.move_on_at(deadline) as waiting:
+            await gone.wait()
+        if waiting.cancelled_caught:
+            raise ManagerTimeout(f"stop of {machine.unit}")
+
+    async def _stop(self, machine: Machine, deadline: float) -> None:
+        machine.phase = Phase.stopping
+        if not machine.owns_unit:
+            # The unit is somebody else's too: a friendly word to who runs the machine (as machine_stop() does).
+            self._signal(machine, machine.supervisor or machine.leader, signals.SIGTERM, NotStoppable())
+            return
+        state = cgroup.events(machine.control_group)
+        try:
+            if state is not None and state.frozen:
+                await self._manager.thaw(machine.unit, deadline=deadline)
+            await self._manager.stop(machine.unit, deadline=deadline)
+        except NoSuchUnit:
+            pass  # it went by itself
+        self._mark(machine).ask = True
+
+    async def wait_registered(self, name: str, *, timeout_usec: int = REGISTER_USEC) -> None:
+        """Wait while a machine of that name is being registered: a stop is queued behind the start job."""
+        if (ended := self._claims.get(name)) is not None:
+            with trio.move_on_after(timeout_usec / 1e6):
+                await ended.wait()
+
+    async def kill(
+        self, machine: Machine, whom: KillWhom, signal: int, *, subgroup: str | None = None
+    ) -> None:
+        """Send a signal to processes of a machine.
+
+        Args:
+            machine: one of the registry's.
+            whom: which of them.
+            signal: its number.
+            subgroup: with ``KillWhom.all``, only those at or below this path in the machine's control group.
+
+        Raises:
+            ProcessGone: the leader or supervisor has exited, or was never told.
+            NoSuchUnit: no process is left.
+            ManagerError: as the manager says.
+        """
+        if whom is not KillWhom.all:
+            target = machine.leader if whom is KillWhom.leader else machine.supervisor
+            self._signal(machine, target, signal, process.ProcessGone(target.pid if target else None))
+            return
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        below = (machine.subgroup or "") + (f"/{subgroup.strip('/')}" if subgroup else "")
+        if below:
+            await self._manager.kill_subgroup(machine.unit, below, signal, deadline=deadline)
+        else:
+            await self._manager.kill(machine.unit, "all", signal, deadline=deadline)
+
+    def _signal(
+        self, machine: Machine, target: process.ProcessId | None, signal: int, gone: Exception
+    ) -> None:
+        if target is None:
+            raise gone
+        pidfd = self._pidfds.get(machine) if target is machine.leader else None
+        try:
+            if pidfd is not None:
+                signals.pidfd_send_signal(pidfd, signal)
+                return
+            pidfd = process.open_process(target.pid, target.pidfd_id, target.boot_id)
+            try:
+                signals.pidfd_send_signal(pidfd, signal)
+            finally:
+                os.close(pidfd)
+        except (ProcessLookupError, process.ProcessGone, process.NotAProcess):
+            raise gone from None
+
+    def forget(self, machine: Machine) -> None:
+        """Drop the record of a machine, living or gone; its unit is left alone."""
+        self.registry.remove(machine)
+        self.registry.drop_verdict(machine.name)
+        self._release(machine)
+        self._last.pop(machine, None)
+        self._remove_record(machine.name)
+        _log.info("Machine %s forgotten.", machine.name)
+
+    def is_there(self, machine: Machine) -> bool:
+        """Whether any process of a machine is left: what has none is listed no more, even before its unit goes."""
+        return machine not in self._last
+
+    def is_frozen(self, machine: Machine) -> bool:
+        """Whether a machine's control group is frozen."""
+        state = cgroup.events(machine.control_group)
+        return state is not None and state.frozen
+
+    def find_process(self, target: process.ProcessId) -> Machine | None:
+        """Find the machine that a process belongs to: as its leader, by its control group, or by its ancestors.
+
+        The ancestors are asked as machined does: a process in a unit of a user inside the machine has the machine's
+        first process above it.
+        """
+        pid = target.pid
+        if (machine := self.registry.by_leader(target)) is not None:
+            return machine
+        for _ in range(ANCESTORS_MAX):
+            try:
+                machine = self.registry.by_control_group(process.control_group(pid))
+                pid = process.parent(pid)
+            except (process.ProcessGone, process.NotAProcess):
+                return None
+            if machine is not None or pid == 0:
+                return machine
+        return None
+
+    async def unit_limits(self, machine: Machine, names: tuple[str, ...]) -> dict[str, Json]:
+        """Read properties of a machine's unit; those that are unlimited or not available are left out.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        values = await self._manager.properties(machine.unit, names, deadline=deadline)
+        return {name: value for name, value in values.items() if value is not None}
+
+    async def _detached(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Run something to its end in the lifecycle's nursery, whoever stops waiting for it."""
+        assert self._nursery is not None, "the lifecycle is not running"
+        results: list[T] = []
+        errors: list[Exception] = []
+        done = trio.Event()
+
+        async def run() -> None:
+            try:
+                results.append(await function())
+            except Exception as error:  # noqa: BLE001 - it is raised again where it is waited for
+                errors.append(error)
+            finally:
+                done.set()
+
+        self._nursery.start_soon(run)
+        await done.wait()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+def _machine(registration: Registration, place: Place) -> Machine:
+    return Machine(
+        name=registration.name,
+        class_=registration.class_,
+        uid=registration.uid,
+        unit=place.unit,
+        subgroup=place.subgroup,
+        slice=place.slice,
+        control_group=place.control_group,
+        control_group_id=place.control_group_id,
+        invocation_id=place.invocation_id,
+        allocated=registration.allocate_unit,
+        leader=registration.leader,
+        supervisor=registration.supervisor,
+        id=registration.id,
+        service=registration.service,
+        root_directory=registration.root_directory,
+        if_indices=registration.if_indices,
+        vsock_cid=registration.vsock_cid,
+        ssh_address=registration.ssh_address,
+        ssh_private_key_path=registration.ssh_private_key_path,
+        control_address=registration.control_address,
+        timestamp=now(),
+        phase=Phase.starting if registration.dry_run else Phase.running,
+    )
