@@ -1,12 +1,18 @@
-"""Async tests: a coroutine function named test_* is run by trio, under one overall deadline."""
+"""Rules for all tests: async ones run under trio with a deadline, and a skipped test is a failed run."""
 
 import inspect
+import os
 from functools import partial
 
 import pytest
 import trio
 
-# No single test waits longer for anything; pytest's faulthandler_timeout (60 s) comes after it, with stacks.
+pytest_plugins = ["sandboxes"]
+
+# Modules in an `inside` directory run in a sandbox, started by a test of the host's side (sandboxes.Sandbox.pytest).
+collect_ignore_glob = [] if "MOORAGE_SANDBOX" in os.environ else ["*/inside/*"]
+
+# No single async test waits longer for anything; pytest's faulthandler_timeout (60 s) comes after it, with stacks.
 TEST_DEADLINE_SECONDS = 55.0
 
 
@@ -21,5 +27,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         with trio.fail_after(TEST_DEADLINE_SECONDS):
             await partial(pyfuncitem.obj, **arguments)()
 
-    trio.run(bounded, strict_exception_groups=True)
+    trio.run(bounded)
     return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> object:
+    """Turn a skip into a failure: a test that is not run says nothing."""
+    report = yield
+    assert isinstance(report, pytest.TestReport)
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, and no test may be: {report.longrepr}"
+    return report

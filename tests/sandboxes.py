@@ -1,0 +1,183 @@
+"""Sandboxes for tests: `sandbox` (one per suite, shared), `boot` (as many of one's own as a test wants).
+
+Everything goes through `tools/sandbox`, as it would by hand. A test must leave nothing in a shared sandbox.
+"""
+
+import os
+import re
+import secrets
+import subprocess
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+TOOL = CHECKOUT / "tools" / "sandbox"
+VERSIONS = {"trixie": 257, "forky": 262}
+"""Every system test runs on each of these suites; the number is the version of systemd."""
+
+RUN_SECONDS = 50.0
+"""No single command in a sandbox takes longer unless its test says so: just under pytest's faulthandler_timeout."""
+BUILD_SECONDS = 1200.0
+"""For an image that is not there yet."""
+UP_SECONDS = 120.0
+DOWN_SECONDS = 60.0
+PYTEST_SECONDS = 900.0
+"""For one module of tests that runs inside."""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A sandbox that is up."""
+
+    name: str
+    suite: str
+
+    @property
+    def systemd(self) -> int:
+        """The version of systemd in it."""
+        return VERSIONS[self.suite]
+
+    def command(
+        self, argv: Sequence[str], *, user: int = 0, env: Mapping[str, str] | None = None
+    ) -> list[str]:
+        """The command of the host that runs a command inside."""
+        options = [
+            *(["--user", str(user)] if user else []),
+            *(f"--env={k}={v}" for k, v in (env or {}).items()),
+        ]
+        return [str(TOOL), "exec", *options, self.name, "--", *argv]
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        input: str = "",  # noqa: A002 - the name that subprocess.run uses
+        user: int = 0,
+        env: Mapping[str, str] | None = None,
+        timeout: float = RUN_SECONDS,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside to its end.
+
+        Raises:
+            AssertionError: `check` was asked for and the status is not 0; says what it printed.
+            subprocess.TimeoutExpired: it did not end in time (seconds); it was killed.
+        """
+        done = subprocess.run(
+            self.command(argv, user=user, env=env),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            input=input,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{' '.join(argv)}: status {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        user: int = 0,
+        env: Mapping[str, str] | None = None,
+        stdin: int | IO[str] | None = subprocess.PIPE,
+        stdout: int | IO[str] | None = subprocess.PIPE,
+        stderr: int | IO[str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start a command inside; it dies with the process returned."""
+        return subprocess.Popen(
+            self.command(argv, user=user, env=env), text=True, stdin=stdin, stdout=stdout, stderr=stderr
+        )
+
+    def pytest(self, module: Path, *options: str, timeout: float = PYTEST_SECONDS) -> None:
+        """Run a module of tests inside, as root, against the sandbox's own PID 1.
+
+        Raises:
+            pytest.fail.Exception: not every test in it passed; says what the inner pytest printed.
+        """
+        inside = Path("/moorage") / module.resolve().relative_to(CHECKOUT)
+        argv = [
+            "env",
+            "-C",
+            "/moorage",
+            "python3",
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "--color=no",
+            "--tb=short",
+        ]
+        done = self.run([*argv, *options, str(inside)], check=False, timeout=timeout)
+        if done.returncode != 0 or not re.search(r"\b\d+ passed", done.stdout):
+            journal = self.run(
+                ["journalctl", "--boot", "--no-pager", "--lines=60", "--output=short-monotonic"], check=False
+            )
+            pytest.fail(
+                f"{module.name} inside {self.suite} (systemd {self.systemd}):\n{done.stdout}{done.stderr}\n"
+                f"The end of the journal:\n{journal.stdout}",
+                pytrace=False,
+            )
+
+
+def start(suite: str, options: Sequence[str] = ()) -> Sandbox:
+    """Boot a sandbox; an image that is missing is built first."""
+    name = f"test-{suite}-{secrets.token_hex(3)}"
+    packages = [option for option in options if option.startswith("--packages=")]
+    _tool(["build", suite, *packages], BUILD_SECONDS)
+    _tool(["up", suite, "--name", name, *options], UP_SECONDS)
+    return Sandbox(name, suite)
+
+
+def stop(sandbox: Sandbox) -> None:
+    """Remove a sandbox."""
+    _tool(["down", sandbox.name], DOWN_SECONDS)
+
+
+def _tool(argv: Sequence[str], timeout: float) -> None:
+    done = subprocess.run(
+        [TOOL, *argv], capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL
+    )
+    if done.returncode != 0:
+        pytest.fail(
+            f"tools/sandbox {' '.join(argv)}: status {done.returncode}\n{done.stdout}{done.stderr}",
+            pytrace=False,
+        )
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def suite(request: pytest.FixtureRequest) -> str:
+    """The suite; a test that uses it, or one of the fixtures below, runs once for each."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def sandbox(suite: str) -> Generator[Sandbox]:
+    """A sandbox shared by all tests of a session."""
+    if "MOORAGE_SANDBOX" in os.environ:
+        pytest.fail(
+            "This is a test of the host's side; tests that run inside have the real thing around them."
+        )
+    one = start(suite)
+    yield one
+    stop(one)
+
+
+@pytest.fixture
+def boot(suite: str) -> Generator[Callable[..., Sandbox]]:
+    """Boot a sandbox of one's own: `boot("--no-broker")`; it goes with the test."""
+    booted: list[Sandbox] = []
+
+    def one(*options: str) -> Sandbox:
+        booted.append(start(suite, options))
+        return booted[-1]
+
+    yield one
+    for sandbox in booted:
+        if Path(f"/run/moorage-sandbox/{sandbox.name}").exists():
+            stop(sandbox)

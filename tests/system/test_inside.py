@@ -1,0 +1,15 @@
+"""Each module in inside/ runs in a sandbox of its own, so that none lives on what another left."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sandboxes import Sandbox
+
+MODULES = sorted((Path(__file__).parent / "inside").glob("test_*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_inside(boot: Callable[..., Sandbox], module: Path) -> None:
+    boot().pytest(module)
