@@ -21,7 +21,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import trio
 from jeepney.auth import BEGIN, AuthenticationError, Authenticator
@@ -75,15 +75,17 @@ class LinkError(Exception):
 
 
 class LinkClosed(LinkError):
-    """The link is down, or went down before the reply: the call may or may not have been carried out.
+    """The link is down, or went down before the reply.
 
     Attributes:
         reason: a clause for the log.
+        sent: the call may have been carried out; if not set, it was not.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, sent: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.sent = sent
 
 
 class CallTimeout(LinkError):
@@ -163,7 +165,7 @@ class _Received(NamedTuple):
         value = self.fields.get(code, "")
         return value if isinstance(value, str) else ""
 
-    def body(self) -> tuple[object, ...]:
+    def body(self) -> tuple[Any, ...]:
         signature = self.text(_SIGNATURE)
         if not signature:
             return ()
@@ -203,7 +205,7 @@ class Signal:
         self.interface = received.text(_INTERFACE)
         self.member = received.text(_MEMBER)
 
-    def body(self, signature: str) -> tuple[object, ...] | None:
+    def body(self, signature: str) -> tuple[Any, ...] | None:
         """The arguments; None if they are not of this signature (the peer is not what it says it is)."""
         if self._received.text(_SIGNATURE) != signature:
             return None
@@ -217,7 +219,7 @@ class _Pending:
 
     def __init__(self) -> None:
         self.answered = trio.Event()
-        self.outcome: _Received | LinkError = LinkClosed("not answered")
+        self.outcome: _Received | LinkError = LinkClosed("not answered", sent=True)
 
     def settle(self, outcome: _Received | LinkError) -> None:
         if not self.answered.is_set():
@@ -240,12 +242,16 @@ class _Outgoing:
 class Link:
     """One connection. Made by `Link.connect`; works while `run` runs, once.
 
-    `on_signal` is called from the reader for every signal, in order. It must not raise.
+    `on_signal` is called from the reader for every signal, in order, and `on_closed` once, with the reason, at the
+    moment the link goes down. Neither may raise.
     """
 
-    def __init__(self, sock: socket.socket, on_signal: Callable[[Signal], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, on_signal: Callable[[Signal], None], on_closed: Callable[[str], None]
+    ) -> None:
         self._sock = sock
         self._on_signal = on_signal
+        self._on_closed = on_closed
         self._serial = 0
         self._pending: dict[int, _Pending] = {}
         self._places = trio.Semaphore(CALLS_MAX)
@@ -255,12 +261,20 @@ class Link:
         self._reason = ""
 
     @classmethod
-    async def connect(cls, address: str, on_signal: Callable[[Signal], None], *, deadline: float) -> "Link":
+    async def connect(
+        cls,
+        address: str,
+        on_signal: Callable[[Signal], None],
+        on_closed: Callable[[str], None],
+        *,
+        deadline: float,
+    ) -> "Link":
         """Connect and authenticate as the effective user.
 
         Args:
             address: path of a stream socket, or "@" and the name of an abstract one.
             on_signal: see the class.
+            on_closed: see the class; not called if this raises.
             deadline: on trio's clock.
 
         Raises:
@@ -281,7 +295,7 @@ class Link:
         except BaseException:
             sock.close()
             raise
-        return cls(sock, on_signal)
+        return cls(sock, on_signal, on_closed)
 
     @property
     def closed(self) -> bool:
@@ -299,14 +313,11 @@ class Link:
         self._sock.close()
         self._outgoing.clear()
         for pending in self._pending.values():
-            pending.settle(LinkClosed(reason))
+            pending.settle(LinkClosed(reason, sent=True))
+        self._on_closed(reason)
 
-    async def run(self) -> str:
-        """Read and write until the link is down.
-
-        Returns:
-            Why it went down, a clause for the log.
-        """
+    async def run(self) -> None:
+        """Read and write until the link is down."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write_backlog)
@@ -314,36 +325,29 @@ class Link:
                 nursery.cancel_scope.cancel()
         finally:
             self.close("closed by us")
-        return self._reason
 
-    async def call(
-        self, call: Call, *, deadline: float, sent: Callable[[], None] | None = None
-    ) -> tuple[object, ...]:
+    async def call(self, call: Call, *, deadline: float) -> tuple[Any, ...]:
         """Make a call and wait for the reply.
 
         Args:
             call: what to call. File descriptors in its body are borrowed until this returns.
             deadline: on trio's clock.
-            sent: called synchronously right before the message is handed to the socket.
 
         Raises:
             CallFailed: the peer says so.
             CallTimeout, LinkClosed, BadCall, BadReply: as they say.
         """
-        (reply,) = await self.calls((call,), deadline=deadline, sent=sent)
+        (reply,) = await self.calls((call,), deadline=deadline)
         if isinstance(reply, LinkError):
             raise reply
         return reply
 
-    async def calls(
-        self, calls: Sequence[Call], *, deadline: float, sent: Callable[[], None] | None = None
-    ) -> list[tuple[object, ...] | LinkError]:
+    async def calls(self, calls: Sequence[Call], *, deadline: float) -> list[tuple[Any, ...] | LinkError]:
         """Make several calls at once, in one write where no file descriptors are involved, and wait for all replies.
 
         Args:
             calls: at most `CALLS_MAX`.
             deadline: on trio's clock.
-            sent: see `call`.
 
         Returns:
             For each call its reply, or what went wrong with this one: CallFailed, BadReply, or BadCall if there
@@ -368,8 +372,6 @@ class Link:
                     taken += 1
                 if self._closed.is_set():
                     raise LinkClosed(self._reason)
-                if sent is not None:
-                    sent()
                 waiting = self._submit(calls, serials)
                 for pending in waiting:
                     await pending.answered.wait()
@@ -386,7 +388,7 @@ class Link:
         return [self._judge(call, pending) for call, pending in zip(calls, waiting, strict=True)]
 
     @staticmethod
-    def _judge(call: Call, pending: _Pending) -> tuple[object, ...] | LinkError:
+    def _judge(call: Call, pending: _Pending) -> tuple[Any, ...] | LinkError:
         reply = pending.outcome
         if isinstance(reply, LinkClosed):
             raise reply

@@ -1,0 +1,357 @@
+"""Properties of units: from JSON to what the manager wants, and back.
+
+The types are those that the manager itself reports (introspection), not a list that rots with each release. The
+table below has only what it does not report: properties that can be set but not read, and those that are set with
+another type than they are read with. It was made from src/core/dbus-{unit,cgroup,scope,kill,execute,service}.c of
+systemd 262.
+
+JSON, by D-Bus type:
+
+- ``b`` true or false; the integer types a number without a fraction, in the range of the type; ``d`` any number;
+  ``s``, ``o``, ``g`` a string without NUL.
+- ``t`` also the string "infinity", for the largest value: systemd's "no limit" and "not set". When read, that value
+  becomes null, as does a ``d`` that is no number.
+- an array is an array, bytes (``ay``) too: one of numbers from 0 to 255; a struct an array of exactly its members;
+  a dictionary with strings as keys an object.
+- ``h`` cannot be given: JSON has no file descriptors.
+
+Which of the properties can be set at all, introspection does not tell; the manager refuses the others by name.
+
+Pure: no I/O.
+"""
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from moorage.pid1.manager import InvalidProperty, Json, NoSuchProperty, TypedProperty
+
+PROPERTIES_MAX: Final = 512
+"""Properties in one call; a service has about 400 in all."""
+
+ELEMENTS_MAX: Final = 65_536
+"""Values in one call, arrays and structs counted too: every device of a large machine, every syscall, many times."""
+
+TEXT_MAX: Final = 1024 * 1024
+"""Bytes of strings in one call. A unit file may not be larger either (`LONG_LINE_MAX` of systemd is 1 MiB)."""
+
+INTROSPECTION_MAX: Final = 4 * 1024 * 1024
+"""Bytes; that of a service has 0.08 MB in systemd 262."""
+
+_IRREGULAR: Final[Mapping[str, str]] = {
+    # set only
+    "AddRef": "b", "PIDs": "au", "PIDFDs": "ah", "User": "s", "Group": "s",
+    "MemoryMinScale": "u", "MemoryLowScale": "u", "MemoryHighScale": "u", "MemoryMaxScale": "u",
+    "MemorySwapMaxScale": "u", "MemoryZSwapMaxScale": "u", "TasksMaxScale": "u",
+    "StandardInputFile": "s", "StandardOutputFile": "s", "StandardErrorFile": "s",
+    "StandardOutputFileToAppend": "s", "StandardErrorFileToAppend": "s",
+    "StandardOutputFileToTruncate": "s", "StandardErrorFileToTruncate": "s",
+    "StandardInputFileDescriptor": "h", "StandardOutputFileDescriptor": "h", "StandardErrorFileDescriptor": "h",
+    "RootDirectoryFileDescriptor": "h", "ExtraFileDescriptors": "a(hs)",
+    # read with the result of the last check, or with more
+    "Conditions": "a(sbbs)", "Asserts": "a(sbbs)", "SELinuxContext": "s",
+    "TTYRows": "u", "TTYColumns": "u", "RefreshOnReload": "a(bs)",
+}  # fmt: skip
+
+_ONLY_ON: Final[Mapping[str, frozenset[str]]] = {
+    "PIDs": frozenset({"Scope"}),
+    "PIDFDs": frozenset({"Scope"}),
+    **dict.fromkeys(
+        ("MemoryMinScale", "MemoryLowScale", "MemoryHighScale", "MemoryMaxScale", "MemorySwapMaxScale",
+         "MemoryZSwapMaxScale", "TasksMaxScale"),
+        frozenset({"Scope", "Service", "Socket", "Slice", "Mount", "Swap"}),
+    ),
+    **dict.fromkeys(("User", "Group"), frozenset({"Scope", "Service", "Socket", "Mount", "Swap"})),
+    **dict.fromkeys((name for name in _IRREGULAR if name.startswith(("Standard", "RootD", "Extra"))),
+                    frozenset({"Service"})),
+}  # fmt: skip
+
+_COMMANDS: Final[Mapping[str, str]] = {"a(sasbttttuii)": "a(sasb)", "a(sasasttttuii)": "a(sasas)"}
+"""Commands are read with the times and the status of their last run (`bus_set_transient_exec_command()`)."""
+
+_RANGES: Final[Mapping[str, tuple[int, int]]] = {
+    "y": (0, 2**8 - 1),
+    "n": (-(2**15), 2**15 - 1),
+    "q": (0, 2**16 - 1),
+    "i": (-(2**31), 2**31 - 1),
+    "u": (0, 2**32 - 1),
+    "x": (-(2**63), 2**63 - 1),
+    "t": (0, 2**64 - 1),
+}
+_UINT64_MAX: Final = 2**64 - 1
+_PREFIX: Final = "org.freedesktop.systemd1."
+
+_HINTS: Final = (
+    # What the manager says without naming the property, and which it means.
+    (re.compile(r"\bprocess\b|\bPID\b", re.IGNORECASE), ("PIDFDs", "PIDs")),
+    (re.compile(r"\bslice\b|^(Invalid unit name|Unit name)\b"), ("Slice",)),
+    (re.compile(r"\bcontroller\b"), ("DelegateControllers", "DisableControllers")),
+    (re.compile(r"^Delegation not available"), ("Delegate", "DelegateControllers", "DelegateSubgroup")),
+    (re.compile(r"^Invalid control group name"), ("DelegateSubgroup",)),
+    (re.compile(r"^Invalid interface name"), ("RestrictNetworkInterfaces", "BindNetworkInterface")),
+    (re.compile(r"^(Invalid source|Invalid protocol|Invalid NFT)"), ("NFTSet",)),
+    (re.compile(r"^Prefix length"), ("IPAddressAllow", "IPAddressDeny")),
+    (re.compile(r"^Condition "), ("Conditions", "Asserts")),
+)
+
+
+class UnitProperties:
+    """What one type of unit has, for one version of the manager."""
+
+    def __init__(self, types: Mapping[str, tuple[str, str]]) -> None:
+        """`types` maps the name of each property to its interface and its signature when read."""
+        self._types = types
+        interfaces = {interface.removeprefix(_PREFIX) for interface, _ in types.values()}
+        self._settable = {
+            name: _COMMANDS.get(signature, signature) for name, (_, signature) in types.items()
+        }
+        for name, signature in _IRREGULAR.items():
+            where = _ONLY_ON.get(name)
+            if name in types or where is None or where & interfaces:
+                self._settable[name] = signature
+
+    @classmethod
+    def from_introspection(cls, text: str) -> "UnitProperties":
+        """Read the manager's description of an object.
+
+        Raises:
+            ValueError: it is none, or too large.
+        """
+        # No DOCTYPE but the one that every such text has, and expat does not fetch that; entities cannot be
+        # declared without an internal subset.
+        if len(text) > INTROSPECTION_MAX or "<!ENTITY" in text:
+            raise ValueError("introspection data is too large, or not what it should be")
+        types: dict[str, tuple[str, str]] = {}
+        try:
+            root = ET.fromstring(text)  # noqa: S314 - see above, and it comes from PID 1
+        except ET.ParseError as exc:
+            raise ValueError(f"introspection data is malformed: {exc}") from exc
+        for interface in root.iter("interface"):
+            interface_name = interface.get("name", "")
+            if not interface_name.startswith(_PREFIX):
+                continue
+            for each in interface.iter("property"):
+                name, signature = each.get("name", ""), each.get("type", "")
+                split_signature(signature)
+                types[name] = (interface_name, signature)
+        return cls(types)
+
+    @property
+    def settable(self) -> Mapping[str, str]:
+        """Signature to set each property with, read-only ones included."""
+        return self._settable
+
+    def interface(self, name: str) -> str:
+        """The interface that a property is read from.
+
+        Raises:
+            NoSuchProperty: it cannot be read.
+        """
+        try:
+            return self._types[name][0]
+        except KeyError:
+            raise NoSuchProperty(name) from None
+
+    def convert(self, properties: Mapping[str, Json]) -> tuple[TypedProperty, ...]:
+        """See `moorage.pid1.manager.PropertyTypes`."""
+        if len(properties) > PROPERTIES_MAX:
+            raise InvalidProperty(next(iter(properties)), f"more than {PROPERTIES_MAX} properties at once")
+        budget = _Budget()
+        converted: list[TypedProperty] = []
+        for name, value in properties.items():
+            signature = self._settable.get(name)
+            if signature is None:
+                raise NoSuchProperty(name)
+            converted.append(TypedProperty(name, signature, _from_json(signature, value, name, "", budget)))
+        return tuple(converted)
+
+
+class _Budget:
+    """What one call may still contain."""
+
+    def __init__(self) -> None:
+        self.elements = ELEMENTS_MAX
+        self.text = TEXT_MAX
+
+    def take(self, name: str, elements: int, text: int = 0) -> None:
+        self.elements -= elements
+        self.text -= text
+        if self.elements < 0 or self.text < 0:
+            raise InvalidProperty(name, f"more than {ELEMENTS_MAX} values or {TEXT_MAX} bytes in one call")
+
+
+@lru_cache(maxsize=1024)
+def split_signature(signature: str) -> tuple[str, ...]:
+    """The complete types that a signature consists of.
+
+    Raises:
+        ValueError: malformed; also for an empty struct, and for more than the 255 characters, 32 arrays and 32
+            structs that the specification allows ("Valid Signatures").
+    """
+    if len(signature) > 255:
+        raise ValueError("signature too long")
+    types: list[str] = []
+    at = 0
+    while at < len(signature):
+        end = _type_end(signature, at, 0)
+        types.append(signature[at:end])
+        at = end
+    return tuple(types)
+
+
+def _type_end(signature: str, at: int, depth: int) -> int:
+    if depth > 64:
+        raise ValueError("signature nested too deeply")
+    code = signature[at : at + 1]
+    if code == "a":
+        if signature[at + 1 : at + 2] != "{":
+            return _type_end(signature, at + 1, depth + 1)
+        if signature[at + 2 : at + 3] not in set("ybnqiuxtdsog"):
+            raise ValueError("malformed dictionary")
+        end = _type_end(signature, at + 3, depth + 1)
+        if signature[end : end + 1] != "}":
+            raise ValueError("malformed dictionary")
+        return end + 1
+    if code == "(":
+        end = at + 1
+        while signature[end : end + 1] != ")":
+            end = _type_end(signature, end, depth + 1)
+        if end == at + 1:
+            raise ValueError("empty struct")
+        return end + 1
+    if not code or code not in "ybnqiuxtdsoghv":
+        raise ValueError(f"unexpected {code!r} in signature")
+    return at + 1
+
+
+def _from_json(signature: str, value: Json, name: str, where: str, budget: _Budget) -> object:
+    """Convert one complete type; `where` locates the value within the property, for the message."""
+
+    def wrong(expected: str) -> InvalidProperty:
+        return InvalidProperty(name, f"{where} is not {expected}" if where else f"not {expected}")
+
+    budget.take(name, 1)
+    if signature in _RANGES:
+        low, high = _RANGES[signature]
+        if signature == "t" and value == "infinity":
+            return _UINT64_MAX
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise wrong('an integer or "infinity"' if signature == "t" else "an integer")
+        if not low <= value <= high:
+            raise wrong(f"in the range from {low} to {high}")
+        return value
+    if signature == "b":
+        if not isinstance(value, bool):
+            raise wrong("a boolean")
+        return value
+    if signature == "d":
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong("a number")
+        try:
+            return float(value)
+        except OverflowError:
+            raise wrong("a number that fits into 64 bits") from None
+    if signature in ("s", "o", "g"):
+        if not isinstance(value, str):
+            raise wrong("a string")
+        try:
+            encoded = value.encode()
+        except UnicodeEncodeError:
+            raise wrong("valid Unicode") from None
+        if b"\0" in encoded:
+            raise wrong("a string without NUL")
+        budget.take(name, 0, len(encoded))
+        return value
+    if signature == "ay":
+        if not isinstance(value, list):
+            raise wrong("an array of bytes")
+        return bytes([_byte(item, name, f"{where}[{n}]", budget) for n, item in enumerate(value)])
+    if signature.startswith("a{"):
+        if not isinstance(value, dict) or signature[2] != "s":
+            raise wrong("an object")
+        return {
+            _key(key, name, budget): _from_json(signature[3:-1], item, name, f"{where}.{key}", budget)
+            for key, item in value.items()
+        }
+    if signature.startswith("a"):
+        if not isinstance(value, list):
+            raise wrong("an array")
+        return [
+            _from_json(signature[1:], item, name, f"{where}[{n}]", budget) for n, item in enumerate(value)
+        ]
+    if signature.startswith("("):
+        members = split_signature(signature[1:-1])
+        if not isinstance(value, list) or len(value) != len(members):
+            raise wrong(f"an array of {len(members)}")
+        return tuple(
+            _from_json(member, item, name, f"{where}[{n}]", budget)
+            for n, (member, item) in enumerate(zip(members, value, strict=True))
+        )
+    raise InvalidProperty(name, "it takes what JSON cannot express")
+
+
+def _byte(value: Json, name: str, where: str, budget: _Budget) -> int:
+    converted = _from_json("y", value, name, where, budget)
+    assert isinstance(converted, int)
+    return converted
+
+
+def _key(value: str, name: str, budget: _Budget) -> str:
+    return str(_from_json("s", value, name, "", budget))
+
+
+def to_json(signature: str, value: Any) -> Json:
+    """Convert a value of one complete type as it was read."""
+    if signature == "t":
+        return None if value == _UINT64_MAX else value
+    if signature == "d":
+        return value if math.isfinite(value) else None
+    if signature == "v":
+        inner, content = value
+        return to_json(inner, content)
+    if signature == "ay":
+        return list(value)
+    if signature.startswith("a{"):
+        return {str(key): to_json(signature[3:-1], item) for key, item in value.items()}
+    if signature.startswith("a"):
+        return [to_json(signature[1:], item) for item in value]
+    if signature.startswith("("):
+        members = split_signature(signature[1:-1])
+        return [to_json(member, item) for member, item in zip(members, value, strict=True)]
+    return value
+
+
+def blamed_property(error: str, text: str, properties: Sequence[str]) -> str | None:
+    """Which of the properties that were sent an error of the manager is about.
+
+    The manager tells only in the text, and not always. With nothing else to go by, the blame is the only
+    candidate's, if there is just one.
+
+    Args:
+        error: name of the error.
+        text: its message.
+        properties: names of what was sent.
+    """
+    if (match := re.match(r"Cannot set property (\S+), or unknown property", text)) is not None:
+        return match[1]
+    for pattern in (
+        r"(?<![\w-]){}=",
+        r"(?:specified in|setting|value of|Invalid|type) {}\b",
+        r"(?<![\w-]){}\b",
+    ):
+        for name in properties:
+            if re.search(pattern.format(re.escape(name)), text):
+                return name
+    if error.endswith("UnixProcessIdUnknown"):
+        return next((name for name in ("PIDFDs", "PIDs") if name in properties), None)
+    for hint, names in _HINTS:
+        if hint.search(text):
+            for name in names:
+                if name in properties:
+                    return name
+    # These three are always sent, and what could be wrong with them is among the hints.
+    others = [name for name in properties if name not in ("Description", "Slice", "PIDFDs")]
+    return others[0] if len(others) == 1 else None
