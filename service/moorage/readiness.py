@@ -1,0 +1,84 @@
+"""Many file descriptors watched by one task.
+
+An epoll instance of our own, itself waited for by trio (epoll(7): an epoll file descriptor can be polled). What is
+ready is handed to plain functions, so that something as cheap as answering a small call, or noting that a process has
+ended, costs no task and no turn of trio's scheduler.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+
+import trio
+
+EVENTS_PER_POLL = 64
+"""File descriptors that one epoll_wait(2) may report: the unit of fairness between them."""
+
+POLLS_PER_TURN = 4
+"""How often we ask again at once, before the rest of the program gets its turn. Under load there is always something
+ready, and each turn of the scheduler costs as much as several small calls."""
+
+Callback = Callable[[int], None]
+"""Called with the events of epoll_ctl(2) that occurred. Must neither wait nor raise."""
+
+
+class Readiness:
+    """File descriptors and what to call when they are ready; level-triggered."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callback] = {}
+        self._stale: set[int] = set()  # removed since the last poll: events of theirs may still be in hand
+
+    def add(self, fd: int, events: int, callback: Callback) -> None:
+        """Watch a file descriptor.
+
+        Args:
+            fd: it must be removed before it is closed.
+            events: ``select.EPOLL…``; EPOLLHUP and EPOLLERR are always among them.
+            callback: called with those that occurred.
+
+        Raises:
+            OSError: the kernel refuses (EPERM: it cannot be polled; ENOSPC, ENOMEM).
+        """
+        self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
+
+    def modify(self, fd: int, events: int) -> None:
+        """Change the events that a file descriptor is watched for."""
+        self._epoll.modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Stop watching a file descriptor: its callback is not called any more, not even for what has been seen."""
+        del self._callbacks[fd]
+        self._stale.add(fd)
+        self._epoll.unregister(fd)
+
+    def close(self) -> None:
+        """Stop watching everything. The file descriptors themselves stay open."""
+        self._callbacks.clear()
+        self._epoll.close()
+
+    async def run(self) -> None:
+        """Call back for ever, with a checkpoint after every few batches."""
+        fd = self._epoll.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            for _ in range(POLLS_PER_TURN):
+                if not self.poll():
+                    break
+
+    def poll(self) -> int:
+        """Call back for what is ready now, at most EVENTS_PER_POLL; return how many that was."""
+        ready = self._epoll.poll(0, EVENTS_PER_POLL)
+        stale = self._stale
+        stale.clear()
+        callbacks = self._callbacks
+        for fd, events in ready:
+            # A number closed by an earlier callback of this batch may have been given to a new file already: what
+            # was seen of the old one is not for the new one.
+            if stale and fd in stale:
+                continue
+            callbacks[fd](events)
+        return len(ready)

@@ -1,0 +1,1 @@
+"""Varlink on trio (https://varlink.org): knows nothing of machines."""

@@ -1,0 +1,457 @@
+"""From a call to the handler that answers it.
+
+An interface is a class: its description is the text that introspection serves, its handlers are methods marked with
+:func:`method`. What a handler takes and gives are msgspec Structs, read from its annotations::
+
+    class Example(Interface):
+        def __init__(self) -> None:
+            super().__init__(load_description("org.example.Example"))
+
+        @method("Look")
+        def look(self, call: Call, params: LookIn) -> LookOut: ...        # answered at once; must not block
+
+        @method("Move")
+        async def move(self, call: Call, params: MoveIn) -> None: ...     # waits: runs in a task of its own
+
+        @method("List")
+        def list(self, call: Call, params: Empty) -> Iterator[ListOut]: ...   # replies that are known now
+
+        @method("Watch", requires_more=True)
+        async def watch(self, call: Call, params: Empty) -> AsyncIterator[Seen | Last[Seen]]: ...
+
+A handler raises a :class:`~moorage.wire.errors.VarlinkError` to answer with that error.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import re
+import types
+import typing
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from moorage.process import Peer
+from moorage.wire.connection import close_all
+from moorage.wire.errors import InterfaceNotFound, InvalidParameter, MethodNotFound, MethodNotImplemented
+from moorage.wire.message import CallMessage, decode_parameters
+
+Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""An ``int`` of varlink: 64 bits, signed. msgspec alone would take any number."""
+
+UInt = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""An ``int`` of varlink that is not negative."""
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Parameters(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a method takes. As in sd-varlink, a field that is not described is refused."""
+
+
+class Reply(Struct, kw_only=True, omit_defaults=True):
+    """What a method gives. Fields that are at their default (None, of a nullable one) are left out."""
+
+
+class Empty(Parameters):
+    """What a method takes that takes nothing, and gives that gives nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Last(Generic[T]):
+    """The reply that ends a stream: goes out without ``continues``."""
+
+    reply: T
+
+
+@dataclass(frozen=True, slots=True)
+class WithFds(Generic[T]):
+    """A reply that file descriptors go with. The connection owns them once this is returned or yielded.
+
+    Attributes:
+        reply: the reply; fields of it are indices into the list.
+        fds: closed after they were sent, or cannot be.
+    """
+
+    reply: T
+    fds: Sequence[int]
+
+
+class Caller(Protocol):
+    """The connection that a call came by, as far as a handler may know it."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who made the connection."""
+        ...
+
+    async def wait_gone(self) -> None:
+        """Return when the peer has hung up, or the connection has ended for another reason."""
+        ...
+
+
+class Call:
+    """One call, as its handler sees it.
+
+    Attributes:
+        method: full name, with the interface.
+        more: the caller takes several replies.
+        oneway: the caller wants no reply.
+        fds_truncated: file descriptors that belong to the call were lost on their way (MSG_CTRUNC): an index without
+            one is then not the caller's fault.
+    """
+
+    __slots__ = ("_caller", "_fds", "fds_truncated", "method", "more", "oneway")
+
+    def __init__(
+        self, message: CallMessage, caller: Caller, fds: list[int], *, fds_truncated: bool = False
+    ) -> None:
+        self.method = message.method
+        self.more = message.more
+        self.oneway = message.oneway
+        self.fds_truncated = fds_truncated
+        self._caller = caller
+        self._fds: list[int | None] | list[int] = fds
+
+    @property
+    def peer(self) -> Peer:
+        """Who made the connection."""
+        return self._caller.peer
+
+    @property
+    def fd_count(self) -> int:
+        """How many file descriptors came with the call."""
+        return len(self._fds)
+
+    def take_fd(self, index: int, field: str) -> int:
+        """Return a file descriptor that came with the call; the handler owns it from now on.
+
+        Args:
+            index: its place, as the parameters say it.
+            field: name of the parameter that says it.
+
+        Raises:
+            InvalidParameter: there is none at that place, or it was taken before.
+        """
+        fd = self._fds[index] if 0 <= index < len(self._fds) else None
+        if fd is None:
+            raise InvalidParameter(field)
+        rest: list[int | None] = list(self._fds)
+        rest[index] = None
+        self._fds = rest
+        return fd
+
+    async def wait_gone(self) -> None:
+        """Return when the caller has hung up.
+
+        The handler's task is cancelled then as well (but that of a ``oneway`` call): this is for whoever outlives it.
+        """
+        await self._caller.wait_gone()
+
+    def close(self) -> None:
+        """Close the file descriptors that were not taken."""
+        if self._fds:
+            close_all(fd for fd in self._fds if fd is not None)
+            self._fds = []
+
+
+class Kind(enum.Enum):
+    """How a handler answers."""
+
+    PLAIN = enum.auto()
+    GENERATOR = enum.auto()
+    COROUTINE = enum.auto()
+    ASYNC_GENERATOR = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    name: str
+    requires_more: bool
+
+
+_MARK: Final = "__varlink_method__"
+
+
+def method(name: str, *, requires_more: bool = False) -> Callable[[F], F]:
+    """Mark a method of an :class:`Interface` as the handler of a varlink method.
+
+    Args:
+        name: without the interface.
+        requires_more: a call without ``more`` is answered with ExpectedMore.
+    """
+
+    def mark(function: F) -> F:
+        setattr(function, _MARK, _Mark(name, requires_more))
+        return function
+
+    return mark
+
+
+class Method:
+    """A handler, ready to be called.
+
+    Attributes:
+        name: full name, with the interface.
+        kind: how it answers.
+        requires_more: a call without ``more`` is answered with ExpectedMore.
+        parameters_type: what it takes.
+        reply_type: what it gives.
+        function: called with a :class:`Call` and the parameters.
+    """
+
+    __slots__ = ("_decoder", "function", "kind", "name", "parameters_type", "reply_type", "requires_more")
+
+    def __init__(self, name: str, function: Callable[[Call, Any], Any], *, requires_more: bool) -> None:
+        hints = typing.get_type_hints(function, include_extras=True)
+        arguments = [hints[parameter] for parameter in inspect.signature(function).parameters]
+        if len(arguments) != 2:
+            raise TypeError(f"the handler of {name} takes a call and its parameters")
+        self.name = name
+        self.function = function
+        self.requires_more = requires_more
+        self.parameters_type: type[Struct] = arguments[1]
+        self.kind = _kind(function, hints["return"])
+        self.reply_type = _reply_type(hints["return"])
+        self._decoder = msgspec.json.Decoder(self.parameters_type)
+
+    def decode(self, parameters: Raw) -> Struct:
+        """Return the parameters of a call.
+
+        Raises:
+            InvalidParameter: they are not what the method takes.
+            ProtocolError: they are not JSON.
+        """
+        try:
+            return decode_parameters(parameters, self._decoder)
+        except msgspec.ValidationError as error:
+            raise InvalidParameter(invalid_field(error)) from None
+
+
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`(?: - at `(.*?)`)?", re.DOTALL)
+_MISSING_FIELD = re.compile(r"Object missing required field `(.*)`(?: - at `(.*?)`)?", re.DOTALL)
+_PATH = re.compile(r".* - at `(?:key in )?\$\.?(.*)`", re.DOTALL)
+
+
+def invalid_field(error: msgspec.ValidationError) -> str:
+    """Return the field that msgspec complains of, as a path: ``name``, ``leader.pid``, ``ifIndices[1]``.
+
+    msgspec tells it in its message only. Where that says nothing, the result is empty.
+    """
+    text = str(error)
+    match = _UNKNOWN_FIELD.fullmatch(text) or _MISSING_FIELD.fullmatch(text)
+    if match is not None:
+        name, parent = match.groups()
+        return f"{parent[2:]}.{name}" if parent else name
+    match = _PATH.fullmatch(text)
+    return match.group(1) if match is not None else ""
+
+
+_STREAMS = (Iterator, Iterable, Generator)
+_ASYNC_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
+
+
+def _kind(function: Callable[..., Any], annotation: Any) -> Kind:
+    origin = typing.get_origin(annotation)
+    if inspect.isasyncgenfunction(function) or origin in _ASYNC_STREAMS:
+        return Kind.ASYNC_GENERATOR
+    if inspect.iscoroutinefunction(function):
+        return Kind.COROUTINE
+    if inspect.isgeneratorfunction(function) or origin in _STREAMS:
+        return Kind.GENERATOR
+    return Kind.PLAIN
+
+
+def _reply_type(annotation: Any) -> type[Struct]:
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if annotation is None or annotation is types.NoneType:
+        return Empty
+    if origin in _STREAMS or origin in _ASYNC_STREAMS or origin is Last or origin is WithFds:
+        return _reply_type(arguments[0])
+    if origin is typing.Union or origin is types.UnionType:
+        found = {_reply_type(argument) for argument in arguments if argument is not types.NoneType}
+        if len(found) == 1:
+            return found.pop()
+    elif isinstance(annotation, type) and issubclass(annotation, Struct):
+        return annotation
+    raise TypeError(f"a handler gives one Struct, not {annotation!r}")
+
+
+_COMMENT = re.compile(r"#.*")
+_INTERFACE = re.compile(r"\s*interface\s+([A-Za-z0-9.-]+)")
+_METHOD = re.compile(r"^\s*method\s+([A-Za-z0-9]+)\s*\(", re.MULTILINE)
+
+
+class Interface:
+    """One varlink interface: its description and its handlers.
+
+    Args:
+        description: text in varlink's interface definition language, served as it is.
+
+    Attributes:
+        name: as the description says.
+        description: the text.
+        methods: handlers, by the method's name without the interface.
+        described: names of all methods in the description.
+
+    Raises:
+        ValueError: the description names no interface.
+        TypeError: a handler is for a method that is not described, or its annotations do not fit.
+    """
+
+    def __init__(self, description: str) -> None:
+        # The grammar is for wire.idl, in the tests; to serve an interface its names are enough.
+        bare = _COMMENT.sub("", description)
+        match = _INTERFACE.match(bare)
+        if match is None:
+            raise ValueError("the description does not begin with an interface")
+        self.name: str = match.group(1)
+        self.description = description
+        self.described = frozenset(_METHOD.findall(bare))
+        self.methods: Mapping[str, Method] = dict(self._handlers())
+        unknown = self.methods.keys() - self.described
+        if unknown:
+            raise TypeError(f"{self.name} does not describe {', '.join(sorted(unknown))}")
+
+    def _handlers(self) -> Iterator[tuple[str, Method]]:
+        for attribute in dir(type(self)):
+            mark = getattr(getattr(type(self), attribute, None), _MARK, None)
+            if isinstance(mark, _Mark):
+                function = getattr(self, attribute)
+                yield (
+                    mark.name,
+                    Method(f"{self.name}.{mark.name}", function, requires_more=mark.requires_more),
+                )
+
+
+class GetInfoReply(Reply, omit_defaults=False):
+    """Who the service is, and the interfaces it has."""
+
+    vendor: str
+    product: str
+    version: str
+    url: str
+    interfaces: list[str]
+
+
+class GetInterfaceDescriptionParameters(Parameters):
+    """The name of an interface."""
+
+    interface: str
+
+
+class GetInterfaceDescriptionReply(Reply):
+    """The text of its description."""
+
+    description: str
+
+
+class _ServiceInterface(Interface):
+    """org.varlink.service, which every service has."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(load_description("org.varlink.service"))
+        self._service = service
+        self.info: GetInfoReply | None = None
+
+    @method("GetInfo")
+    def get_info(self, call: Call, params: Empty) -> GetInfoReply:
+        """Return who the service is."""
+        del call, params
+        assert self.info is not None
+        return self.info
+
+    @method("GetInterfaceDescription")
+    def get_interface_description(
+        self, call: Call, params: GetInterfaceDescriptionParameters
+    ) -> GetInterfaceDescriptionReply:
+        """Return the description of an interface."""
+        del call
+        interface = self._service.interfaces.get(params.interface)
+        if interface is None:
+            raise InterfaceNotFound(params.interface)
+        return GetInterfaceDescriptionReply(description=interface.description)
+
+
+class Service:
+    """A set of interfaces, org.varlink.service among them.
+
+    Args:
+        vendor: who makes it.
+        product: what it is.
+        version: its version.
+        url: where to read about it.
+        interfaces: all but org.varlink.service.
+
+    Attributes:
+        interfaces: by name, sorted.
+    """
+
+    def __init__(
+        self, *, vendor: str, product: str, version: str, url: str, interfaces: Iterable[Interface] = ()
+    ) -> None:
+        own = _ServiceInterface(self)
+        everything = sorted((own, *interfaces), key=lambda interface: interface.name)
+        self.interfaces: Mapping[str, Interface] = {interface.name: interface for interface in everything}
+        if len(self.interfaces) != len(everything):
+            raise ValueError("an interface is there twice")
+        own.info = GetInfoReply(
+            vendor=vendor, product=product, version=version, url=url, interfaces=list(self.interfaces)
+        )
+        self._methods = {
+            handler.name: handler for interface in everything for handler in interface.methods.values()
+        }
+
+    def find(self, name: str) -> Method:
+        """Return the handler of a method.
+
+        Args:
+            name: full name, with the interface.
+
+        Raises:
+            InterfaceNotFound: the service has no such interface.
+            MethodNotFound: the interface has no such method.
+            MethodNotImplemented: it has, but there is no handler.
+        """
+        found = self._methods.get(name)
+        if found is not None:
+            return found
+        prefix, _, member = name.rpartition(".")
+        interface = self.interfaces.get(prefix)
+        if interface is None:
+            raise InterfaceNotFound(prefix or name)
+        if member in interface.described:
+            raise MethodNotImplemented(name)
+        raise MethodNotFound(name)
+
+
+_PACKAGED = Path(__file__).parent.parent / "interfaces"
+_CHECKOUT = Path(__file__).parent.parent.parent.parent / "interfaces"
+
+
+def load_description(name: str) -> str:
+    """Return the description of an interface from the files shipped with the package (or lying in the checkout).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    directory = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+    return (directory / f"{name}.varlink").read_text(encoding="utf-8")

@@ -1,0 +1,176 @@
+"""Calls and replies as JSON, strictly (https://varlink.org/Method-Call).
+
+As strict as sd-varlink (``varlink_dispatch_method()``, ``varlink_dispatch_reply()``): an unknown key, a repeated one,
+a value of the wrong type or two flags at once is a :class:`ProtocolError`, which ends the connection.
+
+Values inside the parameters stay undecoded here: what they must look like is known to the method only.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from moorage.wire.errors import ProtocolError
+
+_EMPTY = Raw(b"{}")
+_NULL = b"null"
+_OBJECT = ord("{")
+
+T = TypeVar("T")
+
+
+class CallMessage(Struct, forbid_unknown_fields=True, gc=False):
+    """A method call.
+
+    Attributes:
+        method: full name, with the interface.
+        parameters: JSON text of an object.
+        more: several replies are welcome.
+        oneway: no reply is wanted, not even an error.
+        upgrade: the connection is to be used for another protocol after the reply. No method here does that, and such
+            a call is answered as any other (as sd-varlink does).
+    """
+
+    method: str
+    parameters: Raw = _EMPTY
+    more: bool = False
+    oneway: bool = False
+    upgrade: bool = False
+
+
+class ReplyMessage(Struct, forbid_unknown_fields=True, gc=False):
+    """A reply.
+
+    Attributes:
+        parameters: JSON text of an object.
+        continues: more replies to the same call will follow.
+        error: full name of the error; UNSET in a success.
+    """
+
+    parameters: Raw = _EMPTY
+    continues: bool = False
+    error: str | UnsetType = UNSET
+
+
+_decode_call = msgspec.json.Decoder(CallMessage).decode
+_decode_reply = msgspec.json.Decoder(ReplyMessage).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_parameters(parameters: Any) -> bytes:
+    """Return the JSON text of a Struct or a mapping; ``{}`` for None."""
+    return b"{}" if parameters is None else _encode(parameters)
+
+
+def encode_call(method: str, parameters: bytes, *, more: bool = False, oneway: bool = False) -> bytes:
+    """Return a call as JSON text, without the NUL that ends it on the wire."""
+    flag = b',"more":true' if more else b',"oneway":true' if oneway else b""
+    return b'{"method":%b,"parameters":%b%b}' % (_encode(method), parameters, flag)
+
+
+def encode_reply(parameters: bytes, *, continues: bool = False) -> bytes:
+    """Return a reply as JSON text, without the NUL that ends it on the wire."""
+    if continues:
+        return b'{"parameters":%b,"continues":true}' % parameters
+    return b'{"parameters":%b}' % parameters
+
+
+def encode_error(error: str, parameters: bytes) -> bytes:
+    """Return an error reply as JSON text, without the NUL that ends it on the wire."""
+    return b'{"error":%b,"parameters":%b}' % (_encode(error), parameters)
+
+
+def decode_call(text: bytes) -> CallMessage:
+    """Parse a call.
+
+    Raises:
+        ProtocolError: anything else than a well-formed call.
+    """
+    try:
+        call = _decode_call(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"not a method call: {error}") from None
+    parameters = call.parameters
+    # Quotes outside the parameters: two for each key, two for a string. Any other number is either a repeated key or
+    # something harmless (an escaped quote, a flag that is false), which the slow look tells apart.
+    if parameters is _EMPTY:
+        quotes = 4
+    else:
+        quotes = 6 + bytes(parameters).count(b'"')
+        call.parameters = _as_object(parameters)
+    if call.more or call.oneway or call.upgrade:
+        # sd-varlink refuses a second flag, even a false one, but only if it comes after a true one. Here an explicit
+        # false is the same as none, wherever it stands: no call that it takes is refused.
+        if call.more + call.oneway + call.upgrade > 1:
+            raise ProtocolError("not a method call: more than one flag")
+        quotes += 2
+    if text.count(b'"') != quotes:
+        _refuse_repeated_keys(text)
+    return call
+
+
+def decode_reply(text: bytes) -> ReplyMessage:
+    """Parse a reply.
+
+    Raises:
+        ProtocolError: anything else than a well-formed reply.
+    """
+    try:
+        reply = _decode_reply(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"not a reply: {error}") from None
+    parameters = reply.parameters
+    quotes = 2 if reply.continues else 0
+    if parameters is not _EMPTY:
+        quotes += 2 + bytes(parameters).count(b'"')
+        reply.parameters = _as_object(parameters)
+    if reply.error is not UNSET:
+        if reply.continues:
+            raise ProtocolError("not a reply: an error that continues")
+        quotes += 4
+    if text.count(b'"') != quotes:
+        _refuse_repeated_keys(text)
+    return reply
+
+
+def decode_parameters(parameters: Raw, decoder: msgspec.json.Decoder[T]) -> T:
+    """Decode the parameters of a message.
+
+    Raises:
+        ProtocolError: they are no JSON after all (they are looked at here for the first time).
+        msgspec.ValidationError: they are not what the type says.
+    """
+    try:
+        return decoder.decode(parameters)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"parameters are not JSON: {error}") from None
+
+
+def _as_object(parameters: Raw) -> Raw:
+    if memoryview(parameters)[0] == _OBJECT:
+        return parameters
+    if parameters == _NULL:
+        return _EMPTY
+    raise ProtocolError("parameters are not an object")
+
+
+def _refuse_repeated_keys(text: bytes) -> None:
+    # A second parser, because msgspec keeps the last of several equal keys without a word. Hooks are called from the
+    # inside out: what the last call got is the message itself.
+    keys: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        keys[:] = [key for key, _ in pairs]
+
+    try:
+        json.loads(text, object_pairs_hook=note)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not JSON: {error}") from None
+    if len(set(keys)) != len(keys):
+        raise ProtocolError("a key is repeated")

@@ -1,0 +1,282 @@
+"""A varlink service on listening sockets.
+
+All connections are handled by one task (:mod:`moorage.readiness`): read, decode, and where the handler does not wait,
+answer at once. Only a handler that waits gets a task of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from moorage.process import Peer, peer_of
+from moorage.readiness import Readiness
+from moorage.wire.deadlines import Deadlines
+from moorage.wire.dispatch import Service
+from moorage.wire.errors import System
+from moorage.wire.link import Link, Surroundings
+
+logger = logging.getLogger(__name__)
+
+ACCEPTS_PER_TURN = 16
+"""Connections to accept before those that exist get their turn again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the peers may cost.
+
+    Attributes:
+        connections: in all (VARLINK_DEFAULT_CONNECTIONS_MAX of sd-varlink.c).
+        connections_per_uid: of one user (VARLINK_DEFAULT_CONNECTIONS_PER_UID_MAX).
+        refusals: connections over the limit that may wait at the same time for being told so; further ones are closed
+            without a word.
+        refusal_seconds: how long such a connection may take to send the call that is answered with the reason.
+        stall_seconds: how long a peer may leave what it asked for unread (VARLINK_DEFAULT_TIMEOUT_USEC, after which
+            sd-varlink gives up on the other end).
+        accept_retry_seconds: pause of the listeners when there is not even a file descriptor to refuse with
+            (trio.serve_listeners has the same figure, and the reasons).
+    """
+
+    connections: int = 4096
+    connections_per_uid: int = 128
+    refusals: int = 64
+    refusal_seconds: float = 1.0
+    stall_seconds: float = 45.0
+    accept_retry_seconds: float = 0.1
+
+
+class Server:
+    """Serves one service.
+
+    Args:
+        service: what to serve.
+        limits: what the peers may cost.
+
+    Attributes:
+        service: see above.
+        limits: see above.
+        last_activity: when the last connection came or ended, in seconds of trio.current_time().
+    """
+
+    def __init__(self, service: Service, *, limits: Limits | None = None) -> None:
+        self.service = service
+        self.limits = limits or Limits()
+        self.last_activity = 0.0
+        self._links: set[Link] = set()
+        self._per_uid: dict[int, int] = {}
+        self._refused = 0
+        self._readiness = Readiness()
+        self._listeners: list[socket.socket] = []
+        self._reserve: int | None = None
+        self._surroundings: Surroundings | None = None
+        self._deadlines = Deadlines()
+        self._quiet = trio.Event()
+        self._stopped = trio.Event()
+
+    @property
+    def connections(self) -> int:
+        """Connections that exist, without those about to be refused."""
+        return len(self._links) - self._refused
+
+    @property
+    def calls_running(self) -> int:
+        """Calls that are being handled."""
+        return sum(link.busy for link in self._links)
+
+    async def serve(
+        self,
+        listeners: Sequence[socket.socket],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until :meth:`stop` or the end of :meth:`drain`.
+
+        Args:
+            listeners: listening Unix stream sockets. They are made non-blocking, and stay open.
+            task_status: told once connections are accepted.
+
+        Raises:
+            OSError: a listener cannot be watched.
+        """
+        self.last_activity = trio.current_time()
+        self._reserve = _open_reserve()
+        try:
+            async with trio.open_nursery() as tasks:
+                self._surroundings = Surroundings(
+                    self.service,
+                    self._readiness,
+                    self._deadlines,
+                    tasks,
+                    self.limits.stall_seconds,
+                    self._ended,
+                )
+                for listener in listeners:
+                    listener.setblocking(False)  # noqa: FBT003  # its only argument
+                    self._readiness.add(listener.fileno(), select.EPOLLIN, partial(self._accept, listener))
+                    self._listeners.append(listener)
+                tasks.start_soon(self._readiness.run)
+                tasks.start_soon(self._deadlines.run)
+                task_status.started()
+                await self._stopped.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            self._stop_listening()
+            for link in list(self._links):
+                link.close()
+            self._readiness.close()
+            if self._reserve is not None:
+                os.close(self._reserve)
+                self._reserve = None
+
+    def stop(self) -> None:
+        """Stop at once: calls under way are cancelled, connections closed."""
+        self._stopped.set()
+
+    async def drain(self, grace: float) -> None:
+        """Stop accepting, let the calls under way end, then stop.
+
+        Args:
+            grace: seconds that they are given.
+        """
+        self._stop_listening()
+        # Connections that wait in the backlog stay there: of an activated socket, the next instance gets them.
+        for link in list(self._links):
+            link.finish()
+        with trio.move_on_after(grace):
+            while self._links:
+                self._quiet = trio.Event()
+                await self._quiet.wait()
+        self.stop()
+
+    # -- accepting
+
+    def _accept(self, listener: socket.socket, events: int) -> None:
+        del events
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                connected, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in {errno.EMFILE, errno.ENFILE}:
+                    self._accept_with_reserve(listener, error.errno)
+                    return
+                if error.errno in {errno.ENOBUFS, errno.ENOMEM}:
+                    logger.warning("Failed to accept a connection, trying again: %s", error)
+                    self._pause_listening(self.limits.accept_retry_seconds)
+                    return
+                # Whatever else accept(2) says is about a connection that is gone again.
+                logger.debug("Failed to accept a connection, ignoring: %s", error)
+                continue
+            self._admit(connected)
+
+    def _admit(self, connected: socket.socket) -> None:
+        try:
+            connected.setblocking(False)  # noqa: FBT003  # its only argument
+            peer = peer_of(connected)
+        except OSError as error:
+            logger.debug("Failed to look at a new connection, ignoring: %s", error)
+            connected.close()
+            return
+        refusal: System | None = None
+        if self.connections >= self.limits.connections:
+            refusal = System.of(errno.EBUSY)
+        elif self._per_uid.get(peer.uid, 0) >= self.limits.connections_per_uid:
+            refusal = System.of(errno.EUSERS)
+        if refusal is not None and self._refused >= self.limits.refusals:
+            connected.close()
+            return
+        self._start(connected, peer, refusal)
+
+    def _accept_with_reserve(self, listener: socket.socket, number: int) -> None:
+        # Without a file descriptor left a caller cannot even be told so, and its connection would stay at the head of
+        # the backlog, where it wakes us for ever. So one is held in reserve: it is given up, the caller gets its
+        # answer, and while that takes no other one is accepted.
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
+            try:
+                connected, _ = listener.accept()
+            except OSError as error:
+                if isinstance(error, BlockingIOError):
+                    self._reserve = _open_reserve()
+                    return
+            else:
+                logger.warning("Failed to serve a connection: %s", os.strerror(number))
+                connected.setblocking(False)  # noqa: FBT003  # its only argument
+                self._pause_listening(None)
+                self._start(connected, peer_of(connected), System.of(number))
+                return
+        self._pause_listening(self.limits.accept_retry_seconds)
+
+    def _start(self, connected: socket.socket, peer: Peer, refusal: System | None) -> None:
+        assert self._surroundings is not None
+        link = Link(self._surroundings, connected, peer, refusal)
+        try:
+            link.start()
+        except OSError as error:
+            logger.warning("Failed to watch a connection: %s", error)
+            return
+        self._links.add(link)
+        self.last_activity = trio.current_time()
+        if refusal is None:
+            self._per_uid[peer.uid] = self._per_uid.get(peer.uid, 0) + 1
+        else:
+            self._refused += 1
+            self._deadlines.set(link, self.limits.refusal_seconds, link.close)
+        # Most callers have sent their call by the time that they are accepted.
+        link.ready(select.EPOLLIN)
+
+    def _ended(self, link: Link) -> None:
+        self._links.discard(link)
+        self._deadlines.clear(link)
+        self.last_activity = trio.current_time()
+        if link.refusal is None:
+            left = self._per_uid[link.peer.uid] - 1
+            if left:
+                self._per_uid[link.peer.uid] = left
+            else:
+                del self._per_uid[link.peer.uid]
+        else:
+            self._refused -= 1
+        if self._reserve is None:
+            self._resume_listening()
+        if not self._links:
+            self._quiet.set()
+
+    def _pause_listening(self, seconds: float | None) -> None:
+        for listener in self._listeners:
+            self._readiness.modify(listener.fileno(), 0)
+        if seconds is not None:
+            self._deadlines.set(self, seconds, self._resume_listening)
+
+    def _resume_listening(self) -> None:
+        if self._reserve is None:
+            self._reserve = _open_reserve()
+        for listener in self._listeners:
+            self._readiness.modify(listener.fileno(), select.EPOLLIN)
+
+    def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            self._readiness.remove(listener.fileno())
+        self._listeners.clear()
+        self._deadlines.clear(self)
+
+
+def _open_reserve() -> int | None:
+    """Return a file descriptor that stands for nothing, None where there is none left."""
+    try:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            return None
+        raise
