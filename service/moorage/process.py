@@ -23,7 +23,8 @@ _SO_PEERPIDFD = getattr(
 )  # asm-generic/socket.h; not in Python's socket module before 3.14
 _UCRED = struct.Struct("iII")
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
-_PID_MAX = 2**22  # PID_MAX_LIMIT of include/linux/threads.h: no PID is larger on any 64 bit machine
+PID_MAX = 2**22
+"""PID_MAX_LIMIT of the kernel's include/linux/threads.h: no PID is larger on any 64 bit machine."""
 
 
 class ProcessGone(Exception):
@@ -152,7 +153,7 @@ def open_process(pid: int, pidfd_id: int | None = None, boot: str | None = None)
         NotAProcess: the number can be no PID, or it is a thread's or a kernel thread's.
         OSError: no file descriptor is left (EMFILE, ENFILE).
     """
-    if not 0 < pid <= _PID_MAX:
+    if not 0 < pid <= PID_MAX:
         raise NotAProcess(f"{pid} is no PID")
     if boot is not None and boot.replace("-", "").lower() != boot_id():
         raise ProcessGone(pid)
@@ -174,6 +175,15 @@ def open_process(pid: int, pidfd_id: int | None = None, boot: str | None = None)
         os.close(pidfd)
         raise ProcessGone(pid)
     return pidfd
+
+
+def identify(pid: int, pidfd_id: int | None = None, boot: str | None = None) -> ProcessId:
+    """Name a process by its number, checked as :func:`open_process` does, and with the same errors."""
+    pidfd = open_process(pid, pidfd_id, boot)
+    try:
+        return process_id(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 def control_group(pid: int) -> str:

@@ -22,6 +22,7 @@ import trio
 
 from moorage import process
 from moorage.machines.allocation import Allocator, Place
+from moorage.machines.metadata import Metadata, acquire
 from moorage.machines.model import (
     Accounting,
     KillWhom,
@@ -451,32 +452,43 @@ class Lifecycle:
             return _machine(registration, await self._allocator.rehearse(registration, deadline=deadline))
         return _machine(registration, await self._place(registration, registration.leader_pidfd, deadline))
 
-    async def stop(self, machine: Machine, *, timeout_usec: int = STOP_USEC) -> None:
-        """Stop a machine, and wait until it is gone.
+    async def begin_stop(self, machine: Machine, *, wait_usec: int) -> bool:
+        """Begin to stop a machine, and wait a while for its end.
 
         A frozen one is thawed first: the manager refuses to stop what is frozen. Escalation is the manager's, as the
         unit's properties say (systemd.kill(5)). Once begun, the stop goes on without its caller.
 
         Args:
             machine: one of the registry's.
-            timeout_usec: how long to wait for the end, µs.
+            wait_usec: how long to wait for the end, µs.
+
+        Returns:
+            Whether it is gone.
 
         Raises:
             NotStoppable: there is nothing that could be stopped.
-            ManagerTimeout: it is not gone yet.
             ManagerError: as the manager says.
         """
-        deadline = trio.current_time() + timeout_usec / 1e6
         if self.registry.get(machine.name) is not machine:
-            return
+            return True
         gone = self._gone.setdefault(machine, trio.Event())
-        await self._detached(lambda: self._stop(machine, deadline))
-        with trio.move_on_at(deadline) as waiting:
+        with trio.move_on_after(wait_usec / 1e6):
+            await self._detached(lambda: self._stop(machine))
             await gone.wait()
-        if waiting.cancelled_caught:
+        return gone.is_set()
+
+    async def stop(self, machine: Machine, *, timeout_usec: int = STOP_USEC) -> None:
+        """Stop a machine as :meth:`begin_stop` does, and wait until it is gone.
+
+        Raises:
+            ManagerTimeout: it is not gone yet.
+            NotStoppable, ManagerError: as :meth:`begin_stop` says.
+        """
+        if not await self.begin_stop(machine, wait_usec=timeout_usec):
             raise ManagerTimeout(f"stop of {machine.unit}")
 
-    async def _stop(self, machine: Machine, deadline: float) -> None:
+    async def _stop(self, machine: Machine) -> None:
+        deadline = trio.current_time() + STOP_USEC / 1e6
         machine.phase = Phase.stopping
         if not machine.owns_unit:
             # The unit is somebody else's too: a friendly word to who runs the machine (as machine_stop() does).
@@ -560,24 +572,39 @@ class Lifecycle:
         state = cgroup.events(machine.control_group)
         return state is not None and state.frozen
 
-    def find_process(self, target: process.ProcessId) -> Machine | None:
+    def find_process(
+        self, pid: int, pidfd_id: int | None = None, boot_id: str | None = None
+    ) -> Machine | None:
         """Find the machine that a process belongs to: as its leader, by its control group, or by its ancestors.
 
         The ancestors are asked as machined does: a process in a unit of a user inside the machine has the machine's
         first process above it.
+
+        Args:
+            pid: the process.
+            pidfd_id: inode number that its pidfd must have.
+            boot_id: boot that it must be of.
         """
-        pid = target.pid
-        if (machine := self.registry.by_leader(target)) is not None:
-            return machine
-        for _ in range(ANCESTORS_MAX):
-            try:
-                machine = self.registry.by_control_group(process.control_group(pid))
-                pid = process.parent(pid)
-            except (process.ProcessGone, process.NotAProcess):
-                return None
-            if machine is not None or pid == 0:
+        try:
+            if (machine := self.registry.by_leader(process.identify(pid, pidfd_id, boot_id))) is not None:
                 return machine
+            for _ in range(ANCESTORS_MAX):
+                machine = self.registry.by_control_group(process.control_group(pid))
+                if machine is not None or pid == 1:
+                    return machine
+                pid = process.parent(pid)
+        except (process.ProcessGone, process.NotAProcess):
+            pass
         return None
+
+    async def metadata(self, machine: Machine, *, graceful: bool) -> Metadata:
+        """Look into a machine: its addresses, its OS release, its UID shift.
+
+        Raises:
+            MetadataError: something could not be had, unless graceful.
+            ManagerError: as the manager says.
+        """
+        return await acquire(machine, self._manager, graceful=graceful)
 
     async def unit_limits(self, machine: Machine, names: tuple[str, ...]) -> dict[str, Json]:
         """Read properties of a machine's unit; those that are unlimited or not available are left out.

@@ -103,6 +103,12 @@ def events(control_group: str) -> Events | None:
     return Events(b"populated 1" in text, b"frozen 1" in text)
 
 
+def attribute(control_group: str, name: str) -> str | None:
+    """Read one attribute of a group, without the newline; None if the group or its controller is not there."""
+    text = _read(control_group, name)
+    return None if text is None else text.decode("ascii", "replace").strip()
+
+
 def identity(control_group: str) -> int | None:
     """Return the inode number of a group, which no later group has (``ControlGroupId``); None if it is gone."""
     try:

@@ -1,0 +1,119 @@
+"""moored: the daemon's command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from typing import Literal
+
+import trio
+
+from moorage import __version__, activation
+from moorage.app import Options, run
+from moorage.pid1.cgroup import NotUnified, check_unified
+from moorage.pid1.manager import ManagerUnavailable
+
+IDLE_USEC = 30_000_000
+"""Default of --idle-timeout, µs: as long as machined keeps running with nothing to do (DEFAULT_EXIT_USEC)."""
+
+_PREFIXES = {logging.DEBUG: "<7>", logging.INFO: "<6>", logging.WARNING: "<4>", logging.ERROR: "<3>"}
+
+
+class _Formatter(logging.Formatter):
+    """Prefixes each line with its level where the journal reads it (sd-daemon(3))."""
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if not self._journal:
+            return text
+        prefix = _PREFIXES.get(record.levelno, "<2>")
+        return "\n".join(prefix + line for line in text.splitlines())
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="moored", description="Registers machines and gives them scopes, over varlink."
+    )
+    parser.add_argument("--version", action="version", version=f"moored {__version__}")
+    parser.add_argument("--user", action="store_true", help="ask the service manager of the calling user")
+    parser.add_argument(
+        "--link",
+        choices=("auto", "private", "bus"),
+        default="auto",
+        help="how to talk to the service manager (default: its private socket, else the bus)",
+    )
+    parser.add_argument(
+        "--listen", metavar="PATH", help="listen there instead of on sockets that were passed"
+    )
+    parser.add_argument(
+        "--state-directory", metavar="PATH", help="where records are kept (default: below /run)"
+    )
+    parser.add_argument(
+        "--idle-timeout",
+        metavar="SECONDS",
+        type=float,
+        default=IDLE_USEC / 1e6,
+        help="exit after so long with nothing to do; 0 for never (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--log-level", type=int, choices=range(8), default=6, help="of syslog(3) (default: 6)"
+    )
+    return parser.parse_args(argv)
+
+
+def _state_directory(given: str | None, *, user: bool) -> str:
+    if given is not None:
+        return given
+    if not user:
+        return "/run/moorage/machines"
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not runtime.startswith("/"):
+        raise ManagerUnavailable("$XDG_RUNTIME_DIR is not set")
+    return f"{runtime}/moorage/machines"
+
+
+def _fail(message: str) -> Literal[1]:
+    logging.getLogger("moored").error("%s", message)
+    return 1
+
+
+def main() -> int:
+    """Run the daemon; return its exit status."""
+    arguments = _arguments(sys.argv[1:])
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(journal="JOURNAL_STREAM" in os.environ))
+    logging.basicConfig(handlers=[handler])
+    try:
+        check_unified()
+        options = Options(
+            user=os.getuid() if arguments.user else None,
+            link=arguments.link,
+            state_directory=_state_directory(arguments.state_directory, user=arguments.user),
+            idle_usec=round(arguments.idle_timeout * 1e6) or None,
+            log_level=arguments.log_level,
+        )
+        listeners = [activation.listen(arguments.listen)] if arguments.listen else activation.listeners()
+        trio.run(run, options, listeners)
+    except* NotUnified as group:
+        return _fail(f"Failed to start: {_only(group)}")
+    except* (ManagerUnavailable, activation.NoSockets) as group:
+        return _fail(f"Failed to start: {_only(group)}")
+    except* OSError as group:
+        return _fail(f"Failed to start: {_only(group)}")
+    return 0
+
+
+def _only(group: BaseExceptionGroup[Exception]) -> Exception:
+    """Return the first exception in a group of groups."""
+    found = group.exceptions[0]
+    return _only(found) if isinstance(found, BaseExceptionGroup) else found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

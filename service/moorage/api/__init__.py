@@ -1,0 +1,1 @@
+"""The interfaces that are served: what goes over the wire, and thin handlers."""

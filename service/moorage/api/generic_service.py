@@ -1,0 +1,96 @@
+"""io.systemd.service, which every service of systemd has (``varlink_method_ping()`` and its neighbours)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
+
+from moorage.api.requests import authorize
+from moorage.authz.policy import Action, Policy
+from moorage.wire.dispatch import Call, Empty, Int, Interface, Parameters, Reply, load_description, method
+from moorage.wire.errors import VarlinkError
+
+# syslog(3) levels to those of Python's logging; what Python does not tell apart goes to the more talkative side.
+_TO_PYTHON = {
+    0: logging.CRITICAL,
+    1: logging.CRITICAL,
+    2: logging.CRITICAL,
+    3: logging.ERROR,
+    4: logging.WARNING,
+    5: logging.INFO,
+    6: logging.INFO,
+    7: logging.DEBUG,
+}
+
+
+class SetLogLevelIn(Parameters):
+    """A level of syslog(3), 0 (emergency) to 7 (debug)."""
+
+    level: Annotated[int, Meta(ge=0, le=7)]
+
+
+class GetLogLevelOut(Reply):
+    """A level of syslog(3)."""
+
+    level: Int
+
+
+class GetEnvironmentOut(Reply):
+    """The environment block, as KEY=VALUE."""
+
+    environment: list[str] | None = None
+
+
+@dataclass(eq=False)
+class InconsistentEnvironment(VarlinkError):
+    """The environment block holds what is no UTF-8."""
+
+    error = "io.systemd.service.InconsistentEnvironment"
+
+
+class GenericService(Interface):
+    """The handlers of io.systemd.service."""
+
+    def __init__(self, policy: Policy, *, log_level: int = 6) -> None:
+        """Serve it.
+
+        Args:
+            policy: who may call what.
+            log_level: the level at the start, of syslog(3).
+        """
+        super().__init__(load_description("io.systemd.service"))
+        self._policy = policy
+        self._level = log_level
+        logging.getLogger().setLevel(_TO_PYTHON[log_level])
+
+    @method("Ping")
+    def ping(self, call: Call, params: Empty) -> None:
+        """Answer."""
+
+    @method("SetLogLevel")
+    def set_log_level(self, call: Call, params: SetLogLevelIn) -> None:
+        """Say more, or less."""
+        authorize(call, self._policy, Action.SERVICE)
+        self._level = params.level
+        logging.getLogger().setLevel(_TO_PYTHON[params.level])
+
+    @method("GetLogLevel")
+    def get_log_level(self, call: Call, params: Empty) -> GetLogLevelOut:
+        """Return how much is said."""
+        authorize(call, self._policy, Action.SERVICE)
+        return GetLogLevelOut(level=self._level)
+
+    @method("GetEnvironment")
+    def get_environment(self, call: Call, params: Empty) -> GetEnvironmentOut:
+        """Return the environment block that the service was started with."""
+        authorize(call, self._policy, Action.SERVICE)
+        try:
+            return GetEnvironmentOut(
+                environment=[f"{key.decode()}={value.decode()}" for key, value in os.environb.items()]
+            )
+        except UnicodeDecodeError:
+            raise InconsistentEnvironment from None

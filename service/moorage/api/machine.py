@@ -1,0 +1,383 @@
+"""io.moorage.Machine, our own interface. Methods without a handler here are answered with MethodNotImplemented."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from moorage import process
+from moorage.api import machine_types as wire
+from moorage.api.requests import (
+    Leader,
+    NotOwned,
+    authorize,
+    check_identity,
+    find_named,
+    open_leader,
+    process_id,
+    timestamp,
+)
+from moorage.authz.policy import Action, Policy
+from moorage.machines import model
+from moorage.machines.allocation import JobFailed, UnitNameTaken
+from moorage.machines.lifecycle import REGISTER_USEC, STOP_USEC, Lifecycle, NotStoppable, accounting
+from moorage.machines.limits import differences
+from moorage.machines.registry import Full, LeaderTaken, NameTaken
+from moorage.pid1 import manager
+from moorage.wire.dispatch import Call, Empty, Interface, Last, load_description, method
+from moorage.wire.errors import InvalidParameter, PermissionDenied, VarlinkError
+
+LIMIT_PROPERTIES = (
+    "CPUWeight",
+    "CPUQuotaPerSecUSec",
+    "CPUQuotaPeriodUSec",
+    "AllowedCPUs",
+    "AllowedMemoryNodes",
+    "IOWeight",
+    "MemoryMin",
+    "MemoryLow",
+    "MemoryHigh",
+    "MemoryMax",
+    "MemorySwapMax",
+    "EffectiveMemoryHigh",
+    "EffectiveMemoryMax",
+    "TasksMax",
+    "EffectiveTasksMax",
+    "DevicePolicy",
+    "OOMPolicy",
+    "Delegate",
+    "KillMode",
+    "TimeoutStopUSec",
+    "RuntimeMaxUSec",
+)
+"""Properties that Describe shows as limits; those without a limit are left out."""
+
+
+def _error(error: Exception) -> VarlinkError | None:
+    """Return the error of this interface for what went wrong below; None for what is a bug of ours."""
+    match error:
+        case NameTaken() | LeaderTaken():
+            holder = error.holder
+            return wire.MachineExists(
+                error.name, holder.unit if holder else None, holder.invocation_id if holder else None
+            )
+        case UnitNameTaken():
+            return wire.UnitNameTaken(error.unit, error.holder)
+        case JobFailed():
+            return wire.JobFailed(error.unit, error.job_result, error.unit_result)
+        case process.ProcessGone():
+            return wire.ProcessGone(error.pid)
+        case NotOwned():
+            return wire.ProcessNotOwned(error.pid, error.uid)
+        case Full():
+            return wire.Busy("Register")
+        case NotStoppable():
+            return wire.NotSupported("Stop", "the machine is part of a unit, and nobody supervises it")
+        case manager.NoSuchProperty():
+            return wire.NoSuchProperty(error.property)
+        case manager.InvalidProperty():
+            return wire.InvalidProperty(error.property, error.reason)
+        case manager.ManagerTimeout():
+            return wire.Timeout(error.operation)
+        case manager.UnitBusy():
+            return wire.Busy(error.reason)
+        case manager.AccessDenied():
+            return PermissionDenied()
+        case manager.ManagerError():
+            return wire.ManagerUnavailable(str(error))
+        case _:
+            return None
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        translated = _error(error)
+        if translated is None:
+            raise
+        raise translated from None
+
+
+class MoorageMachine(Interface):
+    """The handlers of io.moorage.Machine."""
+
+    def __init__(self, lifecycle: Lifecycle, policy: Policy) -> None:
+        super().__init__(load_description("io.moorage.Machine"))
+        self._lifecycle = lifecycle
+        self._registry = lifecycle.registry
+        self._policy = policy
+
+    @method("Register")
+    async def register(self, call: Call, params: wire.RegisterIn) -> wire.RegisterOut:
+        """Register a machine, and give it a scope."""
+        self._check(params)
+        authorize(call, self._policy, Action.REGISTER)
+        pidfd = (
+            None
+            if params.leaderFileDescriptor is None
+            else call.take_fd(params.leaderFileDescriptor, "leaderFileDescriptor")
+        )
+        blamed = "leader" if pidfd is None else "leaderFileDescriptor"
+        with _errors():
+            leader = open_leader(call, self._policy, params.leader, pidfd, blamed)
+            try:
+                registration = self._registration(call, params, leader)
+                machine = await self._registered(registration, params.timeoutUSec or REGISTER_USEC)
+            finally:
+                leader.close()
+        wanted = registration.properties if not registration.dry_run else {}
+        return wire.RegisterOut(
+            machine=self._machine(machine),
+            differences=[
+                wire.Difference(
+                    property=found.property,
+                    wanted=found.wanted,
+                    effective=found.effective,
+                    reason=found.reason,
+                )
+                for found in differences(machine.control_group, wanted)
+            ],
+        )
+
+    def _check(self, params: wire.RegisterIn) -> None:
+        """Check what can be checked without looking at anything but the parameters."""
+        if not model.is_machine_name(params.name):
+            raise InvalidParameter("name")
+        if params.helpers:
+            raise wire.NotSupported("helpers", "this version of the service has no helpers")
+        if params.lease:
+            raise wire.NotSupported("lease", "this version of the service has no leases")
+        check_identity(
+            id=params.id,
+            service=params.service,
+            root_directory=params.rootDirectory,
+            if_indices=params.ifIndices,
+            vsock_cid=params.vSockCid,
+            ssh_address=params.sshAddress,
+            ssh_private_key_path=params.sshPrivateKeyPath,
+            control_address=params.controlAddress,
+        )
+        if params.slice is not None and not model.is_slice_name(params.slice):
+            raise InvalidParameter("slice")
+        if params.description is not None and not model.is_text(params.description):
+            raise InvalidParameter("description")
+        if params.allocateUnit is False:
+            for name, value in (
+                ("slice", params.slice),
+                ("description", params.description),
+                ("properties", params.properties),
+            ):
+                if value:
+                    raise InvalidParameter(name)  # of a unit that is somebody else's
+
+    def _registration(self, call: Call, params: wire.RegisterIn, leader: Leader) -> model.Registration:
+        return model.Registration(
+            name=params.name,
+            class_=model.MachineClass(params.class_),
+            uid=call.peer.uid,
+            leader=leader.id,
+            leader_pidfd=leader.pidfd,
+            supervisor=leader.supervisor,
+            allocate_unit=params.allocateUnit is not False,
+            id=None if params.id is None else params.id.replace("-", "").lower(),
+            service=params.service,
+            root_directory=params.rootDirectory,
+            if_indices=tuple(params.ifIndices or ()),
+            vsock_cid=params.vSockCid,
+            ssh_address=params.sshAddress,
+            ssh_private_key_path=params.sshPrivateKeyPath,
+            control_address=params.controlAddress,
+            slice=params.slice,
+            description=params.description,
+            properties=params.properties or {},
+            dry_run=bool(params.dryRun),
+        )
+
+    async def _registered(self, registration: model.Registration, timeout_usec: int) -> model.Machine:
+        """Register, or find that the same caller has registered the same leader before.
+
+        A launcher that lost its connection cannot know whether its call was carried out: it may simply repeat it.
+        """
+        await self._lifecycle.wait_registered(registration.name, timeout_usec=timeout_usec)
+        holder = self._registry.get(registration.name)
+        if (
+            holder is not None
+            and (holder.leader, holder.uid, holder.class_, holder.allocated)
+            == (registration.leader, registration.uid, registration.class_, registration.allocate_unit)
+            and self._lifecycle.is_there(holder)
+        ):
+            return holder
+        return await self._lifecycle.register(registration, timeout_usec=timeout_usec)
+
+    @method("List", requires_more=True)
+    def list(self, call: Call, params: Empty) -> Iterator[wire.MachineOut]:
+        """List the living machines."""
+        authorize(call, self._policy, Action.INSPECT)
+        for machine in list(self._registry):
+            if self._lifecycle.is_there(machine):
+                yield wire.MachineOut(machine=self._machine(machine))
+
+    @method("Describe")
+    async def describe(self, call: Call, params: wire.NameIn) -> wire.DescribeOut:
+        """Describe a machine, also one that is gone while its verdict is kept."""
+        authorize(call, self._policy, Action.INSPECT)
+        machine = find_named(self._registry, params.name) or self._registry.verdict(params.name)
+        if machine is None:
+            raise wire.NoSuchMachine(params.name)
+        if machine.verdict is not None:
+            return wire.DescribeOut(
+                machine=self._machine(machine), accounting=_accounting(machine.verdict.accounting), limits={}
+            )
+        with _errors():
+            try:
+                limits = await self._lifecycle.unit_limits(machine, LIMIT_PROPERTIES)
+            except (manager.NoSuchUnit, manager.NoSuchProperty):
+                limits = {}  # it is just going, or it is a unit of a type that has none
+        return wire.DescribeOut(
+            machine=self._machine(machine),
+            accounting=_accounting(accounting(machine.control_group)),
+            limits=limits,
+        )
+
+    @method("Find")
+    async def find(self, call: Call, params: wire.FindIn) -> wire.MachineOut:
+        """Find the machine that a process, a unit, a control group or an invocation belongs to."""
+        authorize(call, self._policy, Action.INSPECT)
+        given = [name for name in wire.FindIn.__struct_fields__ if getattr(params, name) is not None]
+        if len(given) != 1:
+            raise InvalidParameter(given[1] if given else "process")
+        with _errors():
+            machine = self._found(call, params)
+        if machine is None or not self._lifecycle.is_there(machine):
+            raise wire.NoSuchMachine
+        return wire.MachineOut(machine=self._machine(machine))
+
+    def _found(self, call: Call, params: wire.FindIn) -> model.Machine | None:
+        if params.unit is not None:
+            return self._registry.by_unit(params.unit)
+        if params.controlGroup is not None:
+            if not model.is_path(params.controlGroup):
+                raise InvalidParameter("controlGroup")
+            return self._registry.by_control_group(params.controlGroup.rstrip("/"))
+        if params.invocationId is not None:
+            if not model.is_id128(params.invocationId):
+                raise InvalidParameter("invocationId")
+            return self._registry.by_invocation(params.invocationId.replace("-", "").lower())
+        if params.processFileDescriptor is not None:
+            pidfd = call.take_fd(params.processFileDescriptor, "processFileDescriptor")
+            try:
+                target = process.process_id(pidfd)
+            except process.NotAProcess:
+                raise InvalidParameter("processFileDescriptor") from None
+            finally:
+                os.close(pidfd)
+        else:
+            assert params.process is not None
+            try:
+                target = process.identify(params.process.pid, params.process.pidfdId, params.process.bootId)
+            except process.NotAProcess:
+                raise InvalidParameter("process") from None
+        return self._lifecycle.find_process(target.pid, target.pidfd_id, target.boot_id)
+
+    @method("Kill")
+    async def kill(self, call: Call, params: wire.KillIn) -> None:
+        """Send a signal to processes of a machine."""
+        authorize(call, self._policy, Action.MANAGE)
+        if params.subgroup is not None and not model.is_path("/" + params.subgroup.lstrip("/")):
+            raise InvalidParameter("subgroup")
+        whom = model.KillWhom(params.whom or model.KillWhom.all)
+        if params.subgroup is not None and whom is not model.KillWhom.all:
+            raise InvalidParameter("subgroup")
+        machine = await self._living(params.name, params.ifInvocationId)
+        with _errors():
+            try:
+                await self._lifecycle.kill(machine, whom, params.signal, subgroup=params.subgroup)
+            except manager.NoSuchUnit:
+                raise wire.ProcessGone from None
+
+    @method("Stop")
+    async def stop(
+        self, call: Call, params: wire.StopIn
+    ) -> AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
+        """Stop a machine; answered when it is gone, with ``more`` also when it begins to stop."""
+        authorize(call, self._policy, Action.MANAGE)
+        machine = await self._living(params.name, params.ifInvocationId)
+        with _errors():
+            if call.more:
+                await self._lifecycle.begin_stop(machine, wait_usec=0)
+                yield wire.MachineOut(machine=self._machine(machine))
+            await self._lifecycle.stop(machine, timeout_usec=params.timeoutUSec or STOP_USEC)
+        yield Last(wire.MachineOut(machine=self._machine(machine)))
+
+    @method("Forget")
+    def forget(self, call: Call, params: wire.NameIn) -> None:
+        """Drop the record of a machine, living or gone; its unit goes on."""
+        authorize(call, self._policy, Action.MANAGE)
+        machine = find_named(self._registry, params.name) or self._registry.verdict(params.name)
+        if machine is None:
+            raise wire.NoSuchMachine(params.name)
+        self._lifecycle.forget(machine)
+
+    async def _living(self, name: str, invocation_id: str | None) -> model.Machine:
+        find_named(self._registry, name)  # refuses what is no name
+        await self._lifecycle.wait_registered(name)
+        machine = self._registry.get(name)
+        if machine is None or (invocation_id is not None and machine.invocation_id != invocation_id):
+            raise wire.NoSuchMachine(name)
+        return machine
+
+    def _machine(self, machine: model.Machine) -> wire.Machine:
+        frozen = machine.verdict is None and self._lifecycle.is_frozen(machine)
+        return wire.Machine(
+            name=machine.name,
+            class_=wire.MachineClass(machine.class_),
+            phase=wire.Phase(machine.phase),
+            freezer=wire.FreezerState.frozen if frozen else wire.FreezerState.running,
+            id=machine.id,
+            service=machine.service,
+            uid=machine.uid,
+            unit=machine.unit,
+            subgroup=machine.subgroup,
+            slice=machine.slice,
+            controlGroup=machine.control_group,
+            controlGroupId=machine.control_group_id,
+            invocationId=machine.invocation_id,
+            leader=process_id(machine.leader),
+            supervisor=process_id(machine.supervisor),
+            rootDirectory=machine.root_directory,
+            ifIndices=list(machine.if_indices),
+            vSockCid=machine.vsock_cid,
+            sshAddress=machine.ssh_address,
+            sshPrivateKeyPath=machine.ssh_private_key_path,
+            controlAddress=machine.control_address,
+            timestamp=timestamp(machine.timestamp),
+            helpers=[],
+            verdict=None if machine.verdict is None else _verdict(machine.verdict),
+        )
+
+
+def _verdict(verdict: model.Verdict) -> wire.Verdict:
+    return wire.Verdict(
+        result=verdict.result,
+        exitedAt=timestamp(verdict.exited_at),
+        oomKilled=verdict.oom_killed,
+        accounting=_accounting(verdict.accounting),
+    )
+
+
+def _accounting(found: model.Accounting) -> wire.Accounting:
+    return wire.Accounting(
+        cpuUsageNSec=found.cpu_usage_nsec,
+        memoryCurrent=found.memory_current,
+        memoryPeak=found.memory_peak,
+        memorySwapCurrent=found.memory_swap_current,
+        tasksCurrent=found.tasks_current,
+        ioReadBytes=found.io_read_bytes,
+        ioWriteBytes=found.io_write_bytes,
+        ioReadOperations=found.io_read_operations,
+        ioWriteOperations=found.io_write_operations,
+        oomKills=found.oom_kills,
+    )

@@ -1,0 +1,352 @@
+"""io.moorage.Machine on the wire: what its methods take and give, and its errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+from msgspec import Meta, field
+
+from moorage.api.requests import ProcessId, Signal, Timestamp
+from moorage.wire.dispatch import Int, Parameters, Reply
+from moorage.wire.errors import VarlinkError
+
+TIMEOUT_MAX_USEC = 600_000_000
+"""Longest deadline that a caller may ask for, µs: no start or stop of a machine takes longer and ends well."""
+
+TimeoutUSec = Annotated[int, Meta(ge=1, le=TIMEOUT_MAX_USEC)]
+
+
+class MachineClass(StrEnum):
+    """What runs in a machine."""
+
+    container = "container"
+    vm = "vm"
+
+
+class Phase(StrEnum):
+    """Where a machine is in its life."""
+
+    starting = "starting"
+    running = "running"
+    stopping = "stopping"
+    lingering = "lingering"
+    exited = "exited"
+
+
+class FreezerState(StrEnum):
+    """State of the freezer of a machine's unit."""
+
+    running = "running"
+    freezing = "freezing"
+    frozen = "frozen"
+    thawing = "thawing"
+
+
+class KillWhom(StrEnum):
+    """Which processes a signal is for."""
+
+    leader = "leader"
+    supervisor = "supervisor"
+    all = "all"
+
+
+class HelperStatus(Reply):
+    """A service that exists for one machine."""
+
+    name: str
+    unit: str
+    activeState: str  # noqa: N815 - names on the wire, here and below
+    subState: str  # noqa: N815
+    result: str | None = None
+    mainProcess: ProcessId | None = None  # noqa: N815
+    invocationId: str | None = None  # noqa: N815
+    sockets: list[str]
+
+
+class Difference(Reply):
+    """A property whose value in force is not the one asked for."""
+
+    property: str
+    wanted: str
+    effective: str | None = None
+    reason: str
+
+
+class Accounting(Reply):
+    """Counters of a machine's control group; what could not be had is left out."""
+
+    cpuUsageNSec: Int | None = None  # noqa: N815
+    memoryCurrent: Int | None = None  # noqa: N815
+    memoryPeak: Int | None = None  # noqa: N815
+    memorySwapCurrent: Int | None = None  # noqa: N815
+    tasksCurrent: Int | None = None  # noqa: N815
+    ioReadBytes: Int | None = None  # noqa: N815
+    ioWriteBytes: Int | None = None  # noqa: N815
+    ioReadOperations: Int | None = None  # noqa: N815
+    ioWriteOperations: Int | None = None  # noqa: N815
+    ipIngressBytes: Int | None = None  # noqa: N815
+    ipEgressBytes: Int | None = None  # noqa: N815
+    oomKills: Int | None = None  # noqa: N815
+    managedOomKills: Int | None = None  # noqa: N815
+
+
+class Verdict(Reply):
+    """What became of a machine."""
+
+    result: str
+    exitedAt: Timestamp  # noqa: N815
+    oomKilled: bool  # noqa: N815
+    accounting: Accounting
+
+
+class Machine(Reply):
+    """A machine."""
+
+    name: str
+    class_: MachineClass = field(name="class")
+    phase: Phase
+    freezer: FreezerState
+    id: str | None = None
+    service: str | None = None
+    uid: Int
+    unit: str
+    subgroup: str | None = None
+    slice: str
+    controlGroup: str  # noqa: N815
+    controlGroupId: Int  # noqa: N815
+    invocationId: str  # noqa: N815
+    leader: ProcessId | None = None
+    supervisor: ProcessId | None = None
+    runtimeDirectory: str | None = None  # noqa: N815
+    rootDirectory: str | None = None  # noqa: N815
+    ifIndices: list[Int]  # noqa: N815
+    vSockCid: Int | None = None  # noqa: N815
+    sshAddress: str | None = None  # noqa: N815
+    sshPrivateKeyPath: str | None = None  # noqa: N815
+    controlAddress: str | None = None  # noqa: N815
+    timestamp: Timestamp
+    helpers: list[HelperStatus]
+    verdict: Verdict | None = None
+
+
+class SocketType(StrEnum):
+    """Type of a socket."""
+
+    stream = "stream"
+    datagram = "datagram"
+    seqpacket = "seqpacket"
+
+
+class HelperSocket(Parameters):
+    """A socket that is bound for a helper."""
+
+    name: str
+    type: SocketType | None = None
+    mode: Int | None = None
+
+
+class HelperFailure(StrEnum):
+    """What the failure of a helper means for its machine."""
+
+    ignore = "ignore"
+    stopMachine = "stopMachine"  # noqa: N815
+
+
+class Helper(Parameters):
+    """A service that is to exist for one machine."""
+
+    name: str
+    execStart: list[str]  # noqa: N815
+    type: str | None = None
+    sockets: list[HelperSocket] | None = None
+    after: list[str] | None = None
+    onFailure: HelperFailure | None = None  # noqa: N815
+    restart: str | None = None
+    properties: dict[str, Any] | None = None
+
+
+class RegisterIn(Parameters):
+    """What Register takes."""
+
+    name: str
+    class_: MachineClass = field(name="class")
+    leader: ProcessId | None = None
+    leaderFileDescriptor: Int | None = None  # noqa: N815
+    id: str | None = None
+    service: str | None = None
+    rootDirectory: str | None = None  # noqa: N815
+    ifIndices: list[Int] | None = None  # noqa: N815
+    vSockCid: Int | None = None  # noqa: N815
+    sshAddress: str | None = None  # noqa: N815
+    sshPrivateKeyPath: str | None = None  # noqa: N815
+    controlAddress: str | None = None  # noqa: N815
+    allocateUnit: bool | None = None  # noqa: N815
+    slice: str | None = None
+    description: str | None = None
+    properties: dict[str, Any] | None = None
+    helpers: list[Helper] | None = None
+    lease: bool | None = None
+    dryRun: bool | None = None  # noqa: N815
+    timeoutUSec: TimeoutUSec | None = None  # noqa: N815
+    allowInteractiveAuthentication: bool | None = None  # noqa: N815
+
+
+class RegisterOut(Reply, omit_defaults=False):
+    """What Register gives."""
+
+    machine: Machine
+    differences: list[Difference]
+
+
+class MachineOut(Reply):
+    """A machine, as List, Find and Stop give it."""
+
+    machine: Machine
+
+
+class NameIn(Parameters):
+    """The name of a machine."""
+
+    name: str
+
+
+class DescribeOut(Reply):
+    """What Describe gives."""
+
+    machine: Machine
+    accounting: Accounting
+    limits: dict[str, Any]
+
+
+class FindIn(Parameters):
+    """Exactly one of these."""
+
+    process: ProcessId | None = None
+    processFileDescriptor: Int | None = None  # noqa: N815
+    unit: str | None = None
+    controlGroup: str | None = None  # noqa: N815
+    invocationId: str | None = None  # noqa: N815
+
+
+class KillIn(Parameters):
+    """What Kill takes."""
+
+    name: str
+    signal: Signal
+    whom: KillWhom | None = None
+    subgroup: str | None = None
+    ifInvocationId: str | None = None  # noqa: N815
+
+
+class StopIn(Parameters):
+    """What Stop takes."""
+
+    name: str
+    ifInvocationId: str | None = None  # noqa: N815
+    timeoutUSec: TimeoutUSec | None = None  # noqa: N815
+
+
+@dataclass(eq=False)
+class NoSuchMachine(VarlinkError):
+    """There is no such machine."""
+
+    error = "io.moorage.Machine.NoSuchMachine"
+    name: str | None = None
+
+
+@dataclass(eq=False)
+class MachineExists(VarlinkError):
+    """The name, the leader or the unit belongs to another machine already."""
+
+    error = "io.moorage.Machine.MachineExists"
+    name: str
+    unit: str | None = None
+    invocationId: str | None = None  # noqa: N815
+
+
+@dataclass(eq=False)
+class UnitNameTaken(VarlinkError):
+    """The name of the scope is taken by something that is no machine of ours."""
+
+    error = "io.moorage.Machine.UnitNameTaken"
+    unit: str
+    holder: str
+
+
+@dataclass(eq=False)
+class ProcessGone(VarlinkError):
+    """The process does not exist, or is not the one that was meant."""
+
+    error = "io.moorage.Machine.ProcessGone"
+    pid: int | None = None
+
+
+@dataclass(eq=False)
+class ProcessNotOwned(VarlinkError):
+    """The process is not the caller's to register."""
+
+    error = "io.moorage.Machine.ProcessNotOwned"
+    pid: int
+    uid: int
+
+
+@dataclass(eq=False)
+class NoSuchProperty(VarlinkError):
+    """Scopes have no such property, or it cannot be set."""
+
+    error = "io.moorage.Machine.NoSuchProperty"
+    property: str
+
+
+@dataclass(eq=False)
+class InvalidProperty(VarlinkError):
+    """The property cannot have that value, or is not the caller's to set."""
+
+    error = "io.moorage.Machine.InvalidProperty"
+    property: str
+    reason: str
+
+
+@dataclass(eq=False)
+class JobFailed(VarlinkError):
+    """The service manager could not start the unit."""
+
+    error = "io.moorage.Machine.JobFailed"
+    unit: str
+    jobResult: str  # noqa: N815
+    unitResult: str | None = None  # noqa: N815
+
+
+@dataclass(eq=False)
+class Busy(VarlinkError):
+    """The operation cannot be done now."""
+
+    error = "io.moorage.Machine.Busy"
+    operation: str
+
+
+@dataclass(eq=False)
+class NotSupported(VarlinkError):
+    """This cannot be done here."""
+
+    error = "io.moorage.Machine.NotSupported"
+    what: str
+    reason: str
+
+
+@dataclass(eq=False)
+class Timeout(VarlinkError):
+    """It was not done in time; it may be going on."""
+
+    error = "io.moorage.Machine.Timeout"
+    operation: str
+
+
+@dataclass(eq=False)
+class ManagerUnavailable(VarlinkError):
+    """The service manager cannot be reached, or refuses."""
+
+    error = "io.moorage.Machine.ManagerUnavailable"
+    reason: str

@@ -1,0 +1,197 @@
+"""What both interfaces of machines want to know of a call, in the same order of checks.
+
+Decode → class → authority → which process, does it live, whose is it → name free → properties valid → claim → act: the
+first half is settled here and in the handlers, the rest in :mod:`moorage.machines.lifecycle`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from moorage import process
+from moorage.authz.policy import Action, Policy
+from moorage.machines import model
+from moorage.machines.registry import Registry
+from moorage.wire.dispatch import Call, Int
+from moorage.wire.errors import InvalidParameter, PermissionDenied
+
+
+class NotOwned(Exception):
+    """The process is not the caller's to register.
+
+    Attributes:
+        pid: the process.
+        uid: whose it is.
+    """
+
+    def __init__(self, pid: int, uid: int) -> None:
+        super().__init__(f"process {pid} belongs to uid {uid}")
+        self.pid = pid
+        self.uid = uid
+
+
+SIGNAL_MAX = 64
+"""SIGRTMAX of Linux (signal(7))."""
+
+
+class ProcessId(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A process on the wire (``json_variant_new_pidref()``)."""
+
+    pid: Int
+    pidfdId: Int | None = None  # noqa: N815 - names on the wire
+    bootId: str | None = None  # noqa: N815
+
+
+class Timestamp(Struct, kw_only=True, omit_defaults=True):
+    """A moment on the wire: µs since the epoch, and since boot."""
+
+    realtime: Int | None = None
+    monotonic: Int | None = None
+
+
+Signal = Annotated[int, Meta(ge=1, le=SIGNAL_MAX)]
+"""A signal number that may be sent: 0, which only probes, is refused as machined does."""
+
+
+def process_id(found: process.ProcessId | None) -> ProcessId | None:
+    """Return a process as it goes over the wire."""
+    return None if found is None else ProcessId(pid=found.pid, pidfdId=found.pidfd_id, bootId=found.boot_id)
+
+
+def timestamp(found: model.Timestamp) -> Timestamp:
+    """Return a moment as it goes over the wire."""
+    return Timestamp(realtime=found.realtime, monotonic=found.monotonic)
+
+
+def authorize(call: Call, policy: Policy, action: Action) -> None:
+    """Let a call pass or not.
+
+    Raises:
+        PermissionDenied: the caller may not do this.
+    """
+    if not policy.allows(action, call.peer.uid):
+        raise PermissionDenied
+
+
+@dataclass(slots=True)
+class Leader:
+    """The leader of a registration, opened.
+
+    Attributes:
+        id: what names it.
+        pidfd: owned; closed by :meth:`close`.
+        supervisor: the caller, where that is another process.
+    """
+
+    id: process.ProcessId
+    pidfd: int
+    supervisor: process.ProcessId | None
+
+    def close(self) -> None:
+        """Close the pidfd."""
+        os.close(self.pidfd)
+
+
+def open_leader(
+    call: Call, policy: Policy, given: ProcessId | None, pidfd: int | None, field: str
+) -> Leader:
+    """Open the process that is to lead a machine: the one that is named, the one that was sent, or the caller.
+
+    Args:
+        call: the call.
+        policy: whose processes may be claimed.
+        given: the process as the parameters name it.
+        pidfd: one that came with the call; owned by this function.
+        field: name of the parameter to blame.
+
+    Raises:
+        ProcessGone: it does not exist, or is not the one that was meant.
+        InvalidParameter: it can be no leader; the two ways of naming it do not agree.
+        NotOwned: the caller may not claim it.
+        OSError: no file descriptor is left.
+    """
+    caller_pidfd = call.peer.pidfd()
+    try:
+        caller = process.process_id(caller_pidfd)
+        if pidfd is None:
+            pidfd = (
+                os.dup(caller_pidfd)
+                if given is None
+                else process.open_process(given.pid, given.pidfdId, given.bootId)
+            )
+        leader = process.process_id(pidfd)
+        if given is not None and given.pid != leader.pid:
+            raise InvalidParameter(field)
+        if leader.pid in {1, os.getpid()}:
+            raise InvalidParameter(
+                field
+            )  # moving the manager, or this service, into a machine would end both
+        owner = process.owner(leader.pid)
+        if not policy.may_claim(call.peer.uid, owner):
+            raise NotOwned(leader.pid, owner)
+        if process.has_exited(pidfd):  # so that the uid above is sure to be its own
+            raise process.ProcessGone(leader.pid)
+    except process.NotAProcess:
+        if pidfd is not None:
+            os.close(pidfd)
+        raise InvalidParameter(field) from None
+    except BaseException:
+        if pidfd is not None:
+            os.close(pidfd)
+        raise
+    finally:
+        os.close(caller_pidfd)
+    return Leader(leader, pidfd, None if caller == leader else caller)
+
+
+def find_named(registry: Registry, name: str | None, field: str = "name") -> model.Machine | None:
+    """Find a living machine by name.
+
+    Raises:
+        InvalidParameter: no machine can have that name.
+    """
+    if name is None:
+        return None
+    if not model.is_machine_name(name):
+        raise InvalidParameter(field)
+    return registry.get(name)
+
+
+def check_identity(
+    *,
+    id: str | None,  # noqa: A002 - name of the field
+    service: str | None,
+    root_directory: str | None,
+    if_indices: list[int] | None,
+    vsock_cid: int | None,
+    ssh_address: str | None,
+    ssh_private_key_path: str | None,
+    control_address: str | None,
+) -> None:
+    """Check what a registration says about a machine, for information only.
+
+    Raises:
+        InvalidParameter: a field is not what it should be.
+    """
+    if id is not None and not model.is_id128(id):
+        raise InvalidParameter("id")
+    for field, text in (
+        ("service", service),
+        ("sshAddress", ssh_address),
+        ("controlAddress", control_address),
+    ):
+        if text is not None and not model.is_text(text):
+            raise InvalidParameter(field)
+    for field, path in (("rootDirectory", root_directory), ("sshPrivateKeyPath", ssh_private_key_path)):
+        if path is not None and not model.is_path(path):
+            raise InvalidParameter(field)
+    if if_indices is not None and not (
+        len(if_indices) <= model.IF_INDICES_MAX and all(0 < index < 2**31 for index in if_indices)
+    ):
+        raise InvalidParameter("ifIndices")
+    if vsock_cid is not None and not model.VSOCK_CID_FIRST <= vsock_cid <= model.VSOCK_CID_LAST:
+        raise InvalidParameter("vSockCid")

@@ -1,0 +1,482 @@
+"""io.systemd.Machine, as systemd-machined 262 serves it, with a Register that also says where the machine is.
+
+Names, order of checks and errors are those of systemd's src/machine/machine-varlink.c and machined-varlink.c; where
+they differ on purpose it is said below. Methods without a handler here are answered with MethodNotImplemented.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from msgspec import field
+
+from moorage import process
+from moorage.api.requests import (
+    NotOwned,
+    ProcessId,
+    Signal,
+    Timestamp,
+    authorize,
+    check_identity,
+    find_named,
+    open_leader,
+    process_id,
+    timestamp,
+)
+from moorage.authz.policy import Action, Policy
+from moorage.machines import metadata, model
+from moorage.machines.allocation import JobFailed, UnitNameTaken
+from moorage.machines.lifecycle import Lifecycle, NotStoppable, now
+from moorage.machines.registry import Full, LeaderTaken, NameTaken
+from moorage.pid1.manager import AccessDenied, ManagerError, ManagerTimeout, NoSuchUnit
+from moorage.wire.dispatch import Call, Int, Interface, Last, Parameters, Reply, load_description, method
+from moorage.wire.errors import (
+    ExpectedMore,
+    InvalidParameter,
+    PermissionDenied,
+    System,
+    TimedOut,
+    VarlinkError,
+)
+
+HOST = ".host"
+"""Name of the host among the machines."""
+
+TERMINATE_USEC = 5_000_000
+"""How long Terminate waits for the end, µs. machined answers at once, and its clients' patience is 45 s (sd-varlink);
+a machine that ignores SIGTERM takes longer than that. After this the manager goes on by itself."""
+
+
+class MachineClass(StrEnum):
+    """What runs in a machine."""
+
+    container = "container"
+    vm = "vm"
+    host = "host"
+
+
+class KillWhom(StrEnum):
+    """Which processes a signal is for."""
+
+    leader = "leader"
+    supervisor = "supervisor"
+    all = "all"
+
+
+class AcquireMetadata(StrEnum):
+    """Whether List looks into the machines, and what a failure of that means."""
+
+    no = "no"
+    yes = "yes"
+    graceful = "graceful"
+
+
+class Address(Reply):
+    """A network address of a machine: family as in socket(2), address in network byte order."""
+
+    ifindex: Int | None = None
+    family: Int
+    address: list[Int]
+
+
+class RegisterIn(Parameters):
+    """What Register takes; ``supervisor`` is ignored, as it is derived from the caller."""
+
+    name: str
+    class_: MachineClass = field(name="class")
+    id: str | None = None
+    service: str | None = None
+    leader: Int | None = None
+    leaderProcessId: ProcessId | None = None  # noqa: N815 - names on the wire
+    supervisor: Int | None = None
+    supervisorProcessId: ProcessId | None = None  # noqa: N815
+    rootDirectory: str | None = None  # noqa: N815
+    ifIndices: list[Int] | None = None  # noqa: N815
+    vSockCid: Int | None = None  # noqa: N815
+    sshAddress: str | None = None  # noqa: N815
+    sshPrivateKeyPath: str | None = None  # noqa: N815
+    controlAddress: str | None = None  # noqa: N815
+    allocateUnit: bool | None = None  # noqa: N815
+    allowInteractiveAuthentication: bool | None = None  # noqa: N815
+
+
+class RegisterOut(Reply):
+    """What Register gives; machined gives nothing."""
+
+    unit: str | None = None
+    subgroup: str | None = None
+    slice: str | None = None
+    controlGroup: str | None = None  # noqa: N815
+    invocationId: str | None = None  # noqa: N815
+
+
+class LookupIn(Parameters):
+    """A machine by name, by a process in it, or by both."""
+
+    name: str | None = None
+    pid: ProcessId | None = None
+    allowInteractiveAuthentication: bool | None = None  # noqa: N815
+
+
+class KillIn(LookupIn):
+    """What Kill takes."""
+
+    whom: KillWhom | None = None
+    signal: Signal
+
+
+class ListIn(LookupIn):
+    """What List takes."""
+
+    acquireMetadata: AcquireMetadata | None = None  # noqa: N815
+
+
+class ListOut(Reply):
+    """A machine."""
+
+    name: str
+    id: str | None = None
+    service: str | None = None
+    class_: MachineClass = field(name="class")
+    leader: ProcessId | None = None
+    supervisor: ProcessId | None = None
+    rootDirectory: str | None = None  # noqa: N815
+    unit: str | None = None
+    timestamp: Timestamp | None = None
+    vSockCid: Int | None = None  # noqa: N815
+    sshAddress: str | None = None  # noqa: N815
+    sshPrivateKeyPath: str | None = None  # noqa: N815
+    controlAddress: str | None = None  # noqa: N815
+    addresses: list[Address] | None = None
+    OSRelease: list[str] | None = None
+    UIDShift: Int | None = None
+    subgroup: str | None = None
+    UID: Int | None = None
+
+
+@dataclass(eq=False)
+class NoSuchMachine(VarlinkError):
+    """There is no such machine."""
+
+    error = "io.systemd.Machine.NoSuchMachine"
+
+
+@dataclass(eq=False)
+class MachineExists(VarlinkError):
+    """The name, the leader or the unit belongs to another machine, or the unit's name is taken."""
+
+    error = "io.systemd.Machine.MachineExists"
+
+
+@dataclass(eq=False)
+class NoPrivateNetworking(VarlinkError):
+    """The machine has no network of its own."""
+
+    error = "io.systemd.Machine.NoPrivateNetworking"
+
+
+@dataclass(eq=False)
+class NoOSReleaseInformation(VarlinkError):
+    """The machine has no os-release(5)."""
+
+    error = "io.systemd.Machine.NoOSReleaseInformation"
+
+
+@dataclass(eq=False)
+class NoUIDShift(VarlinkError):
+    """The machine's user namespace is not a simple shift."""
+
+    error = "io.systemd.Machine.NoUIDShift"
+
+
+@dataclass(eq=False)
+class NotAvailable(VarlinkError):
+    """Machines of this class do not tell."""
+
+    error = "io.systemd.Machine.NotAvailable"
+
+
+@dataclass(eq=False)
+class NotSupported(VarlinkError):
+    """Machines of this class do not do that."""
+
+    error = "io.systemd.Machine.NotSupported"
+
+
+_METADATA_ERRORS: dict[type[metadata.MetadataError], type[VarlinkError]] = {
+    metadata.NoPrivateNetworking: NoPrivateNetworking,
+    metadata.NoOSRelease: NoOSReleaseInformation,
+    metadata.NoUIDShift: NoUIDShift,
+    metadata.NotAvailable: NotAvailable,
+}
+
+
+def _error(error: Exception) -> VarlinkError:
+    """Return the error of this interface for what went wrong below."""
+    match error:
+        case NameTaken() | LeaderTaken() | UnitNameTaken():
+            return MachineExists()
+        case Full():
+            return System.of(errno.ENOSPC)
+        case process.ProcessGone() | NoSuchUnit():
+            return System.of(errno.ESRCH)
+        case JobFailed():
+            return System.of(errno.EPROTO)
+        case NotStoppable():
+            return System.of(errno.EOPNOTSUPP)
+        case ManagerTimeout():
+            return TimedOut()
+        case AccessDenied():
+            return PermissionDenied()
+        case _:
+            return System.of(errno.EIO)
+
+
+_DOMAIN_ERRORS = (
+    NameTaken,
+    LeaderTaken,
+    UnitNameTaken,
+    Full,
+    process.ProcessGone,
+    JobFailed,
+    NotStoppable,
+    ManagerError,
+)
+
+
+class SystemdMachine(Interface):
+    """The handlers of io.systemd.Machine."""
+
+    def __init__(self, lifecycle: Lifecycle, policy: Policy) -> None:
+        super().__init__(load_description("io.systemd.Machine"))
+        self._lifecycle = lifecycle
+        self._registry = lifecycle.registry
+        self._policy = policy
+
+    @method("Register")
+    async def register(self, call: Call, params: RegisterIn) -> RegisterOut:
+        """Register a machine."""
+        if not model.is_host_name(params.name):
+            raise InvalidParameter("name")
+        if params.class_ is MachineClass.host:
+            raise InvalidParameter("class")
+        check_identity(
+            id=params.id,
+            service=params.service,
+            root_directory=params.rootDirectory,
+            if_indices=params.ifIndices,
+            vsock_cid=params.vSockCid,
+            ssh_address=params.sshAddress,
+            ssh_private_key_path=params.sshPrivateKeyPath,
+            control_address=params.controlAddress,
+        )
+        if params.controlAddress is not None and not model.is_path(params.controlAddress):
+            raise InvalidParameter("controlAddress")
+        authorize(call, self._policy, Action.REGISTER)
+        given, blamed = params.leaderProcessId, "leaderProcessId"
+        if given is None:
+            blamed = "leader"
+            given = None if params.leader is None else ProcessId(pid=params.leader)
+        elif params.leader not in {None, given.pid}:
+            raise InvalidParameter("leader")
+        try:
+            leader = open_leader(call, self._policy, given, None, blamed)
+        except process.ProcessGone:
+            raise InvalidParameter(blamed) from None
+        except NotOwned:
+            raise PermissionDenied from None
+        try:
+            machine = await self._lifecycle.register(
+                model.Registration(
+                    name=params.name,
+                    class_=model.MachineClass(params.class_),
+                    uid=call.peer.uid,
+                    leader=leader.id,
+                    leader_pidfd=leader.pidfd,
+                    supervisor=leader.supervisor,
+                    allocate_unit=bool(params.allocateUnit),
+                    id=None if params.id is None else params.id.replace("-", "").lower(),
+                    service=params.service,
+                    root_directory=params.rootDirectory,
+                    if_indices=tuple(params.ifIndices or ()),
+                    vsock_cid=params.vSockCid,
+                    ssh_address=params.sshAddress,
+                    ssh_private_key_path=params.sshPrivateKeyPath,
+                    control_address=params.controlAddress,
+                )
+            )
+        except _DOMAIN_ERRORS as error:
+            raise _error(error) from None
+        finally:
+            leader.close()
+        return RegisterOut(
+            unit=machine.unit,
+            subgroup=machine.subgroup,
+            slice=machine.slice,
+            controlGroup=machine.control_group,
+            invocationId=machine.invocation_id,
+        )
+
+    @method("Unregister")
+    async def unregister(self, call: Call, params: LookupIn) -> None:
+        """Drop the record of a machine; its unit goes on."""
+        machine = await self._find(call, params)
+        authorize(call, self._policy, Action.MANAGE)
+        if machine.class_ is model.MachineClass.host:
+            raise System.of(errno.EOPNOTSUPP)  # machined agrees, and then goes on listing it
+        self._lifecycle.forget(machine)
+
+    @method("Terminate")
+    async def terminate(self, call: Call, params: LookupIn) -> None:
+        """Stop a machine; answered when it is gone, or after a few seconds when it takes its time."""
+        machine = await self._find(call, params)
+        authorize(call, self._policy, Action.MANAGE)
+        if machine.class_ is model.MachineClass.host:
+            raise System.of(errno.EOPNOTSUPP)
+        try:
+            await self._lifecycle.begin_stop(machine, wait_usec=TERMINATE_USEC)
+        except _DOMAIN_ERRORS as error:
+            raise _error(error) from None
+
+    @method("Kill")
+    async def kill(self, call: Call, params: KillIn) -> None:
+        """Send a signal to processes of a machine."""
+        machine = await self._find(call, params)
+        authorize(call, self._policy, Action.MANAGE)
+        if machine.class_ is model.MachineClass.host:
+            raise System.of(errno.EOPNOTSUPP)
+        whom = model.KillWhom(params.whom or KillWhom.all)
+        try:
+            await self._lifecycle.kill(machine, whom, params.signal)
+        except _DOMAIN_ERRORS as error:
+            raise _error(error) from None
+
+    @method("List")
+    def list(self, call: Call, params: ListIn) -> Iterator[ListOut] | AsyncIterator[ListOut | Last[ListOut]]:
+        """List one machine, or with ``more`` all of them."""
+        authorize(call, self._policy, Action.INSPECT)
+        if params.name is not None or params.pid is not None:
+            machines = [self._lookup(call, params)]
+        elif call.more:
+            machines = [machine for machine in self._registry if self._lifecycle.is_there(machine)]
+            machines[:0] = [_host()] if self._policy.user is None else []
+        else:
+            raise ExpectedMore
+        if not machines:
+            raise NoSuchMachine
+        if (params.acquireMetadata or AcquireMetadata.no) is AcquireMetadata.no:
+            return map(_listed, machines)
+        return self._list_with_metadata(
+            machines, graceful=params.acquireMetadata is AcquireMetadata.graceful
+        )
+
+    async def _list_with_metadata(
+        self, machines: list[model.Machine], *, graceful: bool
+    ) -> AsyncIterator[ListOut | Last[ListOut]]:
+        for number, machine in enumerate(machines, start=1):
+            reply = _listed(machine)
+            try:
+                found = await self._lifecycle.metadata(machine, graceful=graceful)
+            except metadata.MetadataError as error:
+                refusal = _METADATA_ERRORS.get(type(error), NotAvailable)
+                raise refusal from None
+            except _DOMAIN_ERRORS as error:
+                raise _error(error) from None
+            if found.addresses:
+                reply.addresses = [
+                    Address(ifindex=address.ifindex, family=address.family, address=list(address.address))
+                    for address in found.addresses
+                ]
+            reply.OSRelease = found.os_release or None
+            reply.UIDShift = found.uid_shift
+            yield reply if number < len(machines) else Last(reply)
+
+    async def _find(self, call: Call, params: LookupIn) -> model.Machine:
+        if params.name is not None and self._registry.is_claimed(params.name):
+            await self._lifecycle.wait_registered(params.name)
+        return self._lookup(call, params)
+
+    def _lookup(self, call: Call, params: LookupIn) -> model.Machine:
+        by_name = _host() if params.name == HOST and self._policy.user is None else None
+        by_name = by_name or find_named(self._registry, params.name)
+        if by_name is not None and not self._lifecycle.is_there(by_name):
+            by_name = None
+        if params.name is not None and by_name is None:
+            raise NoSuchMachine
+        if params.pid is None:
+            if by_name is None:
+                raise NoSuchMachine
+            return by_name
+        by_process = self._lookup_process(call, params.pid)
+        if by_name is None:
+            return by_process
+        if by_process.name != by_name.name:
+            raise NoSuchMachine
+        return by_name
+
+    def _lookup_process(self, call: Call, given: ProcessId) -> model.Machine:
+        if given == ProcessId(pid=0):  # the caller itself (PIDREF_AUTOMATIC)
+            given = ProcessId(pid=call.peer.pid)
+        elif not 0 < given.pid <= process.PID_MAX:
+            raise InvalidParameter("pid")
+        if given.pid == 1 and self._policy.user is None:
+            return _host()
+        machine = self._lifecycle.find_process(given.pid, given.pidfdId, given.bootId)
+        if machine is None:
+            raise NoSuchMachine
+        return machine
+
+
+def _listed(machine: model.Machine) -> ListOut:
+    return ListOut(
+        name=machine.name,
+        id=machine.id,
+        service=machine.service,
+        class_=MachineClass(machine.class_),
+        leader=process_id(machine.leader),
+        supervisor=process_id(machine.supervisor),
+        rootDirectory=machine.root_directory,
+        unit=machine.unit,
+        timestamp=timestamp(machine.timestamp),
+        vSockCid=machine.vsock_cid,
+        sshAddress=machine.ssh_address,
+        sshPrivateKeyPath=machine.ssh_private_key_path,
+        controlAddress=machine.control_address,
+        subgroup=machine.subgroup,
+        UID=machine.uid,
+    )
+
+
+@functools.cache
+def _host() -> model.Machine:
+    """Return the machine that we are on (``manager_add_host_machine()``)."""
+    present = now()
+    return model.Machine(
+        name=HOST,
+        class_=model.MachineClass.host,
+        uid=0,
+        unit="-.slice",
+        subgroup=None,
+        slice="",
+        control_group="/",
+        control_group_id=1,
+        invocation_id="",
+        allocated=False,
+        leader=process.identify(1),
+        supervisor=None,
+        id=Path("/etc/machine-id").read_text(encoding="ascii").strip(),
+        service=None,
+        root_directory="/",
+        if_indices=(),
+        vsock_cid=1 if Path("/dev/vsock").exists() else None,  # VMADDR_CID_LOCAL, the same on every host
+        ssh_address=None,
+        ssh_private_key_path=None,
+        control_address=None,
+        timestamp=model.Timestamp(present.realtime - present.monotonic, 0),
+        phase=model.Phase.running,
+    )

@@ -1,0 +1,128 @@
+"""The composition root: what exists, who knows whom, and the order of coming and going."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+
+from moorage import __version__, activation
+from moorage.api.generic_service import GenericService
+from moorage.api.machine import MoorageMachine
+from moorage.api.systemd_machine import SystemdMachine
+from moorage.authz.policy import Policy
+from moorage.machines.lifecycle import Lifecycle
+from moorage.machines.store import Store
+from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.wire.dispatch import Service
+from moorage.wire.server import Server
+
+DRAIN_USEC = 5_000_000
+"""For how long calls under way may go on after SIGTERM, µs. What has reached the service manager is found again by the
+next instance, so that nothing is lost by being short."""
+
+IDLE_CHECK_USEC = 1_000_000
+"""How often it is asked whether there is anything left to do, µs."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run.
+
+    Attributes:
+        user: uid whose service manager is asked; None for the system's.
+        link: which way to the service manager.
+        state_directory: where the records are kept.
+        idle_usec: exit after so many µs with nothing to do; None for never.
+        log_level: of syslog(3).
+    """
+
+    user: int | None
+    link: Literal["auto", "private", "bus"]
+    state_directory: str
+    idle_usec: int | None
+    log_level: int
+
+
+async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
+    """Serve until SIGTERM, SIGINT, or until there is nothing left to do.
+
+    Raises:
+        ManagerUnavailable: the service manager cannot be reached at the start (in an exception group).
+        OSError: the records cannot be kept.
+    """
+    _raise_file_limit()
+    policy = Policy(options.user)
+    manager = DBusManager(Endpoints.of("system" if options.user is None else "user"), options.link)
+    store = Store(options.state_directory)
+    lifecycle = Lifecycle(manager, store)
+    service = Service(
+        vendor="The moorage project",
+        product="moored",
+        version=__version__,
+        url="https://moorage.io/",
+        interfaces=[
+            SystemdMachine(lifecycle, policy),
+            MoorageMachine(lifecycle, policy),
+            GenericService(policy, log_level=options.log_level),
+        ],
+    )
+    server = Server(service)
+    # What exists by now exists until the end: the collector need not look at it again and again.
+    gc.freeze()
+    async with trio.open_nursery() as background:
+        await background.start(manager.run)
+        await background.start(lifecycle.run)
+        await background.start(server.serve, listeners)
+        background.start_soon(_feed_watchdog)
+        activation.notify("READY=1", f"STATUS=Keeping {len(lifecycle.registry)} machines.")
+        _log.debug("Serving over the %s link of systemd %d.", manager.link_kind, manager.version)
+        async with trio.open_nursery() as until:
+            until.start_soon(_wait_for_signal, until.cancel_scope)
+            if options.idle_usec is not None:
+                until.start_soon(_wait_until_idle, options.idle_usec, server, lifecycle, until.cancel_scope)
+        activation.notify("STOPPING=1")
+        await server.drain(DRAIN_USEC / 1e6)
+        background.cancel_scope.cancel()
+    store.close()
+
+
+def _raise_file_limit() -> None:
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _feed_watchdog() -> None:
+    usec = activation.watchdog_usec()
+    if usec is None:
+        return
+    while True:
+        activation.notify("WATCHDOG=1")
+        await trio.sleep(usec / 2e6)
+
+
+async def _wait_for_signal(end: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        async for number in received:
+            _log.debug("Received %s, stopping.", signal.Signals(number).name)
+            end.cancel()
+            return
+
+
+async def _wait_until_idle(usec: int, server: Server, lifecycle: Lifecycle, end: trio.CancelScope) -> None:
+    while True:
+        await trio.sleep(min(usec, IDLE_CHECK_USEC) / 1e6)
+        quiet = trio.current_time() - server.last_activity
+        if not server.connections and lifecycle.idle and quiet >= usec / 1e6:
+            _log.debug("Nothing to do, exiting.")
+            end.cancel()
+            return

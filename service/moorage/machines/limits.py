@@ -1,0 +1,110 @@
+"""Limits as asked for, and as they are in force: the manager says yes to what the kernel then rounds or ignores.
+
+What is in force is read from the control group (cgroup-v2.rst of the kernel), where no rounding and no missing
+controller can hide (systemd issue 9641: limits that fail silently).
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moorage.pid1 import cgroup
+from moorage.pid1.manager import Json
+
+_MEMORY = {
+    "MemoryMin": "memory.min",
+    "MemoryLow": "memory.low",
+    "MemoryHigh": "memory.high",
+    "MemoryMax": "memory.max",
+    "MemorySwapMax": "memory.swap.max",
+}
+_CEILINGS = {"MemoryHigh", "MemoryMax", "MemorySwapMax", "TasksMax"}  # a lower one above is in force below
+_PLAIN = {"TasksMax": "pids.max", "CPUWeight": "cpu.weight"}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A property whose value in force is not the one asked for.
+
+    Attributes:
+        property: its name.
+        wanted: the value asked for.
+        effective: the value in force; None if there is none at all.
+        reason: why, in words.
+    """
+
+    property: str
+    wanted: str
+    effective: str | None
+    reason: str
+
+
+def differences(control_group: str, properties: Mapping[str, Json]) -> list[Difference]:
+    """Compare properties that were set on a unit with what the kernel made of them.
+
+    Args:
+        control_group: path of the unit's group.
+        properties: names and values as they were asked for.
+
+    Returns:
+        Those that differ, of the properties that have one attribute of the group to compare with.
+    """
+    found = [_compare(control_group, name, value) for name, value in properties.items()]
+    return [difference for difference in found if difference is not None]
+
+
+def _compare(control_group: str, name: str, value: Json) -> Difference | None:
+    attribute = (
+        _MEMORY.get(name) or _PLAIN.get(name) or ("cpu.max" if name == "CPUQuotaPerSecUSec" else None)
+    )
+    if attribute is None or isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    wanted = "max" if value == "infinity" else str(value)
+    text = cgroup.attribute(control_group, attribute)
+    if text is None:
+        controller = attribute.partition(".")[0]
+        return Difference(name, wanted, None, f"the controller “{controller}” is not available to this unit")
+    if name == "CPUQuotaPerSecUSec":
+        return _compare_quota(name, wanted, text)
+    if name in _CEILINGS and (above := _ceiling(control_group, attribute)) is not None:
+        path, limit = above
+        if _as_number(limit) < _as_number(wanted):
+            return Difference(name, wanted, limit, f"{path} has a lower limit")
+    if text == wanted:
+        return None
+    rounded = (
+        name in _MEMORY and wanted != "max" and text == str(int(wanted) // mmap.PAGESIZE * mmap.PAGESIZE)
+    )
+    return Difference(
+        name, wanted, text, "rounded down to whole pages" if rounded else "the kernel has another value"
+    )
+
+
+def _compare_quota(name: str, wanted: str, text: str) -> Difference | None:
+    quota, period = text.split()
+    effective = "max" if quota == "max" else str(int(quota) * 1_000_000 // int(period))
+    if effective == wanted:
+        return None
+    return Difference(name, wanted, effective, f"rounded to whole µs of a period of {period} µs")
+
+
+def _ceiling(control_group: str, attribute: str) -> tuple[str, str] | None:
+    """Return the lowest limit among the groups above, with the group that has it."""
+    lowest: tuple[str, str] | None = None
+    path = control_group.rpartition("/")[0]
+    while path:
+        limit = cgroup.attribute(path, attribute)
+        if (
+            limit is not None
+            and limit != "max"
+            and (lowest is None or _as_number(limit) < _as_number(lowest[1]))
+        ):
+            lowest = path, limit
+        path = path.rpartition("/")[0]
+    return lowest
+
+
+def _as_number(limit: str) -> int:
+    return 2**64 if limit == "max" else int(limit)
