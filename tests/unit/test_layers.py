@@ -24,11 +24,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 2: adapters to the outside
     (
         "moorage.dbus", "moorage.readiness", "moorage.pid1.over_dbus", "moorage.pid1.cgroup", "moorage.machines.store",
-        "moorage.authz.polkit", "moorage.wire.sockets", "moorage.wire.deadlines",
+        "moorage.authz.polkit", "moorage.namespace_probe", "moorage.wire.sockets", "moorage.wire.deadlines",
     ),
     # 3: what lives
     (
-        "moorage.machines.allocation", "moorage.machines.lifecycle", "moorage.machines.helpers",
+        "moorage.machines.allocation", "moorage.machines.metadata", "moorage.machines.lifecycle",
+        "moorage.machines.helpers",
         "moorage.machines.events", "moorage.wire.link", "moorage.wire.server", "moorage.wire.client", "moorage.launch",
     ),
     # 4: interfaces served

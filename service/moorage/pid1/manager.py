@@ -175,6 +175,25 @@ class ScopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """A service to start. All file descriptors are borrowed: they must stay open until the call returns.
+
+    Attributes:
+        unit: its name, ending in ".service".
+        description: human readable name of the unit.
+        properties: everything else, the command included.
+        standard_output: file descriptor for it.
+        file_descriptors: what the command gets from 3 on, each with a name (sd_listen_fds_with_names(3)).
+    """
+
+    unit: str
+    description: str
+    properties: tuple[TypedProperty, ...]
+    standard_output: int
+    file_descriptors: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """The second look after a start.
 
@@ -280,6 +299,19 @@ class Manager(Protocol):
 
         If the link to the manager is lost meanwhile the call is not repeated: the state of the unit after the
         reconnect decides.
+
+        Raises:
+            UnitExists: the name is taken.
+            NoSuchProperty, InvalidProperty: the manager's judgement on one of the properties.
+            AccessDenied, UnitBusy, ManagerRefused: as the manager says.
+        """
+        ...
+
+    async def start_service(self, spec: ServiceSpec, *, deadline: float) -> Job:
+        """Start a transient service and wait for the end of its job: with `Type=oneshot`, of its process.
+
+        The call is not repeated. If the link to the manager is lost meanwhile, nobody can tell any more how a
+        process ended that is collected: that is `ManagerUnavailable`.
 
         Raises:
             UnitExists: the name is taken.

@@ -43,6 +43,7 @@ from moorage.pid1.manager import (
     NoSuchProperty,
     NoSuchUnit,
     ScopeSpec,
+    ServiceSpec,
     TypedProperty,
     UnitBusy,
     UnitExists,
@@ -370,6 +371,21 @@ class DBusManager:
                 f"link lost during the start of {spec.unit}, which did not happen: {reason}"
             )
 
+    async def start_service(self, spec: ServiceSpec, *, deadline: float) -> Job:
+        """See `Manager`."""
+        properties = _service_properties(spec)
+        call = _manager_call(
+            "StartTransientUnit", "ssa(sv)a(sa(sv))", (spec.unit, "fail", properties, []), "o"
+        )
+        with _errors(f"start of {spec.unit}", deadline, spec.unit, [name for name, _ in properties]):
+            while True:
+                link = await self._up()
+                try:
+                    return await self._run_job(link, call, spec.unit, deadline)
+                except LinkClosed as exc:
+                    if exc.sent:
+                        raise
+
     async def stop(self, unit: str, *, deadline: float) -> Job:
         """See `Manager`."""
         call = _manager_call("StopUnit", "ss", (unit, "replace"), "o")
@@ -626,6 +642,16 @@ def _scope_properties(spec: ScopeSpec) -> list[tuple[str, tuple[str, object]]]:
         properties.append(("Slice", ("s", spec.slice)))
     if spec.pidfds:
         properties.append(("PIDFDs", ("ah", list(spec.pidfds))))
+    return properties + _variants(spec.properties)
+
+
+def _service_properties(spec: ServiceSpec) -> list[tuple[str, tuple[str, object]]]:
+    properties: list[tuple[str, tuple[str, object]]] = [
+        ("Description", ("s", spec.description)),
+        ("StandardOutputFileDescriptor", ("h", spec.standard_output)),
+    ]
+    if spec.file_descriptors:
+        properties.append(("ExtraFileDescriptors", ("a(hs)", list(spec.file_descriptors))))
     return properties + _variants(spec.properties)
 
 

@@ -1,0 +1,404 @@
+"""What is inside a machine, as far as it can be seen without its help: addresses, OS release, UID shift.
+
+The answers are those of systemd-machined 262 (``machine_get_addresses()``, ``machine_get_os_release()``,
+``machine_get_uid_shift()``). A container is entered by a short-lived unit of its own (`moorage.namespace_probe`),
+which needs rights that moored does not have.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+
+from moorage import namespace_probe
+from moorage.machines.model import Machine, MachineClass
+from moorage.pid1.manager import Json, Manager, ManagerError, ServiceSpec
+from moorage.process import NotAProcess, ProcessGone, has_exited, open_process, pid_of
+
+ACQUIRE_SECONDS: Final = 10.0
+"""For everything about one machine. A probe takes a tenth of a second; a loaded host may take many times as long."""
+
+PROBE_SECONDS: Final = 5.0
+"""How long the unit may run: a file of the container may be one that never lets itself be read (fuse(4))."""
+
+PROBE_STOP_SECONDS: Final = 1.0
+"""From SIGTERM to SIGKILL: the probe has nothing to put in order."""
+
+PROBES_MAX: Final = 16
+"""Units at the same time, in all: each is a Python of some 10 MiB. More wait, within their deadline."""
+
+ANSWER_MAX: Final = 1024 * 1024
+"""Bytes of a probe's answer: ADDRESSES_MAX addresses of 60, and OS_RELEASE_MAX characters of up to 6."""
+
+PROBE_MEMORY_MAX: Final = 128 * 1024 * 1024
+"""Bytes; ten times what a probe needs."""
+
+UID_NOBODY: Final = 65534
+"""A mapping must reach as far, or it is not a simple shift (``machine_get_uid_shift()``)."""
+
+_CAPABILITIES: Final = sum(1 << number for number in (18, 19, 21))
+"""CAP_SYS_CHROOT, CAP_SYS_PTRACE (to see the namespaces of the leader), CAP_SYS_ADMIN (to enter them)."""
+
+_BLANKS: Final = " \t"
+
+# A comment; or a key with its "=", which may be its first character as well; or a line with neither.
+_LINE: Final = re.compile(r"[#;][^\n\r]*|(?P<key>[^#; \t\n\r][^=\n\r]*)=|[^#; \t\n\r][^\n\r]*")
+
+# Quotes count only where no unquoted text has come before; a quote that is not closed goes to the end of the file.
+_QUOTED: Final = re.compile(
+    r"""[ \t]*(?:'(?P<single>[^']*)'?|"(?P<double>(?:[^"\\]|\\.)*)\\?"?)""", re.DOTALL
+)
+_PLAIN: Final = re.compile(r"(?P<run>[^\\\n\r]+)|\\(?P<escaped>.?)", re.DOTALL)
+_DOUBLE_ESCAPE: Final = re.compile(r"""\\(?:(["\\`$])|\n)""")
+
+_NOT_SUPPORTED: Final = frozenset(
+    {
+        errno.EOPNOTSUPP,
+        errno.ENOTTY,
+        errno.ENOSYS,
+        errno.EAFNOSUPPORT,
+        errno.EPFNOSUPPORT,
+        errno.EPROTONOSUPPORT,
+        errno.ESOCKTNOSUPPORT,
+        errno.ENOPROTOOPT,
+    }
+)
+"""``ERRNO_IS_NOT_SUPPORTED()`` of systemd."""
+
+_probes = trio.Semaphore(PROBES_MAX)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A network address of a machine.
+
+    Attributes:
+        ifindex: number of the interface, in the machine's network namespace; None if not known.
+        family: AF_INET or AF_INET6.
+        address: 4 or 16 bytes, in network byte order.
+    """
+
+    ifindex: int | None
+    family: int
+    address: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What was found; None for what could not be had.
+
+    Attributes:
+        addresses: IPv4 first, then by scope (widest first) and interface; without loopback.
+        os_release: "KEY=VALUE" strings, unquoted, in the order of the file.
+        uid_shift: the host's UID of the machine's root.
+    """
+
+    addresses: tuple[Address, ...] | None
+    os_release: list[str] | None
+    uid_shift: int | None
+
+
+class MetadataError(Exception):
+    """Something about a machine cannot be had; always one of the subclasses below."""
+
+
+class NotAvailable(MetadataError):
+    """Machines of this class, or on this kernel, do not tell."""
+
+
+class NoPrivateNetworking(MetadataError):
+    """The container is in the host's network namespace."""
+
+
+class NoOSRelease(MetadataError):
+    """There is no os-release file."""
+
+
+class NoUIDShift(MetadataError):
+    """UIDs and GIDs of the container are not mapped by one and the same shift."""
+
+
+class Unreadable(MetadataError):
+    """Anything else: the leader is gone, the file is damaged or too large, it took too long."""
+
+
+async def acquire(machine: Machine, manager: Manager, *, graceful: bool) -> Metadata:
+    """Look into a machine.
+
+    Args:
+        machine: which.
+        manager: starts the unit that enters a container.
+        graceful: take None for what cannot be had, instead of raising the error.
+
+    Raises:
+        MetadataError: of what cannot be had the first, in the order of the fields of `Metadata`.
+    """
+    try:
+        with trio.fail_after(ACQUIRE_SECONDS):
+            found = await _look(machine, manager)
+    except MetadataError as exc:
+        found = _Found(exc, exc, exc)
+    except trio.TooSlowError:
+        slow = Unreadable(f"it took longer than {ACQUIRE_SECONDS:.0f} s")
+        found = _Found(slow, slow, slow)
+    if not graceful:
+        for each in (found.addresses, found.os_release, found.uid_shift):
+            if isinstance(each, MetadataError):
+                raise each
+    return Metadata(_or_none(found.addresses), _or_none(found.os_release), _or_none(found.uid_shift))
+
+
+def parse_os_release(content: bytes) -> list[str]:
+    """Read an os-release file as ``parse_env_file_internal()`` of systemd does.
+
+    Like it, this is wider than what os-release(5) allows: any key, values that are put together of quoted parts and
+    go on over lines. Of a key that comes twice the last value counts, in the place of the first.
+
+    Args:
+        content: of the file.
+
+    Returns:
+        "KEY=VALUE" strings, without quotes and escapes.
+
+    Raises:
+        Unreadable: a NUL, or a key or value that is not UTF-8.
+    """
+    if b"\0" in content:
+        raise Unreadable("the os-release file is binary")
+    text = content.decode(errors="surrogateescape")
+    pairs: dict[str, str] = {}
+    at = 0
+    while (line := _LINE.search(text, at)) is not None:
+        at = line.end()
+        if (key := line["key"]) is not None:
+            value, at = _value(text, at)
+            pairs[key.rstrip(_BLANKS)] = value
+    strings = [f"{key}={value}" for key, value in pairs.items()]
+    try:
+        "".join(strings).encode()
+    except UnicodeEncodeError:
+        raise Unreadable("the os-release file is not UTF-8") from None
+    return strings
+
+
+def _value(text: str, at: int) -> tuple[str, int]:
+    """The value that begins here, and where it ends."""
+    parts: list[str] = []
+    while (quoted := _QUOTED.match(text, at)) is not None:
+        at = quoted.end()
+        if (single := quoted["single"]) is not None:
+            parts.append(single)
+        else:
+            parts.append(_DOUBLE_ESCAPE.sub(lambda match: match[1] or "", quoted["double"]))
+    while at < len(text) and text[at] in _BLANKS:
+        at += 1
+    plain = ""
+    while (piece := _PLAIN.match(text, at)) is not None:
+        at = piece.end()
+        if (escaped := piece["escaped"]) is not None:
+            # An escaped end of line is no end, and not there.
+            parts.append(plain + escaped.strip("\n\r"))
+            plain = ""
+        else:
+            plain = piece["run"]
+    return "".join([*parts, plain.rstrip(_BLANKS)]), at
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    addresses: tuple[Address, ...] | MetadataError
+    os_release: list[str] | MetadataError
+    uid_shift: int | MetadataError
+
+
+class _Answer(msgspec.Struct, forbid_unknown_fields=True):
+    """What a probe prints: see `moorage.namespace_probe`."""
+
+    addresses: list[tuple[int, int, str]] | int
+    os_release: str | int
+
+
+def _or_none(found: _T | MetadataError) -> _T | None:
+    return None if isinstance(found, MetadataError) else found
+
+
+def _caught(function: Callable[[], _T]) -> _T | MetadataError:
+    try:
+        return function()
+    except MetadataError as exc:
+        return exc
+
+
+def _addresses_error(code: int) -> MetadataError:
+    if code == errno.ENONET:
+        return NoPrivateNetworking("the container has the network of the host")
+    return _error("addresses", code)
+
+
+def _os_release_error(code: int) -> MetadataError:
+    # machined means to say this too, but asks for ENONET.
+    if code == errno.ENOENT:
+        return NoOSRelease("there is no os-release file")
+    return _error("OS release", code)
+
+
+def _error(what: str, code: int) -> MetadataError:
+    kind = NotAvailable if code in _NOT_SUPPORTED else Unreadable
+    return kind(f"{what}: {os.strerror(code)}")
+
+
+async def _look(machine: Machine, manager: Manager) -> _Found:
+    if machine.class_ is MachineClass.vm:
+        raise NotAvailable("a virtual machine does not tell")
+    if machine.class_ is MachineClass.host:
+        # The disk that the file is on, or the kernel's lock on addresses, may make us wait: not in the loop.
+        return await trio.to_thread.run_sync(_look_around, abandon_on_cancel=True)
+    if machine.leader is None:
+        raise Unreadable("the machine has no leader")
+    try:
+        leader = open_process(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
+    except (ProcessGone, NotAProcess, OSError) as exc:
+        raise Unreadable(f"leader: {exc}") from exc
+    try:
+        return await _look_into(machine, leader, manager)
+    finally:
+        os.close(leader)
+
+
+def _look_around() -> _Found:
+    addresses: tuple[Address, ...] | MetadataError
+    os_release: list[str] | MetadataError
+    try:
+        addresses = tuple(Address(*each) for each in namespace_probe.local_addresses())
+    except OSError as exc:
+        addresses = _addresses_error(exc.errno or errno.EIO)
+    try:
+        content = namespace_probe.os_release()
+        os_release = _caught(lambda: parse_os_release(content))
+    except OSError as exc:
+        os_release = _os_release_error(exc.errno or errno.EIO)
+    return _Found(addresses, os_release, 0)
+
+
+async def _look_into(machine: Machine, leader: int, manager: Manager) -> _Found:
+    """Look into a container, by the pidfd of its leader."""
+    uid_shift = _caught(lambda: _uid_shift(leader))
+    try:
+        answer = await _probe(machine, leader, manager)
+    except MetadataError as exc:
+        return _Found(exc, exc, uid_shift)
+    addresses: tuple[Address, ...] | MetadataError
+    if isinstance(answer.addresses, int):
+        addresses = _addresses_error(answer.addresses)
+    else:
+        addresses = tuple(
+            Address(index, family, bytes.fromhex(address)) for index, family, address in answer.addresses
+        )
+    os_release: list[str] | MetadataError
+    if isinstance(answer.os_release, int):
+        os_release = _os_release_error(answer.os_release)
+    else:
+        content = answer.os_release.encode("latin-1")
+        os_release = _caught(lambda: parse_os_release(content))
+    return _Found(addresses, os_release, uid_shift)
+
+
+async def _probe(machine: Machine, leader: int, manager: Manager) -> _Answer:
+    """Have a unit enter the container."""
+    async with _probes:
+        deadline = trio.current_effective_deadline()
+        # A file, not a pipe: when the job has ended, the answer is whole, and its size never was in the way.
+        output = os.memfd_create("answer", os.MFD_CLOEXEC)
+        try:
+            types = await manager.property_types("service", deadline=deadline)
+            spec = ServiceSpec(
+                unit=f"moored-probe-{secrets.token_hex(8)}.service",
+                description=f"Look into container {machine.name}",
+                properties=types.convert(_probe_properties()),
+                standard_output=output,
+                file_descriptors=((leader, "leader"),),
+            )
+            job = await manager.start_service(spec, deadline=deadline)
+            data = os.pread(output, ANSWER_MAX, 0)
+        except (ManagerError, OSError) as exc:
+            raise Unreadable(f"cannot look into the container: {exc}") from exc
+        finally:
+            os.close(output)
+    if job.result != "done":
+        raise Unreadable(f"cannot look into the container: job of {job.unit} ended with {job.result!r}")
+    try:
+        return msgspec.json.decode(data, type=_Answer)
+    except msgspec.MsgspecError as exc:
+        raise Unreadable(f"the probe's answer is malformed: {exc}") from exc
+
+
+def _probe_properties() -> dict[str, Json]:
+    command: list[Json] = [sys.executable, "-I", "-S", "-B", namespace_probe.__file__]
+    properties: dict[str, Json] = {
+        "Type": "oneshot",
+        "ExecStart": [[sys.executable, command, False]],
+        "CollectMode": "inactive-or-failed",
+        "TimeoutStartUSec": round(PROBE_SECONDS * 1e6),
+        "TimeoutStopUSec": round(PROBE_STOP_SECONDS * 1e6),
+        "StandardError": "journal",
+        # The manager's own lines about every start and end of it are of no use to anybody.
+        "LogLevelMax": 4,
+        "MemoryMax": PROBE_MEMORY_MAX,
+        "TasksMax": 1,
+        "NoNewPrivileges": True,
+        "RestrictAddressFamilies": [True, ["AF_NETLINK"]],
+        "SystemCallArchitectures": ["native"],
+        "SystemCallFilter": [True, ["@system-service", "chroot", "setns"]],
+    }
+    if os.geteuid() == 0:
+        # The manager of an ordinary user has nothing to take away, and fails when it is told to.
+        properties["CapabilityBoundingSet"] = _CAPABILITIES
+    return properties
+
+
+def _uid_shift(leader: int) -> int:
+    """UID shift of a container, ``machine_get_uid_shift()``."""
+    try:
+        pid = pid_of(leader)
+        uids = _only_mapping(pid, "uid_map")
+        # A kernel without user namespaces has neither file.
+        gids = _only_mapping(pid, "gid_map") if uids is not None else None
+        if has_exited(leader):
+            raise ProcessGone(pid)
+    except (ProcessGone, NotAProcess, OSError) as exc:
+        raise Unreadable(f"leader: {exc}") from exc
+    if uids is None:
+        return 0
+    if uids != gids:
+        raise NoUIDShift("UIDs and GIDs are not mapped alike")
+    first, shift, count = uids
+    if first != 0 or count < UID_NOBODY:
+        raise NoUIDShift(f"{count} UIDs are mapped from {first} on, not all")
+    return shift
+
+
+def _only_mapping(pid: int, name: str) -> tuple[int, int, int] | None:
+    """First ID inside, first ID outside, number of IDs (user_namespaces(7)); None without such a file."""
+    try:
+        text = Path(f"/proc/{pid}/{name}").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    lines = text.splitlines()
+    if not lines:
+        raise Unreadable(f"no mapping in {name} yet")
+    if len(lines) > 1:
+        raise NoUIDShift(f"more than one range in {name}")
+    first, outside, count = map(int, lines[0].split())
+    return first, outside, count

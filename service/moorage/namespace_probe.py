@@ -1,0 +1,295 @@
+"""Addresses and OS release of this host, or, run as a program, of the container that a process is in.
+
+As a program it is the short-lived unit that enters a container, so that moored needs no right to do so: the pidfd of
+the container's leader is its file descriptor 3 (sd_listen_fds(3)), its answer is one JSON object on standard output:
+
+    {"addresses": [[INDEX, FAMILY, "HEX"], …] or an errno, "os_release": TEXT or an errno}
+
+TEXT is the file with each byte as the character of that number: what is in it is for the reader to judge.
+
+It enters the network, mount and user namespaces and the root directory of the leader, all by the pidfd. It is then
+root there and nobody here: it can read no more than the container itself. It does not enter the PID namespace, where
+processes of the container could find it; and once inside, it imports nothing.
+
+Only the standard library, and nothing of this package: it is run by its path, without site-packages.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import select
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+OS_RELEASE_MAX: Final = 64 * 1024
+"""Bytes of an os-release file; those of distributions have less than 1 KiB."""
+
+ADDRESSES_MAX: Final = 4096
+"""Addresses of one network namespace; a host has one or two for each of its interfaces."""
+
+NETLINK_SECONDS: Final = 5.0
+"""The kernel answers a dump while it is asked: this only ends what can never end."""
+
+LEADER_FD: Final = 3
+"""Where the pidfd is: the first of the descriptors that are passed (``SD_LISTEN_FDS_START``)."""
+
+# Of linux/netlink.h, linux/rtnetlink.h and linux/if_addr.h.
+_RTM_NEWADDR: Final = 20
+_RTM_GETADDR: Final = 22
+_NLM_F_REQUEST: Final = 0x1
+_NLM_F_DUMP: Final = 0x300
+_NLM_F_DUMP_INTR: Final = 0x10
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_IFA_ADDRESS: Final = 1
+_IFA_LOCAL: Final = 2
+_IFA_FLAGS: Final = 8
+_IFA_F_DEPRECATED: Final = 0x20
+_IFA_F_TENTATIVE: Final = 0x40
+_RT_SCOPE_HOST: Final = 254
+_RT_SCOPE_NOWHERE: Final = 255
+_NLMSGHDR: Final = struct.Struct("=IHHII")
+_IFADDRMSG: Final = struct.Struct("=BBBBI")
+_RTATTR: Final = struct.Struct("=HH")
+_INT: Final = struct.Struct("=i")
+_UINT: Final = struct.Struct("=I")
+_NETLINK_READ: Final = 64 * 1024  # the kernel fills up to 32 KiB of a dump at a time
+_DUMPS_MAX: Final = 8  # a dump during which addresses changed is asked for again
+
+_ADDRESS_SIZE: Final = {int(socket.AF_INET): 4, int(socket.AF_INET6): 16}
+
+# Of linux/sched.h.
+_CLONE_NEWNS: Final = 0x00020000
+_CLONE_NEWUSER: Final = 0x10000000
+_CLONE_NEWNET: Final = 0x40000000
+_NAMESPACES: Final = {"mnt": _CLONE_NEWNS, "user": _CLONE_NEWUSER, "net": _CLONE_NEWNET}
+
+
+class InterfaceAddress(NamedTuple):
+    """An address of a network interface.
+
+    Attributes:
+        ifindex: number of the interface.
+        family: AF_INET or AF_INET6.
+        address: 4 or 16 bytes, in network byte order.
+    """
+
+    ifindex: int
+    family: int
+    address: bytes
+
+
+def local_addresses() -> list[InterfaceAddress]:
+    """Addresses in this network namespace: which, and in which order, as ``local_addresses()`` of systemd has them.
+
+    Raises:
+        OSError: E2BIG for more than ADDRESSES_MAX; others from netlink(7).
+    """
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as netlink:
+        netlink.settimeout(NETLINK_SECONDS)
+        netlink.bind((0, 0))
+        for sequence in range(1, _DUMPS_MAX + 1):
+            found = _dump(netlink, sequence)
+            if found is not None:
+                # IPv4 before IPv6, narrow scopes last; sorted and without duplicates.
+                return [
+                    InterfaceAddress(index, family, address) for family, _, index, address in sorted(found)
+                ]
+    raise OSError(errno.EINTR, "addresses changed whenever they were read")
+
+
+def _dump(netlink: socket.socket, sequence: int) -> set[tuple[int, int, int, bytes]] | None:
+    """One dump: family, scope, interface, address. None if it is not consistent."""
+    request = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    size = _NLMSGHDR.size + len(request)
+    header = _NLMSGHDR.pack(size, _RTM_GETADDR, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0)
+    netlink.sendto(header + request, (0, 0))
+    found: set[tuple[int, int, int, bytes]] = set()
+    consistent = True
+    while True:
+        data, (sender, _) = netlink.recvfrom(_NETLINK_READ)
+        if sender != 0:  # only the kernel knows
+            continue
+        for kind, flags, number, body in _messages(data):
+            if number != sequence:
+                continue
+            consistent &= not flags & _NLM_F_DUMP_INTR
+            if kind == _NLMSG_DONE:
+                return found if consistent else None
+            if kind == _NLMSG_ERROR:
+                code = -_INT.unpack_from(body)[0]
+                raise OSError(code, os.strerror(code))
+            if kind == _RTM_NEWADDR and (address := _wanted(body)) is not None:
+                found.add(address)
+                if len(found) > ADDRESSES_MAX:
+                    raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Messages of a datagram: type, flags, sequence number, body (netlink(7))."""
+    at = 0
+    while at + _NLMSGHDR.size <= len(data):
+        size, kind, flags, sequence, _ = _NLMSGHDR.unpack_from(data, at)
+        if not _NLMSGHDR.size <= size <= len(data) - at:
+            raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+        yield kind, flags, sequence, data[at + _NLMSGHDR.size : at + size]
+        at += (size + 3) & ~3
+
+
+def _wanted(body: bytes) -> tuple[int, int, int, bytes] | None:
+    """Family, scope, interface and address of a message, if it is one of those that are told (rtnetlink(7))."""
+    family, _, flags, scope, index = _IFADDRMSG.unpack_from(body)
+    attributes: dict[int, bytes] = {}
+    at = _IFADDRMSG.size
+    while at + _RTATTR.size <= len(body):
+        size, kind = _RTATTR.unpack_from(body, at)
+        if not _RTATTR.size <= size <= len(body) - at:
+            raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+        attributes[kind] = body[at + _RTATTR.size : at + size]
+        at += (size + 3) & ~3
+    if _IFA_FLAGS in attributes:
+        (flags,) = _UINT.unpack(attributes[_IFA_FLAGS])
+    address = attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS))
+    if (
+        address is None
+        or len(address) != _ADDRESS_SIZE.get(family)
+        or flags & (_IFA_F_DEPRECATED | _IFA_F_TENTATIVE)
+        or scope in (_RT_SCOPE_HOST, _RT_SCOPE_NOWHERE)
+    ):
+        return None
+    return family, scope, index, address
+
+
+def os_release(descriptors: int | None = None) -> bytes:
+    """Content of the os-release file below this root directory (os-release(5)), unjudged.
+
+    It is a regular file of bounded size, or an error: opening anything else may have effects, or never return.
+
+    Args:
+        descriptors: the directory of this process's own descriptors, /proc/self/fd, where that is not to be found
+            by its name any more.
+
+    Raises:
+        OSError: ENOENT if there is none, EBADFD if it is no regular file, EFBIG if it is larger than OS_RELEASE_MAX.
+    """
+    try:
+        path = os.open("/etc/os-release", os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        path = os.open("/usr/lib/os-release", os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(path).st_mode):
+            raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))
+        # Not by its path again, which may lead to something else by now.
+        name = str(path) if descriptors is not None else f"/proc/self/fd/{path}"
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        file = os.open(name, flags, dir_fd=descriptors)
+    finally:
+        os.close(path)
+    try:
+        content = bytearray()
+        while len(content) <= OS_RELEASE_MAX:
+            piece = os.read(file, OS_RELEASE_MAX + 1 - len(content))
+            if not piece:
+                return bytes(content)
+            content += piece
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    finally:
+        os.close(file)
+
+
+def _pid_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+        for line in file:
+            if line.startswith(b"Pid:") and int(line[4:]) > 0:
+                return int(line[4:])
+    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+
+def _enter(pidfd: int) -> bool:
+    """Move into the container of a process.
+
+    Returns:
+        Whether it has a network namespace of its own.
+
+    Raises:
+        OSError: it is gone, or it does not let us in.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    pid = _pid_of(pidfd)
+    flags = 0
+    for name, flag in _NAMESPACES.items():
+        # Only those that are not ours: a user namespace cannot be entered twice, the others only with CAP_SYS_ADMIN.
+        if not os.path.samestat(os.stat(f"/proc/{pid}/ns/{name}"), os.stat(f"/proc/self/ns/{name}")):
+            flags |= flag
+    # setns(2) goes to the root of the mount namespace, but the leader may have one of its own.
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    if poller.poll(0):
+        # All of the above may have been of another process that has the number now.
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    # In one step, so that the kernel judges with the rights in the user namespace too.
+    if flags and libc.setns(pidfd, flags) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    if flags or not os.path.samestat(os.stat(root), os.stat("/")):
+        os.fchdir(root)
+        os.chroot(".")
+    os.close(root)
+    if flags & _CLONE_NEWUSER:
+        try:
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        except OSError as exc:
+            # A container without a root: then we are its "nobody".
+            if exc.errno != errno.EINVAL:
+                raise
+    return bool(flags & _CLONE_NEWNET)
+
+
+def _addresses_inside(*, private: bool) -> list[tuple[int, int, str]] | int:
+    if not private:
+        return errno.ENONET
+    try:
+        return [(index, family, address.hex()) for index, family, address in local_addresses()]
+    except OSError as exc:
+        return exc.errno or errno.EIO
+
+
+def _os_release_inside(descriptors: int) -> str | int:
+    try:
+        return os_release(descriptors).decode("latin-1")
+    except OSError as exc:
+        return exc.errno or errno.EIO
+
+
+def main() -> None:
+    """Enter the container of the process that is passed, look around, and print what is seen."""
+    descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    answer: dict[str, object]
+    # What is not loaded by now would be the container's.
+    sys.meta_path.clear()
+    try:
+        private = _enter(LEADER_FD)
+    except OSError as exc:
+        # What is not found in /proc is a process that is not there.
+        code = errno.ESRCH if exc.errno == errno.ENOENT else exc.errno or errno.EIO
+        answer = {"addresses": code, "os_release": code}
+    else:
+        answer = {
+            "addresses": _addresses_inside(private=private),
+            "os_release": _os_release_inside(descriptors),
+        }
+    sys.stdout.write(json.dumps(answer))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
