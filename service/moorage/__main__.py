@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-from typing import Literal
 
 import trio
 
@@ -17,6 +16,9 @@ from moorage.pid1.manager import ManagerUnavailable
 
 IDLE_USEC = 30_000_000
 """Default of --idle-timeout, µs: as long as machined keeps running with nothing to do (DEFAULT_EXIT_USEC)."""
+
+_EXPECTED = (NotUnified, ManagerUnavailable, activation.NoSockets, OSError)
+"""What can be wrong with where we were started: a sentence for the log, not a traceback."""
 
 _PREFIXES = {logging.DEBUG: "<7>", logging.INFO: "<6>", logging.WARNING: "<4>", logging.ERROR: "<3>"}
 
@@ -78,8 +80,8 @@ def _state_directory(given: str | None, *, user: bool) -> str:
     return f"{runtime}/moorage/machines"
 
 
-def _fail(message: str) -> Literal[1]:
-    logging.getLogger("moored").error("%s", message)
+def _fail(error: BaseException) -> int:
+    logging.getLogger("moored").error("Failed to start: %s", error)
     return 1
 
 
@@ -100,16 +102,17 @@ def main() -> int:
         )
         listeners = [activation.listen(arguments.listen)] if arguments.listen else activation.listeners()
         trio.run(run, options, listeners)
-    except* NotUnified as group:
-        return _fail(f"Failed to start: {_only(group)}")
-    except* (ManagerUnavailable, activation.NoSockets) as group:
-        return _fail(f"Failed to start: {_only(group)}")
-    except* OSError as group:
-        return _fail(f"Failed to start: {_only(group)}")
+    except _EXPECTED as error:
+        return _fail(error)
+    except BaseExceptionGroup as group:
+        expected, others = group.split(_EXPECTED)
+        if expected is None or others is not None:
+            raise
+        return _fail(_only(expected))
     return 0
 
 
-def _only(group: BaseExceptionGroup[Exception]) -> Exception:
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the first exception in a group of groups."""
     found = group.exceptions[0]
     return _only(found) if isinstance(found, BaseExceptionGroup) else found

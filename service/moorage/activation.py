@@ -1,4 +1,7 @@
-"""What the service manager hands over and wants to hear: sd_listen_fds(3), sd_notify(3). Only user of systemd-python."""
+"""What the service manager hands over and wants to hear: sd_listen_fds(3), sd_notify(3).
+
+Only user of systemd-python.
+"""
 
 from __future__ import annotations
 

@@ -27,19 +27,19 @@ _TO_PYTHON = {
 }
 
 
-class SetLogLevelIn(Parameters):
+class SetLogLevelIn(Parameters, kw_only=True):
     """A level of syslog(3), 0 (emergency) to 7 (debug)."""
 
     level: Annotated[int, Meta(ge=0, le=7)]
 
 
-class GetLogLevelOut(Reply):
+class GetLogLevelOut(Reply, kw_only=True):
     """A level of syslog(3)."""
 
     level: Int
 
 
-class GetEnvironmentOut(Reply):
+class GetEnvironmentOut(Reply, kw_only=True):
     """The environment block, as KEY=VALUE."""
 
     environment: list[str] | None = None

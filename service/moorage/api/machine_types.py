@@ -52,7 +52,7 @@ class KillWhom(StrEnum):
     all = "all"
 
 
-class HelperStatus(Reply):
+class HelperStatus(Reply, kw_only=True):
     """A service that exists for one machine."""
 
     name: str
@@ -65,7 +65,7 @@ class HelperStatus(Reply):
     sockets: list[str]
 
 
-class Difference(Reply):
+class Difference(Reply, kw_only=True):
     """A property whose value in force is not the one asked for."""
 
     property: str
@@ -74,7 +74,7 @@ class Difference(Reply):
     reason: str
 
 
-class Accounting(Reply):
+class Accounting(Reply, kw_only=True):
     """Counters of a machine's control group; what could not be had is left out."""
 
     cpuUsageNSec: Int | None = None  # noqa: N815
@@ -92,7 +92,7 @@ class Accounting(Reply):
     managedOomKills: Int | None = None  # noqa: N815
 
 
-class Verdict(Reply):
+class Verdict(Reply, kw_only=True):
     """What became of a machine."""
 
     result: str
@@ -101,7 +101,7 @@ class Verdict(Reply):
     accounting: Accounting
 
 
-class Machine(Reply):
+class Machine(Reply, kw_only=True):
     """A machine."""
 
     name: str
@@ -139,7 +139,7 @@ class SocketType(StrEnum):
     seqpacket = "seqpacket"
 
 
-class HelperSocket(Parameters):
+class HelperSocket(Parameters, kw_only=True):
     """A socket that is bound for a helper."""
 
     name: str
@@ -154,7 +154,7 @@ class HelperFailure(StrEnum):
     stopMachine = "stopMachine"  # noqa: N815
 
 
-class Helper(Parameters):
+class Helper(Parameters, kw_only=True):
     """A service that is to exist for one machine."""
 
     name: str
@@ -167,7 +167,7 @@ class Helper(Parameters):
     properties: dict[str, Any] | None = None
 
 
-class RegisterIn(Parameters):
+class RegisterIn(Parameters, kw_only=True):
     """What Register takes."""
 
     name: str
@@ -193,26 +193,26 @@ class RegisterIn(Parameters):
     allowInteractiveAuthentication: bool | None = None  # noqa: N815
 
 
-class RegisterOut(Reply, omit_defaults=False):
+class RegisterOut(Reply, kw_only=True, omit_defaults=False):
     """What Register gives."""
 
     machine: Machine
     differences: list[Difference]
 
 
-class MachineOut(Reply):
+class MachineOut(Reply, kw_only=True):
     """A machine, as List, Find and Stop give it."""
 
     machine: Machine
 
 
-class NameIn(Parameters):
+class NameIn(Parameters, kw_only=True):
     """The name of a machine."""
 
     name: str
 
 
-class DescribeOut(Reply):
+class DescribeOut(Reply, kw_only=True):
     """What Describe gives."""
 
     machine: Machine
@@ -220,7 +220,7 @@ class DescribeOut(Reply):
     limits: dict[str, Any]
 
 
-class FindIn(Parameters):
+class FindIn(Parameters, kw_only=True):
     """Exactly one of these."""
 
     process: ProcessId | None = None
@@ -230,7 +230,7 @@ class FindIn(Parameters):
     invocationId: str | None = None  # noqa: N815
 
 
-class KillIn(Parameters):
+class KillIn(Parameters, kw_only=True):
     """What Kill takes."""
 
     name: str
@@ -240,7 +240,7 @@ class KillIn(Parameters):
     ifInvocationId: str | None = None  # noqa: N815
 
 
-class StopIn(Parameters):
+class StopIn(Parameters, kw_only=True):
     """What Stop takes."""
 
     name: str

@@ -76,7 +76,7 @@ class AcquireMetadata(StrEnum):
     graceful = "graceful"
 
 
-class Address(Reply):
+class Address(Reply, kw_only=True):
     """A network address of a machine: family as in socket(2), address in network byte order."""
 
     ifindex: Int | None = None
@@ -84,7 +84,7 @@ class Address(Reply):
     address: list[Int]
 
 
-class RegisterIn(Parameters):
+class RegisterIn(Parameters, kw_only=True):
     """What Register takes; ``supervisor`` is ignored, as it is derived from the caller."""
 
     name: str
@@ -105,7 +105,7 @@ class RegisterIn(Parameters):
     allowInteractiveAuthentication: bool | None = None  # noqa: N815
 
 
-class RegisterOut(Reply):
+class RegisterOut(Reply, kw_only=True):
     """What Register gives; machined gives nothing."""
 
     unit: str | None = None
@@ -115,7 +115,7 @@ class RegisterOut(Reply):
     invocationId: str | None = None  # noqa: N815
 
 
-class LookupIn(Parameters):
+class LookupIn(Parameters, kw_only=True):
     """A machine by name, by a process in it, or by both."""
 
     name: str | None = None
@@ -123,20 +123,20 @@ class LookupIn(Parameters):
     allowInteractiveAuthentication: bool | None = None  # noqa: N815
 
 
-class KillIn(LookupIn):
+class KillIn(LookupIn, kw_only=True):
     """What Kill takes."""
 
     whom: KillWhom | None = None
     signal: Signal
 
 
-class ListIn(LookupIn):
+class ListIn(LookupIn, kw_only=True):
     """What List takes."""
 
     acquireMetadata: AcquireMetadata | None = None  # noqa: N815
 
 
-class ListOut(Reply):
+class ListOut(Reply, kw_only=True):
     """A machine."""
 
     name: str
