@@ -1,0 +1,455 @@
+"""The commands of moorctl: options in, one call, what it says out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from moorage import __version__
+from moorage.cli.address import VARIABLE, Choice
+from moorage.cli.failures import Exit, Failure
+from moorage.cli.properties import convert
+from moorage.cli.quantities import parse_signal, parse_span
+
+# Trio and msgspec take most of the time that moorctl needs to start: the help, a wrong option, and the completion of
+# what is no name do without. So `service` and `views` are imported where a call is made.
+
+PROGRAM: Final = "moorctl"
+COMPLETE_VARIABLE: Final = "_MOORCTL_COMPLETE"
+
+REGISTER_SECONDS: Final = 30.0
+"""What the service gives a registration where the caller says nothing."""
+
+STOP_SECONDS: Final = 200.0
+"""What the service gives a stop where the caller says nothing: time for SIGTERM, then for SIGKILL."""
+
+ANSWER_SECONDS: Final = 15.0
+"""How much longer than the service may take is waited for its answer: it still has to say what went wrong."""
+
+COMPLETION_SECONDS: Final = 2.0
+"""A person who has pressed Tab does not wait longer; by then the service must have been started, too."""
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run moorctl with these arguments and return the exit status.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
+    try:
+        status = moorctl.main(
+            arguments, prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE, standalone_mode=False
+        )
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Failure as failure:
+        click.echo(f"Error: {failure}", err=True)
+        return failure.status
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except OSError as error:  # those of the socket have become a Failure
+        # What is left in the buffer cannot be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+        click.echo(f"Error: Failed to write: {error.strerror}", err=True)
+        return Exit.REFUSED
+    return status or Exit.OK
+
+
+def _parsed(parse: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, str | None], T | None]:
+    """Return a callback for an option whose value is parsed by a function that raises ValueError."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> T | None:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return callback
+
+
+def _finite_span(text: str) -> int:
+    usec = parse_span(text)
+    if not usec:
+        raise ValueError(f"{text!r} is no time to wait")
+    return usec
+
+
+_PID = click.IntRange(min=1, max=4_194_304)  # PID_MAX_LIMIT, proc(5)
+_FD = click.IntRange(min=0, max=2**31 - 1)
+
+
+def _choose_user(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    choice = ctx.ensure_object(Choice)
+    choice.user = choice.user or value
+
+
+def _choose_path(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    choice = ctx.ensure_object(Choice)
+    choice.path = choice.path if value is None else value
+
+
+def _addressed(command: F) -> F:
+    """Add the options that say which service to call: before and after the name of the command they are the same."""
+    path = click.option(
+        "--address",
+        metavar="PATH",
+        callback=_choose_path,
+        expose_value=False,
+        help=f"Socket of the service; otherwise ${VARIABLE}, or that of the system.",
+        type=click.Path(),
+    )
+    user = click.option(
+        "--user",
+        is_flag=True,
+        callback=_choose_user,
+        expose_value=False,
+        help="Call the service of your own user manager.",
+    )
+    return user(path(command))
+
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+_choice = click.make_pass_decorator(Choice, ensure=True)
+
+
+def _complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from moorage.cli import service, views
+
+    try:
+        replies = service.call_more(ctx.ensure_object(Choice).resolve(), "List", timeout=COMPLETION_SECONDS)
+        machines = views.machines_of(replies)
+    except (Failure, click.ClickException):
+        return []  # a message in the middle of the line being typed helps nobody
+    return [
+        CompletionItem(machine.name, help=machine.unit)
+        for machine in machines
+        if machine.name.startswith(incomplete)
+    ]
+
+
+_NAME = click.argument("name", shell_complete=_complete_name)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", message="%(prog)s %(version)s")
+@_addressed
+def moorctl() -> None:
+    """Register machines, find them, and end them.
+
+    A machine is a virtual machine or a container; its processes live in a scope of their own, which the service
+    manager (systemd) keeps.
+
+    Exit status: 0 done, 1 refused, 2 wrong usage, 3 no such machine, 4 not permitted, 5 no connection to the service,
+    6 took too long.
+    """
+
+
+@moorctl.command()
+@click.argument("name")
+@click.option(
+    "--class",
+    "class_",
+    type=click.Choice(["vm", "container"]),
+    default="vm",
+    show_default=True,
+    help="What runs in it.",
+)
+@click.option("--leader", type=_PID, metavar="PID", help="Its first process; this or --pidfd is needed.")
+@click.option(
+    "--pidfd", type=_FD, metavar="FD", help="The same as an open file descriptor: see pidfd_open(2)."
+)
+@click.option("--slice", "slice_", metavar="SLICE", help="Slice for the scope.  [default: machine.slice]")
+@click.option("--description", metavar="TEXT", help="Description of the scope.")
+@click.option(
+    "-p",
+    "--property",
+    "properties",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Property of the scope, as for systemd-run(1); or with a value in JSON. May be repeated.",
+)
+@click.option("--service", metavar="TEXT", help="Who registers it, such as the name of the VMM.")
+@click.option("--id", "id_", metavar="ID128", help="ID of the machine: 32 hexadecimal digits.")
+@click.option("--root-directory", metavar="PATH", help="Its file system on the host.")
+@click.option("--vsock-cid", type=click.IntRange(min=0), metavar="CID", help="Its address for AF_VSOCK.")
+@click.option("--ssh-address", metavar="ADDRESS", help="How ssh(1) reaches it.")
+@click.option("--ssh-private-key-path", metavar="PATH", help="Key for ssh(1).")
+@click.option("--control-address", metavar="ADDRESS", help="Where its VMM is spoken to.")
+@click.option(
+    "--if-index",
+    "if_indices",
+    type=click.IntRange(min=1),
+    metavar="INDEX",
+    multiple=True,
+    help="Network interface of the host that belongs to it. May be repeated.",
+)
+@click.option("--no-allocate", is_flag=True, help="Make no scope: it stays in the unit that it is in.")
+@click.option("--dry-run", is_flag=True, help="Check everything, register nothing.")
+@click.option(
+    "--timeout", callback=_parsed(_finite_span), metavar="SPAN", help="How long it may take.  [default: 30s]"
+)
+@_JSON
+@_addressed
+@_choice
+def register(
+    choice: Choice,
+    name: str,
+    class_: str,
+    leader: int | None,
+    pidfd: int | None,
+    slice_: str | None,
+    description: str | None,
+    properties: tuple[str, ...],
+    service: str | None,
+    id_: str | None,
+    root_directory: str | None,
+    vsock_cid: int | None,
+    ssh_address: str | None,
+    ssh_private_key_path: str | None,
+    control_address: str | None,
+    if_indices: tuple[int, ...],
+    no_allocate: bool,
+    dry_run: bool,
+    timeout: int | None,
+    as_json: bool,
+) -> None:
+    """Register a machine and put its leader into a scope.
+
+    Prints the name of the scope once the leader is in it. Properties that are in force with another value than was
+    asked for are warned of on stderr.
+
+    Example:
+        unit=$(moorctl register web --leader $PID --property MemoryMax=2G)
+    """
+    if (leader is None) == (pidfd is None):
+        raise click.UsageError("Give one of --leader and --pidfd.")
+    if no_allocate and (slice_ is not None or description is not None or properties):
+        raise click.UsageError(
+            "--no-allocate leaves the unit as it is: --slice, --description and --property do not go with it."
+        )
+    try:
+        converted = convert(properties)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--property'") from None
+    address = choice.resolve()
+    from moorage.cli import service as moored
+    from moorage.cli import views
+
+    # A process that is held open here cannot be mistaken for a later one with the same PID.
+    own = None if leader is None else _open_process(leader)
+    try:
+        reply = moored.call(
+            address,
+            "Register",
+            {
+                "name": name,
+                "class": class_,
+                "leaderFileDescriptor": 0,
+                "id": id_,
+                "service": service,
+                "rootDirectory": root_directory,
+                "ifIndices": list(if_indices) or None,
+                "vSockCid": vsock_cid,
+                "sshAddress": ssh_address,
+                "sshPrivateKeyPath": ssh_private_key_path,
+                "controlAddress": control_address,
+                "allocateUnit": False if no_allocate else None,
+                "slice": slice_,
+                "description": description,
+                "properties": converted or None,
+                "dryRun": dry_run or None,
+                "timeoutUSec": timeout,
+            },
+            fds=[_checked(pidfd) if own is None else own],
+            timeout=(REGISTER_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS,
+        )
+    finally:
+        if own is not None:
+            os.close(own)
+    (views.show_json if as_json else views.show_registered)(reply)
+
+
+def _open_process(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise Failure(Exit.REFUSED, f"There is no process {pid}.") from None
+    except OSError as error:
+        # EINVAL: a thread of a process; pidfd_open(2)
+        raise Failure(Exit.REFUSED, f"Failed to open process {pid}: {error.strerror}.") from None
+
+
+def _checked(fd: int | None) -> int:
+    assert fd is not None
+    try:
+        os.fstat(fd)
+    except OSError:
+        raise click.BadParameter(f"file descriptor {fd} is not open", param_hint="'--pidfd'") from None
+    return fd
+
+
+@moorctl.command("list")
+@click.option("--no-legend", is_flag=True, help="Print neither heading nor count.")
+@_JSON
+@_addressed
+@_choice
+def list_(choice: Choice, no_legend: bool, as_json: bool) -> None:
+    """List the machines there are."""
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    replies = service.call_more(address, "List")
+    if as_json:
+        for reply in replies:
+            views.show_machine_json(reply)
+    else:
+        views.show_list(replies, legend=not no_legend)
+
+
+@moorctl.command()
+@_NAME
+@_JSON
+@_addressed
+@_choice
+def status(choice: Choice, name: str, as_json: bool) -> None:
+    """Show a machine, what it uses, and its limits.
+
+    For a while that can be done after its end as well.
+    """
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    reply = service.call(address, "Describe", {"name": name})
+    (views.show_json if as_json else views.show_status)(reply)
+
+
+@moorctl.command()
+@click.option("--pid", type=_PID, metavar="PID", help="A process of it.")
+@click.option("--unit", metavar="UNIT", help="Its unit.")
+@click.option("--control-group", metavar="PATH", help="A control group of it.")
+@click.option("--invocation", metavar="ID128", help="Invocation ID of its unit.")
+@_JSON
+@_addressed
+@_choice
+def find(
+    choice: Choice,
+    pid: int | None,
+    unit: str | None,
+    control_group: str | None,
+    invocation: str | None,
+    as_json: bool,
+) -> None:
+    """Print the name of the machine that something belongs to."""
+    if sum(given is not None for given in (pid, unit, control_group, invocation)) != 1:
+        raise click.UsageError("Give one of --pid, --unit, --control-group and --invocation.")
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    pidfds = [] if pid is None else [_open_process(pid)]
+    try:
+        reply = service.call(
+            address,
+            "Find",
+            {
+                "processFileDescriptor": 0 if pidfds else None,
+                "unit": unit,
+                "controlGroup": control_group,
+                "invocationId": invocation,
+            },
+            fds=pidfds,
+        )
+    finally:
+        for pidfd in pidfds:
+            os.close(pidfd)
+    (views.show_machine_json if as_json else views.show_name)(reply)
+
+
+@moorctl.command()
+@_NAME
+@click.option(
+    "-s",
+    "--signal",
+    callback=_parsed(parse_signal),
+    default="SIGTERM",
+    show_default=True,
+    metavar="SIGNAL",
+    help="Name or number.",
+)
+@click.option(
+    "--whom",
+    type=click.Choice(["leader", "supervisor", "all"]),
+    default="all",
+    show_default=True,
+    help="Which of its processes.",
+)
+@_addressed
+@_choice
+def kill(choice: Choice, name: str, signal: int, whom: str) -> None:
+    """Send a signal to processes of a machine."""
+    address = choice.resolve()
+    from moorage.cli import service
+
+    service.call(address, "Kill", {"name": name, "signal": signal, "whom": whom})
+
+
+@moorctl.command()
+@_NAME
+@click.option(
+    "--timeout",
+    callback=_parsed(_finite_span),
+    metavar="SPAN",
+    help="How long to wait for the end.  [default: 3min 20s]",
+)
+@_JSON
+@_addressed
+@_choice
+def stop(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
+    """Stop a machine.
+
+    Waits until all of its processes are gone.
+    """
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    reply = service.call(
+        address,
+        "Stop",
+        {"name": name, "timeoutUSec": timeout},
+        timeout=(STOP_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS,
+    )
+    if as_json:
+        views.show_machine_json(reply)
+
+
+@moorctl.command()
+@_NAME
+@_addressed
+@_choice
+def forget(choice: Choice, name: str) -> None:
+    """Drop the record of a machine. Its unit and its processes are left alone."""
+    address = choice.resolve()
+    from moorage.cli import service
+
+    service.call(address, "Forget", {"name": name})
+
+
+@moorctl.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script for completion by the shell.
+
+    It completes commands, options and names of machines.
+
+    In ~/.bashrc: eval "$(moorctl completion bash)"
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(moorctl, {}, PROGRAM, COMPLETE_VARIABLE).source())

@@ -1,0 +1,213 @@
+"""What went wrong, in words that say what to do, and as an exit status."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+from moorage.cli.address import Address
+from moorage.cli.quantities import printable
+from moorage.wire.errors import ProtocolError, VarlinkError
+
+
+class Exit(IntEnum):
+    """Exit statuses of moorctl. After Ctrl-C it is 130, as from a shell."""
+
+    OK = 0
+    REFUSED = 1
+    """The service did not do it, or the process is gone."""
+    USAGE = 2
+    """Wrong options or values; nothing was asked of the service."""
+    NO_SUCH_MACHINE = 3
+    PERMISSION_DENIED = 4
+    NO_SERVICE = 5
+    """There is no connection to the service, or it broke."""
+    TIMED_OUT = 6
+
+
+class Failure(Exception):
+    """The end of a command: one message, one exit status."""
+
+    def __init__(self, status: Exit, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """How an error is told; names of its parameters stand in braces.
+
+    Attributes:
+        status: exit status.
+        text: what happened.
+        without: the same where the error came without one of the parameters.
+        hint: what to do; left out where a parameter is missing. {manager} and {journalctl} are commands.
+    """
+
+    status: Exit
+    text: str
+    without: str = ""
+    hint: str = ""
+
+
+_MACHINE: Final = "io.moorage.Machine."
+_SERVICE: Final = "org.varlink.service."
+
+_WORDS: Final[Mapping[str, _Words]] = {
+    _MACHINE + "NoSuchMachine": _Words(
+        Exit.NO_SUCH_MACHINE,
+        "There is no machine {name}.",
+        without="There is no such machine.",
+        hint="Those there are: moorctl list",
+    ),
+    _MACHINE + "MachineExists": _Words(
+        Exit.REFUSED,
+        "Machine {name} exists already, in {unit}.",
+        without="Machine {name} exists already.",
+        hint="Stop it first, or take another name: moorctl stop {name}",
+    ),
+    _MACHINE + "UnitNameTaken": _Words(
+        Exit.REFUSED,
+        "The unit name {unit} is taken: {holder}.",
+        hint="Look at it, and stop it or take another name: {manager} status {unit}",
+    ),
+    _MACHINE + "ProcessGone": _Words(
+        Exit.REFUSED, "Process {pid} has ended.", without="The process has ended."
+    ),
+    _MACHINE + "ProcessNotOwned": _Words(
+        Exit.PERMISSION_DENIED, "Process {pid} belongs to user {uid}: it is not yours to register."
+    ),
+    _MACHINE + "NoSuchProperty": _Words(
+        Exit.REFUSED,
+        "A scope has no property {property} that can be set.",
+        hint="Those there are: systemd.scope(5), systemd.resource-control(5), systemd.kill(5)",
+    ),
+    _MACHINE + "InvalidProperty": _Words(Exit.REFUSED, "Property {property} is refused: {reason}."),
+    _MACHINE + "JobFailed": _Words(
+        Exit.REFUSED,
+        "The job for {unit} ended with '{jobResult}', and the unit with '{unitResult}'.",
+        without="The job for {unit} ended with '{jobResult}'.",
+        hint="See: {journalctl} --unit {unit}",
+    ),
+    _MACHINE + "Busy": _Words(Exit.REFUSED, "The service is busy: {operation}.", hint="Try again."),
+    _MACHINE + "NotSupported": _Words(Exit.REFUSED, "{what} is not supported: {reason}."),
+    _MACHINE + "Timeout": _Words(
+        Exit.TIMED_OUT, "It took too long: {operation}.", hint="It may still happen: moorctl list"
+    ),
+    _MACHINE + "ManagerUnavailable": _Words(Exit.REFUSED, "The service manager does not do it: {reason}."),
+    _SERVICE + "InvalidParameter": _Words(Exit.REFUSED, "The service does not accept {option}."),
+    _SERVICE + "PermissionDenied": _Words(
+        Exit.PERMISSION_DENIED,
+        "The service does not let you do this.",
+        hint="Run it as root, or use the service of your own user manager: moorctl --user",
+    ),
+    _SERVICE + "MethodNotFound": _Words(Exit.REFUSED, "The service has no method {method}."),
+    _SERVICE + "MethodNotImplemented": _Words(
+        Exit.REFUSED, "This version of the service does not have {method} yet."
+    ),
+    _SERVICE + "InterfaceNotFound": _Words(
+        Exit.REFUSED, "The service has no interface {interface}: it is another one."
+    ),
+    "io.systemd.System": _Words(
+        Exit.REFUSED, "The service failed: {message}.", without="The service failed."
+    ),
+    "io.systemd.Disconnected": _Words(
+        Exit.NO_SERVICE,
+        "The service hung up before it answered.",
+        hint="It may still have been done: moorctl list",
+    ),
+    "io.systemd.TimedOut": _Words(
+        Exit.TIMED_OUT,
+        "The service did not answer in time.",
+        hint="It may still have been done: moorctl list",
+    ),
+}
+
+_OPTIONS: Final[Mapping[str, str]] = {
+    "name": "NAME",
+    "vSockCid": "--vsock-cid",
+    "ifIndices": "--if-index",
+    "leaderFileDescriptor": "--leader or --pidfd",
+    "processFileDescriptor": "--pid",
+    "controlGroup": "--control-group",
+    "invocationId": "--invocation",
+    "properties": "--property",
+    "timeoutUSec": "--timeout",
+}
+"""Where a parameter has another name on the command line than its own with dashes."""
+
+
+def explain(error: Exception, address: Address) -> Failure:
+    """Return the end of a command for what a call raised; an exception that is not expected is raised again."""
+    match error:
+        case VarlinkError():
+            return _refusal(error.error, error.parameters(), address)
+        case ProtocolError():
+            return Failure(
+                Exit.NO_SERVICE, f"What answers at {address.path} does not keep to the protocol: {error}"
+            )
+        case OSError():
+            return _unreachable(error, address)
+        case _:
+            raise error
+
+
+def _refusal(name: str, parameters: Mapping[str, Any], address: Address) -> Failure:
+    values = {key: _shown(value) for key, value in parameters.items() if value is not None}
+    if "parameter" in values:
+        values["option"] = _option(values["parameter"])
+    if isinstance(number := parameters.get("errno"), int):
+        values["message"] = os.strerror(number)
+    manager = address.manager or "systemctl"
+    values |= {"manager": manager, "journalctl": manager.replace("systemctl", "journalctl")}
+    words = _WORDS.get(name, _Words(Exit.REFUSED, ""))
+    text = _filled(words.text, values) or _filled(words.without, values)
+    if not text:
+        text = f"The service answered {printable(name)}: {printable(json.dumps(parameters, default=str))}"
+    hint = _filled(words.hint, values)
+    return Failure(words.status, f"{text}\n{hint}" if hint else text)
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    """Return the text; empty if a value for it is missing."""
+    try:
+        return template.format_map(values)
+    except KeyError:
+        return ""
+
+
+def _shown(value: Any) -> str:
+    return printable(value if isinstance(value, str) else json.dumps(value, default=str)).removesuffix(".")
+
+
+def _option(parameter: str) -> str:
+    """Return what a person has typed for a parameter, ``--slice`` for ``slice``."""
+    field = re.split(r"[.\[]", parameter, maxsplit=1)[0]
+    where = _OPTIONS.get(field) or "--" + re.sub(r"[A-Z]", lambda match: "-" + match[0].lower(), field)
+    return f"the value of {where}"
+
+
+_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+_NOT_LISTENING: Final = frozenset({errno.ECONNREFUSED, errno.ENOTSOCK, errno.EPROTOTYPE})
+
+
+def _unreachable(error: OSError, address: Address) -> Failure:
+    reason = os.strerror(error.errno) if error.errno is not None else str(error)
+    if error.errno in _NOT_THERE:
+        reason = "there is no such socket"
+    elif error.errno in _NOT_LISTENING:
+        reason = "nobody listens there"
+    text = f"Failed to connect to {printable(address.path)}: {reason}."
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return Failure(Exit.PERMISSION_DENIED, text)
+    if address.manager is not None and error.errno in _NOT_THERE | _NOT_LISTENING:
+        text += (
+            f"\nTo have the service started by the first call: {address.manager} enable --now moored.socket"
+        )
+    return Failure(Exit.NO_SERVICE, text)

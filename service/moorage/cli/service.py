@@ -1,0 +1,78 @@
+"""One call to the service."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+import trio
+
+from moorage.cli.address import Address
+from moorage.cli.failures import explain
+from moorage.wire.client import CALL_SECONDS, Client
+
+INTERFACE: Final = "io.moorage.Machine"
+
+Reply = msgspec.Raw
+"""The parameters of a reply, as they came."""
+
+T = TypeVar("T")
+
+
+def call(
+    address: Address,
+    method: str,
+    parameters: dict[str, Any],
+    *,
+    fds: Sequence[int] = (),
+    timeout: float = CALL_SECONDS,
+) -> Reply:
+    """Call a method of io.moorage.Machine.
+
+    Args:
+        address: where the service listens.
+        method: without the interface.
+        parameters: those that are None are not sent.
+        fds: file descriptors to go along.
+        timeout: seconds until the reply must be there.
+
+    Raises:
+        Failure: it did not work out.
+    """
+    given = {name: value for name, value in parameters.items() if value is not None}
+
+    async def talk(client: Client) -> Reply:
+        return await client.call(f"{INTERFACE}.{method}", given, reply_type=Reply, fds=fds, timeout=timeout)
+
+    return _run(address, talk, timeout)
+
+
+def call_more(address: Address, method: str, *, timeout: float = CALL_SECONDS) -> list[Reply]:
+    """Call a method of io.moorage.Machine that gives several replies, and return all of them.
+
+    Args:
+        address: where the service listens.
+        method: without the interface.
+        timeout: seconds until the next reply must be there.
+
+    Raises:
+        Failure: it did not work out.
+    """
+
+    async def talk(client: Client) -> list[Reply]:
+        async with client.call_more(f"{INTERFACE}.{method}", reply_type=Reply, timeout=timeout) as replies:
+            return [reply async for reply in replies]
+
+    return _run(address, talk, timeout)
+
+
+def _run(address: Address, talk: Callable[[Client], Awaitable[T]], timeout: float) -> T:
+    async def session() -> T:
+        async with await Client.connect(address.path, timeout=timeout) as client:
+            return await talk(client)
+
+    try:
+        return trio.run(session)
+    except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
+        raise explain(error, address) from None

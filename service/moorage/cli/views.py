@@ -1,0 +1,273 @@
+"""What moorctl prints: tables, details, JSON.
+
+For programs there is ``--json``: one JSON object a line. The rest is for people, and may change.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+
+from moorage.cli.failures import Exit, Failure
+from moorage.cli.quantities import UINT64_MAX, format_set, format_size, format_span, printable
+from moorage.cli.replies import (
+    Accounting,
+    DescribeReply,
+    Difference,
+    Machine,
+    MachineReply,
+    ProcessId,
+    RegisterReply,
+)
+from moorage.cli.service import Reply
+
+T = TypeVar("T")
+
+ABSENT: Final = "-"
+
+COLUMNS: Final = ("NAME", "CLASS", "PHASE", "SERVICE", "UNIT", "LEADER", "UID", "ADDRESS")
+
+_PHASE_COLOURS: Final = {
+    "starting": "yellow",
+    "running": "green",
+    "stopping": "yellow",
+    "lingering": "red",
+    "exited": "bright_black",
+}
+
+
+class _MachineText(msgspec.Struct):
+    machine: msgspec.Raw
+
+
+def _decoded(text: msgspec.Raw, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Failure(Exit.NO_SERVICE, f"What the service answered is not understood: {error}") from None
+
+
+def show_json(reply: Reply) -> None:
+    """Print a reply as it came, on one line."""
+    # The service need not write it without line breaks.
+    click.echo(msgspec.json.format(bytes(reply), indent=-1))
+
+
+def show_machine_json(reply: Reply) -> None:
+    """Print the machine of a reply as it came, on one line."""
+    show_json(_decoded(reply, _MachineText).machine)
+
+
+def show_registered(reply: Reply) -> None:
+    """Print the name of the machine's unit, and warn of what is not in force as it was asked for."""
+    decoded = _decoded(reply, RegisterReply)
+    for difference in decoded.differences:
+        click.echo(f"Warning: {_difference(difference)}", err=True)
+    click.echo(printable(decoded.machine.unit))
+
+
+def _difference(difference: Difference) -> str:
+    effective = "nothing" if difference.effective is None else difference.effective
+    return printable(
+        f"{difference.property} is {effective} and not {difference.wanted}: {difference.reason}"
+    )
+
+
+def show_name(reply: Reply) -> None:
+    """Print the name of the machine."""
+    click.echo(printable(_decoded(reply, MachineReply).machine.name))
+
+
+def machines_of(replies: Iterable[Reply]) -> list[Machine]:
+    """Return the machines of several replies, by name."""
+    machines = [_decoded(reply, MachineReply).machine for reply in replies]
+    return sorted(machines, key=lambda machine: machine.name)
+
+
+def show_list(replies: Sequence[Reply], *, legend: bool) -> None:
+    """Print a table of machines: on a terminal with colours and borders, else plain."""
+    machines = machines_of(replies)
+    rows = [_row(machine) for machine in machines]
+    if sys.stdout.isatty():
+        _draw(rows, [machine.phase for machine in machines], legend=legend)
+    else:
+        for line in _aligned([COLUMNS, *rows] if legend else rows):
+            click.echo(line)
+
+
+def _row(machine: Machine) -> tuple[str, ...]:
+    cells = (
+        machine.name,
+        machine.class_,
+        _phase(machine),
+        machine.service,
+        machine.unit + (machine.subgroup or ""),
+        None if machine.leader is None else str(machine.leader.pid),
+        str(machine.uid),
+        machine.ssh_address,
+    )
+    return tuple(printable(cell) if cell else ABSENT for cell in cells)
+
+
+def _phase(machine: Machine) -> str:
+    if machine.phase == "exited" and machine.verdict is not None:
+        return f"exited ({machine.verdict.result})"
+    return machine.phase if machine.freezer == "running" else f"{machine.phase} ({machine.freezer})"
+
+
+def _draw(rows: Iterable[Sequence[str]], phases: Iterable[str], *, legend: bool) -> None:
+    # Half of the time that moorctl takes to start, which all the others need not spend.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD if legend else None, show_header=legend, pad_edge=False)
+    for column in COLUMNS:
+        # Whoever copies a name from a narrow terminal wants all of it.
+        table.add_column(column, overflow="fold", justify="right" if column in {"LEADER", "UID"} else "left")
+    for row, phase in zip(rows, phases, strict=True):
+        styles = ["bold", "", _PHASE_COLOURS.get(phase, ""), *[""] * (len(row) - 3)]
+        # As Text: in a str rich would look for markup, and the words are those of others.
+        table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
+    console = Console()
+    console.print(table)
+    if legend:
+        console.print(f"{table.row_count} machines.", highlight=False)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def show_status(reply: Reply) -> None:
+    """Print everything about a machine."""
+    decoded = _decoded(reply, DescribeReply)
+    machine = decoded.machine
+    click.echo(click.style(printable(machine.name), bold=True))
+    lines = [*_details(machine), *_usage(decoded.accounting), *_limits(decoded.limits)]
+    width = max(len(label) for label, _ in lines)
+    for label, value in lines:
+        text = printable(value)
+        if label == "Phase":
+            text = click.style(text, fg=_PHASE_COLOURS.get(machine.phase))
+        click.echo(f"{label:>{width}}: {text}")
+
+
+def _details(machine: Machine) -> Iterator[tuple[str, str]]:
+    yield "Phase", f"{_phase(machine)} since {_moment(machine.timestamp.realtime)}"
+    if machine.verdict is not None:
+        ended = f"{_moment(machine.verdict.exited_at.realtime)}, result {machine.verdict.result}"
+        yield "Ended", ended + (", killed for lack of memory" if machine.verdict.oom_killed else "")
+    yield "Class", machine.class_
+    for label, value in (
+        ("Service", machine.service),
+        ("ID", machine.id),
+        ("Unit", machine.unit),
+        ("Slice", machine.slice),
+        ("Control group", machine.control_group),
+        ("Subgroup", machine.subgroup),
+        ("Invocation", machine.invocation_id),
+        ("Leader", _process(machine.leader)),
+        ("Supervisor", _process(machine.supervisor)),
+        ("UID", machine.uid),
+        ("Runtime directory", machine.runtime_directory),
+        ("Root directory", machine.root_directory),
+        ("Interfaces", " ".join(map(str, machine.if_indices))),
+        ("VSOCK CID", machine.vsock_cid),
+        ("SSH address", machine.ssh_address),
+        ("SSH private key", machine.ssh_private_key_path),
+        ("Control address", machine.control_address),
+    ):
+        if value not in {None, ""}:
+            yield label, str(value)
+    for helper in machine.helpers:
+        yield "Helper", f"{helper.name}: {helper.unit}, {helper.active_state} ({helper.sub_state})"
+
+
+def _process(process: ProcessId | None) -> str | None:
+    return None if process is None else f"PID {process.pid}"
+
+
+def _moment(usec: int | None) -> str:
+    """Write a moment of the wall clock, µs, in the caller's time zone."""
+    if usec is None:
+        return "unknown"
+    try:
+        moment = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(usec // 1_000_000))
+    except (OverflowError, OSError, ValueError):  # no year that the C library knows
+        return "unknown"
+    passed = time.time_ns() // 1000 - usec
+    return (
+        f"{moment}; {format_span(passed // 1_000_000 * 1_000_000, units=2)} ago" if passed >= 0 else moment
+    )
+
+
+def _usage(usage: Accounting) -> Iterator[tuple[str, str]]:
+    if usage.cpu_usage_nsec is not None:
+        yield "CPU", format_span(usage.cpu_usage_nsec // 1000, units=2)
+    yield from _joined(
+        "Memory", usage.memory_current, (("peak", usage.memory_peak), ("swap", usage.memory_swap_current))
+    )
+    if usage.tasks_current is not None:
+        yield "Tasks", str(usage.tasks_current)
+    yield from _pair("IO", "read", usage.io_read_bytes, "written", usage.io_write_bytes)
+    yield from _pair("IP", "in", usage.ip_ingress_bytes, "out", usage.ip_egress_bytes)
+    if usage.oom_kills or usage.managed_oom_kills:
+        yield (
+            "OOM kills",
+            f"{usage.oom_kills or 0} by the kernel, {usage.managed_oom_kills or 0} by systemd-oomd",
+        )
+
+
+def _joined(
+    label: str, size: int | None, further: Iterable[tuple[str, int | None]]
+) -> Iterator[tuple[str, str]]:
+    if size is not None:
+        rest = ", ".join(f"{name} {format_size(each)}" for name, each in further if each is not None)
+        yield label, format_size(size) + (f" ({rest})" if rest else "")
+
+
+def _pair(
+    label: str, first: str, first_size: int | None, second: str, second_size: int | None
+) -> Iterator[tuple[str, str]]:
+    given = [(first, first_size), (second, second_size)]
+    text = ", ".join(f"{format_size(size)} {name}" for name, size in given if size is not None)
+    if text:
+        yield label, text
+
+
+def _limits(limits: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in limits.items():
+        yield name, _limit(name, value)
+
+
+def _limit(name: str, value: Any) -> str:
+    match value:
+        case None:
+            return "infinity"
+        case bool():
+            return "yes" if value else "no"
+        case int() if value == UINT64_MAX:
+            return "infinity"
+        case int() if name == "CPUQuotaPerSecUSec":
+            return f"{value / 10_000:g}%"
+        case int() if name.endswith("USec"):
+            return format_span(value)
+        case int() if "Memory" in name:
+            return format_size(value)
+        case [*numbers] if name.startswith("Allowed") and all(isinstance(number, int) for number in numbers):
+            return format_set(numbers)
+        case [*words] if all(isinstance(word, str) for word in words):
+            return " ".join(words)
+        case str():
+            return value
+        case _:
+            return msgspec.json.encode(value).decode()
