@@ -19,6 +19,8 @@ An interface is a class: its description is the text that introspection serves, 
         @method("Watch", requires_more=True)
         async def watch(self, call: Call, params: Empty) -> AsyncIterator[Seen | Last[Seen]]: ...
 
+A handler that has its replies at hand for some parameters only is a plain function that returns either iterator.
+
 A handler raises a :class:`~moorage.wire.errors.VarlinkError` to answer with that error.
 """
 
@@ -270,6 +272,10 @@ _ASYNC_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
 
 def _kind(function: Callable[..., Any], annotation: Any) -> Kind:
     origin = typing.get_origin(annotation)
+    if origin is types.UnionType and {typing.get_origin(each) for each in typing.get_args(annotation)} & {
+        *_STREAMS
+    }:
+        return Kind.GENERATOR
     if inspect.isasyncgenfunction(function) or origin in _ASYNC_STREAMS:
         return Kind.ASYNC_GENERATOR
     if inspect.iscoroutinefunction(function):

@@ -15,12 +15,11 @@ import errno
 import logging
 import select
 import socket
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import trio
-from msgspec import Struct
 
 from moorage.process import Peer
 from moorage.readiness import Readiness
@@ -127,7 +126,7 @@ class Link:
         self._interest: int | None = None  # what the socket is watched for; None where it is not
         self._call: Call | None = None  # the call at hand, of a task or a stream
         self._scope: trio.CancelScope | None = None  # of the task
-        self._stream: Generator[Any, None, None] | None = None
+        self._stream: Iterator[Any] | None = None
         self._held: Any = None  # reply of the stream that waits until it is known whether it is the last one
         self._finishing = False  # close as soon as everything is written
         self._closed = False
@@ -233,10 +232,8 @@ class Link:
             return True
         for _ in range(MESSAGES_PER_TURN):
             call = connection.next_call()
-            if call is NEED_DATA and may_read:
+            if call is NEED_DATA and may_read and self._read():
                 may_read = False
-                if not self._read():
-                    return False
                 call = connection.next_call()
             if isinstance(call, Signal):
                 self._finishing |= call is CLOSED
@@ -340,13 +337,34 @@ class Link:
                 self._end_with_reply(call, reply)
             call.close()
         elif handler.kind is Kind.GENERATOR:
+            try:
+                stream = handler.function(call, parameters)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
+                self._end_with_error(call, error)
+                call.close()
+                return
             self._call = call
-            self._stream = handler.function(call, parameters)
-            self._make_replies()
+            if isinstance(stream, AsyncGenerator):
+                self._start_task(
+                    call, handler, self._run_stream(call, cast("AsyncGenerator[Any, None]", stream))
+                )
+            else:
+                self._stream = stream
+                self._make_replies()
         else:
             self._call = call
-            self._scope = trio.CancelScope()
-            self._shared.tasks.start_soon(self._run, call, handler, parameters, name=handler.name)
+            started = handler.function(call, parameters)
+            self._start_task(
+                call,
+                handler,
+                self._run_one(call, started)
+                if handler.kind is Kind.COROUTINE
+                else self._run_stream(call, started),
+            )
+
+    def _start_task(self, call: Call, handler: Method, work: Coroutine[Any, Any, None]) -> None:
+        self._scope = trio.CancelScope()
+        self._shared.tasks.start_soon(self._run, call, work, name=handler.name)
 
     def _make_replies(self) -> bool:
         """Make replies of the stream at hand while there is room; return whether it has ended."""
@@ -387,21 +405,21 @@ class Link:
             close_all(cast("WithFds[Any]", held).fds)
         if call is not None:
             call.close()
-        if stream is not None:
+        if isinstance(stream, Generator):
             try:
                 stream.close()
             except Exception:
                 logger.exception("Failed to end a stream of replies, ignoring:")
 
-    async def _run(self, call: Call, handler: Method, parameters: Struct) -> None:
+    async def _run_one(self, call: Call, reply: Coroutine[Any, Any, Any]) -> None:
+        self._end_with_reply(call, await reply)
+
+    async def _run(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
         """Handle a call whose handler waits."""
         assert self._scope is not None
         try:
             with self._scope:
-                if handler.kind is Kind.COROUTINE:
-                    self._end_with_reply(call, await handler.function(call, parameters))
-                else:
-                    await self._run_stream(call, handler.function(call, parameters))
+                await work
         except (HandlerError, LocalProtocolError) as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
@@ -420,7 +438,8 @@ class Link:
                     self._end_with_reply(call, cast("Last[Any]", reply).reply)
                     return
                 self._send_one_of_many(call, reply)
-                self.ready(0)
+                if self._connection.queued:
+                    self.ready(0)
                 if self._connection.queued > OUTPUT_HIGH_WATER:
                     self._room = trio.Event()
                     await self._room.wait()

@@ -155,7 +155,7 @@ def decode_parameters(parameters: Raw, decoder: msgspec.json.Decoder[T]) -> T:
 def _as_object(parameters: Raw) -> Raw:
     if memoryview(parameters)[0] == _OBJECT:
         return parameters
-    if parameters == _NULL:
+    if bytes(parameters) == _NULL:
         return _EMPTY
     raise ProtocolError("parameters are not an object")
 

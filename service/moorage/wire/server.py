@@ -77,6 +77,7 @@ class Server:
         self._readiness = Readiness()
         self._listeners: list[socket.socket] = []
         self._reserve: int | None = None
+        self._short_of_fds = False  # said so already
         self._surroundings: Surroundings | None = None
         self._deadlines = Deadlines()
         self._quiet = trio.Event()
@@ -170,16 +171,16 @@ class Server:
                 if error.errno in {errno.EMFILE, errno.ENFILE}:
                     self._accept_with_reserve(listener, error.errno)
                     return
-                if error.errno in {errno.ENOBUFS, errno.ENOMEM}:
+                if error.errno not in {errno.ECONNABORTED, errno.EPERM}:
                     logger.warning("Failed to accept a connection, trying again: %s", error)
                     self._pause_listening(self.limits.accept_retry_seconds)
                     return
-                # Whatever else accept(2) says is about a connection that is gone again.
-                logger.debug("Failed to accept a connection, ignoring: %s", error)
-                continue
-            self._admit(connected)
+                # These two are about a connection that is gone again (accept(2)).
+            else:
+                self._short_of_fds = False
+                self._admit(connected, None)
 
-    def _admit(self, connected: socket.socket) -> None:
+    def _admit(self, connected: socket.socket, refusal: System | None) -> None:
         try:
             connected.setblocking(False)  # noqa: FBT003  # its only argument
             peer = peer_of(connected)
@@ -187,11 +188,11 @@ class Server:
             logger.debug("Failed to look at a new connection, ignoring: %s", error)
             connected.close()
             return
-        refusal: System | None = None
-        if self.connections >= self.limits.connections:
-            refusal = System.of(errno.EBUSY)
-        elif self._per_uid.get(peer.uid, 0) >= self.limits.connections_per_uid:
-            refusal = System.of(errno.EUSERS)
+        if refusal is None:
+            if self.connections >= self.limits.connections:
+                refusal = System.of(errno.EBUSY)
+            elif self._per_uid.get(peer.uid, 0) >= self.limits.connections_per_uid:
+                refusal = System.of(errno.EUSERS)
         if refusal is not None and self._refused >= self.limits.refusals:
             connected.close()
             return
@@ -201,22 +202,28 @@ class Server:
         # Without a file descriptor left a caller cannot even be told so, and its connection would stay at the head of
         # the backlog, where it wakes us for ever. So one is held in reserve: it is given up, the caller gets its
         # answer, and while that takes no other one is accepted.
-        if self._reserve is not None:
-            os.close(self._reserve)
-            self._reserve = None
-            try:
-                connected, _ = listener.accept()
-            except OSError as error:
-                if isinstance(error, BlockingIOError):
-                    self._reserve = _open_reserve()
-                    return
-            else:
-                logger.warning("Failed to serve a connection: %s", os.strerror(number))
-                connected.setblocking(False)  # noqa: FBT003  # its only argument
-                self._pause_listening(None)
-                self._start(connected, peer_of(connected), System.of(number))
-                return
-        self._pause_listening(self.limits.accept_retry_seconds)
+        if self._reserve is None:
+            self._pause_listening(self.limits.accept_retry_seconds)
+            return
+        os.close(self._reserve)
+        self._reserve = None
+        try:
+            connected, _ = listener.accept()
+        except BlockingIOError:
+            # Nobody there: the kernel looks for a file descriptor before it looks for a connection.
+            self._reserve = _open_reserve()
+        except OSError:
+            self._pause_listening(self.limits.accept_retry_seconds)
+        else:
+            if not self._short_of_fds:
+                self._short_of_fds = True
+                logger.warning(
+                    "Failed to serve a connection, refusing more of them: %s", os.strerror(number)
+                )
+            self._pause_listening(None)
+            self._admit(connected, System.of(number))
+            if self._reserve is None and not self._refused:
+                self._resume_listening()
 
     def _start(self, connected: socket.socket, peer: Peer, refusal: System | None) -> None:
         assert self._surroundings is not None
