@@ -15,9 +15,11 @@ import trio
 EVENTS_PER_POLL = 64
 """File descriptors that one epoll_wait(2) may report: the unit of fairness between them."""
 
-POLLS_PER_TURN = 4
-"""How often we ask again at once, before the rest of the program gets its turn. Under load there is always something
-ready, and each turn of the scheduler costs as much as several small calls."""
+IDLE_TURNS = 4
+"""How many turns of the scheduler we stay awake after something was ready (about 10 µs each where nothing else runs).
+A caller that makes one small call after the other has sent its next one by then. Going to sleep first means that the
+processor does too, and waking it costs more than the call: measured with one caller on another processor, 58 µs for
+each call without, 20 µs with."""
 
 Callback = Callable[[int], None]
 """Called with the events of epoll_ctl(2) that occurred. Must neither wait nor raise."""
@@ -61,13 +63,14 @@ class Readiness:
         self._epoll.close()
 
     async def run(self) -> None:
-        """Call back for ever, with a checkpoint after every few batches."""
+        """Call back for ever, with a checkpoint after every batch."""
         fd = self._epoll.fileno()
         while True:
             await trio.lowlevel.wait_readable(fd)
-            for _ in range(POLLS_PER_TURN):
-                if not self.poll():
-                    break
+            idle = 0
+            while idle < IDLE_TURNS:
+                idle = 0 if self.poll() else idle + 1
+                await trio.lowlevel.checkpoint()
 
     def poll(self) -> int:
         """Call back for what is ready now, at most EVENTS_PER_POLL; return how many that was."""

@@ -247,8 +247,9 @@ class Method:
             raise InvalidParameter(invalid_field(error)) from None
 
 
-_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`(?: - at `(.*?)`)?", re.DOTALL)
-_MISSING_FIELD = re.compile(r"Object missing required field `(.*)`(?: - at `(.*?)`)?", re.DOTALL)
+_FIELD = re.compile(
+    r"Object (?:contains unknown|missing required) field `(.*?)`(?: - at `\$\.?([\w.\[\]]*)`)?", re.DOTALL
+)
 _PATH = re.compile(r".* - at `(?:key in )?\$\.?(.*)`", re.DOTALL)
 
 
@@ -258,10 +259,10 @@ def invalid_field(error: msgspec.ValidationError) -> str:
     msgspec tells it in its message only. Where that says nothing, the result is empty.
     """
     text = str(error)
-    match = _UNKNOWN_FIELD.fullmatch(text) or _MISSING_FIELD.fullmatch(text)
+    match = _FIELD.fullmatch(text)
     if match is not None:
         name, parent = match.groups()
-        return f"{parent[2:]}.{name}" if parent else name
+        return f"{parent}.{name}" if parent else name
     match = _PATH.fullmatch(text)
     return match.group(1) if match is not None else ""
 

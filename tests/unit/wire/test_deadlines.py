@@ -1,0 +1,62 @@
+"""Functions called in time, or called off."""
+
+from collections.abc import Callable
+
+import trio
+from trio.testing import MockClock
+
+from moorage.wire.deadlines import Deadlines
+
+
+def in_mocked_time(test: Callable[[Deadlines, list[str]], object]) -> list[str]:
+    seen: list[str] = []
+
+    async def main() -> None:
+        deadlines = Deadlines()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deadlines.run)
+            await trio.testing.wait_all_tasks_blocked()
+            test(deadlines, seen)
+            await trio.sleep(100)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    return seen
+
+
+def test_in_order_of_time_whatever_was_set_first() -> None:
+    def test(deadlines: Deadlines, seen: list[str]) -> None:
+        deadlines.set(1, 10, lambda: seen.append("late"))
+        deadlines.set(2, 1, lambda: seen.append("early"))
+
+    assert in_mocked_time(test) == ["early", "late"]
+
+
+def test_called_off_and_set_again() -> None:
+    def test(deadlines: Deadlines, seen: list[str]) -> None:
+        deadlines.set(1, 1, lambda: seen.append("called off"))
+        deadlines.set(2, 2, lambda: seen.append("replaced"))
+        deadlines.clear(1)
+        deadlines.clear(3)
+        deadlines.set(2, 3, lambda: seen.append("replacement"))
+
+    assert in_mocked_time(test) == ["replacement"]
+
+
+def test_one_calls_off_another_that_is_due_as_well() -> None:
+    def test(deadlines: Deadlines, seen: list[str]) -> None:
+        deadlines.set(1, 1, lambda: (seen.append("one"), deadlines.clear(2)))
+        deadlines.set(2, 1, lambda: (seen.append("two"), deadlines.clear(1)))
+
+    assert len(in_mocked_time(test)) == 1
+
+
+def test_set_from_within() -> None:
+    def test(deadlines: Deadlines, seen: list[str]) -> None:
+        def again() -> None:
+            seen.append("once")
+            deadlines.set(1, 5, lambda: seen.append("more"))
+
+        deadlines.set(1, 1, again)
+
+    assert in_mocked_time(test) == ["once", "more"]
