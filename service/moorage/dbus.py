@@ -46,9 +46,13 @@ of a service, has 0.1 MB. 16 MiB is also what sd-varlink takes from a peer."""
 FIELDS_MAX: Final = 64
 """Header fields of one message; the specification knows nine."""
 
-CALLS_MAX: Final = 1024
-"""Calls without a reply yet. More wait for a place. sd-bus queues far more, but every one of them is work that
-the peer will do even if we have given up on it."""
+BUS_CALLS_MAX: Final = 100
+"""Calls over a bus without a reply yet. dbus-daemon refuses more than 128 per connection
+(max_replies_per_connection of its system bus, dbus-daemon(1))."""
+
+PEER_CALLS_MAX: Final = 1024
+"""Calls to a peer without a bus without a reply yet. sd-bus queues far more, but every one of them is work that the
+peer will do even if we have given up on it."""
 
 BACKLOG_MAX: Final = 64
 """Messages waiting to be written beyond which calls from strangers on a bus are not answered."""
@@ -211,6 +215,38 @@ class Signal:
             return None
         return self._received.body()
 
+    def changed(self, interface: str, name: str) -> tuple[bool, str | None]:
+        """What a PropertiesChanged says about one property, which is a string.
+
+        Found by its place in the bytes. A change of a unit of systemd has some twenty values, which take 70 µs to
+        decode, and each start of a unit sends five.
+
+        Args:
+            interface: that the change must be about.
+            name: of the property.
+
+        Returns:
+            Whether the signal is a change of this interface, and the value if it is among what changed.
+        """
+        received = self._received
+        if self.member != "PropertiesChanged" or received.text(_SIGNATURE) != "sa{sv}as":
+            return False, None
+        data, start = received.data, received.body_at + 4
+        if not data.startswith(interface.encode() + b"\0", start):
+            return False, None
+        # A key, its NUL, and the signature of its value: no value can look like that, for the byte after the NUL
+        # of a string is padding or the length of what follows, and no length has a signature in it.
+        key = name.encode() + b"\0\1s\0"
+        at = data.find(key, start)
+        if at < 0:
+            return True, None
+        at = at + len(key) + 3 & ~3
+        try:
+            size: int = _UINT32[received.endian].unpack_from(data, at)[0]
+            return True, data[at + 4 : at + 4 + size].decode()
+        except (struct.error, UnicodeDecodeError):
+            return True, None
+
 
 class _Pending:
     """A call whose reply has not come."""
@@ -247,14 +283,21 @@ class Link:
     """
 
     def __init__(
-        self, sock: socket.socket, on_signal: Callable[[Signal], None], on_closed: Callable[[str], None]
+        self,
+        sock: socket.socket,
+        on_signal: Callable[[Signal], None],
+        on_closed: Callable[[str], None],
+        calls_max: int,
     ) -> None:
         self._sock = sock
         self._on_signal = on_signal
         self._on_closed = on_closed
         self._serial = 0
         self._pending: dict[int, _Pending] = {}
-        self._places = trio.Semaphore(CALLS_MAX)
+        self._places = calls_max
+        self._calls_max = calls_max
+        self._turn = trio.StrictFIFOLock()
+        self._place_freed = trio.Event()
         self._outgoing: deque[_Outgoing] = deque()
         self._backlog = trio.Event()
         self._closed = trio.Event()
@@ -268,6 +311,7 @@ class Link:
         on_closed: Callable[[str], None],
         *,
         deadline: float,
+        calls_max: int = BUS_CALLS_MAX,
     ) -> "Link":
         """Connect and authenticate as the effective user.
 
@@ -276,6 +320,7 @@ class Link:
             on_signal: see the class.
             on_closed: see the class; not called if this raises.
             deadline: on trio's clock.
+            calls_max: calls without a reply yet; more wait for a place.
 
         Raises:
             LinkClosed: nobody listens, or the peer refuses us, or takes too long.
@@ -295,7 +340,7 @@ class Link:
         except BaseException:
             sock.close()
             raise
-        return cls(sock, on_signal, on_closed)
+        return cls(sock, on_signal, on_closed, calls_max)
 
     @property
     def closed(self) -> bool:
@@ -309,6 +354,7 @@ class Link:
         self._reason = reason
         self._closed.set()
         self._backlog.set()
+        self._place_freed.set()
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
         self._outgoing.clear()
@@ -346,7 +392,7 @@ class Link:
         """Make several calls at once, in one write where no file descriptors are involved, and wait for all replies.
 
         Args:
-            calls: at most `CALLS_MAX`.
+            calls: at most as many as there are places (see `connect`).
             deadline: on trio's clock.
 
         Returns:
@@ -358,18 +404,16 @@ class Link:
             LinkClosed: the same.
             BadCall: one cannot be put into a message.
         """
-        if not 0 < len(calls) <= CALLS_MAX:
-            raise ValueError(f"1 to {CALLS_MAX} calls at once, not {len(calls)}")
+        if not 0 < len(calls) <= self._calls_max:
+            raise ValueError(f"1 to {self._calls_max} calls at once, not {len(calls)}")
         taken = 0
         serials: list[int] = []
         try:
             with trio.fail_at(deadline):
-                for _ in calls:
-                    try:
-                        self._places.acquire_nowait()
-                    except trio.WouldBlock:
-                        await self._places.acquire()
-                    taken += 1
+                if self._places < len(calls) or self._turn.locked():
+                    await self._wait_for_places(len(calls))
+                self._places -= len(calls)
+                taken = len(calls)
                 if self._closed.is_set():
                     raise LinkClosed(self._reason)
                 waiting = self._submit(calls, serials)
@@ -383,9 +427,16 @@ class Link:
                 del self._pending[serial]
             if self._outgoing:
                 self._withdraw(serials)
-            for _ in range(taken):
-                self._places.release()
+            self._places += taken
+            self._place_freed.set()
         return [self._judge(call, pending) for call, pending in zip(calls, waiting, strict=True)]
+
+    async def _wait_for_places(self, count: int) -> None:
+        # One after the other: two that each hold a part of what they need would wait for ever.
+        async with self._turn:
+            while self._places < count and not self._closed.is_set():
+                self._place_freed = trio.Event()
+                await self._place_freed.wait()
 
     @staticmethod
     def _judge(call: Call, pending: _Pending) -> tuple[Any, ...] | LinkError:

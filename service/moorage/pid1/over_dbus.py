@@ -13,12 +13,15 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import unquote
 
 import trio
 
 from moorage.dbus import (
+    BUS_CALLS_MAX,
+    PEER_CALLS_MAX,
     BadCall,
     BadReply,
     Call,
@@ -74,8 +77,8 @@ LOYAL_ATTEMPTS: Final = 6
 """Attempts to reconnect to the kind of link that worked before "auto" tries the other kind as well. While the manager
 executes itself again its socket is gone for a moment, which is no reason to move to the bus for good."""
 
-NAMES_MAX: Final = 256
-"""Properties that one call of `properties` may ask for; a service has about 400 in all."""
+NAMES_MAX: Final = 64
+"""Properties that one call of `properties` may ask for: they have to fit among the calls of a bus."""
 
 LinkKind: TypeAlias = Literal["auto", "private", "bus"]
 
@@ -268,8 +271,13 @@ class DBusManager:
         reasons: list[str] = []
         for kind in self._kinds[:1] if loyal else self._kinds:
             try:
-                address = self._endpoints.private if kind == "private" else self._endpoints.bus
-                link = await Link.connect(address, self._on_signal, self._on_closed, deadline=deadline)
+                link = await Link.connect(
+                    self._endpoints.private if kind == "private" else self._endpoints.bus,
+                    self._on_signal,
+                    self._on_closed,
+                    deadline=deadline,
+                    calls_max=PEER_CALLS_MAX if kind == "private" else BUS_CALLS_MAX,
+                )
             except LinkClosed as exc:
                 reasons.append(exc.reason)
             else:
@@ -303,10 +311,11 @@ class DBusManager:
                 self._connection.close("the manager left the bus")
             return
         if signal.path.startswith(_UNITS):
-            if signal.member == "PropertiesChanged":
-                unit = _unit_of(signal.path)
-                if self._interest(unit):
-                    self._callback(UnitHint("changed", unit))
+            unit = _unit_of(signal.path)
+            if self._interest(unit):
+                about_unit, active_state = signal.changed(_UNIT, "ActiveState")
+                if about_unit:
+                    self._callback(UnitHint("changed", unit, active_state))
         elif signal.path == _ROOT and signal.interface == _MANAGER:
             if signal.member == "JobRemoved":
                 if not self._jobs.idle and (body := signal.body("uoss")) is not None:
@@ -665,8 +674,9 @@ def _escape(match: re.Match[str]) -> str:
     return "".join(f"_{byte:02x}" for byte in match[0].encode())
 
 
+@lru_cache(maxsize=4096)
 def _unit_of(path: str) -> str:
-    """Name of the unit of an object path."""
+    """Name of the unit of an object path. Cached: each start of a unit comes with eight signals from there."""
     return unquote(path[len(_UNITS) :].replace("_", "%"))
 
 
