@@ -216,9 +216,11 @@ class MoorageMachine(Interface):
     def list(self, call: Call, params: Empty) -> Iterator[wire.MachineOut]:
         """List the living machines."""
         authorize(call, self._policy, Action.INSPECT)
-        for machine in list(self._registry):
-            if self._lifecycle.is_there(machine):
-                yield wire.MachineOut(machine=self._machine(machine))
+        machines = [machine for machine in self._registry if self._lifecycle.is_there(machine)]
+        if not machines:
+            raise wire.NoSuchMachine  # a call has an answer; this one is also machined's
+        for machine in machines:
+            yield wire.MachineOut(machine=self._machine(machine))
 
     @method("Describe")
     async def describe(self, call: Call, params: wire.NameIn) -> wire.DescribeOut:
