@@ -100,7 +100,7 @@ class Metadata:
     """What was found; None for what could not be had.
 
     Attributes:
-        addresses: IPv4 first, then by scope (widest first) and interface; without loopback.
+        addresses: IPv4 first, then by scope (widest first) and interface; without those of scope host (127.0.0.1).
         os_release: "KEY=VALUE" strings, unquoted, in the order of the file.
         uid_shift: the host's UID of the machine's root.
     """

@@ -181,7 +181,8 @@ def container(pid: int) -> Machine:
         name=f"test-{pid}", class_=MachineClass.container, uid=0, unit="test.scope", subgroup=None,
         slice="machine.slice", control_group="/machine.slice/test.scope", control_group_id=1, invocation_id="0" * 32,
         allocated=True, leader=leader, supervisor=None, id=None, service=None, root_directory=None,
-        if_indices=(), vsock_cid=None, ssh_address=None, ssh_private_key_path=None, control_address=None, timestamp=Timestamp(1, 1),
+        if_indices=(), vsock_cid=None, ssh_address=None, ssh_private_key_path=None, control_address=None,
+        timestamp=Timestamp(1, 1),
     )  # fmt: skip
 
 

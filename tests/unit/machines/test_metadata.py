@@ -137,9 +137,11 @@ def test_addresses_that_are_not_for_use_and_damaged_messages_are_not_told() -> N
 
 def run_probe(pidfd: int) -> object:
     argv = [sys.executable, "-I", "-S", "-B", namespace_probe.__file__]
-    command = f'exec "$@" {namespace_probe.LEADER_FD}<&{pidfd}'
+    place = (
+        f"import os, sys; os.dup2({pidfd}, {namespace_probe.LEADER_FD}); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     done = subprocess.run(
-        ["sh", "-c", command, "sh", *argv], pass_fds=[pidfd], check=True, capture_output=True, timeout=30
+        [sys.executable, "-c", place, *argv], pass_fds=[pidfd], check=True, capture_output=True, timeout=30
     )
     assert done.stderr == b""
     return json.loads(done.stdout)
