@@ -62,8 +62,9 @@ other calls get in between."""
 QUESTIONS_MAX = 32
 """Machines rechecked at once, for the same reason."""
 
-EMPTY_SETTLE_USEC = 500_000
-"""For how long an empty control group may belong to a running unit, µs, before the manager is asked why."""
+EMPTY_SETTLE_USEC = 1_000_000
+"""For how long an empty control group may belong to a running unit, µs, before the manager is asked why: it needs that
+long for hundreds of units that end at once."""
 
 ANCESTORS_MAX = 64
 """Parents asked for the machine that a process is in; a deeper tree of processes is no machine's."""
@@ -224,6 +225,8 @@ class Lifecycle:
             return
         if hint.kind == "removed":
             self._mark(machine).removed = True
+        elif hint.active_state == "failed":
+            self._mark(machine).ask = True  # it stays so until its result has been read
         elif hint.active_state != "active" or machine.phase is not Phase.running:
             self._look_later(machine, EMPTY_SETTLE_USEC)
 
@@ -244,10 +247,7 @@ class Lifecycle:
             for machine in [machine for machine, due in self._due.items() if due <= present]:
                 del self._due[machine]
                 self._mark(machine).ask = True
-            try:
-                await self._recheck_marked()
-            except ManagerError as error:
-                _log.warning("Failed to ask about machines, will do so once the manager is back: %s", error)
+            await self._recheck_marked()
 
     async def _recheck_marked(self) -> None:
         marked, self._marked = self._marked, {}
@@ -255,10 +255,10 @@ class Lifecycle:
             for number, (machine, mark) in enumerate(marked.items(), start=1):
                 if self.registry.get(machine.name) is machine and not self._settled_by_kernel(machine, mark):
                     nursery.start_soon(self._recheck, machine)
-                if number % QUESTIONS_MAX == 0:
-                    await (
-                        trio.lowlevel.checkpoint()
-                    )  # when hundreds of leaders die at once, others wait no longer
+                if (
+                    number % QUESTIONS_MAX == 0
+                ):  # when hundreds of leaders die at once, others wait no longer
+                    await trio.lowlevel.checkpoint()
 
     def _settled_by_kernel(self, machine: Machine, mark: _Mark) -> bool:
         """Look at the control group; return whether that tells all."""
@@ -272,12 +272,9 @@ class Lifecycle:
         if machine not in self._last:
             self._last[machine] = accounting(machine.control_group)
             machine.phase = Phase.stopping
-        if (
-            mark.removed
-            or (not machine.owns_unit and not mark.ask)
-            or (state is None and not machine.owns_unit)
-        ):
-            # The manager keeps units that failed until it is told otherwise: one that it let go had not.
+        if mark.removed or not machine.owns_unit:
+            # The manager keeps units that failed until it is told otherwise: one that it let go had not. And of a part
+            # of somebody else's unit it knows nothing.
             self._finish(machine, "success")
             return True
         if not mark.ask:
@@ -286,10 +283,19 @@ class Lifecycle:
         return False
 
     async def _recheck(self, machine: Machine) -> None:
-        async with self._questions:
-            status = await self._manager.status(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
-        if self.registry.get(machine.name) is not machine:
-            return
+        try:
+            async with self._questions:
+                status = await self._manager.status(
+                    machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6
+                )
+                if self.registry.get(machine.name) is machine:
+                    await self._settle(machine, status)
+        except ManagerError as error:
+            _log.warning("Failed to ask about machine %s, trying again: %s", machine.name, error)
+            self._look_later(machine, ASK_USEC)
+
+    async def _settle(self, machine: Machine, status: UnitStatus | None) -> None:
+        """Decide what became of a machine, by what the kernel and the manager say."""
         state = cgroup.events(machine.control_group)
         populated = state is not None and state.populated
         if status is None or status.invocation_id != machine.invocation_id:
@@ -489,11 +495,15 @@ class Lifecycle:
 
     async def _stop(self, machine: Machine) -> None:
         deadline = trio.current_time() + STOP_USEC / 1e6
-        machine.phase = Phase.stopping
         if not machine.owns_unit:
             # The unit is somebody else's too: a friendly word to who runs the machine (as machine_stop() does).
-            self._signal(machine, machine.supervisor or machine.leader, signals.SIGTERM, NotStoppable())
+            try:
+                self._signal(machine, machine.supervisor, signals.SIGTERM, NotStoppable())
+            except NotStoppable:
+                self._signal(machine, machine.leader, signals.SIGTERM, NotStoppable())
+            machine.phase = Phase.stopping
             return
+        machine.phase = Phase.stopping
         state = cgroup.events(machine.control_group)
         try:
             if state is not None and state.frozen:
@@ -622,17 +632,24 @@ class Lifecycle:
         results: list[T] = []
         errors: list[Exception] = []
         done = trio.Event()
+        awaited = True
 
         async def run() -> None:
             try:
                 results.append(await function())
-            except Exception as error:  # noqa: BLE001 - it is raised again where it is waited for
+            except Exception as error:
                 errors.append(error)
+                if not awaited:
+                    _log.warning("Failed to complete what a caller left behind: %r", error)
             finally:
                 done.set()
 
         self._nursery.start_soon(run)
-        await done.wait()
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            awaited = False
+            raise
         if errors:
             raise errors[0]
         return results[0]
