@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "moorage.machines.allocation", "moorage.machines.metadata", "moorage.machines.lifecycle",
         "moorage.machines.helpers",
-        "moorage.machines.events", "moorage.wire.link", "moorage.wire.server", "moorage.wire.client", "moorage.launch",
+        "moorage.machines.events", "moorage.machines.limits", "moorage.wire.link", "moorage.wire.server", "moorage.wire.client", "moorage.launch",
     ),
     # 4: interfaces served
     ("moorage.api", "moorage.activation"),

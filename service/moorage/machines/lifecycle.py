@@ -637,7 +637,7 @@ class Lifecycle:
         async def run() -> None:
             try:
                 results.append(await function())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it is raised again where it is waited for
                 errors.append(error)
                 if not awaited:
                     _log.warning("Failed to complete what a caller left behind: %r", error)
