@@ -1,0 +1,370 @@
+"""What runs in the sandbox: python3 -m benchmarks.inside OPTIONS (JSON, see Options).
+
+Writes one JSON object a line: {"key", "peer", "value"} for a sample, {"group", "peer", "error"} for what could not be
+measured. The peers take turns within each round, and who begins changes from round to round. While one is measured, no
+other one runs that listens to PID 1, for PID 1 and the broker would work for it as well.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks import rows
+from benchmarks.machines import (
+    Leaders,
+    OtherCaller,
+    kill_all,
+    list_all,
+    list_by_name,
+    register_one_by_one,
+    register_together,
+    register_until_refused,
+    terminate_together,
+)
+from benchmarks.peers import (
+    ASYNCVARLINK,
+    MACHINED,
+    MOORED,
+    UNITS,
+    VARLINK,
+    Peer,
+    cpu_of_broker,
+    cpu_of_pid1,
+    raise_limit_of_machined,
+    settle,
+    systemctl,
+)
+from benchmarks.wire import (
+    GET_INFO,
+    Unmeasurable,
+    connect,
+    exchange,
+    fresh_latencies,
+    kept_latencies,
+    quantile,
+    throughput,
+)
+
+WARM_UP_MACHINES = 16
+"""Registered and stopped before anything is measured."""
+
+SLICES = 3
+"""Parts of a throughput run, with the other peers in between: where the scheduler puts the two ends is drawn anew."""
+
+FURTHER_OF_MACHINED = 1000
+"""Machines from which its growth is told; it would take minutes to bring it to as many as moored."""
+
+IMPORTS_SECONDS = 60.0
+IMPORTS = "import trio, msgspec, jeepney, varlink, systemd.daemon"
+"""What moored depends on, by pyproject.toml."""
+
+IMPORTS_SERVER = f"""\
+{IMPORTS}
+import socket
+connection, _ = socket.socket(fileno=3).accept()
+connection.recv(65536)
+connection.sendall(b'{{}}\\0')
+"""
+
+IMPORTS_PEER = Peer(
+    rows.IMPORTS_BY_PID1, "/run/bench-imports", "bench-imports.service", "bench-imports.socket"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run.
+
+    Attributes:
+        groups: which of rows.GROUPS.
+        rounds: of each.
+        counts: how many processes are registered.
+        seconds: of one throughput run.
+        calls: on a kept connection in one round; a third of that on fresh ones.
+        starts: cold starts in one round.
+    """
+
+    groups: Sequence[str]
+    rounds: int
+    counts: Sequence[int]
+    seconds: float
+    calls: int
+    starts: int
+
+
+class Bench:
+    """Measures, and writes down what it gets."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._begin = time.monotonic()
+
+    def run(self) -> None:
+        """Measure all groups."""
+        for group in self.options.groups:
+            {"wire": self.wire, "register": self.register, "capacity": self.capacity, "cold": self.cold}[
+                group
+            ]()
+
+    # -- the groups --------------------------------------------------------------------------------------------------
+
+    def wire(self) -> None:
+        """GetInfo."""
+        peers = self.installed("wire", (MOORED, MACHINED, ASYNCVARLINK, VARLINK))
+        for peer in peers:
+            with self.guarded("wire", peer):
+                peer.start()
+                kept_latencies(peer.socket, self.options.calls)
+        settle()
+        for turn in self.rounds("wire", peers):
+            for kind, measure, calls in (
+                ("kept", kept_latencies, self.options.calls),
+                ("fresh", fresh_latencies, self.options.calls // 3),
+            ):
+                for peer in turn:
+                    with self.guarded("wire", peer):
+                        waits = measure(peer.socket, calls)
+                        self.sample(f"{kind}/p50", peer, quantile(waits, 0.5))
+                        self.sample(f"{kind}/p99", peer, quantile(waits, 0.99))
+            for connections in rows.CONNECTIONS:
+                rates: dict[str, list[float]] = {peer.name: [] for peer in turn}
+                for _ in range(SLICES):
+                    for peer in turn:
+                        with self.guarded("wire", peer):
+                            seconds = self.options.seconds / SLICES
+                            rates[peer.name].append(throughput(peer.socket, connections, seconds))
+                for peer in turn:
+                    if rates[peer.name]:
+                        mean = sum(rates[peer.name]) / len(rates[peer.name])
+                        self.sample(f"throughput/{connections}", peer, mean)
+        for peer in peers:
+            peer.stop()
+
+    def register(self) -> None:
+        """Everything with real processes but how many there can be."""
+        peers = self.installed("register", (MOORED, MACHINED))
+        raise_limit_of_machined(high=True)
+        for turn in self.rounds("register", peers):
+            for count in self.options.counts:
+                for peer in turn:
+                    with self.guarded("register", peer):
+                        self.register_and_stop(peer, count)
+
+    def register_and_stop(self, peer: Peer, count: int) -> None:
+        """So many of them, one by one and together."""
+        self.warm(peer)
+        with Leaders(count) as leaders:
+            done = register_one_by_one(peer.socket, leaders)
+            for kind, waits in (("reply", done.replies), ("held", done.holds)):
+                self.sample(f"serial/{count}/{kind}/p50", peer, quantile(waits, 0.5))
+                self.sample(f"serial/{count}/{kind}/p99", peer, quantile(waits, 0.99))
+            self.sample(f"serial/{count}/at-reply", peer, done.held_at_reply / count)
+            settle()
+            if count == rows.DEATHS:
+                self.lists_and_deaths(peer, leaders)
+            else:
+                terminate_together(peer.socket, leaders)
+        settle()
+        with Leaders(count) as leaders:
+            self.together(peer, leaders)
+        peer.stop()
+
+    def together(self, peer: Peer, leaders: Leaders) -> None:
+        """Register and stop from many connections."""
+        count = leaders.count
+        before = cpu_of_pid1(), cpu_of_broker(), peer.cpu()
+        with OtherCaller(peer.socket) as other:
+            done = register_together(peer.socket, leaders)
+        # Everybody meanwhile: what the other caller's calls cost the service is in the service's figure, for both.
+        settle()
+        after = cpu_of_pid1(), cpu_of_broker(), peer.cpu()
+        pid1, broker, service = ((b - a) / count for a, b in zip(before, after, strict=True))
+        self.sample(f"together/{count}/held", peer, count / done.holds[0] * 1000)
+        self.sample(f"together/{count}/reply", peer, count / done.replies[0] * 1000)
+        self.sample(f"together/{count}/at-reply", peer, done.held_at_reply / count)
+        self.sample(f"together/{count}/cpu", peer, pid1 + broker)
+        self.sample(f"together/{count}/cpu/pid1", peer, pid1)
+        self.sample(f"together/{count}/cpu/broker", peer, broker)
+        self.sample(f"together/{count}/cpu/service", peer, service)
+        self.sample(f"together/{count}/other/p50", peer, quantile(other.waits, 0.5))
+        self.sample(f"together/{count}/other/p99", peer, quantile(other.waits, 0.99))
+        used = cpu_of_pid1() + cpu_of_broker()
+        self.sample(f"stop/{count}", peer, terminate_together(peer.socket, leaders))
+        settle()
+        self.sample(f"stop/{count}/cpu", peer, (cpu_of_pid1() + cpu_of_broker() - used) / count)
+
+    def lists_and_deaths(self, peer: Peer, leaders: Leaders) -> None:
+        """List them, and kill all at once."""
+        waits, listed = list_all(peer.socket, leaders.prefix, 20)
+        if listed != leaders.count:
+            raise Unmeasurable(f"List has {listed} of {leaders.count} machines")
+        self.sample("list/all", peer, quantile(waits, 0.5))
+        self.sample("list/name", peer, quantile(list_by_name(peer.socket, leaders), 0.5))
+        with OtherCaller(peer.socket) as other:
+            right = kill_all(peer.socket, leaders)
+        self.sample("deaths/right", peer, right)
+        self.sample("deaths/wait", peer, max(other.waits))
+
+    def capacity(self) -> None:
+        """Counts, not times: measured once."""
+        peers = self.installed("capacity", (MACHINED, MOORED))
+        if MACHINED in peers:
+            with self.guarded("capacity", MACHINED):
+                self.progress("capacity, machined as it comes")
+                raise_limit_of_machined(high=False)
+                self.warm(MACHINED)
+                with Leaders(rows.MACHINES) as leaders:
+                    number, refusal = register_until_refused(MACHINED.socket, leaders)
+                self.progress(f"  {number} machines{': ' if refusal else ''}{refusal}")
+                self.sample("machines", MACHINED, number)
+            self.clear(MACHINED)
+            with self.guarded("capacity", MACHINED):
+                self.progress("capacity, machined with a higher limit of open files")
+                raise_limit_of_machined(high=True)
+                self.grow(MACHINED, FURTHER_OF_MACHINED)
+        if MOORED in peers:
+            with self.guarded("capacity", MOORED):
+                self.progress("capacity, moored")
+                number = self.grow(MOORED, rows.MACHINES - rows.FIRST_MACHINES)
+                self.sample("machines", MOORED, number)
+
+    def grow(self, peer: Peer, further: int) -> int:
+        """Memory and file descriptors. Returns the number of machines reached."""
+        peer.start()
+        settle()
+        none, fds = peer.memory(), peer.open_fds()
+        self.sample("pss/none", peer, none["Pss"])
+        self.sample("rss/none", peer, none["Rss"])
+        self.sample("fds/none", peer, fds)
+        with Leaders(rows.FIRST_MACHINES) as first, Leaders(further) as rest:
+            register_together(peer.socket, first)
+            settle()
+            some, fds_of_some = peer.memory(), peer.open_fds()
+            self.sample("pss/first", peer, some["Pss"])
+            self.sample("rss/first", peer, some["Rss"])
+            self.sample("fds/first", peer, fds_of_some)
+            number, refusal = register_until_refused(peer.socket, rest)
+            if refusal:
+                self.progress(f"  {rows.FIRST_MACHINES + number} machines: {refusal}")
+            settle()
+            self.sample("pss/each", peer, (peer.memory()["Pss"] - some["Pss"]) / max(1, number))
+            self.sample("fds/each", peer, (peer.open_fds() - fds) / (rows.FIRST_MACHINES + number))
+            kill_all(peer.socket, first)
+            kill_all(peer.socket, rest)
+        peer.stop()
+        return rows.FIRST_MACHINES + number
+
+    def cold(self) -> None:
+        """The first call, and the imports of moored's dependencies by the same Python."""
+        peers = self.installed("cold", (MOORED, MACHINED, IMPORTS_PEER))
+        for turn in self.rounds("cold", peers):
+            for _ in range(self.options.starts):
+                for peer in turn:
+                    with self.guarded("cold", peer):
+                        self.first_call(peer)
+                begin = time.perf_counter()
+                subprocess.run([sys.executable, "-c", IMPORTS], check=True, timeout=IMPORTS_SECONDS)
+                duration = (time.perf_counter() - begin) * 1000
+                self.write({"key": "first", "peer": rows.IMPORTS_BY_FORK, "value": duration})
+
+    def first_call(self, peer: Peer) -> None:
+        """Stop the service, and call it."""
+        peer.start()  # once before: its files are in the cache, for all peers
+        peer.stop()
+        settle()
+        begin = time.perf_counter()
+        with connect(peer.socket) as sock:
+            exchange(sock.fileno(), GET_INFO)
+        self.sample("first", peer, (time.perf_counter() - begin) * 1000)
+        peer.stop()
+
+    # -- around them -------------------------------------------------------------------------------------------------
+
+    def installed(self, group: str, peers: Sequence[Peer]) -> list[Peer]:
+        """Those of the peers that are in this sandbox."""
+        found: list[Peer] = []
+        for peer in peers:
+            with self.guarded(group, peer):
+                if peer is IMPORTS_PEER:
+                    install_imports()
+                peer.install()
+                found.append(peer)
+        return found
+
+    def rounds(self, group: str, peers: Sequence[Peer]) -> Iterator[list[Peer]]:
+        """The peers for each round, in the order of that round."""
+        for number in range(self.options.rounds):
+            self.progress(f"{group}, round {number + 1} of {self.options.rounds}")
+            start = number % max(1, len(peers))
+            yield [*peers[start:], *peers[:start]]
+
+    def warm(self, peer: Peer) -> None:
+        """Start a peer and let it do everything once."""
+        peer.start()
+        with Leaders(WARM_UP_MACHINES) as leaders:
+            register_together(peer.socket, leaders)
+            list_all(peer.socket, leaders.prefix, 1)
+            terminate_together(peer.socket, leaders)
+        settle()
+
+    def clear(self, peer: Peer) -> None:
+        """Bring the sandbox back to where there are no machines, whatever went wrong. All leaders are dead by now."""
+        with contextlib.suppress(Unmeasurable):
+            systemctl("stop", "machine-bench*.scope")
+        with contextlib.suppress(Unmeasurable):
+            systemctl("reset-failed", "machine-bench*.scope")
+        if peer.activation is not None:
+            systemctl("kill", "--signal=KILL", "--kill-whom=all", peer.service)
+        peer.stop()
+
+    @contextlib.contextmanager
+    def guarded(self, group: str, peer: Peer) -> Generator[None]:
+        """Write down why something could not be measured, and go on."""
+        try:
+            yield
+        except (Unmeasurable, OSError, subprocess.SubprocessError) as error:
+            self.progress(f"  {peer.name}: {error}")
+            self.write({"group": group, "peer": peer.name, "error": str(error)})
+            with contextlib.suppress(Unmeasurable):
+                self.clear(peer)
+
+    def sample(self, key: str, peer: Peer, value: float) -> None:
+        """Write down a figure."""
+        self.write({"key": key, "peer": peer.name, "value": value})
+
+    def write(self, line: dict[str, str | float]) -> None:
+        """Write a line for the host."""
+        print(json.dumps(line), flush=True)
+
+    def progress(self, text: str) -> None:
+        """Say what goes on."""
+        print(f"{time.monotonic() - self._begin:5.0f} s  {text}", file=sys.stderr, flush=True)
+
+
+def install_imports() -> None:
+    """Units of a service that imports what moored depends on, answers one call, and ends."""
+    (UNITS / IMPORTS_PEER.service).write_text(
+        f"[Service]\nExecStart={sys.executable} /run/bench-imports.py\n"
+    )
+    (UNITS / "bench-imports.socket").write_text(f"[Socket]\nListenStream={IMPORTS_PEER.socket}\n")
+    with open("/run/bench-imports.py", "w", encoding="utf-8") as file:
+        file.write(IMPORTS_SERVER)
+    systemctl("daemon-reload")
+
+
+def main() -> None:
+    """Measure what the host asks for."""
+    _, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+    os.environ.setdefault("PYTHONPATH", os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    Bench(Options(**json.loads(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()

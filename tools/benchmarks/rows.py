@@ -1,0 +1,272 @@
+"""The quantities, who they are compared with, and what moored shall reach: pure, and the one place for all of it.
+
+A sample is one figure of one peer in one round; a row compares the medians of two peers.
+"""
+
+import operator
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+GROUPS = {
+    "wire": "GetInfo: latency on a kept and on a fresh connection, throughput at 1 to 120 connections",
+    "register": "Register, List and stop of 100, 400 and 1,000 real processes; another caller meanwhile; 400 deaths",
+    "capacity": "machines in one instance, file descriptors, memory",
+    "cold": "the first call, which starts the service",
+}
+
+COUNTS = (100, 400, 1000)
+QUICK_COUNTS = (100, 400)
+"""How many processes are registered."""
+DEATHS = 400
+"""How many machines there are when all are listed, and when all leaders die."""
+CONNECTIONS = (1, 8, 64, 120)
+
+MOORED, MACHINED, ASYNCVARLINK, VARLINK = "moored", "machined", "asyncvarlink", "varlink package"
+IMPORTS_BY_PID1 = "bare imports, started by PID 1 in the same way"
+IMPORTS_BY_FORK = "bare imports, forked by the generator"
+LIMIT = "limit"
+"""The peer of a row whose target is a figure of its own, not a ratio: moored's value over that figure."""
+
+MACHINES = 5000
+FIRST_MACHINES = 1000
+"""Memory is looked at with none, with so many, and with more."""
+MEMORY_KIB = 60 * 1024
+MEMORY_EACH_KIB = 8
+
+_OPERATORS = {"<=": operator.le, ">=": operator.ge}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One row, before it has values.
+
+    Attributes:
+        group: one of GROUPS.
+        key: of the samples.
+        name: what it is, with its unit.
+        peer: who moored is compared with.
+        target: "<=X" or ">=X" of moored's value over the peer's; None where there is none.
+        limit: the peer's value, for LIMIT.
+    """
+
+    group: str
+    key: str
+    name: str
+    peer: str
+    target: str | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A quantity with the medians of both sides, or why there are none."""
+
+    quantity: Quantity
+    moored: float | None
+    peer: float | None
+    why: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """The value of moored over the peer's."""
+        if self.moored is None or self.peer is None:
+            return None
+        if self.peer == 0:
+            return 1.0 if self.moored == 0 else float("inf")
+        return self.moored / self.peer
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None without a target or without values."""
+        if self.quantity.target is None or self.ratio is None:
+            return None
+        return meets(self.ratio, self.quantity.target)
+
+    def as_json(self) -> dict[str, Any]:
+        """The row for --json."""
+        fields: dict[str, Any] = {
+            "name": self.quantity.name,
+            "peer": self.quantity.peer,
+            "value_moored": self.moored,
+            "value_peer": self.peer,
+            "target": self.quantity.target,
+        }
+        return fields | ({"why": self.why} if self.why else {})
+
+
+def meets(ratio: float, target: str) -> bool:
+    """Compare a ratio with a target.
+
+    Raises:
+        ValueError: the target is neither "<=X" nor ">=X".
+    """
+    found = re.fullmatch(r"(<=|>=)(\d+(?:\.\d+)?)", target)
+    if found is None:
+        raise ValueError(f"no target: {target!r}")
+    return _OPERATORS[found[1]](ratio, float(found[2]))
+
+
+def quantities(counts: Sequence[int]) -> list[Quantity]:
+    """All rows of a run that registers so many processes."""
+    return [*_wire(), *_register(counts), *_capacity(), *_cold()]
+
+
+def _wire() -> list[Quantity]:
+    rows: list[Quantity] = []
+    for peer in (MACHINED, ASYNCVARLINK, VARLINK):
+        first = peer == MACHINED
+        for kind, target in (("kept", "<=1.0"), ("fresh", "<=2.5")):
+            text = f"GetInfo, {kind} connection"
+            rows.append(
+                Quantity("wire", f"{kind}/p50", f"{text}, p50 (µs)", peer, target if first else None)
+            )
+            rows.append(Quantity("wire", f"{kind}/p99", f"{text}, p99 (µs)", peer))
+        for number in CONNECTIONS:
+            target = ">=1.0" if first and number <= 8 else ">=3"
+            text = f"GetInfo, {number} connection{'s' if number > 1 else ''} (1/s)"
+            rows.append(Quantity("wire", f"throughput/{number}", text, peer, target))
+    return rows
+
+
+def _register(counts: Sequence[int]) -> list[Quantity]:
+    rows: list[Quantity] = []
+
+    def row(key: str, name: str, target: str | None = None) -> None:
+        rows.append(Quantity("register", key, name, MACHINED, target))
+
+    for count in counts:
+        text = f"Register, {count} one by one"
+        row(f"serial/{count}/held/p50", f"{text}, until the scope holds the process, p50 (ms)", "<=1.0")
+        row(f"serial/{count}/held/p99", f"{text}, until the scope holds the process, p99 (ms)")
+        row(f"serial/{count}/reply/p50", f"{text}, until the reply, p50 (ms)")
+        row(f"serial/{count}/reply/p99", f"{text}, until the reply, p99 (ms)")
+        for kind, how in (("serial", "one by one"), ("together", "from 16 connections")):
+            key, name = (
+                f"{kind}/{count}/at-reply",
+                f"Register, {count} {how}, part in their scope at the reply",
+            )
+            rows.append(Quantity("register", key, name, LIMIT, ">=1.0", 1.0))
+            row(key, name)
+        text = f"Register, {count} from 16 connections"
+        targets = ("<=0.7", "<=0.15", ">=1.2") if count in QUICK_COUNTS else (None, None, None)
+        row(f"together/{count}/held", f"{text}, until the scopes hold them (1/s)", targets[2])
+        row(f"together/{count}/reply", f"{text}, until the last reply (1/s)")
+        row(f"together/{count}/cpu", f"{text}, CPU of PID 1 and broker per scope (ms)", targets[0])
+        row(f"together/{count}/cpu/pid1", f"{text}, CPU of PID 1 per scope (ms)")
+        row(f"together/{count}/cpu/broker", f"{text}, CPU of the broker per scope (ms)")
+        row(f"together/{count}/cpu/service", f"{text}, CPU of the service per scope (ms)")
+        row(f"together/{count}/other/p50", f"{text}, another caller's GetInfo meanwhile, p50 (ms)")
+        row(
+            f"together/{count}/other/p99",
+            f"{text}, another caller's GetInfo meanwhile, p99 (ms)",
+            targets[1],
+        )
+        row(f"stop/{count}", f"Stop of {count} from 16 connections, until the scopes are gone (ms)")
+        row(
+            f"stop/{count}/cpu",
+            f"Stop of {count} from 16 connections, CPU of PID 1 and broker per scope (ms)",
+        )
+    row("list/all", f"List of all at {DEATHS} (ms)", "<=0.7")
+    row("list/name", f"List by name at {DEATHS}, p50 (µs)", "<=1.0")
+    row("deaths/right", f"{DEATHS} leaders die at once, until the list is right (ms)", "<=0.5")
+    row("deaths/wait", f"{DEATHS} leaders die at once, longest wait of another caller (ms)", "<=0.1")
+    return rows
+
+
+def _capacity() -> list[Quantity]:
+    first = f"{FIRST_MACHINES} machines"
+    rows: list[Quantity] = []
+    for key, name, target, limit in (
+        ("machines", "Machines in one instance", ">=1.0", MACHINES),
+        ("fds/each", "Open file descriptors per machine", "<=1.0", 1),
+        ("pss/first", f"Memory at {first}, PSS (KiB)", "<=1.0", MEMORY_KIB),
+        ("pss/each", "Memory of each further machine, PSS (KiB)", "<=1.0", MEMORY_EACH_KIB),
+    ):
+        rows.append(Quantity("capacity", key, name, LIMIT, target, limit))
+        rows.append(Quantity("capacity", key, name, MACHINED))
+    for key, name in (
+        ("pss/none", "Memory at 0 machines, PSS (KiB)"),
+        ("rss/none", "Memory at 0 machines, RSS (KiB)"),
+        ("rss/first", f"Memory at {first}, RSS (KiB)"),
+        ("fds/none", "Open file descriptors at 0 machines"),
+        ("fds/first", f"Open file descriptors at {first}"),
+    ):
+        rows.append(Quantity("capacity", key, name, MACHINED))
+    return rows
+
+
+def _cold() -> list[Quantity]:
+    name = "First call, which starts the service by its socket (ms)"
+    return [
+        Quantity("cold", "first", name, IMPORTS_BY_PID1, "<=1.3"),
+        Quantity("cold", "first", name, IMPORTS_BY_FORK),
+        Quantity("cold", "first", name, MACHINED),
+    ]
+
+
+def compare(
+    wanted: Sequence[Quantity],
+    samples: Mapping[tuple[str, str], Sequence[float]],
+    failures: Mapping[tuple[str, str], str],
+) -> list[Row]:
+    """Make the rows.
+
+    Args:
+        wanted: which.
+        samples: by key and peer.
+        failures: why something was not measured, by group and peer.
+    """
+    rows: list[Row] = []
+    for quantity in wanted:
+        values: list[float | None] = []
+        reasons: list[str] = []
+        for peer in (MOORED, quantity.peer):
+            found = samples.get((quantity.key, peer), ())
+            if peer == LIMIT:
+                values.append(quantity.limit)
+            elif found:
+                values.append(statistics.median(found))
+            else:
+                values.append(None)
+                reasons.append(f"{peer}: {failures.get((quantity.group, peer), 'no sample')}")
+        rows.append(Row(quantity, values[0], values[1], "; ".join(reasons)))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows for the terminal."""
+    lines: list[tuple[str, ...]] = [("", "peer", "moored", "peer's", "ratio", "target", "")]
+    for row in rows:
+        verdict = {True: "met", False: "MISSED", None: ""}[row.met]
+        lines.append((
+            row.quantity.name,
+            row.quantity.peer,
+            _figure(row.moored),
+            _figure(row.peer),
+            "" if row.ratio is None else f"{row.ratio:.2f}",
+            row.quantity.target or "",
+            f"NOT MEASURED: {row.why}" if row.why else verdict,
+        ))  # fmt: skip
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    left = (True, True, False, False, False, True)
+    return "\n".join(
+        "  ".join(
+            [
+                text.ljust(width) if is_left else text.rjust(width)
+                for text, width, is_left in zip(line, widths, left, strict=False)
+            ]
+            + [line[6]]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value == int(value) or abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
