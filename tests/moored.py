@@ -1,0 +1,249 @@
+"""A moored that runs, as tests inside a sandbox talk to it and see what it left behind."""
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from moorage.api import machine_types, systemd_machine
+from moorage.process import process_id
+from moorage.wire.client import Client
+from moorage.wire.errors import VarlinkError
+
+SOCKET = "/run/moorage/io.moorage.Machine"
+"""Serves both interfaces."""
+
+OURS = "io.moorage.Machine."
+THEIRS = "io.systemd.Machine."
+
+RECORDS = Path("/run/moorage/machines")
+DROP_IN = Path("/run/systemd/system/moored.service.d/test.conf")
+
+ERRORS: list[type[VarlinkError]] = [
+    value
+    for module in (machine_types, systemd_machine)
+    for value in vars(module).values()
+    if isinstance(value, type) and issubclass(value, VarlinkError) and value is not VarlinkError
+]
+"""What a client of these tests raises by class."""
+
+UNTIL_SECONDS = 20.0
+"""Longest wait for anything that should come at once: a loaded machine of two cores is slow, but not that slow."""
+
+TURN_SECONDS = 0.005
+"""Pause between two looks at what tells nobody that it changed."""
+
+Process = subprocess.Popen[bytes]
+T = TypeVar("T")
+
+
+async def until(
+    condition: Callable[[], T | Awaitable[T]], what: str = "", *, seconds: float = UNTIL_SECONDS
+) -> T:
+    """Wait until a condition is true, and return what it said.
+
+    Raises:
+        AssertionError: it was not true in time.
+    """
+    result: Any = None
+    with trio.move_on_after(seconds):
+        while True:
+            result = condition()
+            if inspect.isawaitable(result):
+                result = await result
+            if result:
+                return result
+            await trio.sleep(TURN_SECONDS)
+    raise AssertionError(
+        f"not within {seconds} s: {what or inspect.getsource(condition).strip()}; is {result!r}"
+    )
+
+
+# Talking
+
+
+async def connect(path: str = SOCKET) -> Client:
+    """Connect; use the result with ``async with``."""
+    return await Client.connect(path, errors=ERRORS)
+
+
+async def register(client: Client, name: str, leader: Process | int | None, **fields: Any) -> dict[str, Any]:
+    """Register a machine, by default of class vm in a scope of its own, and return the whole reply."""
+    pid = leader.pid if isinstance(leader, subprocess.Popen) else leader
+    named = {} if pid is None else {"leader": {"pid": pid}}
+    return await client.call(f"{OURS}Register", {"name": name, "class": "vm", **named, **fields})
+
+
+async def describe(client: Client, name: str) -> dict[str, Any]:
+    """Describe a machine; return the machine only."""
+    return (await client.call(f"{OURS}Describe", {"name": name}))["machine"]
+
+
+async def listed(client: Client) -> dict[str, dict[str, Any]]:
+    """Return the machines that are listed, by name."""
+    try:
+        async with client.call_more(f"{OURS}List") as replies:
+            return {reply["machine"]["name"]: reply["machine"] async for reply in replies}
+    except machine_types.NoSuchMachine:
+        return {}
+
+
+async def verdict(client: Client, name: str) -> dict[str, Any]:
+    """Wait for the end of a machine, and return its verdict."""
+
+    async def exited() -> dict[str, Any] | None:
+        return (await describe(client, name)).get("verdict")
+
+    found = await until(exited, f"the verdict of {name}")
+    assert found is not None
+    return found
+
+
+def process_of(leader: Process | int) -> dict[str, Any]:
+    """Name a living process as it goes over the wire."""
+    pidfd = os.pidfd_open(leader.pid if isinstance(leader, subprocess.Popen) else leader)
+    try:
+        found = process_id(pidfd)
+    finally:
+        os.close(pidfd)
+    return {"pid": found.pid, "pidfdId": found.pidfd_id, "bootId": found.boot_id}
+
+
+def kill(*processes: Process) -> None:
+    """Kill processes with SIGKILL and bury them."""
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.wait(UNTIL_SECONDS)
+
+
+# What the system says
+
+
+def run(*argv: str) -> str:
+    """Run a command that has to succeed, and return what it printed."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=UNTIL_SECONDS)
+    assert done.returncode == 0, f"{' '.join(argv)}: status {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def show(unit: str, *properties: str) -> dict[str, str]:
+    """Return what ``systemctl show`` says of properties of a unit, or of all of them."""
+    wanted = [f"--property={','.join(properties)}"] if properties else []
+    lines = run("systemctl", "show", "--all", *wanted, "--", unit).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def scopes() -> list[str]:
+    """Names of the scopes of machines that the service manager has loaded, in whatever state."""
+    text = run("systemctl", "list-units", "--all", "--plain", "--no-legend", "machine-*.scope")
+    return [line.split()[0] for line in text.splitlines()]
+
+
+def control_group(process: Process | int) -> str:
+    """The control group that a process is in."""
+    pid = process.pid if isinstance(process, subprocess.Popen) else process
+    return Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].rstrip("\n")
+
+
+def living_records() -> list[str]:
+    """Names of the records of machines that are not said to be gone, and of everything else that lies there."""
+    names: list[str] = []
+    for path in RECORDS.iterdir():
+        try:
+            phase = json.loads(path.read_bytes())["phase"]
+        except (FileNotFoundError, ValueError):
+            phase = "unreadable"
+        if phase != "exited":
+            names.append(path.name)
+    return names
+
+
+def main_pid() -> int:
+    """PID of moored, 0 when it does not run."""
+    return int(show("moored.service", "MainPID")["MainPID"])
+
+
+def descriptors() -> int:
+    """How many file descriptors moored has open."""
+    return len(os.listdir(f"/proc/{main_pid()}/fd"))
+
+
+def cursor() -> str:
+    """The end of the journal."""
+    return run("journalctl", "--lines=0", "--show-cursor").rpartition("-- cursor: ")[2].strip()
+
+
+def logged(since: str) -> list[str]:
+    """What moored has logged since a place in the journal, a message each."""
+    argv = ("journalctl", "--unit=moored.service", f"--after-cursor={since}", "--output=json", "--no-pager")
+    run("journalctl", "--sync")
+    entries = [json.loads(line) for line in run(*argv).splitlines()]
+    return [str(entry["MESSAGE"]) for entry in entries if entry.get("_COMM") == "moored"]
+
+
+def configure(*options: str) -> None:
+    """Have moored start with options; it must be stopped, or be restarted afterwards. None: as it is installed."""
+    if options:
+        DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+        DROP_IN.write_text(f"[Service]\nExecStart=\nExecStart=/usr/bin/moored {' '.join(options)}\n")
+    else:
+        DROP_IN.unlink(missing_ok=True)
+    run("systemctl", "daemon-reload")
+
+
+async def assert_nothing_left(descriptors_before: int | None = None) -> None:
+    """Wait until no trace of a machine is left but verdicts.
+
+    Args:
+        descriptors_before: how many file descriptors moored may have.
+
+    Raises:
+        AssertionError: something is left.
+    """
+    async with await connect() as client:
+        await until(lambda: nothing_listed(client), "no machine is listed")
+    await until(lambda: not scopes(), "no scope of a machine is loaded")
+    await until(lambda: not living_records(), "no record but those of verdicts")
+    if descriptors_before is not None:
+        await until(lambda: descriptors() <= descriptors_before, f"at most {descriptors_before} descriptors")
+
+
+async def nothing_listed(client: Client) -> bool:
+    """Whether no machine is listed."""
+    return not await listed(client)
+
+
+class Processes:
+    """Starts processes for one test, and buries them all at its end."""
+
+    def __init__(self) -> None:
+        self._started: list[Process] = []
+
+    def __call__(
+        self,
+        argv: Sequence[str] = ("sleep", "infinity"),
+        *,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        user: int | None = None,
+    ) -> Process:
+        """Start a process; the options are those of subprocess.Popen."""
+        process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, user=user)
+        self._started.append(process)
+        return process
+
+    def bury(self) -> None:
+        """Kill what is left of them."""
+        kill(*self._started)
+        for process in self._started:
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+        self._started.clear()

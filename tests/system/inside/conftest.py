@@ -1,0 +1,47 @@
+"""What tests of the service stand on. ``moored.py`` has the words they use."""
+
+from collections.abc import Generator
+
+import pytest
+import trio
+
+from moored import Processes, assert_nothing_left, connect, cursor, descriptors, logged, main_pid, run
+
+
+@pytest.fixture(scope="session")
+def moored() -> Generator[None]:
+    """Listen; the first call starts the service. At the end it must not have met a bug of its own."""
+    run("systemctl", "start", "moored.socket")
+    before = cursor()
+    yield
+    assert "Traceback" not in "\n".join(logged(before))
+
+
+@pytest.fixture(scope="session")
+def descriptors_at_first() -> dict[int, int]:
+    """How many file descriptors each process of moored had with nothing to do."""
+    return {}
+
+
+@pytest.fixture
+def nothing_left(moored: None, descriptors_at_first: dict[int, int]) -> Generator[None]:
+    """Nothing of a machine is left by the test, and no file descriptor by the service."""
+
+    async def count() -> int:
+        async with await connect() as client:
+            await client.call("org.varlink.service.GetInfo")
+            return descriptors() - 1
+
+    found = trio.run(count)
+    pid = main_pid()
+    before = descriptors_at_first.setdefault(pid, found)
+    yield
+    trio.run(assert_nothing_left, before if main_pid() == pid else None)
+
+
+@pytest.fixture
+def spawn(nothing_left: None) -> Generator[Processes]:
+    """Start processes; they end with the test, before it is looked what it left."""
+    processes = Processes()
+    yield processes
+    processes.bury()
