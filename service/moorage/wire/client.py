@@ -74,6 +74,7 @@ class _Exchange:
         self._connection = Connection(Role.CLIENT)
         self._turns: deque[_Turn] = deque()
         self._writing = trio.Lock()
+        self._written = 0  # bytes
 
     def close(self) -> None:
         if self.closed:
@@ -112,25 +113,34 @@ class _Exchange:
         oneway: bool = False,
         fds: Sequence[int] = (),
     ) -> _Turn:
-        while fds and self._turns:
-            await self._turns[-1].over.wait()
-        if self.closed:
-            raise Disconnected
-        self._connection.send_call(method, parameters, more=more, oneway=oneway, fds=_duplicates(fds))
+        try:
+            while fds and self._turns:
+                await self._turns[-1].over.wait()
+            if self.closed:
+                raise Disconnected
+        except BaseException:
+            close_all(fds)
+            raise
+        connection = self._connection
+        connection.send_call(method, parameters, more=more, oneway=oneway, fds=fds)
+        end = self._written + connection.queued
         turn = _Turn()
         if not oneway:
             if not self._turns:
                 turn.arrived.set()
             self._turns.append(turn)
-        while (chunk := self._connection.outgoing()) is not None:
+        # Up to the end of this call only: whose turn it is must read, or a service that waits for that, and does not
+        # read before, would wait for ever.
+        while self._written < end and (chunk := connection.outgoing()) is not None:
             try:
                 count = send_chunk(self._socket, *chunk)
             except BlockingIOError:
-                # Whoever is first writes for all; the lock is there because only one task may wait for a socket.
+                # Whoever is first writes for those after it; only one task may wait for a socket.
                 async with self._writing:
                     await trio.lowlevel.wait_writable(self._socket)
             else:
-                self._connection.sent(count)
+                connection.sent(count)
+                self._written += count
         return turn
 
     async def receive(self, turn: _Turn) -> ReplyMessage:
@@ -325,9 +335,9 @@ class Client:
 
         Arguments and errors are those of :meth:`call`.
         """
-        text = encode_parameters(parameters)
+        text, duplicates = encode_parameters(parameters), _duplicates(fds)
         with self._exchange.bounded(timeout):
-            message = await self._exchange.receive(await self._exchange.send(method, text, fds=fds))
+            message = await self._exchange.receive(await self._exchange.send(method, text, fds=duplicates))
         received = self._exchange.take_fds()
         try:
             return _decode(message, msgspec.json.Decoder(reply_type), self._errors), received
@@ -393,9 +403,9 @@ class Client:
 
         Arguments and errors are those of :meth:`call`, but that no error of the method is ever heard of.
         """
-        text = encode_parameters(parameters)
+        text, duplicates = encode_parameters(parameters), _duplicates(fds)
         with self._exchange.bounded(timeout):
-            await self._exchange.send(method, text, oneway=True, fds=fds)
+            await self._exchange.send(method, text, oneway=True, fds=duplicates)
 
 
 class Replies(Generic[T]):
@@ -432,9 +442,10 @@ class Replies(Generic[T]):
         if self._ended:
             raise StopAsyncIteration
         exchange = self._exchange
+        duplicates = _duplicates(self._fds) if self._turn is None else []
         with exchange.bounded(self._timeout):
             if self._turn is None:
-                self._turn = await exchange.send(self._method, self._parameters, more=True, fds=self._fds)
+                self._turn = await exchange.send(self._method, self._parameters, more=True, fds=duplicates)
             message = await exchange.receive(self._turn)
         self._ended = not message.continues
         return _decode(message, self._decoder, self._errors)

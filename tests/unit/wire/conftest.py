@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,16 +215,18 @@ class Running:
     async def settled(self) -> None:
         """Until the server has no connection left."""
         while self.server.connections:
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Running]]
+ReadMessages = Callable[[socket.socket, int], Awaitable[list[bytes]]]
+ReadUntilEnd = Callable[[socket.socket], Awaitable[bytes]]
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
     @asynccontextmanager
-    async def run(limits: Limits | None = None, backlog: int = 512) -> AsyncIterator[Running]:
+    async def run(limits: Limits | None = None, backlog: int = 512) -> AsyncGenerator[Running, None]:
         path = str(tmp_path / "socket")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -276,12 +278,12 @@ async def read_messages(raw: socket.socket, count: int) -> list[bytes]:
 
 
 @pytest.fixture(name="read_until_end")
-def read_until_end_fixture() -> Callable[[socket.socket], object]:
+def read_until_end_fixture() -> ReadUntilEnd:
     return read_until_end
 
 
 @pytest.fixture(name="read_messages")
-def read_messages_fixture() -> Callable[[socket.socket, int], object]:
+def read_messages_fixture() -> ReadMessages:
     return read_messages
 
 

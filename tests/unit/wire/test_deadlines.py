@@ -45,8 +45,12 @@ def test_called_off_and_set_again() -> None:
 
 def test_one_calls_off_another_that_is_due_as_well() -> None:
     def test(deadlines: Deadlines, seen: list[str]) -> None:
-        deadlines.set(1, 1, lambda: (seen.append("one"), deadlines.clear(2)))
-        deadlines.set(2, 1, lambda: (seen.append("two"), deadlines.clear(1)))
+        def first_of(key: int, other: int) -> None:
+            seen.append(str(key))
+            deadlines.clear(other)
+
+        deadlines.set(1, 1, lambda: first_of(1, 2))
+        deadlines.set(2, 1, lambda: first_of(2, 1))
 
     assert len(in_mocked_time(test)) == 1
 

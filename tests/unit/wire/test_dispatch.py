@@ -37,8 +37,8 @@ class Everything(Parameters):
     name: str
     kind: Literal["vm", "container"] = "vm"
     leader: Process | None = None
-    numbers: list[UInt] = []
-    named: dict[str, Int] = {}
+    numbers: list[UInt] = []  # noqa: RUF012  # msgspec copies it
+    named: dict[str, Int] = {}  # noqa: RUF012
     flag: bool | None = None
 
 
@@ -49,7 +49,8 @@ class Out(Reply):
 class Kinds(Interface):
     def __init__(self) -> None:
         super().__init__(
-            "interface a.b # method No()\nmethod Plain() -> ()\n method Gen()->()\nmethod Co ()->()\nmethod Agen() -> ()\n"
+            "interface a.b # method No()\nmethod Plain() -> ()\n method Gen()->()\nmethod Co ()->()\n"
+            "method Agen() -> ()\n"
             "method PlainStream() -> ()\nmethod Fds() -> ()\nmethod Missing() -> ()"
         )
 

@@ -1,0 +1,679 @@
+"""The server over real sockets: what it answers, in which order, and what it survives."""
+
+from __future__ import annotations
+
+import array
+import errno
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moorage.wire.link import MESSAGES_PER_TURN, OUTPUT_HIGH_WATER, REPLIES_PER_TURN
+from moorage.wire.server import Limits
+
+if TYPE_CHECKING:
+    from unit.wire.conftest import ReadMessages, ReadUntilEnd, Serve
+
+GET_INFO = b'{"method":"org.varlink.service.GetInfo","parameters":{}}\0'
+GET_INFO_REPLY = {
+    "parameters": {
+        "vendor": "Moorage",
+        "product": "Tests",
+        "version": "1",
+        "url": "https://example.org",
+        "interfaces": ["org.example.test", "org.varlink.service"],
+    }
+}
+
+
+def call(name: str, parameters: object = None, **flags: bool) -> bytes:
+    message = {"method": f"org.example.test.{name}", "parameters": parameters, **flags}
+    return json.dumps(message).encode() + b"\0"
+
+
+def system(number: int) -> dict[str, object]:
+    parameters = {"origin": "linux", "errnoName": errno.errorcode[number], "errno": number}
+    return {"error": "io.systemd.System", "parameters": parameters}
+
+
+async def test_whole_and_byte_by_byte(serve: Serve, read_messages: ReadMessages) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(GET_INFO)
+            (reply,) = await read_messages(raw, 1)
+            assert json.loads(reply) == GET_INFO_REPLY
+        with running.connect() as raw:
+            for byte in GET_INFO:
+                raw.send(bytes((byte,)))
+                await trio.testing.wait_all_tasks_blocked()
+            (reply,) = await read_messages(raw, 1)
+            assert json.loads(reply) == GET_INFO_REPLY
+
+
+async def test_a_slow_sender_keeps_nobody_waiting(serve: Serve, read_messages: ReadMessages) -> None:
+    async with serve() as running:
+        slow = [running.connect() for _ in range(20)]
+        for one in slow:
+            one.send(GET_INFO[:10])
+        with running.connect() as raw:
+            raw.send(GET_INFO)
+            await read_messages(raw, 1)
+        for one in slow:
+            one.send(GET_INFO[10:])
+        for one in slow:
+            await read_messages(one, 1)
+            one.close()
+        await running.settled()
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "parameters"),
+    [
+        (call("Nope"), "org.varlink.service.MethodNotFound", {"method": "org.example.test.Nope"}),
+        (call("Later"), "org.varlink.service.MethodNotImplemented", {"method": "org.example.test.Later"}),
+        (b'{"method":"org.nope.X"}\0', "org.varlink.service.InterfaceNotFound", {"interface": "org.nope"}),
+        (call("Echo"), "org.varlink.service.InvalidParameter", {"parameter": "text"}),
+        (call("Echo", {"text": "a", "x": 1}), "org.varlink.service.InvalidParameter", {"parameter": "x"}),
+        (call("Watch"), "org.varlink.service.ExpectedMore", {}),
+        (call("Fail", {"how": "denied"}), "org.varlink.service.PermissionDenied", {}),
+        (call("FailLater", {"how": "denied"}), "org.varlink.service.PermissionDenied", {}),
+        (call("Keep", {"index": 0}), "org.varlink.service.InvalidParameter", {"parameter": "index"}),
+        (call("Keep", {"index": -1}), "org.varlink.service.InvalidParameter", {"parameter": "index"}),
+        (
+            b'{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"x"}}\0',
+            "org.varlink.service.InterfaceNotFound",
+            {"interface": "x"},
+        ),
+    ],
+    ids=lambda value: value[:60] if isinstance(value, bytes) else None,
+)
+async def test_errors_are_answers(
+    serve: Serve, read_messages: ReadMessages, message: bytes, error: str, parameters: object
+) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(message)
+            raw.send(GET_INFO)
+            first, second = await read_messages(raw, 2)
+            assert json.loads(first) == {"error": error, "parameters": parameters}
+            assert json.loads(second) == GET_INFO_REPLY
+
+
+@pytest.mark.parametrize("name", ["Fail", "FailLater"])
+async def test_a_bug_is_logged_once_and_not_told(
+    serve: Serve, read_messages: ReadMessages, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call(name, {"how": "bug"}))
+            (reply,) = await read_messages(raw, 1)
+            assert json.loads(reply) == system(errno.EIO)
+            raw.send(call(name, {"how": "errno"}))
+            (reply,) = await read_messages(raw, 1)
+            assert json.loads(reply) == system(errno.ENOENT)
+    assert b"secret" not in reply
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.exc_info is not None
+    assert name in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\0",
+        b"{}\0",
+        b"[]\0",
+        b"x" * 100 + b"\0",
+        b'{"method":"org.varlink.service.GetInfo","method":"x"}\0',
+        b'{"method":"org.varlink.service.GetInfo","parameters":[]}\0',
+        b'{"method":"org.example.test.Echo","parameters":{"text":"\xff"}}\0',
+        b'{"method":"org.example.test.Echo","parameters":{"text":'
+        + b"[" * 100_000
+        + b"]" * 100_000
+        + b"}}\0",
+    ],
+    ids=lambda text: text[:60],
+)
+async def test_garbage_ends_the_connection_after_what_was_right(
+    serve: Serve,
+    read_until_end: ReadUntilEnd,
+    caplog: pytest.LogCaptureFixture,
+    open_fds: Callable[[], int],
+    garbage: bytes,
+) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.setblocking(True)
+            raw.sendall(GET_INFO)
+            raw.sendall(garbage)
+            raw.setblocking(False)
+            received = await read_until_end(raw)
+            assert received in (b"", json.dumps(GET_INFO_REPLY, separators=(",", ":")).encode() + b"\0")
+        await running.settled()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    chunks=st.lists(st.binary(min_size=1, max_size=200) | st.sampled_from([GET_INFO, b"\0", b'{"method"']))
+)
+def test_whatever_is_sent_the_service_goes_on(
+    serve: Serve, read_messages: ReadMessages, read_until_end: ReadUntilEnd, chunks: list[bytes]
+) -> None:
+    async def main() -> None:
+        async with serve() as running:
+            with running.connect() as raw:
+                for chunk in chunks:
+                    try:
+                        raw.send(chunk)
+                    except BrokenPipeError:
+                        break
+                raw.shutdown(socket.SHUT_WR)
+                await read_until_end(raw)
+            with running.connect() as raw:
+                raw.send(GET_INFO)
+                await read_messages(raw, 1)
+            await running.settled()
+        os.unlink(running.path)
+
+    trio.run(main)
+
+
+# -- pipelining and order
+
+
+async def test_pipelined_calls_are_answered_in_order(serve: Serve, read_messages: ReadMessages) -> None:
+    count = MESSAGES_PER_TURN * 3
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(
+                b"".join(call("Echo", {"text": str(number)}) for number in range(count)) + GET_INFO[:-1]
+            )
+            replies = await read_messages(raw, count)
+            assert [json.loads(reply)["parameters"]["text"] for reply in replies] == [
+                str(n) for n in range(count)
+            ]
+            raw.send(b"\0")
+            await read_messages(raw, 1)
+
+
+async def test_one_call_at_a_time_and_the_others_go_on(serve: Serve, read_messages: ReadMessages) -> None:
+    async with serve() as running:
+        with running.connect() as raw, running.connect() as other:
+            raw.send(call("Hold") + call("Echo", {"text": "later"}))
+            await running.interface.held.wait()
+            raw.send(call("Echo", {"text": "last"}))
+            for _ in range(3):
+                other.send(call("Echo", {"text": "other"}))
+                await read_messages(other, 1)
+            assert running.interface.echoed == ["other"] * 3
+            assert running.server.calls_running == 1
+            running.interface.go_on.set()
+            replies = await read_messages(raw, 3)
+            assert [json.loads(reply)["parameters"].get("text") for reply in replies] == [
+                None,
+                "later",
+                "last",
+            ]
+            assert running.server.calls_running == 0
+
+
+async def test_oneway_is_never_answered(serve: Serve, read_messages: ReadMessages) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            for message in (
+                call("Echo", {"text": "a"}, oneway=True),
+                call("Echo", {"wrong": 1}, oneway=True),
+                call("Nope", oneway=True),
+                call("Watch", oneway=True),
+                call("Fail", {"how": "denied"}, oneway=True),
+                call("FailLater", {"how": "denied"}, oneway=True),
+                call("Count", {"to": 3}, oneway=True),
+                call("Open", oneway=True),
+                GET_INFO,
+            ):
+                raw.send(message)
+            (reply,) = await read_messages(raw, 1)
+            assert json.loads(reply) == GET_INFO_REPLY
+            assert running.interface.echoed == ["a"]
+            assert running.interface.made == 3
+
+
+async def test_oneway_is_done_though_the_caller_has_hung_up(
+    serve: Serve, open_fds: Callable[[], int]
+) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call("Hold", oneway=True) + call("Echo", {"text": "too"}, oneway=True))
+        with running.connect() as raw:
+            raw.send(call("Echo", {"text": "at once"}, oneway=True))
+        await running.interface.held.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        running.interface.go_on.set()
+        await running.settled()
+        assert running.interface.finished == 1
+        assert sorted(running.interface.echoed) == ["at once", "too"]
+
+
+async def test_a_caller_that_is_done_sending_gets_its_replies(
+    serve: Serve, read_until_end: ReadUntilEnd
+) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call("Hold") + call("Echo", {"text": "a"}) + b'{"half')
+            raw.shutdown(socket.SHUT_WR)
+            await running.interface.held.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            running.interface.go_on.set()
+            assert await read_until_end(raw) == b'{"parameters":{}}\0{"parameters":{"text":"a"}}\0'
+        assert running.interface.cancelled == 0
+
+
+# -- several replies
+
+
+async def test_stream_ends_without_continues(serve: Serve, read_messages: ReadMessages) -> None:
+    count = REPLIES_PER_TURN * 2 + 1
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call("Count", {"to": count}, more=True))
+            replies = [json.loads(reply) for reply in await read_messages(raw, count)]
+            assert [reply["parameters"]["number"] for reply in replies] == list(range(count))
+            assert [reply.get("continues", False) for reply in replies] == [True] * (count - 1) + [False]
+            raw.send(call("Count", {"to": 1}))
+            (reply,) = await read_messages(raw, 1)
+            assert json.loads(reply) == {"parameters": {"number": 0}}
+
+
+async def test_stream_that_ends_with_an_error(serve: Serve, read_messages: ReadMessages) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call("CountOne", more=True))
+            first, last = [json.loads(reply) for reply in await read_messages(raw, 2)]
+            assert first == {"parameters": {"number": 1}, "continues": True}
+            assert last["error"] == "org.varlink.service.PermissionDenied"
+
+
+async def test_stream_over_time(serve: Serve, read_messages: ReadMessages) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call("Watch", more=True) + GET_INFO)
+            replies = [json.loads(reply) for reply in await read_messages(raw, 3)]
+            assert replies == [{"parameters": {"number": n}, "continues": True} for n in range(3)]
+            running.interface.go_on.set()
+            last, info = [json.loads(reply) for reply in await read_messages(raw, 2)]
+            assert last == {"parameters": {"number": -1}}
+            assert info == GET_INFO_REPLY
+
+
+@pytest.mark.parametrize(
+    "message",
+    [call("Count", {"to": 2}), call("Nothing", more=True), call("Nothing"), call("WatchBadly", more=True)],
+    ids=lambda text: text[:60],
+)
+async def test_a_wrong_number_of_replies_is_a_bug(
+    serve: Serve, read_until_end: ReadUntilEnd, caplog: pytest.LogCaptureFixture, message: bytes
+) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(message)
+            await read_until_end(raw)
+        await running.settled()
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+
+
+# -- peers that do not read
+
+
+async def test_stream_waits_for_a_slow_reader(serve: Serve) -> None:
+    size, count = 4096, 1000
+    async with serve() as running:
+        with running.connect(receive_buffer=4096) as raw:
+            raw.send(call("Count", {"to": count, "size": size}, more=True))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert 0 < running.interface.made < count
+            assert running.interface.made * size < 4 * OUTPUT_HIGH_WATER
+            received = bytearray()
+            while received.count(0) < count:
+                await trio.lowlevel.wait_readable(raw)
+                received += raw.recv(1000)
+            numbers = [json.loads(reply)["parameters"]["number"] for reply in received.split(b"\0")[:-1]]
+            assert numbers == list(range(count))
+            assert running.interface.finished == 1
+
+
+@pytest.mark.parametrize(
+    "message", [call("Count", {"to": 10_000, "size": 4096}, more=True), call("Watch", more=True)]
+)
+async def test_who_never_reads_is_dropped(serve: Serve, open_fds: Callable[[], int], message: bytes) -> None:
+    async with serve(Limits(stall_seconds=0.05)) as running:
+        running.interface.watch_size = 4096
+        with running.connect() as raw:
+            raw.send(message)
+            while not running.interface.finished:
+                await running.interface.changed.wait()
+            await running.settled()
+            assert running.interface.made * 4096 < 4 * OUTPUT_HIGH_WATER
+
+
+async def test_pipelined_calls_of_who_never_reads_wait_in_the_socket(serve: Serve) -> None:
+    text = "x" * 20_000
+    async with serve() as running:
+        with running.connect() as raw:
+            sent = 0
+            with pytest.raises(BlockingIOError):  # noqa: PT012  # at some point
+                while True:
+                    sent += raw.send(call("Echo", {"text": text}))
+                    await trio.testing.wait_all_tasks_blocked()
+            handled = len(running.interface.echoed)
+            assert handled * len(text) < 4 * OUTPUT_HIGH_WATER
+            assert running.server.connections == 1
+
+
+async def test_partial_writes_arrive_whole(serve: Serve) -> None:
+    text = os.urandom(300_000).hex()
+    async with serve() as running:
+        with running.connect(receive_buffer=4096) as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            outgoing = memoryview(call("Echo", {"text": text}))
+            while outgoing:
+                await trio.lowlevel.wait_writable(raw)
+                outgoing = outgoing[raw.send(outgoing) :]
+            received = bytearray()
+            while not received.endswith(b"\0"):
+                await trio.lowlevel.wait_readable(raw)
+                received += raw.recv(5000)
+            assert json.loads(received[:-1]) == {"parameters": {"text": text}}
+
+
+# -- hanging up
+
+
+@pytest.mark.parametrize("cut", range(0, len(GET_INFO) + 1, 7))
+async def test_hang_up_inside_a_call(serve: Serve, open_fds: Callable[[], int], cut: int) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(GET_INFO[:cut] or b"{")
+        with running.connect():
+            pass
+        await running.settled()
+
+
+@pytest.mark.parametrize("message", [call("Hold"), call("Watch", more=True), call("Hold") + call("Hold")])
+async def test_hang_up_during_a_call_cancels_it(
+    serve: Serve, open_fds: Callable[[], int], message: bytes
+) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(message)
+            await running.interface.held.wait()
+        await running.settled()
+        assert running.server.calls_running == 0
+        interface = running.interface
+        while not (interface.cancelled or interface.finished):
+            await trio.lowlevel.checkpoint()
+        assert (interface.cancelled, interface.finished) in {(1, 0), (0, 1)}
+        assert interface.holding <= 1
+
+
+async def test_hang_up_during_a_stream_ends_it(serve: Serve, open_fds: Callable[[], int]) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call("Count", {"to": 10_000, "size": 4096}, more=True))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        await running.settled()
+        assert running.interface.finished == 1
+        assert running.interface.made < 10_000
+
+
+async def test_stop_cancels_and_closes(
+    serve: Serve, read_until_end: ReadUntilEnd, open_fds: Callable[[], int]
+) -> None:
+    async with serve() as running:
+        raw = running.connect()
+        raw.send(call("Hold"))
+        await running.interface.held.wait()
+    assert running.interface.cancelled == 1
+    assert await read_until_end(raw) == b""
+    raw.close()
+
+
+async def test_drain_lets_calls_end(serve: Serve, read_until_end: ReadUntilEnd) -> None:
+    async with serve() as running:
+        busy, idle = running.connect(), running.connect()
+        busy.send(call("Hold"))
+        await running.interface.held.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.server.drain, 30)
+            assert await read_until_end(idle) == b""
+            late = running.connect()
+            running.interface.go_on.set()
+            assert await read_until_end(busy) == b'{"parameters":{}}\0'
+        assert running.server.connections == 0
+        for raw in (busy, idle, late):
+            raw.close()
+
+
+async def test_drain_gives_up_in_time(serve: Serve, read_until_end: ReadUntilEnd) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call("Hold"))
+            await running.interface.held.wait()
+            await running.server.drain(0.01)
+            assert await read_until_end(raw) == b""
+    assert running.interface.cancelled == 1
+
+
+# -- file descriptors
+
+
+def with_fds(raw: socket.socket, data: bytes, fds: list[int]) -> None:
+    raw.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+
+
+async def test_fds_in(serve: Serve, read_messages: ReadMessages, open_fds: Callable[[], int]) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            read, write = os.pipe()
+            with_fds(raw, call("Keep", {"index": 1}), [0, write, 0])
+            assert await read_messages(raw, 1) == [b'{"parameters":{}}']
+            os.close(write)
+            (kept,) = running.interface.kept
+            assert not os.get_inheritable(kept)
+            os.write(kept, b"through")
+            os.close(kept)
+            assert os.read(read, 100) == b"through"
+            os.close(read)
+            for index in (0, 3):
+                with_fds(raw, call("Keep", {"index": index}), [0] * index)
+                (reply,) = await read_messages(raw, 1)
+                assert json.loads(reply)["error"] == "org.varlink.service.InvalidParameter"
+
+
+async def test_fds_of_calls_that_want_none_are_closed(
+    serve: Serve, read_messages: ReadMessages, open_fds: Callable[[], int]
+) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(GET_INFO)
+            await read_messages(raw, 1)
+            before = open_fds()
+            for message in (GET_INFO, call("Nope"), call("Echo"), call("FailLater", {"how": "x"})):
+                with_fds(raw, message, [0] * 100)
+                await read_messages(raw, 1)
+                await trio.testing.wait_all_tasks_blocked()
+                assert open_fds() == before
+
+
+async def test_fds_in_the_middle_of_a_message(
+    serve: Serve, read_until_end: ReadUntilEnd, open_fds: Callable[[], int]
+) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(GET_INFO[:10])
+            await trio.testing.wait_all_tasks_blocked()
+            with_fds(raw, GET_INFO[10:], [0, 0])
+            assert await read_until_end(raw) == b""
+        await running.settled()
+
+
+async def test_fds_out(serve: Serve, open_fds: Callable[[], int]) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call("Open"))
+            await trio.lowlevel.wait_readable(raw)
+            data, fds, _, _ = socket.recv_fds(raw, 65536, 10)
+            assert data == b'{"parameters":{"index":0}}\0'
+            assert os.read(fds[0], 100) == b"from the service"
+            os.close(fds[0])
+            raw.send(call("Open"))
+        await running.settled()
+
+
+# -- limits
+
+
+async def test_connections_of_one_user(
+    serve: Serve, read_messages: ReadMessages, read_until_end: ReadUntilEnd, open_fds: Callable[[], int]
+) -> None:
+    async with serve(Limits(connections_per_uid=3)) as running:
+        allowed = [running.connect() for _ in range(3)]
+        for raw in allowed:
+            raw.send(GET_INFO)
+            await read_messages(raw, 1)
+        refused = [running.connect() for _ in range(5)]
+        for raw in refused:
+            raw.send(GET_INFO)
+        for raw in refused:
+            assert json.loads((await read_until_end(raw))[:-1]) == system(errno.EUSERS)
+            raw.close()
+        assert running.server.connections == 3
+        allowed.pop().close()
+        while running.server.connections == 3:
+            await trio.lowlevel.checkpoint()
+        with running.connect() as raw:
+            raw.send(GET_INFO)
+            assert json.loads((await read_messages(raw, 1))[0]) == GET_INFO_REPLY
+        for raw in allowed:
+            raw.close()
+        await running.settled()
+
+
+async def test_connections_in_all_and_those_that_wait_to_be_refused(
+    serve: Serve, read_messages: ReadMessages, read_until_end: ReadUntilEnd
+) -> None:
+    limits = Limits(connections=1, refusals=2, refusal_seconds=0.05)
+    async with serve(limits) as running:
+        with running.connect() as first:
+            first.send(GET_INFO)
+            await read_messages(first, 1)
+            silent = [running.connect() for _ in range(2)]
+            speaking = running.connect()
+            # No room for a third one that waits, and the silent ones lose their patience with us.
+            assert await read_until_end(speaking) == b""
+            for raw in silent:
+                assert await read_until_end(raw) == b""
+            with running.connect() as raw:
+                raw.send(GET_INFO)
+                assert json.loads((await read_until_end(raw))[:-1]) == system(errno.EBUSY)
+            assert running.server.connections == 1
+            for raw in (*silent, speaking):
+                raw.close()
+
+
+async def test_two_hundred_connections_of_one_user(serve: Serve, read_messages: ReadMessages) -> None:
+    async with serve() as running:
+        many = [running.connect() for _ in range(200)]
+        for raw in many[:128]:
+            raw.send(GET_INFO)
+        for raw in many[:128]:
+            await read_messages(raw, 1)
+        assert running.server.connections == 128
+        for raw in many:
+            raw.close()
+        await running.settled()
+
+
+async def test_at_the_fd_limit_callers_are_told_and_later_served(
+    tmp_path: Path, read_messages: ReadMessages, read_until_end: ReadUntilEnd
+) -> None:
+    path = str(tmp_path / "socket")
+    command = [sys.executable, "-W", "error", str(Path(__file__).with_name("fd_limit.py")), path]
+    # In a process of its own, because the limit is a whole process's.
+    with subprocess.Popen(  # noqa: ASYNC220  # nothing else runs here meanwhile
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+
+            def connect() -> socket.socket:
+                raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                raw.connect(path)
+                raw.setblocking(False)
+                return raw
+
+            async def usage(raw: socket.socket) -> tuple[int, float]:
+                raw.send(b'{"method":"org.example.report.Report"}\0')
+                reply = json.loads((await read_messages(raw, 1))[0])["parameters"]
+                return reply["fds"], reply["cpu"]
+
+            first = connect()
+            fds_before, _ = await usage(first)
+            many = [connect() for _ in range(60)]
+            for raw in many:
+                raw.send(GET_INFO)
+            served = 0
+            for raw in many:
+                (reply,) = await read_messages(raw, 1)
+                if "parameters" in json.loads(reply) and "error" not in json.loads(reply):
+                    served += 1
+                else:
+                    assert json.loads(reply) == system(errno.EMFILE)
+                    assert await read_until_end(raw) == b""
+            assert 5 < served < 55
+            # One that says nothing holds the only place to be refused in: the next is refused when it has lost that
+            # place, and nothing is spent on waiting for it.
+            _, cpu_before = await usage(first)
+            begun = trio.current_time()
+            silent, waiting = connect(), connect()
+            waiting.send(GET_INFO)
+            assert json.loads((await read_until_end(waiting))[:-1]) == system(errno.EMFILE)
+            seconds = trio.current_time() - begun
+            _, cpu_after = await usage(first)
+            assert cpu_after - cpu_before < seconds / 2
+            for raw in (silent, waiting, *many):
+                raw.close()
+            for _ in range(10):
+                with connect() as raw:
+                    raw.send(GET_INFO)
+                    (reply,) = await read_messages(raw, 1)
+                    assert "error" not in json.loads(reply)
+            while (await usage(first))[0] != fds_before:
+                pass
+            first.close()
+        finally:
+            process.kill()
+        assert process.stderr.read().count("refusing more") == 1
+
+
+# -- the peer
+
+
+async def test_who_calls(serve: Serve, read_messages: ReadMessages) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call("Who"))
+            assert await read_messages(raw, 1) == [b'{"parameters":{"uid":%d}}' % os.getuid()]
