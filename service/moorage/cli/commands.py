@@ -124,7 +124,7 @@ def _complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str)
     from moorage.cli import service, views
 
     try:
-        replies = service.call_more(ctx.ensure_object(Choice).resolve(), "List", timeout=COMPLETION_SECONDS)
+        replies = service.list_machines(ctx.ensure_object(Choice).resolve(), timeout=COMPLETION_SECONDS)
         machines = views.machines_of(replies)
     except (Failure, click.ClickException):
         return []  # a message in the middle of the line being typed helps nobody
@@ -306,7 +306,7 @@ def list_(choice: Choice, no_legend: bool, as_json: bool) -> None:
     address = choice.resolve()
     from moorage.cli import service, views
 
-    replies = service.call_more(address, "List")
+    replies = service.list_machines(address)
     if as_json:
         for reply in replies:
             views.show_machine_json(reply)

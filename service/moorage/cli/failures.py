@@ -120,7 +120,7 @@ _WORDS: Final[Mapping[str, _Words]] = {
     "io.systemd.Disconnected": _Words(
         Exit.NO_SERVICE,
         "The service hung up before it answered.",
-        hint="It may still have been done: moorctl list",
+        hint="Its log may tell why: {journalctl} --unit moored.service",
     ),
     "io.systemd.TimedOut": _Words(
         Exit.TIMED_OUT,

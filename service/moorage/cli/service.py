@@ -11,6 +11,7 @@ import trio
 from moorage.cli.address import Address
 from moorage.cli.failures import explain
 from moorage.wire.client import CALL_SECONDS, Client
+from moorage.wire.errors import VarlinkError
 
 INTERFACE: Final = "io.moorage.Machine"
 
@@ -48,12 +49,11 @@ def call(
     return _run(address, talk, timeout)
 
 
-def call_more(address: Address, method: str, *, timeout: float = CALL_SECONDS) -> list[Reply]:
-    """Call a method of io.moorage.Machine that gives several replies, and return all of them.
+def list_machines(address: Address, *, timeout: float = CALL_SECONDS) -> list[Reply]:
+    """Call List of io.moorage.Machine, and return a reply for each machine.
 
     Args:
         address: where the service listens.
-        method: without the interface.
         timeout: seconds until the next reply must be there.
 
     Raises:
@@ -61,8 +61,13 @@ def call_more(address: Address, method: str, *, timeout: float = CALL_SECONDS) -
     """
 
     async def talk(client: Client) -> list[Reply]:
-        async with client.call_more(f"{INTERFACE}.{method}", reply_type=Reply, timeout=timeout) as replies:
-            return [reply async for reply in replies]
+        try:
+            async with client.call_more(f"{INTERFACE}.List", reply_type=Reply, timeout=timeout) as replies:
+                return [reply async for reply in replies]
+        except VarlinkError as error:
+            if error.error == f"{INTERFACE}.NoSuchMachine":
+                return []  # a call has an answer, also where there is none to list
+            raise
 
     return _run(address, talk, timeout)
 

@@ -72,10 +72,9 @@ def show_registered(reply: Reply) -> None:
 
 
 def _difference(difference: Difference) -> str:
-    effective = "nothing" if difference.effective is None else difference.effective
-    return printable(
-        f"{difference.property} is {effective} and not {difference.wanted}: {difference.reason}"
-    )
+    wanted = f"{difference.property}={difference.wanted}"
+    what = "has no effect" if difference.effective is None else f"is in force as {difference.effective}"
+    return printable(f"{wanted} {what}: {difference.reason}")
 
 
 def show_name(reply: Reply) -> None:
@@ -246,7 +245,8 @@ def _pair(
 
 def _limits(limits: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in limits.items():
-        yield name, _limit(name, value)
+        if value != []:  # a set of CPUs that is none
+            yield name, _limit(name, value)
 
 
 def _limit(name: str, value: Any) -> str:

@@ -1,0 +1,279 @@
+"""What moorctl must do, whoever answers: run over the real moored, and over the fake that the unit tests have."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+RUN_SECONDS = 45.0
+"""No command takes longer: less than pytest's faulthandler_timeout."""
+
+Done = subprocess.CompletedProcess[str]
+Leaders = Callable[[], subprocess.Popen[bytes]]
+
+
+@dataclass(frozen=True)
+class Moorctl:
+    """The installed moorctl, with the service that it is to call."""
+
+    options: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def program(self) -> str:
+        return str(Path(sys.executable).with_name("moorctl"))
+
+    @property
+    def whole_environment(self) -> dict[str, str]:
+        return {**os.environ, "COLUMNS": "100", **self.environment}
+
+    def __call__(
+        self, *arguments: str, pass_fds: Sequence[int] = (), environment: Mapping[str, str] | None = None
+    ) -> Done:
+        """Run it to its end."""
+        return subprocess.run(
+            [self.program, *self.options, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+            check=False,
+            pass_fds=pass_fds,
+            env={**self.whole_environment, **(environment or {})},
+        )
+
+    def output(self, *arguments: str) -> str:
+        """Run it, be sure that it went well, and return what it printed."""
+        done = self(*arguments)
+        assert done.returncode == 0, done
+        return done.stdout
+
+    def objects(self, *arguments: str) -> list[dict[str, object]]:
+        """Run it with --json, and return what it printed."""
+        return [json.loads(line) for line in self.output(*arguments, "--json").splitlines()]
+
+
+def a_name() -> str:
+    """A name that no other test uses."""
+    return f"m{uuid.uuid4().hex[:12]}"
+
+
+def refused(done: Done, status: int, *words: str) -> None:
+    """Assert that a command failed with this status, and told why on stderr only."""
+    assert done.returncode == status, done
+    assert done.stdout == "", done
+    assert "Traceback" not in done.stderr, done
+    for word in words:
+        assert word in done.stderr, done
+
+
+class Battery:
+    """Needs a fixture `moorctl`, a `Moorctl`."""
+
+    @pytest.fixture
+    def leaders(self) -> Generator[Leaders]:
+        """Start processes that wait to be ended; the test does, or its end."""
+        started: list[subprocess.Popen[bytes]] = []
+
+        def leader() -> subprocess.Popen[bytes]:
+            started.append(subprocess.Popen(["sleep", "infinity"], stdin=subprocess.DEVNULL))
+            return started[-1]
+
+        yield leader
+        for process in started:
+            process.kill()
+            process.wait(RUN_SECONDS)
+
+    def test_register_prints_the_unit_alone(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name = a_name()
+        assert moorctl.output("register", name, "--leader", str(leaders().pid)) == f"machine-{name}.scope\n"
+
+    def test_a_leader_by_its_pidfd(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name, leader = a_name(), leaders()
+        pidfd = os.pidfd_open(leader.pid)
+        try:
+            done = moorctl("register", name, "--pidfd", str(pidfd), pass_fds=[pidfd])
+        finally:
+            os.close(pidfd)
+        assert done.stdout == f"machine-{name}.scope\n", done
+        assert moorctl.output("find", "--pid", str(leader.pid)) == f"{name}\n"
+
+    def test_what_is_told_of_a_machine_is_shown(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name, leader, id128 = a_name(), leaders(), uuid.uuid4().hex
+        [reply] = moorctl.objects(
+            *("register", name, "--leader", str(leader.pid), "--class", "container", "--id", id128),
+            *("--service", "a VMM", "--root-directory", "/var", "--vsock-cid", "4711", "--if-index", "1"),
+            *("--ssh-address", "vsock/4711", "--ssh-private-key-path", "/key", "--control-address", "/ctl"),
+        )
+        machine = reply["machine"]
+        assert isinstance(machine, dict)
+        assert machine.items() >= {
+            "name": name, "class": "container", "phase": "running", "id": id128, "service": "a VMM",
+            "rootDirectory": "/var", "vSockCid": 4711, "ifIndices": [1], "sshAddress": "vsock/4711",
+            "sshPrivateKeyPath": "/key", "controlAddress": "/ctl", "unit": f"machine-{name}.scope",
+        }.items()  # fmt: skip
+        assert machine["leader"]["pid"] == leader.pid
+        assert reply["differences"] is not None
+
+        [described] = moorctl.objects("status", name)
+        assert described["machine"] == machine
+        assert [one for one in moorctl.objects("list") if one["name"] == name] == [machine]
+
+        status = moorctl.output("status", name)
+        assert status.splitlines()[0] == name
+        for line in (f"Leader: PID {leader.pid}", "Service: a VMM", f"ID: {id128}", "Class: container"):
+            assert f"{line}\n" in status
+        assert f"Unit: machine-{name}.scope\n" in status
+        assert "Phase: running since " in status
+
+    def test_list_is_a_table(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        names = sorted(a_name() for _ in range(3))
+        for name in names:
+            moorctl.output("register", name, "--leader", str(leaders().pid), "--class", "container")
+        lines = moorctl.output("list").splitlines()
+        assert lines[0].split() == ["NAME", "CLASS", "PHASE", "SERVICE", "UNIT", "LEADER", "UID", "ADDRESS"]
+        rows = [line.split() for line in lines[1:]]
+        assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+        ours = [row for row in rows if row[0] in names]
+        assert [row[:5] for row in ours] == [
+            [name, "container", "running", "-", f"machine-{name}.scope"] for name in names
+        ]
+        assert moorctl.output("list", "--no-legend").splitlines()[0].split()[0] != "NAME"
+
+    def test_find(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name, leader = a_name(), leaders()
+        [reply] = moorctl.objects("register", name, "--leader", str(leader.pid))
+        machine = reply["machine"]
+        assert isinstance(machine, dict)
+        for option, value in (
+            ("--pid", str(leader.pid)),
+            ("--unit", machine["unit"]),
+            ("--control-group", machine["controlGroup"]),
+            ("--invocation", machine["invocationId"]),
+        ):
+            assert moorctl.output("find", option, value) == f"{name}\n"
+        assert moorctl.objects("find", "--unit", machine["unit"]) == [machine]
+        refused(moorctl("find", "--unit", "no-such.scope"), 3, "There is no such machine")
+        refused(moorctl("find", "--pid", str(os.getpid())), 3)
+
+    def test_kill(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        for options, ends_by in (
+            ([], signal.SIGTERM),
+            (["--signal", "SIGINT"], signal.SIGINT),
+            (["-s", "9", "--whom", "leader"], signal.SIGKILL),
+        ):
+            name, leader = a_name(), leaders()
+            moorctl.output("register", name, "--leader", str(leader.pid))
+            assert moorctl.output("kill", name, *options) == ""
+            assert leader.wait(RUN_SECONDS) == -ends_by
+
+    def test_stop_and_the_verdict(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name, leader = a_name(), leaders()
+        moorctl.output("register", name, "--leader", str(leader.pid))
+        assert moorctl.output("stop", name, "--timeout", "30s") == ""
+        assert leader.wait(RUN_SECONDS) == -signal.SIGTERM
+        assert name not in moorctl.output("list")
+        [described] = moorctl.objects("status", name)
+        machine = described["machine"]
+        assert isinstance(machine, dict)
+        assert machine["phase"] == "exited"
+        assert machine["verdict"]["result"] == "success"
+        assert "Phase: exited (success)" in moorctl.output("status", name)
+        refused(moorctl("stop", name), 3)
+
+        # and the name is free
+        assert moorctl.output("register", name, "--leader", str(leaders().pid)) == f"machine-{name}.scope\n"
+        [stopped] = moorctl.objects("stop", name)
+        assert stopped["name"] == name
+
+    def test_forget_leaves_the_processes_alone(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name, leader = a_name(), leaders()
+        moorctl.output("register", name, "--leader", str(leader.pid))
+        assert moorctl.output("forget", name) == ""
+        refused(moorctl("status", name), 3)
+        assert leader.poll() is None
+
+    def test_dry_run(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name, leader = a_name(), str(leaders().pid)
+        arguments = ("register", name, "--leader", leader, "--dry-run")
+        assert moorctl.output(*arguments) == f"machine-{name}.scope\n"
+        refused(moorctl("status", name), 3)
+        refused(moorctl(*arguments, "-p", "Nonsense=true"), 1, "Nonsense")
+
+    def test_properties_reach_the_unit(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name = a_name()
+        moorctl.output(
+            *("register", name, "--leader", str(leaders().pid), "-p", "TimeoutStopSec=1min 5s"),
+            *("-p", "TasksMax=77", "-p", "KillMode=mixed", "-p", "RuntimeMaxUSec=3600000000"),
+        )
+        [described] = moorctl.objects("status", name)
+        limits = described["limits"]
+        assert isinstance(limits, dict)
+        assert limits.items() >= {
+            "TimeoutStopUSec": 65_000_000, "TasksMax": 77, "KillMode": "mixed", "RuntimeMaxUSec": 3_600_000_000
+        }.items()  # fmt: skip
+        status = moorctl.output("status", name)
+        assert "TimeoutStopUSec: 1min 5s\n" in status
+        assert "RuntimeMaxUSec: 1h\n" in status
+
+    def test_a_name_twice(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name, first = a_name(), str(leaders().pid)
+        moorctl.output("register", name, "--leader", first)
+        assert moorctl.output("register", name, "--leader", first) == f"machine-{name}.scope\n"
+        done = moorctl("register", name, "--leader", str(leaders().pid))
+        refused(done, 1, f"Machine {name} exists already, in machine-{name}.scope.", f"moorctl stop {name}")
+
+    def test_refusals(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        leader = str(leaders().pid)
+        register = ("register", a_name(), "--leader", leader)
+        refused(moorctl("register", "no/name", "--leader", leader), 1, "the value of NAME")
+        refused(moorctl(*register, "--slice", "no.service"), 1, "the value of --slice")
+        refused(moorctl(*register, "--id", "abc"), 1, "the value of --id")
+        refused(moorctl(*register, "--timeout", "1d"), 1, "the value of --timeout")
+        refused(moorctl(*register, "-p", "NoSuchProperty=1"), 1, "NoSuchProperty", "systemd.scope(5)")
+        refused(moorctl(*register, "-p", 'TasksMax=["many"]'), 1, "TasksMax")
+        with open("/dev/null") as no_process:
+            done = moorctl(
+                "register", a_name(), "--pidfd", str(no_process.fileno()), pass_fds=[no_process.fileno()]
+            )
+        refused(done, 1, "--leader or --pidfd")
+
+    def test_a_leader_that_is_gone(self, moorctl: Moorctl) -> None:
+        gone = subprocess.Popen(["true"])
+        gone.wait(RUN_SECONDS)
+        refused(
+            moorctl("register", a_name(), "--leader", str(gone.pid)), 1, f"There is no process {gone.pid}."
+        )
+
+    def test_a_leader_that_nobody_has_waited_for(self, moorctl: Moorctl) -> None:
+        gone = subprocess.Popen(["true"])
+        os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
+        refused(
+            moorctl("register", a_name(), "--leader", str(gone.pid)), 1, f"Process {gone.pid} has ended."
+        )
+        gone.wait(RUN_SECONDS)
+
+    @pytest.mark.parametrize("command", ["status", "kill", "stop", "forget"])
+    def test_no_such_machine(self, moorctl: Moorctl, command: str) -> None:
+        name = a_name()
+        refused(moorctl(command, name), 3, f"There is no machine {name}.", "moorctl list")
+
+    def test_names_are_completed(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name = a_name()
+        moorctl.output("register", name, "--leader", str(leaders().pid))
+        words = " ".join(["moorctl", *moorctl.options, "status", name[:-2]])
+        done = moorctl(
+            environment={
+                "_MOORCTL_COMPLETE": "bash_complete",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(len(words.split()) - 1),
+            }
+        )
+        assert done.stdout == f"plain,{name}\n", done

@@ -1,0 +1,153 @@
+"""moorctl against the real moored, started by the first call."""
+
+import os
+import subprocess
+
+import pytest
+
+pytest.register_assert_rewrite("cli_battery")
+
+from cli_battery import RUN_SECONDS, Battery, Leaders, Moorctl, a_name, refused  # noqa: E402
+
+BOB = 1001
+"""An ordinary user of every sandbox."""
+
+
+def systemctl(*arguments: str) -> str:
+    done = subprocess.run(
+        ["systemctl", *arguments], capture_output=True, text=True, timeout=RUN_SECONDS, check=False
+    )
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _activated() -> None:
+    systemctl("start", "moored.socket")
+
+
+class TestOverTheService(Battery):
+    @pytest.fixture
+    def moorctl(self) -> Moorctl:
+        return Moorctl()
+
+    def test_the_scope_is_real(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        leader = leaders()
+        unit = moorctl.output(
+            *("register", a_name(), "--leader", str(leader.pid)),
+            *("--slice", "machine-moorctl.slice", "--description", "Of the battery"),
+        ).strip()
+        shown = systemctl("show", unit, "--property=Description,Slice,ActiveState,ControlGroup").splitlines()
+        assert {"Description=Of the battery", "Slice=machine-moorctl.slice", "ActiveState=active"} < set(
+            shown
+        )
+        with open(f"/proc/{leader.pid}/cgroup") as group:
+            [unified] = [line.strip() for line in group if line.startswith("0::")]
+        assert f"ControlGroup={unified.removeprefix('0::')}" in shown
+
+    def test_every_way_of_writing_a_property_is_taken(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        properties = [
+            "MemoryMax=1G", "MemoryHigh=50%", "MemoryLow=", "MemorySwapMax=infinity", "TasksMax=50%",
+            "CPUQuota=50%", "CPUQuotaPeriodSec=10ms", "CPUWeight=idle", "StartupCPUWeight=200", "IOWeight=300",
+            "AllowedCPUs=0", "AllowedMemoryNodes=0", "TimeoutStopSec=1min 30s", "RuntimeMaxSec=infinity",
+            "RuntimeRandomizedExtraSec=5", "Delegate=cpu memory", "DelegateSubgroup=init", "KillSignal=SIGINT",
+            "FinalKillSignal=9", "SendSIGHUP=yes", "SendSIGKILL=no", "KillMode=mixed", "OOMPolicy=kill",
+            "After=a.service b.service", "After=c.service", "DeviceAllow=/dev/null rw", "DeviceAllow=char-pts",
+            "DevicePolicy=closed", "IOReadBandwidthMax=/dev/null 10M", "IOWriteIOPSMax=/dev/null infinity",
+            "IODeviceWeight=/dev/null 200", "IODeviceLatencyTargetSec=/dev/null 25ms",
+            "IPAddressAllow=192.0.2.0/24 2001:db8::/32", "IPAddressDeny=any", "ManagedOOMMemoryPressure=kill",
+            "ManagedOOMMemoryPressureLimit=60%", "ManagedOOMMemoryPressureDurationSec=30s", "IPAccounting=no",
+            "MemoryPressureWatch=off", "MemoryPressureThresholdSec=200ms", "DisableControllers=",
+            "Documentation=man:systemd.scope(5)", "StopWhenUnneeded=no",
+            "CPUQuotaPerSecUSec=250000", "SourcePath=/etc/passwd",
+        ]  # fmt: skip
+        options = [word for one in properties for word in ("-p", one)]
+        name = a_name()
+        unit = moorctl.output("register", name, "--leader", str(leaders().pid), *options).strip()
+        expected = {
+            "After": "a.service b.service c.service", "CPUQuotaPerSecUSec": "250ms", "CPUWeight": "idle",
+            "CPUQuotaPeriodUSec": "10ms", "TimeoutStopUSec": "1min 30s", "RuntimeMaxUSec": "infinity",
+            "AllowedCPUs": "0", "DelegateControllers": "cpu memory", "KillSignal": "2", "FinalKillSignal": "9",
+            "SendSIGKILL": "no", "OOMPolicy": "kill", "DevicePolicy": "closed", "IODeviceWeight": "/dev/null 200",
+            "IOReadBandwidthMax": "/dev/null 10000000", "IODeviceLatencyTargetUSec": "/dev/null 25ms",
+            "IPAddressAllow": "192.0.2.0/24 2001:db8::/32", "ManagedOOMMemoryPressureDurationUSec": "30s",
+            "MemoryLow": "0", "MemorySwapMax": "infinity", "SourcePath": "/etc/passwd",
+        }  # fmt: skip
+        lines = systemctl("show", unit, f"--property={','.join(expected)}").splitlines()
+        shown = {name: value for name, _, value in (line.partition("=") for line in lines)}
+        shown["After"] = " ".join(sorted(set(shown["After"].split()) & set(expected["After"].split())))
+        shown["IPAddressAllow"] = " ".join(sorted(shown["IPAddressAllow"].split()))
+        assert shown == expected
+        assert "CPUQuotaPerSecUSec: 25%\n" in moorctl.output("status", name)
+
+    def test_a_name_that_a_foreign_unit_has(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name = a_name()
+        with subprocess.Popen(
+            [
+                "systemd-run",
+                "--quiet",
+                "--scope",
+                f"--unit=machine-{name}",
+                "sh",
+                "-c",
+                "echo; read nothing",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as foreign:
+            assert foreign.stdout is not None
+            assert foreign.stdout.readline() == b"\n"
+            done = moorctl("register", name, "--leader", str(leaders().pid))
+            foreign.communicate(b"\n", timeout=RUN_SECONDS)
+        refused(
+            done, 1, f"The unit name machine-{name}.scope is taken", f"systemctl status machine-{name}.scope"
+        )
+
+    def test_another_user_is_not_let_in(self, leaders: Leaders) -> None:
+        done = subprocess.run(
+            [Moorctl().program, "register", a_name(), "--leader", str(leaders().pid)],
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+            check=False,
+            user=BOB,
+            env={**os.environ, "HOME": "/"},
+        )
+        refused(done, 4, "moorctl --user")
+
+    def test_no_allocate(self, moorctl: Moorctl) -> None:
+        name = a_name()
+        service = f"{name}.service"
+        systemctl_run = ["systemd-run", "--quiet", f"--unit={service}", "sleep", "infinity"]
+        subprocess.run(systemctl_run, check=True, timeout=RUN_SECONDS)
+        pid = systemctl("show", "--value", "--property=MainPID", service).strip()
+        assert moorctl.output("register", name, "--leader", pid, "--no-allocate") == f"{service}\n"
+        systemctl("stop", service)
+
+
+def test_spans_are_those_of_systemd() -> None:
+    from moorage.cli.quantities import parse_span
+
+    for text in (
+        "5",
+        "5s",
+        "1min 30s",
+        "1.5h",
+        "2d",
+        "1w",
+        "1month",
+        "1y",
+        "100ms",
+        "7us",
+        "1h30min",
+        "3 days",
+    ):
+        done = subprocess.run(
+            ["systemd-analyze", "timespan", text],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=RUN_SECONDS,
+        )
+        [usec] = [line.split(":")[1] for line in done.stdout.splitlines() if line.strip().startswith("μs:")]
+        assert parse_span(text) == int(usec)

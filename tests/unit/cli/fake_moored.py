@@ -1,0 +1,187 @@
+"""io.moorage.Machine without a service manager: it keeps processes by name, and no units.
+
+What it shares with the real thing is the wire and its types; what moorctl relies on beyond that, tests/cli_battery.py
+asks of both. A program: serves the listening socket that is its stdin until it is ended.
+"""
+
+import os
+import select
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from moorage import process
+from moorage.api import machine_types as wire
+from moorage.api.requests import Timestamp, process_id
+from moorage.machines import model
+from moorage.wire.dispatch import Call, Empty, Interface, Service, load_description, method
+from moorage.wire.errors import InvalidParameter
+from moorage.wire.server import Server
+
+KNOWN_PROPERTIES = {"TimeoutStopUSec": int, "RuntimeMaxUSec": int, "TasksMax": int, "KillMode": str}
+
+
+@dataclass
+class Kept:
+    machine: wire.Machine
+    pidfd: int
+    limits: dict[str, Any]
+
+    @property
+    def lives(self) -> bool:
+        return not select.select([self.pidfd], [], [], 0)[0]
+
+
+def now() -> Timestamp:
+    return Timestamp(realtime=time.time_ns() // 1000, monotonic=time.monotonic_ns() // 1000)
+
+
+class FakeMachine(Interface):
+    def __init__(self) -> None:
+        super().__init__(load_description("io.moorage.Machine"))
+        self._kept: dict[str, Kept] = {}
+
+    @method("Register")
+    def register(self, call: Call, params: wire.RegisterIn) -> wire.RegisterOut:
+        if not model.is_machine_name(params.name):
+            raise InvalidParameter("name")
+        if params.slice is not None and not model.is_slice_name(params.slice):
+            raise InvalidParameter("slice")
+        if params.id is not None and not model.is_id128(params.id):
+            raise InvalidParameter("id")
+        assert params.leaderFileDescriptor is not None
+        pidfd = call.take_fd(params.leaderFileDescriptor, "leaderFileDescriptor")
+        try:
+            kept = self._prepared(call, params, pidfd)
+            if params.dryRun or self._kept.get(params.name) is kept:
+                os.close(pidfd)
+            else:
+                self._kept[params.name] = kept
+        except BaseException:
+            os.close(pidfd)
+            raise
+        return wire.RegisterOut(machine=kept.machine, differences=[])
+
+    def _prepared(self, call: Call, params: wire.RegisterIn, pidfd: int) -> Kept:
+        try:
+            leader = process_id(process.process_id(pidfd))
+        except process.NotAProcess:
+            raise InvalidParameter("leaderFileDescriptor") from None
+        except process.ProcessGone as gone:
+            raise wire.ProcessGone(gone.pid) from None
+        assert leader is not None
+        before = self._kept.get(params.name)
+        if before is not None and before.lives:
+            if before.machine.leader == leader:
+                return before
+            raise wire.MachineExists(params.name, before.machine.unit, before.machine.invocationId)
+        properties = params.properties or {}
+        for name, value in properties.items():
+            if name not in KNOWN_PROPERTIES:
+                raise wire.NoSuchProperty(name)
+            if not isinstance(value, KNOWN_PROPERTIES[name]):
+                raise wire.InvalidProperty(name, "not what it should be")
+        unit = model.scope_name(params.name)
+        machine = wire.Machine(
+            name=params.name,
+            class_=params.class_,
+            phase=wire.Phase.running,
+            freezer=wire.FreezerState.running,
+            id=params.id,
+            service=params.service,
+            uid=call.peer.uid,
+            unit=unit,
+            slice=params.slice or "machine.slice",
+            controlGroup=f"/machine.slice/{unit}",
+            controlGroupId=1,
+            invocationId=uuid.uuid4().hex,
+            leader=leader,
+            rootDirectory=params.rootDirectory,
+            ifIndices=params.ifIndices or [],
+            vSockCid=params.vSockCid,
+            sshAddress=params.sshAddress,
+            sshPrivateKeyPath=params.sshPrivateKeyPath,
+            controlAddress=params.controlAddress,
+            timestamp=now(),
+            helpers=[],
+        )
+        return Kept(machine, pidfd, properties)
+
+    @method("List", requires_more=True)
+    def list(self, call: Call, params: Empty) -> Iterator[wire.MachineOut]:
+        del call, params
+        living = [kept.machine for kept in self._kept.values() if kept.lives]
+        if not living:
+            raise wire.NoSuchMachine
+        for machine in living:
+            yield wire.MachineOut(machine=machine)
+
+    @method("Describe")
+    def describe(self, call: Call, params: wire.NameIn) -> wire.DescribeOut:
+        del call
+        kept = self._kept.get(params.name)
+        if kept is None:
+            raise wire.NoSuchMachine(params.name)
+        return wire.DescribeOut(machine=kept.machine, accounting=wire.Accounting(), limits=kept.limits)
+
+    @method("Find")
+    def find(self, call: Call, params: wire.FindIn) -> wire.MachineOut:
+        pid = None
+        if params.processFileDescriptor is not None:
+            pidfd = call.take_fd(params.processFileDescriptor, "processFileDescriptor")
+            pid = process.process_id(pidfd).pid
+            os.close(pidfd)
+        for kept in self._kept.values():
+            machine = kept.machine
+            assert machine.leader is not None
+            keys = (machine.leader.pid, machine.unit, machine.controlGroup, machine.invocationId)
+            if kept.lives and (pid, params.unit, params.controlGroup, params.invocationId) in {
+                tuple(key if place == each else None for place in range(4)) for each, key in enumerate(keys)
+            }:
+                return wire.MachineOut(machine=machine)
+        raise wire.NoSuchMachine
+
+    @method("Kill")
+    def kill(self, call: Call, params: wire.KillIn) -> None:
+        del call
+        signal.pidfd_send_signal(self._living(params.name).pidfd, params.signal)
+
+    @method("Stop")
+    async def stop(self, call: Call, params: wire.StopIn) -> wire.MachineOut:
+        del call
+        kept = self._living(params.name)
+        signal.pidfd_send_signal(kept.pidfd, signal.SIGTERM)
+        await trio.lowlevel.wait_readable(kept.pidfd)
+        kept.machine.phase = wire.Phase.exited
+        kept.machine.verdict = wire.Verdict(
+            result="success", exitedAt=now(), oomKilled=False, accounting=wire.Accounting()
+        )
+        return wire.MachineOut(machine=kept.machine)
+
+    @method("Forget")
+    def forget(self, call: Call, params: wire.NameIn) -> None:
+        del call
+        os.close(self._living(params.name).pidfd)
+        del self._kept[params.name]
+
+    def _living(self, name: str) -> Kept:
+        kept = self._kept.get(name)
+        if kept is None or not kept.lives:
+            raise wire.NoSuchMachine(name)
+        return kept
+
+
+def main() -> None:
+    service = Service(vendor="tests", product="fake moored", version="0", url="", interfaces=[FakeMachine()])
+    with socket.socket(fileno=0) as listener:
+        trio.run(Server(service).serve, [listener])
+
+
+if __name__ == "__main__":
+    main()
