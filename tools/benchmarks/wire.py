@@ -16,8 +16,10 @@ from typing import Any
 CALL_SECONDS = 30.0
 """No single call may take longer: forty times what the slowest peer was ever seen to need."""
 
-RECEIVE_BYTES = 1 << 18
-"""One read takes a whole reply, and most of a long `List`."""
+RECEIVE_BYTES = 4096
+"""One read takes a whole reply to anything but `List`. Not more: Python allocates it for each read."""
+LIST_BYTES = 1 << 16
+"""One read of a long `List`."""
 
 WARM_UP = 0.15
 """Part of a throughput run, at its start, that is not counted."""
@@ -80,18 +82,18 @@ def exchange_all(fd: int, request: bytes) -> bytes:
     Raises:
         Unmeasurable: as for `exchange`.
     """
-    replies = bytearray(exchange(fd, request))
-    while b'"continues":true' in replies[replies.rfind(b"\0", 0, -1) + 1 :]:
-        try:
-            chunk = os.read(fd, RECEIVE_BYTES)
-            while chunk and not chunk.endswith(b"\0"):
-                replies += chunk
-                chunk = os.read(fd, RECEIVE_BYTES)
-        except OSError as error:
-            raise Unmeasurable(f"{named(request)}: {error.strerror}") from None
-        if not chunk:
-            raise Unmeasurable(f"{named(request)}: the connection was closed")
-        replies += chunk
+    replies = bytearray()
+    try:
+        os.write(fd, request)
+        while (
+            not replies.endswith(b"\0") or b'"continues":true' in replies[replies.rfind(b"\0", 0, -1) + 1 :]
+        ):
+            chunk = os.read(fd, LIST_BYTES)
+            if not chunk:
+                raise Unmeasurable(f"{named(request)}: the connection was closed")
+            replies += chunk
+    except OSError as error:
+        raise Unmeasurable(f"{named(request)}: {error.strerror}") from None
     check(request, replies)
     return bytes(replies)
 
