@@ -416,6 +416,9 @@ class Link:
                 taken = len(calls)
                 if self._closed.is_set():
                     raise LinkClosed(self._reason)
+                if trio.current_time() >= deadline:
+                    # Cancellation strikes where something waits, and writing does not.
+                    raise CallTimeout(calls[0].member)
                 waiting = self._submit(calls, serials)
                 for pending in waiting:
                     await pending.answered.wait()

@@ -147,7 +147,8 @@ _ABOUT_PROPERTY: Final = {
     "System.Error.ERANGE",
     "System.Error.ENXIO",
     "System.Error.EOPNOTSUPP",
-    f"{_NAME}.NoSuchUnit",
+    "org.freedesktop.DBus.Error.UnixProcessIdUnknown",
+    "System.Error.ESRCH",
 }
 
 
@@ -495,9 +496,13 @@ class DBusManager:
 
     async def unit_by_invocation(self, invocation_id: str, *, deadline: float) -> str:
         """See `Manager`."""
+        if re.fullmatch(r"[0-9a-f]{32}", invocation_id) is None:
+            raise NoSuchUnit
         with _errors(f"look-up of invocation {invocation_id}", deadline, ""):
-            call = _manager_call("GetUnitByInvocationID", "ay", (bytes.fromhex(invocation_id),), "o")
-            return _unit_of((await self._ask_one(call, deadline=deadline))[0])
+            # In a path it stands for the unit that has it (`manager_load_unit_from_dbus_path()`).
+            call = _get(_path_of(invocation_id), _UNIT, "Id")
+            (_, unit) = (await self._ask_one(call, deadline=deadline))[0]
+            return unit
 
     async def kill(
         self, unit: str, whom: Literal["all", "main", "control"], signal: int, *, deadline: float
@@ -608,7 +613,9 @@ def translated(error: CallFailed, unit: str, properties: Sequence[str] = ()) -> 
         blamed = blamed_property(name, text, properties)
         if name == "org.freedesktop.DBus.Error.PropertyReadOnly":
             return NoSuchProperty(blamed or text)
-        if blamed is not None and (name in _ABOUT_PROPERTY or name in _NO_SUCH_UNIT):
+        if blamed is not None and (
+            name in _ABOUT_PROPERTY or text.startswith("Failed to set unit properties")
+        ):
             return InvalidProperty(blamed, text)
     if name == "org.freedesktop.DBus.Error.UnknownProperty":
         return NoSuchProperty(text)
@@ -710,7 +717,8 @@ def _status(unit: str, values: dict[str, Any]) -> UnitStatus | None:
         result=text("Result") or None,
         slice=text("Slice"),
         control_group=text("ControlGroup"),
-        control_group_id=values.get("ControlGroupId") or None,
+        # The manager keeps the number of a group that is gone.
+        control_group_id=(values.get("ControlGroupId") or None) if text("ControlGroup") else None,
         invocation_id=_hexadecimal(values.get("InvocationID", b"")),
         fragment_path=text("FragmentPath"),
         transient=values.get("Transient") is True,

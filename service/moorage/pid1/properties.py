@@ -84,10 +84,19 @@ _RANGES: Final[Mapping[str, tuple[int, int]]] = {
 _UINT64_MAX: Final = 2**64 - 1
 _PREFIX: Final = "org.freedesktop.systemd1."
 
+_DEPENDENCIES: Final = (
+    "Requires", "Requisite", "Wants", "BindsTo", "PartOf", "Upholds", "Conflicts", "Before", "After", "OnSuccess",
+    "OnFailure", "PropagatesReloadTo", "ReloadPropagatedFrom", "PropagatesStopTo", "StopPropagatedFrom",
+    "JoinsNamespaceOf",
+)  # fmt: skip
+"""Those that may be created with a transient unit."""
+
 _HINTS: Final = (
     # What the manager says without naming the property, and which it means.
     (re.compile(r"\bprocess\b|\bPID\b", re.IGNORECASE), ("PIDFDs", "PIDs")),
-    (re.compile(r"\bslice\b|^(Invalid unit name|Unit name)\b"), ("Slice",)),
+    (re.compile(r"Inappropriate ioctl|Bad file descriptor"), ("PIDFDs",)),  # not a pidfd
+    (re.compile(r"\bslice\b|^(Invalid unit name|Unit name) '"), ("Slice",)),
+    (re.compile(r"^Invalid unit name [^']"), _DEPENDENCIES),
     (re.compile(r"\bcontroller\b"), ("DelegateControllers", "DisableControllers")),
     (re.compile(r"^Delegation not available"), ("Delegate", "DelegateControllers", "DelegateSubgroup")),
     (re.compile(r"^Invalid control group name"), ("DelegateSubgroup",)),
