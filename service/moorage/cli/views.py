@@ -89,7 +89,7 @@ def machines_of(replies: Iterable[Reply]) -> list[Machine]:
 
 
 def show_list(replies: Sequence[Reply], *, legend: bool) -> None:
-    """Print a table of machines: on a terminal with colours and borders, else plain."""
+    """Print a table of machines: on a terminal with colours and a count, else plain."""
     machines = machines_of(replies)
     rows = [_row(machine) for machine in machines]
     if sys.stdout.isatty():
@@ -121,12 +121,11 @@ def _phase(machine: Machine) -> str:
 
 def _draw(rows: Iterable[Sequence[str]], phases: Iterable[str], *, legend: bool) -> None:
     # Half of the time that moorctl takes to start, which all the others need not spend.
-    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD if legend else None, show_header=legend, pad_edge=False)
+    table = Table(box=None, show_header=legend, pad_edge=False, padding=(0, 2, 0, 0))
     for column in COLUMNS:
         # Whoever copies a name from a narrow terminal wants all of it.
         table.add_column(column, overflow="fold", justify="right" if column in {"LEADER", "UID"} else "left")
@@ -137,7 +136,7 @@ def _draw(rows: Iterable[Sequence[str]], phases: Iterable[str], *, legend: bool)
     console = Console()
     console.print(table)
     if legend:
-        console.print(f"{table.row_count} machines.", highlight=False)
+        console.print(f"\n{table.row_count} machine{'' if table.row_count == 1 else 's'}.", highlight=False)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -204,9 +203,9 @@ def _moment(usec: int | None) -> str:
     except (OverflowError, OSError, ValueError):  # no year that the C library knows
         return "unknown"
     passed = time.time_ns() // 1000 - usec
-    return (
-        f"{moment}; {format_span(passed // 1_000_000 * 1_000_000, units=2)} ago" if passed >= 0 else moment
-    )
+    if passed < 1_000_000:  # or in the future, where the clock was set back
+        return moment
+    return f"{moment}; {format_span(passed // 1_000_000 * 1_000_000, units=2)} ago"
 
 
 def _usage(usage: Accounting) -> Iterator[tuple[str, str]]:

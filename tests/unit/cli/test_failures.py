@@ -1,0 +1,83 @@
+"""Every error of the interface has its words and its exit status."""
+
+import errno
+import re
+from typing import Any
+
+import pytest
+
+from moorage.cli.address import Address
+from moorage.cli.failures import Exit, explain
+from moorage.wire.dispatch import load_description
+from moorage.wire.errors import Disconnected, ProtocolError, RemoteError, System, TimedOut
+
+SYSTEM = Address("/run/s", "systemctl")
+USER = Address("/run/u", "systemctl --user")
+
+
+@pytest.mark.parametrize(
+    ("error", "parameters", "status", "text"),
+    [
+        ("NoSuchMachine", {"name": "web"}, 3, "There is no machine web.\nThose there are: moorctl list"),
+        ("NoSuchMachine", {}, 3, "There is no such machine.\nThose there are: moorctl list"),
+        ("MachineExists", {"name": "web"}, 1, "Machine web exists already.\n"),
+        ("UnitNameTaken", {"unit": "a.scope", "holder": "a job"}, 1, "The unit name a.scope is taken: a job.\n"),
+        ("ProcessGone", {"pid": 5}, 1, "Process 5 has ended."),
+        ("ProcessGone", {"pid": None}, 1, "The process has ended."),
+        ("ProcessNotOwned", {"pid": 5, "uid": 7}, 4, "Process 5 belongs to user 7"),
+        ("NoSuchProperty", {"property": "X"}, 1, "A scope has no property X that can be set."),
+        ("InvalidProperty", {"property": "X", "reason": "too big."}, 1, "Property X is refused: too big."),
+        (
+            "JobFailed", {"unit": "a.scope", "jobResult": "failed", "unitResult": "resources"}, 1,
+            "The job for a.scope ended with 'failed', and the unit with 'resources'.\nSee: journalctl --user --unit",
+        ),
+        ("JobFailed", {"unit": "a.scope", "jobResult": "timeout"}, 1, "The job for a.scope ended with 'timeout'.\n"),
+        ("Busy", {"operation": "Register"}, 1, "The service is busy: Register."),
+        ("NotSupported", {"what": "lease", "reason": "later"}, 1, "lease is not supported: later."),
+        ("Timeout", {"operation": "start"}, 6, "It took too long: start."),
+        ("ManagerUnavailable", {"reason": "gone"}, 1, "The service manager does not do it: gone."),
+        ("Unheard", {"a": "b"}, 1, 'The service answered io.moorage.Machine.Unheard: {"a": "b"}'),
+    ],
+)  # fmt: skip
+def test_errors_of_the_interface(error: str, parameters: dict[str, Any], status: int, text: str) -> None:
+    failure = explain(RemoteError(f"io.moorage.Machine.{error}", parameters), USER)
+    assert failure.status == status
+    assert str(failure).startswith(text)
+
+
+NOT_ASKED = {"HelperFailed", "NoSuchHelper", "CursorExpired"}
+"""Errors of methods that moorctl does not call."""
+
+
+def test_no_error_of_the_interface_is_without_words() -> None:
+    errors = re.findall(r"^error (\w+)\s*\(([^)]*)\)", load_description("io.moorage.Machine"), re.MULTILINE)
+    assert len(errors) > 10
+    for name, fields in errors:
+        parameters = dict.fromkeys(re.findall(r"(\w+):", fields), "given")
+        failure = explain(RemoteError(f"io.moorage.Machine.{name}", parameters), SYSTEM)
+        assert str(failure).startswith("The service answered") is (name in NOT_ASKED)
+
+
+def test_errors_of_every_service() -> None:
+    assert explain(Disconnected(), SYSTEM).status == Exit.NO_SERVICE
+    assert explain(TimedOut(), SYSTEM).status == Exit.TIMED_OUT
+    assert explain(ProtocolError("bad"), SYSTEM).status == Exit.NO_SERVICE
+    assert str(explain(System.of(errno.EMFILE), SYSTEM)) == "The service failed: Too many open files."
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "hint"),
+    [
+        (errno.ENOENT, 5, True), (errno.ECONNREFUSED, 5, True), (errno.EACCES, 4, False), (errno.EMFILE, 5, False)
+    ],
+)  # fmt: skip
+def test_no_connection(number: int, status: int, *, hint: bool) -> None:
+    failure = explain(OSError(number, ""), SYSTEM)
+    assert failure.status == status
+    assert str(failure).startswith("Failed to connect to /run/s: ")
+    assert ("systemctl enable --now moored.socket" in str(failure)) is hint
+
+
+def test_a_bug_is_not_explained_away() -> None:
+    with pytest.raises(ZeroDivisionError):
+        explain(ZeroDivisionError(), SYSTEM)

@@ -1,0 +1,121 @@
+"""What is shown of replies that the battery does not see: ends, helpers, counters, and text that means harm."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from moorage.cli import views
+from moorage.cli.failures import Exit, Failure
+
+MACHINE: dict[str, Any] = {
+    "name": "web", "class": "vm", "phase": "running", "freezer": "running", "uid": 0, "unit": "machine-web.scope",
+    "slice": "machine.slice", "controlGroup": "/machine.slice/machine-web.scope", "controlGroupId": 7,
+    "invocationId": "a" * 32, "timestamp": {"realtime": 1_700_000_000_000_000}, "ifIndices": [], "helpers": [],
+    "fieldOfALaterVersion": {"x": 1},
+}  # fmt: skip
+
+
+def raw(reply: object) -> msgspec.Raw:
+    return msgspec.Raw(json.dumps(reply).encode())
+
+
+def status(
+    capsys: pytest.CaptureFixture[str],
+    machine: dict[str, Any],
+    accounting: dict[str, int] | None = None,
+    limits: dict[str, Any] | None = None,
+) -> list[str]:
+    reply = {"machine": MACHINE | machine, "accounting": accounting or {}, "limits": limits or {}}
+    views.show_status(raw(reply))
+    return [line.strip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = {"result": "oom-kill", "exitedAt": {}, "oomKilled": True, "accounting": {}}
+    lines = status(capsys, {"phase": "exited", "verdict": verdict})
+    assert any(line.startswith("Phase: exited (oom-kill) since ") for line in lines)
+    assert "Ended: unknown, result oom-kill, killed for lack of memory" in lines
+
+
+def test_a_frozen_machine_with_a_helper(capsys: pytest.CaptureFixture[str]) -> None:
+    helper = {
+        "name": "fs", "unit": "web-fs.service", "activeState": "active", "subState": "running", "sockets": []
+    }  # fmt: skip
+    lines = status(capsys, {"freezer": "frozen", "helpers": [helper]})
+    assert any(line.startswith("Phase: running (frozen) since ") for line in lines)
+    assert "Helper: fs: web-fs.service, active (running)" in lines
+
+
+def test_counters(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = status(
+        capsys,
+        {},
+        {
+            "cpuUsageNSec": 61_000_000_000, "memoryCurrent": 1 << 30, "memoryPeak": 3 << 29, "tasksCurrent": 4,
+            "ioReadBytes": 2048, "ipIngressBytes": 5, "ipEgressBytes": 6, "oomKills": 2,
+        },
+    )  # fmt: skip
+    for line in (
+        "CPU: 1min 1s", "Memory: 1.0G (peak 1.5G)", "Tasks: 4", "IO: 2.0K read", "IP: 5B in, 6B out",
+        "OOM kills: 2 by the kernel, 0 by systemd-oomd",
+    ):  # fmt: skip
+        assert line in lines
+
+
+def test_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = status(
+        capsys,
+        {},
+        limits={
+            "CPUQuotaPerSecUSec": 1_500_000, "TimeoutStopUSec": 90_000_000, "MemoryMax": 1 << 20, "TasksMax": None,
+            "MemoryHigh": 2**64 - 1, "Delegate": True, "AllowedCPUs": [15, 2], "AllowedMemoryNodes": [],
+            "DelegateControllers": ["cpu", "io"], "KillMode": "mixed", "IODeviceWeight": [["/dev/vda", 5]],
+        },
+    )  # fmt: skip
+    assert lines[-10:] == [
+        "CPUQuotaPerSecUSec: 150%", "TimeoutStopUSec: 1min 30s", "MemoryMax: 1.0M", "TasksMax: infinity",
+        "MemoryHigh: infinity", "Delegate: yes", "AllowedCPUs: 0-3 9", "DelegateControllers: cpu io",
+        "KillMode: mixed", 'IODeviceWeight: [["/dev/vda",5]]',
+    ]  # fmt: skip
+
+
+def test_differences_are_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    differences = [
+        {"property": "MemoryMax", "wanted": "5000", "effective": "4096", "reason": "rounded"},
+        {"property": "CPUWeight", "wanted": "7", "reason": "no controller\x1b[2J"},
+    ]
+    views.show_registered(raw({"machine": MACHINE, "differences": differences}))
+    captured = capsys.readouterr()
+    assert captured.out == "machine-web.scope\n"
+    assert captured.err.splitlines() == [
+        "Warning: MemoryMax=5000 is in force as 4096: rounded",
+        r"Warning: CPUWeight=7 has no effect: no controller\x1b[2J",
+    ]
+
+
+def test_text_of_others_does_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    harm = {"service": "\x1b]0;owned\x07", "sshAddress": "a\nb\u202e"}
+    lines = status(capsys, harm)
+    assert r"Service: \x1b]0;owned\x07" in lines
+    assert r"SSH address: a\nb\u202e" in lines
+    views.show_list([raw({"machine": MACHINE | harm})], legend=False)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line == r"web  vm  running  \x1b]0;owned\x07  machine-web.scope  -  0  a\nb\u202e"
+
+
+def test_json_is_one_line_and_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    reply = msgspec.Raw(json.dumps({"machine": MACHINE}, indent=2).encode())
+    views.show_json(reply)
+    views.show_machine_json(reply)
+    whole, machine = capsys.readouterr().out.splitlines()
+    assert json.loads(whole) == {"machine": MACHINE}
+    assert json.loads(machine) == MACHINE
+
+
+@pytest.mark.parametrize("reply", [b"{}", b'{"machine": 1}', b'{"machine": {"name": "\xff"}}', b"[" * 9999])
+def test_a_reply_that_is_not_understood(reply: bytes) -> None:
+    with pytest.raises(Failure, match="not understood") as caught:
+        views.show_name(msgspec.Raw(reply))
+    assert caught.value.status == Exit.NO_SERVICE
