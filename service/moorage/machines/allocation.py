@@ -19,6 +19,7 @@ from moorage.pid1.manager import (
     Job,
     Json,
     Manager,
+    ManagerRefused,
     NoSuchUnit,
     PropertyTypes,
     ScopeSpec,
@@ -51,6 +52,8 @@ _OURS = {
     "Controller": "it names a peer on the bus, which this service is not for its callers",
     "AddRef": "the reference would be ours, not the caller's",
     "CollectMode": "a failed unit is kept until its result has been read",
+    "RefuseManualStart": "the scope could not be started",
+    "RefuseManualStop": "the machine could not be stopped",
 }
 
 
@@ -192,6 +195,7 @@ class Allocator:
             UnitNameTaken: by something that does not go.
             JobFailed: the manager could not start it. Nothing is left.
             ProcessGone: the leader died meanwhile. Nothing is left.
+            InvalidProperty: the manager does not like a property, or one of those named.
             ManagerError: as the manager says.
         """
         unit = scope_name(registration.name)
@@ -204,7 +208,19 @@ class Allocator:
             description=scope_description(registration),
             properties=scope_properties(registration, types),
         )
-        job = await self._start(spec, deadline=deadline)
+        try:
+            job = await self._start(spec, deadline=deadline)
+        except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
+            if process.has_exited(pidfd):
+                raise process.ProcessGone(registration.leader.pid) from None
+            if isinstance(error, InvalidProperty) or not registration.properties:
+                raise
+            # The manager does not always say which one it is; what comes from us is not to blame.
+            blamed = ", ".join(registration.properties)
+            reason = (
+                error.reason if isinstance(error, ManagerRefused) else "it names a unit that does not exist"
+            )
+            raise InvalidProperty(blamed, reason) from None
         if job.result != "done":
             status = await self._manager.status(unit, deadline=deadline)
             result = status.result if status else None
