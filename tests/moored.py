@@ -1,9 +1,11 @@
 """A moored that runs, as tests inside a sandbox talk to it and see what it left behind."""
 
+import ctypes
 import inspect
 import json
 import os
 import signal
+import struct
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -38,6 +40,8 @@ UNTIL_SECONDS = 20.0
 
 TURN_SECONDS = 0.005
 """Pause between two looks at what tells nobody that it changed."""
+
+_CLONE3 = 435  # on every architecture
 
 Process = subprocess.Popen[bytes]
 T = TypeVar("T")
@@ -225,6 +229,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._started: list[Process] = []
+        self._pids: list[int] = []
 
     def __call__(
         self,
@@ -239,9 +244,25 @@ class Processes:
         self._started.append(process)
         return process
 
+    def at(self, pid: int) -> int:
+        """Start a process that has a certain PID, which must be free: what the kernel does by chance (clone3(2))."""
+        wanted = (ctypes.c_int * 1)(pid)
+        arguments = struct.pack("11Q", 0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
+        library = ctypes.CDLL(None, use_errno=True)
+        started = library.syscall(_CLONE3, arguments, len(arguments))
+        if started == 0:
+            os.execvp("sleep", ("sleep", "infinity"))
+        assert started == pid, os.strerror(ctypes.get_errno())
+        self._pids.append(pid)
+        return pid
+
     def bury(self) -> None:
         """Kill what is left of them."""
         kill(*self._started)
+        for pid in self._pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        self._pids.clear()
         for process in self._started:
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
