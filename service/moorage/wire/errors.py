@@ -127,6 +127,10 @@ class Protocol(VarlinkError):
     error = "io.systemd.Protocol"
 
 
+# Of two names for a number Python may have the one that neither the kernel nor systemd's errno_to_name() uses.
+_ERRNO_NAMES = {**errno_names.errorcode, 11: "EAGAIN", 35: "EDEADLK", 95: "EOPNOTSUPP"}
+
+
 @dataclass(eq=False)
 class System(VarlinkError):
     """An error of the operating system (``sd_varlink_error_errno()``).
@@ -145,7 +149,7 @@ class System(VarlinkError):
     @classmethod
     def of(cls, number: int) -> System:
         """Return the error for an errno of this system."""
-        return cls("linux", errno_names.errorcode.get(number), number)
+        return cls("linux", _ERRNO_NAMES.get(number), number)
 
 
 KNOWN_ERRORS: Mapping[str, type[VarlinkError]] = {

@@ -204,6 +204,10 @@ class Link:
     def _fail(self, error: Exception) -> None:
         if isinstance(error, (ProtocolError, OSError)):
             logger.debug("Connection of process %d ended: %s", self.peer.pid, error)
+            if isinstance(error, ProtocolError) and not self._closed:
+                # What was answered before is not taken back for what came after it.
+                with contextlib.suppress(OSError):
+                    self._flush()
         else:
             logger.error("Failed to serve a connection, closing it:", exc_info=error)
         self.close()

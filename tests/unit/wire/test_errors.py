@@ -42,6 +42,9 @@ def test_errno() -> None:
         "errno": errno.EMFILE,
     }
     assert System.of(4095).parameters() == {"origin": "linux", "errno": 4095}
+    # As systemd names them, where Python has two names.
+    two = (errno.EOPNOTSUPP, errno.EAGAIN, errno.EDEADLK)
+    assert [System.of(number).errnoName for number in two] == ["EOPNOTSUPP", "EAGAIN", "EDEADLK"]
 
 
 def test_reply_becomes_the_class_that_is_known() -> None:
