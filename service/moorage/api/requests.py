@@ -114,8 +114,9 @@ def open_leader(
         NotOwned: the caller may not claim it.
         OSError: no file descriptor is left.
     """
-    caller_pidfd = call.peer.pidfd()
+    caller_pidfd = None
     try:
+        caller_pidfd = call.peer.pidfd()
         caller = process.process_id(caller_pidfd)
         if pidfd is None:
             pidfd = (
@@ -124,7 +125,7 @@ def open_leader(
                 else process.open_process(given.pid, given.pidfdId, given.bootId)
             )
         leader = process.process_id(pidfd)
-        if given is not None and given.pid != leader.pid:
+        if given is not None and not _is_meant(leader, given):
             raise InvalidParameter(field)
         if leader.pid in {1, os.getpid()}:
             raise InvalidParameter(
@@ -144,8 +145,18 @@ def open_leader(
             os.close(pidfd)
         raise
     finally:
-        os.close(caller_pidfd)
+        if caller_pidfd is not None:
+            os.close(caller_pidfd)
     return Leader(leader, pidfd, None if caller == leader else caller)
+
+
+def _is_meant(leader: process.ProcessId, given: ProcessId) -> bool:
+    """Whether a process is the one that the parameters name, as far as they say and the kernel can tell."""
+    return (
+        given.pid == leader.pid
+        and (given.pidfdId is None or leader.pidfd_id in {None, given.pidfdId})
+        and (given.bootId is None or given.bootId.replace("-", "").lower() == process.boot_id())
+    )
 
 
 def find_named(registry: Registry, name: str | None, field: str = "name") -> model.Machine | None:
