@@ -12,6 +12,7 @@ from moorage.wire.errors import VarlinkError
 from moored import OURS, Processes, connect, control_group, kill, listed, register, run, scopes, show
 
 SYSTEMD = int(run("systemctl", "--version").split()[1])
+CONTROLLERS = Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
 
 SETTABLE: list[tuple[str, Any, str]] = [
     # of a scope
@@ -267,7 +268,7 @@ async def test_user_and_group_own_the_control_group(spawn: Processes) -> None:
     async with await connect() as client:
         properties = {"User": "alice", "Group": "bob", "Delegate": True}
         reply = await register(client, "owned", spawn(), properties=properties)
-        owner = Path("/sys/fs/cgroup" + reply["machine"]["controlGroup"]).stat()
+        owner = os.stat("/sys/fs/cgroup" + reply["machine"]["controlGroup"])
         assert (owner.st_uid, owner.st_gid) == (1000, 1001)
         # The manager would abort if such a scope were stopped while it is being started.
         await client.call(f"{OURS}Stop", {"name": "owned"})
@@ -360,8 +361,8 @@ async def test_one_bad_property_among_many_good_ones_spoils_the_call(spawn: Proc
             {"Slice": "system.slice"},
             {"TasksMax": "many"},
         ):
+            properties = {"CPUWeight": 50, "TimeoutStopUSec": 1_000_000, **bad, "SendSIGHUP": True}
             with pytest.raises((InvalidProperty, NoSuchProperty)) as caught:
-                properties = {"CPUWeight": 50, "TimeoutStopUSec": 1_000_000, **bad, "SendSIGHUP": True}
                 await register(client, "web", leader, properties=properties)
             assert caught.value.property in bad
             assert scopes() == []
@@ -383,8 +384,8 @@ async def test_a_start_that_fails_tells_the_results_of_job_and_unit(spawn: Proce
     async with await connect() as client:
         leader = spawn()
         before = control_group(leader)
+        properties = {"Requisite": ["rescue.target"], "After": ["rescue.target"]}
         with pytest.raises(JobFailed) as caught:
-            properties = {"Requisite": ["rescue.target"], "After": ["rescue.target"]}
             await register(client, "web", leader, properties=properties)
         error = caught.value
         assert (error.unit, error.jobResult) == ("machine-web.scope", "dependency")
@@ -409,7 +410,6 @@ async def test_where_the_manager_names_no_property_all_candidates_are_named(spaw
 
 
 async def test_properties_without_effect_are_reported(spawn: Processes) -> None:
-    controllers = Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
     wanted = {"MemoryMax": 2**30, "TasksMax": 77, "CPUWeight": 50}
     of = {"MemoryMax": "memory", "TasksMax": "pids", "CPUWeight": "cpu"}
     async with await connect() as client:
@@ -421,7 +421,7 @@ async def test_properties_without_effect_are_reported(spawn: Processes) -> None:
             "reason": f"the controller “{of[name]}” is not available to this unit",
         }
         for name, value in wanted.items()
-        if of[name] not in controllers
+        if of[name] not in CONTROLLERS
     ]
 
 
