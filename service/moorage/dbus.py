@@ -681,6 +681,7 @@ def _parse_header(data: bytes) -> _Received:
         for _ in range(FIELDS_MAX):
             if at >= end:
                 break
+            at = at + 7 & ~7
             code = data[at]
             signature = data[at + 1 : at + 4]
             at += 4
@@ -696,12 +697,11 @@ def _parse_header(data: bytes) -> _Received:
                 at += data[at] + 2
             else:
                 at = _skip(data, at - 3, endian)
-            at = at + 7 & ~7
-        if at != end + 7 & ~7:
+        if at != end:
             raise _Violation("malformed header fields")
     except (IndexError, ValueError, struct.error) as exc:
         raise _Violation("malformed header fields") from exc
-    return _Received(kind, flags, serial, fields, data, at, endian)
+    return _Received(kind, flags, serial, fields, data, end + 7 & ~7, endian)
 
 
 def _skip(data: bytes, at: int, endian: int) -> int:

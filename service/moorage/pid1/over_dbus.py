@@ -226,9 +226,8 @@ class DBusManager:
             except ManagerUnavailable as exc:
                 self._reason = exc.reason
                 failures += 1
-                if task_status is not trio.TASK_STATUS_IGNORED and (
-                    trio.current_time() > give_up or 0 < self._version < VERSION_MIN
-                ):
+                never_up = self._version == 0 and trio.current_time() > give_up
+                if never_up or 0 < self._version < VERSION_MIN:
                     raise
             await trio.sleep(min(BACKOFF_FIRST_SECONDS * 2 ** min(failures, 16), BACKOFF_MAX_SECONDS))
 
