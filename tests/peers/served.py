@@ -86,29 +86,29 @@ error Failed (reason: string)
 """
 
 
-class Values(Struct):
+class Values(Struct, forbid_unknown_fields=True):
     bool_: bool = field(name="bool")
     int_: Int = field(name="int")
     float_: float = field(name="float")
     string: str
 
 
-class Pair(Struct):
+class Pair(Struct, forbid_unknown_fields=True):
     first: Int
     second: str
 
 
-class Anonymous(Struct):
+class Anonymous(Struct, forbid_unknown_fields=True):
     foo: bool
     bar: bool
 
 
-class Nested(Struct):
+class Nested(Struct, forbid_unknown_fields=True):
     anon: Anonymous
     foo: list[dict[str, Literal["foo", "bar", "baz"]] | None] | None = None
 
 
-class MyType(Struct, omit_defaults=True):
+class MyType(Struct, omit_defaults=True, forbid_unknown_fields=True):
     object_: dict[str, Any] = field(name="object")
     enum: Literal["one", "two", "three"]
     struct: Pair

@@ -64,11 +64,11 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Parameters(Struct, kw_only=True, forbid_unknown_fields=True):
+class Parameters(Struct, forbid_unknown_fields=True):
     """What a method takes. As in sd-varlink, a field that is not described is refused."""
 
 
-class Reply(Struct, kw_only=True, omit_defaults=True):
+class Reply(Struct, omit_defaults=True):
     """What a method gives. Fields that are at their default (None, of a nullable one) are left out."""
 
 
@@ -222,16 +222,13 @@ class Method:
     __slots__ = ("_decoder", "function", "kind", "name", "parameters_type", "reply_type", "requires_more")
 
     def __init__(self, name: str, function: Callable[[Call, Any], Any], *, requires_more: bool) -> None:
-        hints = typing.get_type_hints(function, include_extras=True)
-        arguments = [hints[parameter] for parameter in inspect.signature(function).parameters]
-        if len(arguments) != 2:
-            raise TypeError(f"the handler of {name} takes a call and its parameters")
         self.name = name
         self.function = function
         self.requires_more = requires_more
-        self.parameters_type: type[Struct] = arguments[1]
-        self.kind = _kind(function, hints["return"])
-        self.reply_type = _reply_type(hints["return"])
+        shape = _shape(function)
+        self.kind = shape.kind
+        self.parameters_type = shape.parameters_type
+        self.reply_type = shape.reply_type
         self._decoder = msgspec.json.Decoder(self.parameters_type)
 
     def decode(self, parameters: Raw) -> Struct:
@@ -265,6 +262,46 @@ def invalid_field(error: msgspec.ValidationError) -> str:
         return f"{parent}.{name}" if parent else name
     match = _PATH.fullmatch(text)
     return match.group(1) if match is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the annotations of a handler say.
+
+    Attributes:
+        kind: how it answers.
+        parameters_type: what it takes.
+        reply_type: what it gives.
+    """
+
+    kind: Kind
+    parameters_type: type[Struct]
+    reply_type: type[Struct]
+
+
+def _shape(function: Callable[..., Any]) -> Shape:
+    hints = typing.get_type_hints(function, include_extras=True)
+    arguments = [hints.get(name) for name in inspect.signature(function).parameters if name != "self"]
+    parameters = arguments[1] if len(arguments) == 2 else None
+    if not (isinstance(parameters, type) and issubclass(parameters, Struct)):
+        raise TypeError(f"{function.__qualname__} does not take a call and a Struct of parameters")
+    return Shape(_kind(function, hints["return"]), parameters, _reply_type(hints["return"]))
+
+
+def handlers_of(interface: type[Interface]) -> Mapping[str, Shape]:
+    """Return what the handlers of an interface look like, by the names of the methods.
+
+    Raises:
+        TypeError: annotations that are missing, or are none of a handler.
+    """
+    return {mark.name: _shape(getattr(interface, attribute)) for attribute, mark in _marked(interface)}
+
+
+def _marked(interface: type[Interface]) -> Iterator[tuple[str, _Mark]]:
+    for attribute in dir(interface):
+        mark = getattr(getattr(interface, attribute, None), _MARK, None)
+        if isinstance(mark, _Mark):
+            yield attribute, mark
 
 
 _STREAMS = (Iterator, Iterable, Generator)
@@ -339,14 +376,9 @@ class Interface:
             raise TypeError(f"{self.name} does not describe {', '.join(sorted(unknown))}")
 
     def _handlers(self) -> Iterator[tuple[str, Method]]:
-        for attribute in dir(type(self)):
-            mark = getattr(getattr(type(self), attribute, None), _MARK, None)
-            if isinstance(mark, _Mark):
-                function = getattr(self, attribute)
-                yield (
-                    mark.name,
-                    Method(f"{self.name}.{mark.name}", function, requires_more=mark.requires_more),
-                )
+        for attribute, mark in _marked(type(self)):
+            function = getattr(self, attribute)
+            yield mark.name, Method(f"{self.name}.{mark.name}", function, requires_more=mark.requires_more)
 
 
 class GetInfoReply(Reply, omit_defaults=False):
@@ -371,7 +403,7 @@ class GetInterfaceDescriptionReply(Reply):
     description: str
 
 
-class _ServiceInterface(Interface):
+class ServiceInterface(Interface):
     """org.varlink.service, which every service has."""
 
     def __init__(self, service: Service) -> None:
@@ -415,7 +447,7 @@ class Service:
     def __init__(
         self, *, vendor: str, product: str, version: str, url: str, interfaces: Iterable[Interface] = ()
     ) -> None:
-        own = _ServiceInterface(self)
+        own = ServiceInterface(self)
         everything = sorted((own, *interfaces), key=lambda interface: interface.name)
         self.interfaces: Mapping[str, Interface] = {interface.name: interface for interface in everything}
         if len(self.interfaces) != len(everything):
