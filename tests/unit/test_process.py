@@ -45,7 +45,9 @@ def sleeper() -> Generator[subprocess.Popen[bytes]]:
 def kernel_thread() -> int:
     """A thread of the kernel: kthreadd, wherever PIDs are those of the host."""
     found = [
-        int(path.parent.name) for path in Path("/proc").glob("[0-9]*/comm") if path.read_text() == "kthreadd\n"
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/comm")
+        if path.read_text() == "kthreadd\n"
     ]
     assert found, "no kernel threads to be seen: these tests want the PIDs of the host"
     return found[0]
@@ -219,6 +221,15 @@ def test_the_peer_of_a_socket() -> None:
         os.close(pidfd)
 
 
+def look(peer: process.Peer) -> process.ProcessId:
+    """Open a peer, and look who it is."""
+    pidfd = peer.pidfd()
+    try:
+        return process.process_id(pidfd)
+    finally:
+        os.close(pidfd)
+
+
 def test_a_peer_that_was_reaped_is_gone(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -231,8 +242,4 @@ def test_a_peer_that_was_reaped_is_gone(tmp_path: Path) -> None:
             peer = process.peer_of(connected)
             # Since Linux 6.16 the kernel hands out pidfds of those who were reaped as well.
             with pytest.raises(ProcessGone):
-                pidfd = peer.pidfd()
-                try:
-                    process.process_id(pidfd)
-                finally:
-                    os.close(pidfd)
+                look(peer)
