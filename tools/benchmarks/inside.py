@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from benchmarks import rows
 from benchmarks.machines import (
+    PREFIX,
     Leaders,
     OtherCaller,
     kill_all,
@@ -250,15 +251,20 @@ class Bench:
             self.sample("rss/first", peer, some["Rss"])
             self.sample("fds/first", peer, fds_of_some)
             number, refusal = register_until_refused(peer.socket, rest)
+            reached = rows.FIRST_MACHINES + number
             if refusal:
-                self.progress(f"  {rows.FIRST_MACHINES + number} machines: {refusal}")
+                self.progress(f"  {reached} machines: {refusal}")
+            else:
+                _, listed = list_all(peer.socket, PREFIX, 1)
+                if listed != reached:
+                    raise Unmeasurable(f"List has {listed} of {reached} machines")
             settle()
             self.sample("pss/each", peer, (peer.memory()["Pss"] - some["Pss"]) / max(1, number))
-            self.sample("fds/each", peer, (peer.open_fds() - fds) / (rows.FIRST_MACHINES + number))
+            self.sample("fds/each", peer, (peer.open_fds() - fds) / reached)
             kill_all(peer.socket, first)
             kill_all(peer.socket, rest)
         peer.stop()
-        return rows.FIRST_MACHINES + number
+        return reached
 
     def cold(self) -> None:
         """The first call, and the imports of moored's dependencies by the same Python."""
@@ -316,9 +322,9 @@ class Bench:
     def clear(self, peer: Peer) -> None:
         """Bring the sandbox back to where there are no machines, whatever went wrong. All leaders are dead by now."""
         with contextlib.suppress(Unmeasurable):
-            systemctl("stop", "machine-bench*.scope")
+            systemctl("stop", f"machine-{PREFIX}*.scope")
         with contextlib.suppress(Unmeasurable):
-            systemctl("reset-failed", "machine-bench*.scope")
+            systemctl("reset-failed", f"machine-{PREFIX}*.scope")
         if peer.activation is not None:
             systemctl("kill", "--signal=KILL", "--kill-whom=all", peer.service)
         peer.stop()

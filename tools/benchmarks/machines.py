@@ -46,6 +46,9 @@ OTHER_SECONDS = 0.002
 
 LIST_ALL = encode("io.systemd.Machine.List", more=True)
 
+PREFIX = "bench"
+"""Of the names of all machines."""
+
 _numbers = itertools.count()
 
 
@@ -61,7 +64,7 @@ class Leaders:
     """
 
     count: int
-    prefix: str = field(default_factory=lambda: f"bench{next(_numbers)}n")
+    prefix: str = field(default_factory=lambda: f"{PREFIX}{next(_numbers)}n")
     names: list[str] = field(default_factory=list[str])
     pids: list[int] = field(default_factory=list[int])
     groups: list[Path] = field(default_factory=list[Path])
