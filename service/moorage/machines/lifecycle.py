@@ -639,8 +639,8 @@ class Lifecycle:
                 results.append(await function())
             except Exception as error:  # noqa: BLE001 - it is raised again where it is waited for
                 errors.append(error)
-                if not awaited:
-                    _log.warning("Failed to complete what a caller left behind: %r", error)
+                if not awaited and not isinstance(error, _Abandoned):
+                    _log.info("Failed to complete what a caller left behind, ignoring: %r", error)
             finally:
                 done.set()
 
