@@ -12,7 +12,7 @@ from msgspec import Meta
 from moorage.api.requests import authorize
 from moorage.authz.policy import Action, Policy
 from moorage.wire.dispatch import Call, Empty, Int, Interface, Parameters, Reply, load_description, method
-from moorage.wire.errors import VarlinkError
+from moorage.wire.errors import InvalidParameter, VarlinkError
 
 # syslog(3) levels to those of Python's logging; what Python does not tell apart goes to the more talkative side.
 _TO_PYTHON = {
@@ -30,7 +30,7 @@ _TO_PYTHON = {
 class SetLogLevelIn(Parameters, kw_only=True):
     """A level of syslog(3), 0 (emergency) to 7 (debug)."""
 
-    level: Annotated[int, Meta(ge=0, le=7)]
+    level: Annotated[int, Meta(ge=0, le=7)] | None = None
 
 
 class GetLogLevelOut(Reply, kw_only=True):
@@ -74,6 +74,8 @@ class GenericService(Interface):
     @method("SetLogLevel")
     def set_log_level(self, call: Call, params: SetLogLevelIn) -> None:
         """Say more, or less."""
+        if params.level is None:  # described as nullable, and required all the same (varlink_method_set_log_level())
+            raise InvalidParameter("level")
         authorize(call, self._policy, Action.SERVICE)
         self._level = params.level
         logging.getLogger().setLevel(_TO_PYTHON[params.level])

@@ -1,0 +1,70 @@
+"""The Structs and errors of the interfaces say what the served descriptions say, both ways."""
+
+import pytest
+
+from moorage.api import generic_service, machine, machine_types, systemd_machine
+from moorage.wire.conformance import check
+from moorage.wire.dispatch import Interface, load_description
+from moorage.wire.errors import VarlinkError
+
+# What comes later; it is described already, and answered with MethodNotImplemented.
+LATER = {
+    "io.moorage.Machine": {
+        "AddHelpers",
+        "RemoveHelper",
+        "Reload",
+        "SetProperties",
+        "Freeze",
+        "Thaw",
+        "Subscribe",
+    },
+    "io.systemd.Machine": {
+        "Open",
+        "MapFrom",
+        "MapTo",
+        "BindMount",
+        "CopyFrom",
+        "CopyTo",
+        "OpenRootDirectory",
+    },
+    "io.systemd.service": {"Reload"},
+}
+
+# Errors of what comes later.
+LATER_ERRORS = {
+    "io.moorage.Machine": {"HelperFailed", "NoSuchHelper", "CursorExpired"},
+    "io.systemd.Machine": {
+        "NoIPC",
+        "NoSuchUser",
+        "NoSuchGroup",
+        "UserInHostRange",
+        "GroupInHostRange",
+    },
+    "io.systemd.service": set[str](),
+}
+
+INTERFACES: list[tuple[type[Interface], object]] = [
+    (machine.MoorageMachine, machine_types),
+    (systemd_machine.SystemdMachine, systemd_machine),
+    (generic_service.GenericService, generic_service),
+]
+
+
+def errors_of(module: object) -> list[type[VarlinkError]]:
+    found = (value for value in vars(module).values() if isinstance(value, type))
+    return [value for value in found if issubclass(value, VarlinkError) and hasattr(value, "error")]
+
+
+@pytest.mark.parametrize(
+    ("interface", "module"), INTERFACES, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_interface_and_description_agree(interface: type[Interface], module: object) -> None:
+    name = {
+        "MoorageMachine": "io.moorage.Machine",
+        "SystemdMachine": "io.systemd.Machine",
+        "GenericService": "io.systemd.service",
+    }[interface.__name__]
+    differences = check(
+        interface, load_description(name), errors=errors_of(module), unimplemented=LATER[name]
+    )
+    assert set(differences) == {f"error {error} has no class" for error in LATER_ERRORS[name]}
