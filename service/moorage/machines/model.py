@@ -22,6 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9_@\\:][A-Za-z0-9_.@\\:-]*")
 _HOST_NAME_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 _SLICE_PART = re.compile(r"[A-Za-z0-9:_.\\]+")
+_ID128 = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
 
 
@@ -271,10 +272,4 @@ def is_path(path: str) -> bool:
 
 def is_id128(text: str) -> bool:
     """Whether a string is a 128 bit ID, plain or as a UUID, and not null (sd-id128(3))."""
-    plain = text.replace("-", "")
-    return (
-        len(text) in {32, 36}
-        and len(plain) == 32
-        and all(digit in "0123456789abcdefABCDEF" for digit in plain)
-        and plain.strip("0") != ""
-    )
+    return bool(_ID128.fullmatch(text)) and text.strip("0-") != ""

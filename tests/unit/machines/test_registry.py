@@ -175,7 +175,10 @@ class AnyOrder(RuleBasedStateMachine):
 
     def held(self, name: str, number: int) -> bool:
         names = {*self.living, *(claim.name for claim, _ in self.claims)}
-        numbers = {*(one.control_group_id for one in self.living.values()), *(held for _, held in self.claims)}
+        numbers = {
+            *(one.control_group_id for one in self.living.values()),
+            *(held for _, held in self.claims),
+        }
         return name in names or number in numbers
 
     @rule(name=st.sampled_from("abc"), number=st.integers(1, 4))

@@ -1,0 +1,237 @@
+"""Records on disk: everything comes back, and whatever lies there does not get further than it should."""
+
+import dataclasses
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moorage.machines import model, store
+from moorage.machines.model import Accounting, Machine, MachineClass, Phase, Timestamp, Verdict
+from moorage.machines.store import BadRecord, Store, decode, encode
+from moorage.process import ProcessId, boot_id
+
+FULL = Machine(
+    name="web", class_=MachineClass.container, uid=1000, unit="machine-web.scope", subgroup="/payload",
+    slice="machine-a.slice", control_group="/machine.slice/machine-web.scope/payload", control_group_id=2**40,
+    invocation_id="1" * 32, allocated=True, leader=ProcessId(2, 3, "2" * 32), supervisor=ProcessId(4, 5, "3" * 32),
+    id="4" * 32, service="a service", root_directory="/root", if_indices=(1, 2), vsock_cid=7, ssh_address="vsock/7",
+    ssh_private_key_path="/key", control_address="/control", timestamp=Timestamp(8, 9), phase=Phase.exited,
+    verdict=Verdict("oom-kill", Timestamp(10, 11), oom_killed=True,
+                    accounting=Accounting(12, 13, 14, 15, 16, 17, 18, 19, 20, 21)),
+)  # fmt: skip
+"""A machine of which no field is at its default."""
+
+LEAST = Machine(
+    name="a", class_=MachineClass.vm, uid=0, unit="a.service", subgroup=None, slice="system.slice", control_group="/a",
+    control_group_id=1, invocation_id="", allocated=False, leader=None, supervisor=None, id=None, service=None,
+    root_directory=None, if_indices=(), vsock_cid=None, ssh_address=None, ssh_private_key_path=None,
+    control_address=None, timestamp=Timestamp(0, 0),
+)  # fmt: skip
+
+
+def values(machine: Machine) -> dict[str, Any]:
+    return {field.name: getattr(machine, field.name) for field in dataclasses.fields(Machine)}
+
+
+def test_the_full_machine_is_full() -> None:
+    for field in dataclasses.fields(Machine):
+        assert getattr(FULL, field.name) not in {None, field.default}, field.name
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Machine)])
+def test_every_field_comes_back(field: str) -> None:
+    assert getattr(decode(encode(FULL), "web"), field) == getattr(FULL, field)
+    assert getattr(decode(encode(LEAST), "a"), field) == getattr(LEAST, field)
+
+
+def test_the_stored_form_has_the_fields_of_the_model_and_two_more() -> None:
+    stored = set(store.StoredMachine.__struct_fields__)
+    assert stored == {field.name for field in dataclasses.fields(Machine)} | {"version", "boot_id"}
+
+
+TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+INTS = st.integers(0, 2**63 - 1)
+IDS = st.none() | st.builds(ProcessId, INTS, st.none() | INTS, st.none() | st.just("a" * 32))
+TIMES = st.builds(Timestamp, INTS, INTS)
+COUNTS = st.builds(Accounting, *[st.none() | INTS] * len(dataclasses.fields(Accounting)))
+VERDICTS = st.builds(Verdict, st.sampled_from(["success", "oom-kill"]), TIMES, st.booleans(), COUNTS)
+MACHINES = st.builds(
+    Machine, name=st.just("web"), class_=st.sampled_from([MachineClass.vm, MachineClass.container]), uid=INTS,
+    unit=st.text(max_size=9), subgroup=TEXTS, slice=st.text(max_size=9), control_group=st.text(max_size=9),
+    control_group_id=INTS, invocation_id=st.text(max_size=9), allocated=st.booleans(), leader=IDS, supervisor=IDS,
+    id=TEXTS, service=TEXTS, root_directory=TEXTS, if_indices=st.lists(INTS, max_size=4).map(tuple), vsock_cid=INTS,
+    ssh_address=TEXTS, ssh_private_key_path=TEXTS, control_address=TEXTS, timestamp=TIMES,
+    phase=st.sampled_from([phase for phase in Phase if phase is not Phase.exited]), verdict=st.none(),
+)  # fmt: skip
+
+
+@given(MACHINES, st.none() | VERDICTS)
+def test_any_machine_comes_back(machine: Machine, verdict: Verdict | None) -> None:
+    if verdict is not None:
+        machine.verdict, machine.phase = verdict, Phase.exited
+    record = encode(machine)
+    assert values(decode(record, "web")) == values(machine)
+    assert len(record) <= store.RECORD_MAX
+
+
+def test_the_largest_record_is_small_enough() -> None:
+    text = "\N{SNOWMAN}" * model.TEXT_MAX
+    machine = dataclasses.replace(
+        FULL, service=text, root_directory=text, ssh_address=text, ssh_private_key_path=text, control_address=text,
+        if_indices=(2**31 - 1,) * model.IF_INDICES_MAX,
+    )  # fmt: skip
+    assert len(encode(machine)) <= store.RECORD_MAX
+
+
+def test_a_record_cut_at_any_byte_is_bad() -> None:
+    record = encode(FULL)
+    for length in range(len(record)):
+        with pytest.raises(BadRecord):
+            decode(record[:length], "web")
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_a_bad_record(data: bytes) -> None:
+    with pytest.raises(BadRecord):
+        decode(data, "web")
+
+
+@given(data=st.data())
+def test_a_damaged_record_is_bad_or_a_machine_of_that_name(data: st.DataObject) -> None:
+    record = bytearray(encode(FULL))
+    for _ in range(data.draw(st.integers(1, 4))):
+        record[data.draw(st.integers(0, len(record) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        machine = decode(bytes(record), "web")
+    except BadRecord:
+        return
+    assert machine.name == "web"
+    assert (machine.phase is Phase.exited) == (machine.verdict is not None)
+
+
+def changed(**fields: Any) -> bytes:
+    stored = msgspec.json.decode(encode(FULL))
+    return msgspec.json.encode({**stored, **fields})
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (changed(version=store.VERSION + 1), "newer"),
+        (changed(boot_id="0" * 32), "another boot"),
+        (changed(name="other"), "machine 'other'"),
+        (changed(phase="running"), "do not agree"),
+        (changed(verdict=None), "do not agree"),
+        (changed(uid="0"), "uid"),
+        (changed(class_="horse"), "class_"),
+        (changed(leader={"pid": 1}), "leader"),
+        (changed(timestamp=None), "timestamp"),
+        (b"[" * 100_000, "array"),
+        (b'{"name":' * 100_000, "name"),
+        (changed(more=None)[:-1] + b',"x":' + b"[" * 100_000, "recursion"),
+        (b"", "truncated"),
+        (b"null", "null"),
+    ],
+)
+def test_a_record_that_cannot_be_used(record: bytes, reason: str) -> None:
+    with pytest.raises(BadRecord, match=reason):
+        decode(record, "web")
+
+
+@pytest.mark.parametrize(
+    "field", ["version", "boot_id", *(field.name for field in dataclasses.fields(Machine))]
+)
+def test_every_field_without_a_default_is_needed(field: str) -> None:
+    stored = msgspec.json.decode(encode(LEAST))
+    if field not in stored:
+        return
+    del stored[field]
+    with pytest.raises(BadRecord, match=field):
+        decode(msgspec.json.encode(stored), "a")
+
+
+def test_a_field_of_a_later_minor_change_is_ignored() -> None:
+    assert values(decode(changed(colour="blue"), "web")) == values(FULL)
+
+
+# The directory
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Generator[Store]:
+    opened = Store(str(tmp_path / "machines"))
+    yield opened
+    opened.close()
+
+
+def names(records: Store) -> list[str]:
+    return sorted(os.listdir(records.path))
+
+
+def test_saved_is_loaded_until_it_is_removed(records: Store) -> None:
+    records.save(FULL)
+    records.save(LEAST)
+    loaded = dict(records.load())
+    assert sorted(loaded) == ["a", "web"]
+    assert isinstance(found := loaded["web"], Machine)
+    assert values(found) == values(FULL)
+    records.save(dataclasses.replace(FULL, uid=5))
+    assert names(records) == ["a", "web"]
+    records.remove("web")
+    records.remove("web")
+    assert [name for name, _ in records.load()] == ["a"]
+    assert (Path(records.path) / "a").stat().st_mode & 0o777 == 0o600
+    assert Path(records.path).stat().st_mode & 0o777 == 0o700
+
+
+def test_what_a_crash_left_is_tidied_up(records: Store) -> None:
+    records.save(LEAST)
+    (Path(records.path) / ".new-web").write_bytes(encode(FULL)[:20])
+    assert [name for name, _ in records.load()] == ["a"]
+    assert names(records) == ["a"]
+
+
+def test_what_does_not_belong_there_is_reported_and_the_rest_loaded(records: Store, tmp_path: Path) -> None:
+    directory = Path(records.path)
+    records.save(FULL)
+    (directory / "cut").write_bytes(encode(FULL)[:-1])
+    (directory / "renamed").write_bytes(encode(FULL))
+    (directory / "empty").touch()
+    (directory / "huge").write_bytes(b" " * (store.RECORD_MAX + 1))
+    (directory / "bad name").write_bytes(encode(FULL))
+    (directory / "directory").mkdir()
+    os.mkfifo(directory / "fifo")
+    (tmp_path / "elsewhere").write_bytes(encode(dataclasses.replace(FULL, name="link")))
+    (directory / "link").symlink_to(tmp_path / "elsewhere")
+    (directory / "dangling").symlink_to("/nowhere")
+    before = names(records)
+    loaded = dict(records.load())
+    assert sorted(loaded) == before
+    assert {name for name, found in loaded.items() if isinstance(found, Machine)} == {"web"}
+    assert names(records) == before, "nothing of it is touched"
+
+
+def test_a_directory_that_is_a_link_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with pytest.raises(OSError, match="link"):
+        Store(str(tmp_path / "link"))
+
+
+def test_a_record_that_cannot_be_written_leaves_the_old_one(records: Store) -> None:
+    records.save(FULL)
+    before = (Path(records.path) / "web").read_bytes()
+    (Path(records.path) / ".new-web").symlink_to("/nowhere")
+    with pytest.raises(OSError, match="symbolic"):
+        records.save(dataclasses.replace(FULL, uid=7))
+    assert (Path(records.path) / "web").read_bytes() == before
+
+
+def test_a_record_is_of_this_boot() -> None:
+    assert msgspec.json.decode(encode(FULL))["boot_id"] == boot_id()
