@@ -27,7 +27,11 @@ def dial(path: str = SOCKET) -> socket.socket:
     """Connect."""
     connected = socket.socket(socket.AF_UNIX)
     connected.settimeout(ANSWER_SECONDS)
-    connected.connect(path)
+    try:
+        connected.connect(path)
+    except OSError:
+        connected.close()
+        raise
     return connected
 
 
