@@ -20,7 +20,8 @@ What is measured, and against whom:
 
 The peers take turns within each round, and only one of those that listen to PID 1 runs at a time. Values are medians
 over the rounds, each throughput a mean of short slices within its round; capacity, being counted and not timed, is
-measured once. Client and services are placed by the kernel, as they are in life, not pinned. Absolute figures say little on a shared machine; the ratios of one run do.
+measured once. Client and services are placed by the kernel, as they are in life, not pinned. Absolute figures say
+little on a shared machine; the ratios of one run do.
 """
 
 import argparse
