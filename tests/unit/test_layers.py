@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "service" / "moorage"
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: words
     ("moorage.wire.errors", "moorage.wire.message", "moorage.machines.model", "moorage.pid1.manager",
-     "moorage.process"),
+     "moorage.process", "moorage.holder"),
     # 1: pure decisions
     (
         "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
