@@ -18,7 +18,14 @@ VSOCK_CID_FIRST, VSOCK_CID_LAST = (
     0xFFFFFFFE,
 )  # VSOCK_CID_IS_REGULAR of systemd: 0 to 2 and -1 are reserved
 
+HELPERS_MAX = (
+    64  # helpers of one machine: several times what the richest desktop VM has; each is a service and a log
+)
+HELPER_SOCKETS_MAX = 16  # sockets of one helper, each a file descriptor of PID 1
+SUN_PATH_MAX = 107  # bytes of a socket's path (unix(7): 108 with the final NUL)
+
 _NAME = re.compile(r"[A-Za-z0-9_@\\:][A-Za-z0-9_.@\\:-]*")
+_HELPER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HOST_NAME_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 _SLICE_PART = re.compile(r"[A-Za-z0-9:_.\\]+")
@@ -59,6 +66,78 @@ class KillWhom(StrEnum):
     leader = "leader"
     supervisor = "supervisor"
     all = "all"
+
+
+class SocketType(StrEnum):
+    """Type of a helper's socket; the values are those of io.moorage.Machine."""
+
+    stream = "stream"
+    datagram = "datagram"
+    seqpacket = "seqpacket"
+
+
+class HelperFailure(StrEnum):
+    """What the failure of a helper means for its machine."""
+
+    ignore = "ignore"
+    stop_machine = "stopMachine"
+
+
+@dataclass(frozen=True, slots=True)
+class HelperSocket:
+    """A socket that the service manager binds for a helper.
+
+    Attributes:
+        name: of the file in the machine's runtime directory.
+        type: what it is.
+        mode: permission bits; None for those of the owner only.
+    """
+
+    name: str
+    type: SocketType = SocketType.stream
+    mode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HelperSpec:
+    """A helper that a caller wants.
+
+    Attributes:
+        name: unique in its machine.
+        exec_start: program and its arguments.
+        type: ``Type=`` of its service.
+        sockets: bound before it starts.
+        after: names of the helpers that are ready before it starts.
+        on_failure: what its failure means.
+        restart: ``Restart=`` of its service.
+        properties: further properties of its service, by name.
+    """
+
+    name: str
+    exec_start: tuple[str, ...]
+    type: str = "exec"
+    sockets: tuple[HelperSocket, ...] = ()
+    after: tuple[str, ...] = ()
+    on_failure: HelperFailure = HelperFailure.ignore
+    restart: str | None = None
+    properties: dict[str, Json] = field(default_factory=dict[str, Json])
+
+
+@dataclass(frozen=True, slots=True)
+class Helper:
+    """A helper that a machine has.
+
+    Attributes:
+        name: unique in its machine.
+        unit: its service.
+        on_failure: what its failure means.
+        sockets: names of its sockets in the machine's runtime directory.
+    """
+
+    name: str
+    unit: str
+    on_failure: HelperFailure
+    sockets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +221,9 @@ class Machine:
         ssh_private_key_path: for ssh(1).
         control_address: where its VMM can be talked to.
         timestamp: when it was registered.
+        runtime_directory: its own directory, where the sockets of its helpers are; None while it has none.
+        helpers: the services that exist for it.
+        lease: it ends with the connection that registered it.
         phase: where it is in its life.
         verdict: after the end.
     """
@@ -167,6 +249,9 @@ class Machine:
     ssh_private_key_path: str | None
     control_address: str | None
     timestamp: Timestamp
+    runtime_directory: str | None = None
+    helpers: tuple[Helper, ...] = ()
+    lease: bool = False
     phase: Phase = Phase.starting
     verdict: Verdict | None = None
 
@@ -186,6 +271,8 @@ class Registration:
         slice: where the scope goes; None for machine.slice.
         description: of the scope; None for one made from class and name.
         properties: further properties of the scope, by name.
+        helpers: services to start with it, checked.
+        lease: it is to end with the caller's connection.
         dry_run: check everything, create nothing.
     """
 
@@ -207,6 +294,8 @@ class Registration:
     slice: str | None = None
     description: str | None = None
     properties: dict[str, Json] = field(default_factory=dict[str, Json])
+    helpers: tuple[HelperSpec, ...] = ()
+    lease: bool = False
     dry_run: bool = False
 
 
@@ -251,6 +340,45 @@ def machine_of_scope(unit: str) -> str | None:
         return None
     name = unescape(unit[len("machine-") : -len(".scope")])
     return name if is_machine_name(name) and scope_name(name) == unit else None
+
+
+def place_name(machine: str) -> str:
+    """Name of the service that holds a machine's runtime directory."""
+    return f"machine-{escape(machine)}.service"
+
+
+def helper_unit(machine: str, helper: str, suffix: str = "service") -> str:
+    """Name of a helper's unit: escaping leaves no hyphen, so that both names can be read back from it."""
+    return f"machine-{escape(machine)}-{escape(helper)}.{suffix}"
+
+
+def barrier_name(machine: str) -> str:
+    """Name of the service whose start waits for all helpers; no helper's: theirs have no raw second hyphen."""
+    return f"machine-{escape(machine)}--barrier.service"
+
+
+def stopper_name(machine: str) -> str:
+    """Name of the service whose start stops the machine."""
+    return f"machine-{escape(machine)}--stop.service"
+
+
+def is_helper_name(name: str, machine: str) -> bool:
+    """Whether a helper of a machine may have that name."""
+    return (
+        len(name) <= NAME_MAX
+        and bool(_HELPER_NAME.fullmatch(name))
+        and len(helper_unit(machine, name)) <= UNIT_NAME_MAX
+    )
+
+
+def is_socket_name(name: str) -> bool:
+    """Whether a socket may have that name: a plain component of a path, not hidden."""
+    return len(name) <= SUN_PATH_MAX and bool(_HELPER_NAME.fullmatch(name))
+
+
+def directory_name(machine: str) -> str:
+    r"""Name of a machine's runtime directory: ``:`` and ``\`` mean something in ``RuntimeDirectory=``."""
+    return machine.replace(":", "+3a").replace("\\", "+5c")
 
 
 def is_slice_name(name: str) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from moorage.machines.model import (
+    Helper,
     Machine,
     MachineClass,
     Phase,
@@ -31,7 +32,7 @@ VERSION = 1
 """Version of the records. A reader takes its own and older ones."""
 
 RECORD_MAX = 256 * 1024
-"""Bytes; a record with every text at its limit stays below 32 KiB."""
+"""Bytes; a record with every text at its limit, and all its helpers, stays below 200 KiB."""
 
 _TEMPORARY = ".new-"  # names of machines do not start with a dot
 
@@ -67,6 +68,9 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
     ssh_address: str | None = None
     ssh_private_key_path: str | None = None
     control_address: str | None = None
+    runtime_directory: str | None = None
+    helpers: tuple[Helper, ...] = ()
+    lease: bool = False
     verdict: Verdict | None = None
 
 

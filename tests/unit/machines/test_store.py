@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.machines import model, store
-from moorage.machines.model import Accounting, Machine, MachineClass, Phase, Timestamp, Verdict
+from moorage.machines.model import (
+    Accounting,
+    Helper,
+    HelperFailure,
+    Machine,
+    MachineClass,
+    Phase,
+    Timestamp,
+    Verdict,
+)
 from moorage.machines.store import BadRecord, Store, decode, encode
 from moorage.process import ProcessId, boot_id
 
@@ -22,6 +31,8 @@ FULL = Machine(
     invocation_id="1" * 32, allocated=True, leader=ProcessId(2, 3, "2" * 32), supervisor=ProcessId(4, 5, "3" * 32),
     id="4" * 32, service="a service", root_directory="/root", if_indices=(1, 2), vsock_cid=7, ssh_address="vsock/7",
     ssh_private_key_path="/key", control_address="/control", timestamp=Timestamp(8, 9), phase=Phase.exited,
+    runtime_directory="/run/moorage/m/web", lease=True,
+    helpers=(Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ("fs.sock", "other")),),
     verdict=Verdict("oom-kill", Timestamp(10, 11), oom_killed=True,
                     accounting=Accounting(12, 13, 14, 15, 16, 17, 18, 19, 20, 21)),
 )  # fmt: skip
@@ -58,6 +69,16 @@ def test_the_stored_form_has_the_fields_of_the_model_and_two_more() -> None:
 TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 INTS = st.integers(0, 2**63 - 1)
 IDS = st.none() | st.builds(ProcessId, INTS, st.none() | INTS, st.none() | st.just("a" * 32))
+HELPERS = st.lists(
+    st.builds(
+        Helper,
+        st.text(max_size=9),
+        st.text(max_size=9),
+        st.sampled_from(HelperFailure),
+        st.tuples(st.text(max_size=9)),
+    ),
+    max_size=3,
+)
 TIMES = st.builds(Timestamp, INTS, INTS)
 COUNTS = st.builds(Accounting, *[st.none() | INTS] * len(dataclasses.fields(Accounting)))
 VERDICTS = st.builds(Verdict, st.sampled_from(["success", "oom-kill"]), TIMES, st.booleans(), COUNTS)
@@ -67,6 +88,7 @@ MACHINES = st.builds(
     control_group_id=INTS, invocation_id=st.text(max_size=9), allocated=st.booleans(), leader=IDS, supervisor=IDS,
     id=TEXTS, service=TEXTS, root_directory=TEXTS, if_indices=st.lists(INTS, max_size=4).map(tuple), vsock_cid=INTS,
     ssh_address=TEXTS, ssh_private_key_path=TEXTS, control_address=TEXTS, timestamp=TIMES,
+    runtime_directory=TEXTS, helpers=HELPERS.map(tuple), lease=st.booleans(),
     phase=st.sampled_from([phase for phase in Phase if phase is not Phase.exited]), verdict=st.none(),
 )  # fmt: skip
 
