@@ -18,6 +18,7 @@ from moorage.pid1.manager import (
     InvalidProperty,
     Job,
     Json,
+    Look,
     Manager,
     ManagerRefused,
     NoSuchUnit,
@@ -158,8 +159,7 @@ def describe(status: UnitStatus) -> str:
     kind = "a failed unit" if status.active_state == "failed" else f"a unit that is {status.active_state}"
     details = [f"“{status.description}”"] if status.description not in {"", status.unit} else []
     if status.control_group:
-        state = cgroup.events(status.control_group)
-        details.append("with processes" if state and state.populated else "without processes")
+        details.append("with processes" if _is_populated(status) else "without processes")
     if status.job_id:
         details.append(f"with job {status.job_id} queued")
     if status.dependants:
@@ -356,20 +356,52 @@ class Allocator:
         """
         deadline = trio.current_time() + UNDO_USEC / 1e6
         # The manager asserts when a scope with User= and Delegate= is stopped while its start job runs.
-        while (await self._manager.look(unit, None, deadline=deadline)).job_id:
-            with trio.move_on_after(SETTLE_USEC / 1e6):
-                await self._awaited.setdefault(unit, trio.Event()).wait()
-            self._awaited.pop(unit, None)
+        await self._wait_without_job(unit, None, deadline=deadline)
         try:
             await self._manager.stop(unit, deadline=deadline)
         except NoSuchUnit:
             return
         await self._wait_gone(unit, deadline=deadline)
 
+    async def take_back(self, unit: str, pidfd: int) -> None:
+        """Take away the scope that a start which was given up may have made all the same.
+
+        Args:
+            unit: its name, which may be somebody else's as well.
+            pidfd: of the process that was to be moved into it.
+
+        Raises:
+            ManagerError: it could not be done before the deadline; the unit may be there still.
+        """
+        deadline = trio.current_time() + UNDO_USEC / 1e6
+        look = await self._wait_without_job(unit, pidfd, deadline=deadline)
+        if look.holder == unit:
+            await self.undo(unit)
+        elif process.has_exited(pidfd):
+            status = await self._manager.status(unit, deadline=deadline)
+            if status is not None and status.transient and not _is_populated(status):
+                await self.undo(unit)
+
+    async def _wait_without_job(self, unit: str, pidfd: int | None, *, deadline: float) -> Look:
+        while True:
+            event = self._awaited.setdefault(unit, trio.Event())
+            try:
+                look = await self._manager.look(unit, pidfd, deadline=deadline)
+                if not look.job_id:
+                    return look
+                with trio.move_on_after(SETTLE_USEC / 1e6):
+                    await event.wait()
+            finally:
+                self._awaited.pop(unit, None)
+
 
 def _is_leftover(status: UnitStatus) -> bool:
     """Whether a unit is a transient one that failed, with nothing left in it, and nobody else's business."""
     if status.active_state != "failed" or not status.transient:
         return False
+    return not _is_populated(status)
+
+
+def _is_populated(status: UnitStatus) -> bool:
     state = cgroup.events(status.control_group) if status.control_group else None
-    return state is None or not state.populated
+    return state is not None and state.populated

@@ -31,6 +31,7 @@ from moorage.machines.model import (
     Registration,
     Timestamp,
     Verdict,
+    scope_name,
 )
 from moorage.machines.registry import LeaderTaken, Registry
 from moorage.machines.store import BadRecord, Store
@@ -40,6 +41,7 @@ from moorage.pid1.manager import (
     Manager,
     ManagerError,
     ManagerTimeout,
+    ManagerUnavailable,
     NoSuchUnit,
     UnitHint,
     UnitStatus,
@@ -402,7 +404,14 @@ class Lifecycle:
                 async with self._starts:
                     if abandoned:
                         raise _Abandoned
-                    place = await self._place(registration, pidfd, deadline)
+                    try:
+                        place = await self._place(registration, pidfd, deadline)
+                    except (ManagerTimeout, ManagerUnavailable):
+                        # It may have been done all the same, or be done yet: the name stays claimed until then.
+                        if registration.allocate_unit:
+                            assert self._nursery is not None
+                            self._nursery.start_soon(self._take_back, registration, pidfd, steps.pop_all())
+                        raise
                 machine = _machine(registration, place)
                 try:
                     self._watch.add(place.control_group)
@@ -426,6 +435,14 @@ class Lifecycle:
         except trio.Cancelled:
             abandoned = True
             raise
+
+    async def _take_back(self, registration: Registration, pidfd: int, steps: contextlib.ExitStack) -> None:
+        unit = scope_name(registration.name)
+        with steps:
+            try:
+                await self._allocator.take_back(unit, pidfd)
+            except ManagerError as error:
+                _log.warning("Failed to take back %s, ignoring: %s", unit, error)
 
     def _check_leader(self, registration: Registration) -> None:
         holder = self.registry.by_control_group(process.control_group(registration.leader.pid))
