@@ -182,15 +182,17 @@ class ServiceSpec:
         unit: its name, ending in ".service".
         description: human readable name of the unit.
         properties: everything else, the command included.
-        standard_output: file descriptor for it.
+        standard_output: file descriptor for it; None for the manager's own choice.
         file_descriptors: what the command gets from 3 on, each with a name (sd_listen_fds_with_names(3)).
+        auxiliary: units created with it. They are started only if something pulls them in.
     """
 
     unit: str
     description: str
     properties: tuple[TypedProperty, ...]
-    standard_output: int
+    standard_output: int | None = None
     file_descriptors: tuple[tuple[int, str], ...] = ()
+    auxiliary: tuple[AuxiliaryUnit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +329,15 @@ class Manager(Protocol):
 
         Raises:
             NoSuchUnit: not loaded.
+        """
+        ...
+
+    async def reload(self, unit: str, *, deadline: float) -> Job:
+        """Have a unit reload its configuration, and wait for the end of the job.
+
+        Raises:
+            NoSuchUnit: not loaded.
+            ManagerRefused: it cannot be reloaded.
         """
         ...
 

@@ -35,6 +35,7 @@ from moorage.dbus import (
 from moorage.pid1.jobs import JobEnd, JobLedger
 from moorage.pid1.manager import (
     AccessDenied,
+    AuxiliaryUnit,
     InvalidProperty,
     Job,
     Json,
@@ -354,15 +355,8 @@ class DBusManager:
     async def start_scope(self, spec: ScopeSpec, *, deadline: float) -> Job:
         """See `Manager`."""
         properties = _scope_properties(spec)
-        auxiliary = [(each.unit, _variants(each.properties)) for each in spec.auxiliary]
-        # Mode "fail": what others have queued, such as a stop of the slice, is not ours to replace.
-        body = (spec.unit, "fail", properties, auxiliary)
-        call = _manager_call("StartTransientUnit", "ssa(sv)a(sa(sv))", body, "o")
-        names = [
-            *(name for name, _ in properties),
-            *(p.name for each in spec.auxiliary for p in each.properties),
-        ]
-        with _errors(f"start of {spec.unit}", deadline, spec.unit, names):
+        call = _start_call(spec.unit, properties, spec.auxiliary)
+        with _errors(f"start of {spec.unit}", deadline, spec.unit, _names(properties, spec.auxiliary)):
             while True:
                 link = await self._up()
                 try:
@@ -383,10 +377,8 @@ class DBusManager:
     async def start_service(self, spec: ServiceSpec, *, deadline: float) -> Job:
         """See `Manager`."""
         properties = _service_properties(spec)
-        call = _manager_call(
-            "StartTransientUnit", "ssa(sv)a(sa(sv))", (spec.unit, "fail", properties, []), "o"
-        )
-        with _errors(f"start of {spec.unit}", deadline, spec.unit, [name for name, _ in properties]):
+        call = _start_call(spec.unit, properties, spec.auxiliary)
+        with _errors(f"start of {spec.unit}", deadline, spec.unit, _names(properties, spec.auxiliary)):
             while True:
                 link = await self._up()
                 try:
@@ -410,6 +402,12 @@ class DBusManager:
                     if not sent or exc.name not in _NO_SUCH_UNIT:
                         raise
                     return Job("done", unit, 0)
+
+    async def reload(self, unit: str, *, deadline: float) -> Job:
+        """See `Manager`."""
+        call = _manager_call("ReloadUnit", "ss", (unit, "replace"), "o")
+        with _errors(f"reload of {unit}", deadline, unit):
+            return await self._run_job(await self._up(), call, unit, deadline)
 
     async def _run_job(self, link: Link, call: Call, unit: str, deadline: float) -> Job:
         """Make a call that is answered with a job, and wait for its end."""
@@ -647,6 +645,20 @@ def _get(path: str, interface: str, name: str) -> Call:
     return Call(_NAME, path, _PROPERTIES, "Get", "ss", (interface, name), "v")
 
 
+def _start_call(
+    unit: str, properties: list[tuple[str, tuple[str, object]]], auxiliary: Sequence[AuxiliaryUnit]
+) -> Call:
+    # Mode "fail": what others have queued, such as a stop of the slice, is not ours to replace.
+    body = (unit, "fail", properties, [(each.unit, _variants(each.properties)) for each in auxiliary])
+    return _manager_call("StartTransientUnit", "ssa(sv)a(sa(sv))", body, "o")
+
+
+def _names(
+    properties: list[tuple[str, tuple[str, object]]], auxiliary: Sequence[AuxiliaryUnit]
+) -> list[str]:
+    return [name for name, _ in properties] + [each.name for one in auxiliary for each in one.properties]
+
+
 def _variants(properties: Sequence[TypedProperty]) -> list[tuple[str, tuple[str, object]]]:
     return [(name, (signature, value)) for name, signature, value in properties]
 
@@ -661,10 +673,9 @@ def _scope_properties(spec: ScopeSpec) -> list[tuple[str, tuple[str, object]]]:
 
 
 def _service_properties(spec: ServiceSpec) -> list[tuple[str, tuple[str, object]]]:
-    properties: list[tuple[str, tuple[str, object]]] = [
-        ("Description", ("s", spec.description)),
-        ("StandardOutputFileDescriptor", ("h", spec.standard_output)),
-    ]
+    properties: list[tuple[str, tuple[str, object]]] = [("Description", ("s", spec.description))]
+    if spec.standard_output is not None:
+        properties.append(("StandardOutputFileDescriptor", ("h", spec.standard_output)))
     if spec.file_descriptors:
         properties.append(("ExtraFileDescriptors", ("a(hs)", list(spec.file_descriptors))))
     return properties + _variants(spec.properties)
