@@ -113,7 +113,7 @@ def _receive(control: int) -> "tuple[Command, list[int]]":
     if not message:
         sys.exit(0)  # the launcher has given up, or is dead
     if flags & _socket.MSG_CTRUNC:
-        raise OSError(_EMFILE, "")
+        raise OSError(_EMFILE, None)
     fds = [
         int.from_bytes(data[at : at + 4], sys.byteorder)
         for level, kind, data in ancillary
@@ -121,7 +121,7 @@ def _receive(control: int) -> "tuple[Command, list[int]]":
         for at in range(0, len(data), 4)
     ]
     if message != b"%d" % PROTOCOL or not fds:
-        raise OSError(_EPROTO, "")
+        raise OSError(_EPROTO, None)
     text = posix.pread(fds[0], COMMAND_BYTES_MAX + 1, 0)
     posix.close(fds.pop(0))
     try:
@@ -131,7 +131,7 @@ def _receive(control: int) -> "tuple[Command, list[int]]":
             return command, fds
     except (EOFError, ValueError, TypeError, KeyError):
         pass
-    raise OSError(_EPROTO, "")
+    raise OSError(_EPROTO, None)
 
 
 def _moved_away(command: "Command", control: int, fds: "list[int]") -> "tuple[int, list[int]]":
@@ -175,7 +175,7 @@ def _enter_subgroup(command: "Command", fds: "list[int]") -> None:
     except OSError:
         delegated = False
     if not delegated:
-        raise OSError(_EPERM, "", group)
+        raise OSError(_EPERM, None, group)
     below = group + b"/" + name
     try:  # noqa: SIM105  # contextlib would be loaded from a file
         posix.mkdir(below)
@@ -235,7 +235,7 @@ _STEPS: "Final" = (
 
 def _execute(command: "Command") -> None:
     """Execute the first path that can be, as execvp(3) does; never returns."""
-    found = OSError(_ENOENT, "")
+    found = OSError(_ENOENT, None)
     for path in command["paths"]:
         try:
             posix.execve(path, command["argv"], command["env"])
