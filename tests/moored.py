@@ -7,9 +7,9 @@ import os
 import signal
 import struct
 import subprocess
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import trio
 
@@ -47,9 +47,17 @@ Process = subprocess.Popen[bytes]
 T = TypeVar("T")
 
 
+@overload
 async def until(
-    condition: Callable[[], T | Awaitable[T]], what: str = "", *, seconds: float = UNTIL_SECONDS
-) -> T:
+    condition: Callable[[], Coroutine[Any, Any, T]], what: str = "", *, seconds: float = ...
+) -> T: ...
+
+
+@overload
+async def until(condition: Callable[[], T], what: str = "", *, seconds: float = ...) -> T: ...
+
+
+async def until(condition: Callable[[], Any], what: str = "", *, seconds: float = UNTIL_SECONDS) -> Any:
     """Wait until a condition is true, and return what it said.
 
     Raises:
@@ -77,9 +85,11 @@ async def connect(path: str = SOCKET) -> Client:
     return await Client.connect(path, errors=ERRORS)
 
 
-async def register(client: Client, name: str, leader: Process | int | None, **fields: Any) -> dict[str, Any]:
+async def register(
+    client: Client, name: str, process: Process | int | None, /, **fields: Any
+) -> dict[str, Any]:
     """Register a machine, by default of class vm in a scope of its own, and return the whole reply."""
-    pid = leader.pid if isinstance(leader, subprocess.Popen) else leader
+    pid = process.pid if isinstance(process, subprocess.Popen) else process
     named = {} if pid is None else {"leader": {"pid": pid}}
     return await client.call(f"{OURS}Register", {"name": name, "class": "vm", **named, **fields})
 
