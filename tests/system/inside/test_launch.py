@@ -1,0 +1,201 @@
+"""Payloads that wait, in scopes of the real service manager."""
+
+import errno
+import os
+import pwd
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from moorage.launch import StartFailed, hold
+from moorage.wire.client import Client
+from moored import OURS, Processes, connect, control_group, describe, listed, run, scopes, show, until
+
+BOB = pwd.getpwnam("bob")
+HIERARCHY = "/sys/fs/cgroup"
+
+
+@pytest.fixture(autouse=True)
+def _clean(nothing_left: None) -> None:
+    """Every test here leaves nothing."""
+
+
+async def register(client: Client, name: str, pidfd: int, **fields: Any) -> dict[str, Any]:
+    parameters = {"name": name, "class": "vm", "leaderFileDescriptor": 0, **fields}
+    return (await client.call(f"{OURS}Register", parameters, fds=[pidfd]))["machine"]
+
+
+def exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def text_of(path: str) -> str:
+    return Path(path).read_text()
+
+
+async def test_its_scope_is_there_before_its_command_line() -> None:
+    async with await hold() as payload, await connect() as client:
+        machine = await register(client, "web", payload.pidfd, properties={"MemoryMax": 16 * 1024 * 1024})
+        assert machine["leader"]["pid"] == payload.pid
+        assert control_group(payload.pid) == machine["controlGroup"]
+        assert control_group(os.getpid()) != machine["controlGroup"]
+        # A service can be bound to it before anything is known of the command.
+        run("systemd-run", "-q", "--unit=beside", f"-pBindsTo={machine['unit']}", f"-pAfter={machine['unit']}",
+            "sleep", "infinity")  # fmt: skip
+
+        events = os.open(f"{HIERARCHY}{machine['controlGroup']}/cgroup.events", os.O_RDONLY)
+        changes = select.poll()
+        changes.register(events, select.POLLPRI)
+        assert "populated 1" in os.pread(events, 100, 0).decode()
+        await payload.run(["sleep", "infinity"], env={"PATH": "/usr/bin", "SCOPE": machine["unit"]})
+        assert changes.poll(0) == []
+        os.close(events)
+
+        assert text_of(f"/proc/{payload.pid}/comm") == "sleep\n"
+        assert f"SCOPE={machine['unit']}" in text_of(f"/proc/{payload.pid}/environ")
+        assert text_of(f"{HIERARCHY}{machine['controlGroup']}/cgroup.procs") == f"{payload.pid}\n"
+        assert (await describe(client, "web"))["invocationId"] == machine["invocationId"]
+
+        await client.call(f"{OURS}Stop", {"name": "web"})
+        assert await payload.wait() == -signal.SIGTERM
+        await until(lambda: show("beside.service", "ActiveState")["ActiveState"] == "inactive")
+
+
+async def test_what_is_not_run_leaves_nothing() -> None:
+    async with await connect() as client:
+        async with await hold() as payload:
+            machine = await register(client, "web", payload.pidfd)
+        await until(lambda: machine["unit"] not in scopes())
+
+        async with await hold() as payload:
+            await register(client, "web", payload.pidfd)
+            with pytest.raises(StartFailed):
+                await payload.run(["/nowhere/program"])
+        await until(lambda: not scopes())
+
+
+async def test_a_launcher_that_is_killed_leaves_nothing(spawn: Processes) -> None:
+    script = """
+import trio
+from moorage.launch import hold
+from moorage.wire.client import Client
+async def main():
+    async with await hold() as payload, await Client.connect("/run/moorage/io.moorage.Machine") as client:
+        parameters = {"name": "web", "class": "vm", "leaderFileDescriptor": 0}
+        await client.call("io.moorage.Machine.Register", parameters, fds=[payload.pidfd])
+        print(payload.pid, flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+    launcher = spawn([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert launcher.stdout is not None
+    pid = int(launcher.stdout.readline())
+    assert control_group(pid).endswith("/machine-web.scope")
+    launcher.kill()
+    await until(lambda: not scopes())
+    assert not exists(f"/proc/{pid}")
+
+
+async def test_one_that_waited_too_long_is_gone_with_its_scope() -> None:
+    async with await hold(seconds=1) as payload, await connect() as client:
+        await register(client, "web", payload.pidfd)
+        assert await payload.wait() == -signal.SIGALRM
+        await until(lambda: not scopes())
+
+
+async def test_many_at_once() -> None:
+    async def one(number: int) -> None:
+        async with await hold() as payload:
+            machine = await register(client, f"m{number}", payload.pidfd)
+            await payload.run(
+                ["sh", "-c", "exit $NUMBER"], env={"PATH": "/usr/bin:/bin", "NUMBER": str(number)}
+            )
+            assert await payload.wait() == number
+        assert machine["leader"]["pid"] == payload.pid
+
+    async with await connect() as client, trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(one, number)
+
+
+async def test_another_user() -> None:
+    read, write = os.pipe()
+    async with await hold() as payload, await connect() as client:
+        await register(client, "web", payload.pidfd, properties={"User": "bob"})
+        await payload.run(
+            ["sh", "-c", "id -u; id -g; id -G; pwd; cat /proc/self/status"],
+            uid=BOB.pw_uid, gid=BOB.pw_gid, groups=[BOB.pw_gid, 7], cwd=BOB.pw_dir, fds={1: write},
+        )  # fmt: skip
+        os.close(write)
+        text = await trio.to_thread.run_sync(content_of, read)
+        assert await payload.wait() == 0
+    assert text.splitlines()[:4] == ["1001", "1001", "1001 7", "/home/bob"]
+    assert "CapEff:\t0000000000000000\n" in text
+    assert "CapPrm:\t0000000000000000\n" in text
+
+
+def content_of(fd: int) -> str:
+    with open(fd) as stream:
+        return stream.read()
+
+
+async def test_a_directory_that_its_user_may_not_enter() -> None:
+    async with await hold() as payload:
+        with pytest.raises(StartFailed) as failed:
+            await payload.run(["true"], uid=BOB.pw_uid, gid=BOB.pw_gid, cwd="/root")
+    assert (failed.value.field, failed.value.errno, failed.value.filename) == ("cwd", errno.EACCES, "/root")
+
+
+class TestSubgroup:
+    """A control group with processes in it can give its controllers to no group below."""
+
+    CONTROLLERS = """
+    group=/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)
+    above=${group%/*}
+    echo "$group"
+    for controller in $(cat "$above/cgroup.controllers"); do
+        echo "+$controller" >"$above/cgroup.subtree_control" || exit 1
+    done
+    mkdir "$group/inner" && echo $$ >"$group/inner/cgroup.procs" || exit 2
+    exec sleep infinity
+    """
+
+    @pytest.mark.parametrize("user", [None, BOB], ids=["root", "bob"])
+    async def test_it_is_below_the_scope(self, user: pwd.struct_passwd | None) -> None:
+        read, write = os.pipe()
+        ids: dict[str, Any] = {} if user is None else {"uid": user.pw_uid, "gid": user.pw_gid}
+        async with await hold() as payload, await connect() as client:
+            machine = await register(
+                client, "box", payload.pidfd, **{"class": "container"},
+                properties={} if user is None else {"User": user.pw_name},
+            )  # fmt: skip
+            await payload.run(["bash", "-c", self.CONTROLLERS], fds={1: write}, subgroup="payload", **ids)
+            os.close(write)
+            group = f"{machine['controlGroup']}/payload"
+            await until(lambda: control_group(payload.pid) == f"{group}/inner")
+            await until(lambda: text_of(f"/proc/{payload.pid}/comm") == "sleep\n")
+            assert os.read(read, 1000).decode() == f"{HIERARCHY}{group}\n"
+            os.close(read)
+            assert text_of(f"{HIERARCHY}{machine['controlGroup']}/cgroup.procs") == ""
+            # Neither the service manager nor the service takes offence.
+            run("systemctl", "daemon-reload")
+            assert "box" in await listed(client)
+            assert show(machine["unit"], "ActiveState")["ActiveState"] == "active"
+            found = await client.call(f"{OURS}Find", {"controlGroup": machine["controlGroup"]})
+            assert found["machine"]["name"] == "box"
+            await client.call(f"{OURS}Stop", {"name": "box"})
+            await payload.wait()
+
+    async def test_a_virtual_machine_is_not_delegated(self) -> None:
+        async with await hold() as payload, await connect() as client:
+            machine = await register(client, "web", payload.pidfd)
+            with pytest.raises(StartFailed) as failed:
+                await payload.run(["true"], subgroup="payload")
+            assert (failed.value.field, failed.value.errno) == ("subgroup", errno.EPERM)
+            assert failed.value.filename == HIERARCHY + machine["controlGroup"]
