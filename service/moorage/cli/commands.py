@@ -152,59 +152,64 @@ def moorctl() -> None:
     """
 
 
-@moorctl.command()
-@click.argument("name")
-@click.option(
-    "--class",
-    "class_",
-    type=click.Choice(["vm", "container"]),
-    default="vm",
-    show_default=True,
-    help="What runs in it.",
-)
-@click.option("--leader", type=_PID, metavar="PID", help="Its first process; this or --pidfd is needed.")
-@click.option(
-    "--pidfd", type=_FD, metavar="FD", help="The same as an open file descriptor: see pidfd_open(2)."
-)
-@click.option("--slice", "slice_", metavar="SLICE", help="Slice for the scope.  [default: machine.slice]")
-@click.option("--description", metavar="TEXT", help="Description of the scope.")
-@click.option(
-    "-p",
-    "--property",
-    "properties",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="Property of the scope, as for systemd-run(1); or with a value in JSON. May be repeated.",
-)
-@click.option("--service", metavar="TEXT", help="Who registers it, such as the name of the VMM.")
-@click.option("--id", "id_", metavar="ID128", help="ID of the machine: 32 hexadecimal digits.")
-@click.option("--root-directory", metavar="PATH", help="Its file system on the host.")
-@click.option("--vsock-cid", type=click.IntRange(min=0), metavar="CID", help="Its address for AF_VSOCK.")
-@click.option("--ssh-address", metavar="ADDRESS", help="How ssh(1) reaches it.")
-@click.option("--ssh-private-key-path", metavar="PATH", help="Key for ssh(1).")
-@click.option("--control-address", metavar="ADDRESS", help="Where its VMM is spoken to.")
-@click.option(
-    "--if-index",
-    "if_indices",
-    type=click.IntRange(min=1),
-    metavar="INDEX",
-    multiple=True,
-    help="Network interface of the host that belongs to it. May be repeated.",
-)
-@click.option("--no-allocate", is_flag=True, help="Make no scope: it stays in the unit that it is in.")
-@click.option("--dry-run", is_flag=True, help="Check everything, register nothing.")
-@click.option(
-    "--timeout", callback=_parsed(_finite_span), metavar="SPAN", help="How long it may take.  [default: 30s]"
-)
-@_JSON
-@_addressed
-@_choice
-def register(
-    choice: Choice,
+def _describing(command: F) -> F:
+    """Add the options that say what a machine is, for :func:`_registration`."""
+    for option in reversed(
+        (
+            click.option(
+                "--class",
+                "class_",
+                type=click.Choice(["vm", "container"]),
+                default="vm",
+                show_default=True,
+                help="What runs in it.",
+            ),
+            click.option(
+                "--slice", "slice_", metavar="SLICE", help="Slice for the scope.  [default: machine.slice]"
+            ),
+            click.option("--description", metavar="TEXT", help="Description of the scope."),
+            click.option(
+                "-p",
+                "--property",
+                "properties",
+                metavar="NAME=VALUE",
+                multiple=True,
+                help="Property of the scope, as for systemd-run(1); or with a value in JSON. May be repeated.",
+            ),
+            click.option("--service", metavar="TEXT", help="Who registers it, such as the name of the VMM."),
+            click.option("--id", "id_", metavar="ID128", help="ID of the machine: 32 hexadecimal digits."),
+            click.option("--root-directory", metavar="PATH", help="Its file system on the host."),
+            click.option(
+                "--vsock-cid", type=click.IntRange(min=0), metavar="CID", help="Its address for AF_VSOCK."
+            ),
+            click.option("--ssh-address", metavar="ADDRESS", help="How ssh(1) reaches it."),
+            click.option("--ssh-private-key-path", metavar="PATH", help="Key for ssh(1)."),
+            click.option("--control-address", metavar="ADDRESS", help="Where its VMM is spoken to."),
+            click.option(
+                "--if-index",
+                "if_indices",
+                type=click.IntRange(min=1),
+                metavar="INDEX",
+                multiple=True,
+                help="Network interface of the host that belongs to it. May be repeated.",
+            ),
+            click.option("--dry-run", is_flag=True, help="Check everything, register nothing."),
+            click.option(
+                "--timeout",
+                callback=_parsed(_finite_span),
+                metavar="SPAN",
+                help="How long registering may take.  [default: 30s]",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _registration(
     name: str,
+    *,
     class_: str,
-    leader: int | None,
-    pidfd: int | None,
     slice_: str | None,
     description: str | None,
     properties: tuple[str, ...],
@@ -216,10 +221,58 @@ def register(
     ssh_private_key_path: str | None,
     control_address: str | None,
     if_indices: tuple[int, ...],
-    no_allocate: bool,
     dry_run: bool,
     timeout: int | None,
+) -> dict[str, Any]:
+    """Return the parameters of Register; the leader is the file descriptor that goes along."""
+    try:
+        converted = convert(properties)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--property'") from None
+    return {
+        "name": name,
+        "class": class_,
+        "leaderFileDescriptor": 0,
+        "id": id_,
+        "service": service,
+        "rootDirectory": root_directory,
+        "ifIndices": list(if_indices) or None,
+        "vSockCid": vsock_cid,
+        "sshAddress": ssh_address,
+        "sshPrivateKeyPath": ssh_private_key_path,
+        "controlAddress": control_address,
+        "slice": slice_,
+        "description": description,
+        "properties": converted or None,
+        "dryRun": dry_run or None,
+        "timeoutUSec": timeout,
+    }
+
+
+def _register_seconds(timeout: int | None) -> float:
+    """Return how long the answer of Register may take."""
+    return (REGISTER_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS
+
+
+@moorctl.command()
+@click.argument("name")
+@click.option("--leader", type=_PID, metavar="PID", help="Its first process; this or --pidfd is needed.")
+@click.option(
+    "--pidfd", type=_FD, metavar="FD", help="The same as an open file descriptor: see pidfd_open(2)."
+)
+@click.option("--no-allocate", is_flag=True, help="Make no scope: it stays in the unit that it is in.")
+@_describing
+@_JSON
+@_addressed
+@_choice
+def register(
+    choice: Choice,
+    name: str,
+    leader: int | None,
+    pidfd: int | None,
+    no_allocate: bool,
     as_json: bool,
+    **described: Any,
 ) -> None:
     """Register a machine and put its leader into a scope.
 
@@ -231,14 +284,13 @@ def register(
     """
     if (leader is None) == (pidfd is None):
         raise click.UsageError("Give one of --leader and --pidfd.")
-    if no_allocate and (slice_ is not None or description is not None or properties):
-        raise click.UsageError(
-            "--no-allocate leaves the unit as it is: --slice, --description and --property do not go with it."
-        )
-    try:
-        converted = convert(properties)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="'--property'") from None
+    parameters = _registration(name, **described)
+    if no_allocate:
+        if any(parameters[field] is not None for field in ("slice", "description", "properties")):
+            raise click.UsageError(
+                "--no-allocate leaves the unit as it is: --slice, --description and --property do not go with it."
+            )
+        parameters["allocateUnit"] = False
     address = choice.resolve()
     from moorage.cli import service as moored
     from moorage.cli import views
@@ -249,27 +301,9 @@ def register(
         reply = moored.call(
             address,
             "Register",
-            {
-                "name": name,
-                "class": class_,
-                "leaderFileDescriptor": 0,
-                "id": id_,
-                "service": service,
-                "rootDirectory": root_directory,
-                "ifIndices": list(if_indices) or None,
-                "vSockCid": vsock_cid,
-                "sshAddress": ssh_address,
-                "sshPrivateKeyPath": ssh_private_key_path,
-                "controlAddress": control_address,
-                "allocateUnit": False if no_allocate else None,
-                "slice": slice_,
-                "description": description,
-                "properties": converted or None,
-                "dryRun": dry_run or None,
-                "timeoutUSec": timeout,
-            },
-            fds=[_checked(pidfd) if own is None else own],
-            timeout=(REGISTER_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS,
+            parameters,
+            fds=[_checked("--pidfd", pidfd) if own is None else own],
+            timeout=_register_seconds(described["timeout"]),
         )
     finally:
         if own is not None:
@@ -287,12 +321,12 @@ def _open_process(pid: int) -> int:
         raise Failure(Exit.REFUSED, f"Failed to open process {pid}: {error.strerror}.") from None
 
 
-def _checked(fd: int | None) -> int:
+def _checked(option: str, fd: int | None) -> int:
     assert fd is not None
     try:
         os.fstat(fd)
     except OSError:
-        raise click.BadParameter(f"file descriptor {fd} is not open", param_hint="'--pidfd'") from None
+        raise click.BadParameter(f"file descriptor {fd} is not open", param_hint=f"'{option}'") from None
     return fd
 
 
