@@ -21,7 +21,7 @@ from moorage.api.requests import (
 from moorage.authz.policy import Action, Policy
 from moorage.machines import model
 from moorage.machines.allocation import JobFailed, UnitNameTaken
-from moorage.machines.lifecycle import REGISTER_USEC, STOP_USEC, Lifecycle, NotStoppable, accounting
+from moorage.machines.lifecycle import REGISTER_USEC, STOP_USEC, Lifecycle, NotStoppable, TooOld, accounting
 from moorage.machines.limits import differences
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1 import manager
@@ -74,6 +74,8 @@ def _error(error: Exception) -> VarlinkError | None:
             return wire.Busy("Register")
         case NotStoppable():
             return wire.NotSupported("Stop", "the machine is part of a unit, and nobody supervises it")
+        case TooOld():
+            return wire.NotSupported(error.operation, f"it needs systemd {error.version}")
         case manager.NoSuchProperty():
             return wire.NoSuchProperty(error.property)
         case manager.InvalidProperty():

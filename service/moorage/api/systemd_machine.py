@@ -31,7 +31,7 @@ from moorage.api.requests import (
 from moorage.authz.policy import Action, Policy
 from moorage.machines import metadata, model
 from moorage.machines.allocation import JobFailed, UnitNameTaken
-from moorage.machines.lifecycle import Lifecycle, NotStoppable, now
+from moorage.machines.lifecycle import Lifecycle, NotStoppable, TooOld, now
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1.manager import AccessDenied, ManagerError, ManagerTimeout, NoSuchUnit
 from moorage.wire.dispatch import Call, Int, Interface, Last, Parameters, Reply, load_description, method
@@ -227,7 +227,7 @@ def _error(error: Exception) -> VarlinkError:
             return System.of(errno.ESRCH)
         case JobFailed():
             return System.of(errno.EPROTO)
-        case NotStoppable():
+        case NotStoppable() | TooOld():
             return System.of(errno.EOPNOTSUPP)
         case ManagerTimeout():
             return TimedOut()
@@ -245,6 +245,7 @@ _DOMAIN_ERRORS = (
     process.ProcessGone,
     JobFailed,
     NotStoppable,
+    TooOld,
     ManagerError,
 )
 

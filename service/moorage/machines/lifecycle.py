@@ -71,6 +71,9 @@ long for hundreds of units that end at once."""
 ANCESTORS_MAX = 64
 """Parents asked for the machine that a process is in; a deeper tree of processes is no machine's."""
 
+SUBGROUPS_SINCE = 258
+"""The version of systemd that has KillUnitSubgroup (its NEWS)."""
+
 TIDY_USEC = 60_000_000
 """How often old verdicts are dropped, µs."""
 
@@ -81,6 +84,20 @@ T = TypeVar("T")
 
 class NotStoppable(Exception):
     """The machine has neither a unit of its own nor a living supervisor that could be asked to stop it."""
+
+
+class TooOld(Exception):
+    """The service manager is too old for an operation.
+
+    Attributes:
+        operation: what cannot be done.
+        version: of systemd, that could do it.
+    """
+
+    def __init__(self, operation: str, version: int) -> None:
+        super().__init__(f"{operation} needs systemd {version}")
+        self.operation = operation
+        self.version = version
 
 
 class _Abandoned(Exception):
@@ -495,8 +512,12 @@ class Lifecycle:
         if self.registry.get(machine.name) is not machine:
             return True
         gone = self._gone.setdefault(machine, trio.Event())
+        if not machine.owns_unit:
+            self._ask_to_stop(machine)
+        machine.phase = Phase.stopping
         with trio.move_on_after(wait_usec / 1e6):
-            await self._detached(lambda: self._stop(machine))
+            if machine.owns_unit:
+                await self._detached(lambda: self._stop(machine))
             await gone.wait()
         return gone.is_set()
 
@@ -510,17 +531,18 @@ class Lifecycle:
         if not await self.begin_stop(machine, wait_usec=timeout_usec):
             raise ManagerTimeout(f"stop of {machine.unit}")
 
+    def _ask_to_stop(self, machine: Machine) -> None:
+        # The unit is somebody else's too: a friendly word to who runs the machine (as machine_stop() does), but not a
+        # second one, which many programs take for an order to drop everything.
+        if machine.phase is Phase.stopping:
+            return
+        try:
+            self._signal(machine, machine.supervisor, signals.SIGTERM, NotStoppable())
+        except NotStoppable:
+            self._signal(machine, machine.leader, signals.SIGTERM, NotStoppable())
+
     async def _stop(self, machine: Machine) -> None:
         deadline = trio.current_time() + STOP_USEC / 1e6
-        if not machine.owns_unit:
-            # The unit is somebody else's too: a friendly word to who runs the machine (as machine_stop() does).
-            try:
-                self._signal(machine, machine.supervisor, signals.SIGTERM, NotStoppable())
-            except NotStoppable:
-                self._signal(machine, machine.leader, signals.SIGTERM, NotStoppable())
-            machine.phase = Phase.stopping
-            return
-        machine.phase = Phase.stopping
         state = cgroup.events(machine.control_group)
         try:
             if state is not None and state.frozen:
@@ -528,7 +550,8 @@ class Lifecycle:
             await self._manager.stop(machine.unit, deadline=deadline)
         except NoSuchUnit:
             pass  # it went by itself
-        self._mark(machine).ask = True
+        finally:
+            self._mark(machine).ask = True
 
     async def wait_registered(self, name: str, *, timeout_usec: int = REGISTER_USEC) -> None:
         """Wait while a machine of that name is being registered: a stop is queued behind the start job."""
@@ -550,6 +573,7 @@ class Lifecycle:
         Raises:
             ProcessGone: the leader or supervisor has exited, or was never told.
             NoSuchUnit: no process is left.
+            TooOld: this manager cannot kill in a part of a unit.
             ManagerError: as the manager says.
         """
         if whom is not KillWhom.all:
@@ -557,8 +581,14 @@ class Lifecycle:
             self._signal(machine, target, signal, process.ProcessGone(target.pid if target else None))
             return
         deadline = trio.current_time() + ASK_USEC / 1e6
-        below = (machine.subgroup or "") + (f"/{subgroup.strip('/')}" if subgroup else "")
+        lower = f"/{subgroup.strip('/')}" if subgroup else ""
+        state = cgroup.events(machine.control_group + lower)
+        if state is None or not state.populated:  # the manager does not mind
+            raise NoSuchUnit(machine.unit)
+        below = (machine.subgroup or "") + lower
         if below:
+            if self._manager.version < SUBGROUPS_SINCE:
+                raise TooOld("Kill in a part of a unit", SUBGROUPS_SINCE)
             await self._manager.kill_subgroup(machine.unit, below, signal, deadline=deadline)
         else:
             await self._manager.kill(machine.unit, "all", signal, deadline=deadline)
