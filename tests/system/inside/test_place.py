@@ -1,0 +1,185 @@
+"""moored in the place of machined: the clients that were written for that one are served by this one."""
+
+import json
+import os
+import subprocess
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from hostile import call
+from moored import (
+    OURS,
+    THEIRS,
+    UNTIL_SECONDS,
+    Process,
+    Processes,
+    assert_nothing_left,
+    connect,
+    control_group,
+    listed,
+    main_pid,
+    register,
+    run,
+    show,
+    until,
+)
+
+PLACE = "/run/systemd/machine/io.systemd.Machine"
+MACHINED = ("systemd-machined.service", "systemd-machined.socket")
+SYSTEMD = int(run("systemctl", "--version").split()[1])
+
+
+def product() -> str:
+    """Say who answers in the place."""
+    reply = call("org.varlink.service.GetInfo", path=PLACE)
+    assert reply is not None
+    return reply["parameters"]["product"]
+
+
+def active(*units: str) -> list[bool]:
+    return [show(unit, "ActiveState")["ActiveState"] == "active" for unit in units]
+
+
+@pytest.fixture
+def in_place(moored: None) -> Generator[None]:
+    """Put moored in the place, and see to it that nobody starts machined."""
+    run("systemctl", "mask", "--runtime", "--now", *MACHINED)
+    take_place()
+    yield
+    run("systemctl", "stop", "moored-machined.socket")
+    run("systemctl", "unmask", "--runtime", *MACHINED)
+    trio.run(assert_nothing_left)
+
+
+def take_place() -> None:
+    """Listen in the place. The manager adds no socket to a service that runs; machines outlive its stop."""
+    run("systemctl", "stop", "moored.service")
+    run("systemctl", "start", "moored-machined.socket")
+
+
+async def test_one_of_them_has_the_place(nothing_left: None, spawn: Processes) -> None:
+    run("systemctl", "start", "systemd-machined.service")
+    assert product().startswith("systemd")
+    async with await connect() as client:
+        await register(client, "web", spawn())
+    pid = main_pid()
+    take_place()
+    async with await connect() as client:
+        assert active(*MACHINED, "moored-machined.socket", "moored.socket") == [False, False, True, True]
+        assert product() == "moored"
+        assert os.readlink("/run/varlink/registry/io.systemd.Machine") == PLACE
+        # One service behind both sockets.
+        assert main_pid() not in {0, pid}
+        found = call(f"{THEIRS}List", {"name": "web"}, path=PLACE)
+        assert found == call(f"{THEIRS}List", {"name": "web"})
+
+        # Whoever starts machined takes the place away again; what moored keeps is still there.
+        run("systemctl", "start", "systemd-machined.service")
+        assert active("systemd-machined.service", "moored-machined.socket", "moored.socket") == [
+            True,
+            False,
+            True,
+        ]
+        assert product().startswith("systemd")
+    run("systemctl", "restart", "moored.service")
+    async with await connect() as client:
+        assert list(await listed(client)) == ["web"]
+        await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+def test_what_the_bus_starts_takes_the_place_unless_it_is_masked(in_place: None) -> None:
+    # As machinectl does, and systemd-nspawn at the end of a container.
+    command = ("busctl", "call", "org.freedesktop.machine1", "/org/freedesktop/machine1",
+               "org.freedesktop.machine1.Manager", "ListMachines")  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=UNTIL_SECONDS)
+    assert done.returncode == 1
+    assert product() == "moored"
+    assert active("moored-machined.socket") == [True]
+
+
+def test_varlinkctl_finds_its_way(in_place: None, spawn: Processes) -> None:
+    leader = spawn()
+    info = run("varlinkctl", "info", PLACE)
+    assert "Product: moored" in info
+    assert THEIRS.rstrip(".") in run("varlinkctl", "list-interfaces", PLACE).split()
+    run("varlinkctl", "introspect", PLACE, "io.systemd.Machine")
+    named = f'{{"name":"web","class":"vm","leader":{leader.pid},"allocateUnit":true}}'
+    run("varlinkctl", "call", PLACE, f"{THEIRS}Register", named)
+    text = run("varlinkctl", "call", "--json=short", "--more", PLACE, f"{THEIRS}List", "{}")
+    assert [json.loads(line)["name"] for line in text.replace("\x1e", "").splitlines()] == [".host", "web"]
+    run("varlinkctl", "call", PLACE, f"{THEIRS}Terminate", '{"name":"web"}')
+    assert leader.wait(UNTIL_SECONDS) == -15
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Path:
+    """A root directory with the host's programs in it."""
+    root = tmp_path / "root"
+    for name in ("usr", "etc", "proc", "sys", "dev", "run", "tmp", "var"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64", "sbin"):
+        (root / name).symlink_to(f"usr/{name}")
+    (root / "etc/os-release").write_text("ID=tiny\n")
+    return root
+
+
+async def test_a_container_of_nspawn(in_place: None, spawn: Processes, container: Path) -> None:
+    registers = (
+        SYSTEMD >= 262
+    )  # before that it knows machined on the bus only, and somebody else has to do it
+    nspawn = spawn(
+        ("systemd-nspawn", "--quiet", "--machine=tiny", f"--register={'yes' if registers else 'no'}",
+         f"--directory={container}", "--bind-ro=/usr", "--as-pid2", "--console=pipe", "/bin/sleep", "infinity"),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    async with await connect(PLACE) as client:
+        leader = await until(lambda: payload(nspawn), "the container's first process")
+        assert leader is not None
+        if not registers:
+            await client.call(f"{THEIRS}Register", {"name": "tiny", "class": "container", "leader": leader})
+
+        async def found() -> dict[str, Any] | None:
+            return (await listed(client)).get("tiny")
+
+        machine = await until(found, "the container is listed")
+        assert machine is not None
+        assert machine["class"] == "container"
+        assert machine["leader"]["pid"] == leader
+        assert control_group(leader).startswith(machine["controlGroup"])
+        if registers:
+            assert machine["service"] == "systemd-nspawn"
+            assert machine["rootDirectory"] == str(container)
+            assert machine["supervisor"]["pid"] == nspawn.pid
+        seen = await client.call(f"{THEIRS}List", {"name": "tiny", "acquireMetadata": "graceful"})
+        assert seen["OSRelease"] == ["ID=tiny"]
+        inside = await client.call(f"{THEIRS}List", {"pid": {"pid": leader}})
+        assert inside["name"] == "tiny"
+
+        if registers:
+            await client.call(
+                f"{THEIRS}Terminate", {"name": "tiny"}
+            )  # a word to nspawn, as it asked for itself
+        else:
+            await client.call(f"{THEIRS}Kill", {"name": "tiny", "signal": 9, "whom": "leader"})
+        await trio.to_thread.run_sync(nspawn.wait, UNTIL_SECONDS)
+        await until(lambda: _not_listed(client), "the container is not listed")
+    assert product() == "moored", "its end has not brought machined back"
+
+
+def payload(nspawn: Process) -> int | None:
+    """The first process of a container: the child of systemd-nspawn that runs the command."""
+    children = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children").read_text().split()
+    for child in children:
+        inner = Path(f"/proc/{child}/task/{child}/children").read_text().split()
+        for pid in inner:
+            if Path(f"/proc/{pid}/comm").read_text() == "sleep\n":
+                return int(child)
+    return None
+
+
+async def _not_listed(client: Any) -> bool:
+    return "tiny" not in await listed(client)
