@@ -423,7 +423,11 @@ class SystemdMachine(Interface):
     def _lookup_process(self, call: Call, given: ProcessId) -> model.Machine:
         if given == ProcessId(pid=0):  # the caller itself (PIDREF_AUTOMATIC)
             given = ProcessId(pid=call.peer.pid)
-        elif not 0 < given.pid <= process.PID_MAX or (given.pidfdId or 0) < 0 or (given.bootId is not None and not model.is_id128(given.bootId)):
+        elif (
+            not 0 < given.pid <= process.PID_MAX
+            or (given.pidfdId or 0) < 0
+            or (given.bootId is not None and not model.is_id128(given.bootId))
+        ):
             raise InvalidParameter("pid")
         machine = self._lifecycle.find_process(given.pid, given.pidfdId, given.bootId)
         if machine is None:
