@@ -48,7 +48,7 @@ def check(
         interface: the class with the handlers.
         description: the text.
         errors: classes of the errors; those of other interfaces are passed over.
-        unimplemented: methods of the description that have no handler, on purpose.
+        unimplemented: methods of the description without a handler, and errors without a class, on purpose.
 
     Raises:
         ValueError: the text is no description.
@@ -77,7 +77,10 @@ def check(
         if name not in parsed.errors:
             differences.append(f"error {name} is not described")
         elif name not in classes:
-            differences.append(f"error {name} has no class")
+            if name not in unimplemented:
+                differences.append(f"error {name} has no class")
+        elif name in unimplemented:
+            differences.append(f"error {name} has a class")
         else:
             walk = _Walk(parsed, Direction.GIVEN)
             differences += walk.compare(

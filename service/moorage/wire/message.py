@@ -9,12 +9,19 @@ Values inside the parameters stay undecoded here: what they must look like is kn
 from __future__ import annotations
 
 import json
+import re
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from moorage.wire.errors import ProtocolError
+
+DEPTH_MAX = 256
+"""Deepest nesting of arrays and objects. sd-json takes 2,048 (DEPTH_MAX of sd-json.c); msgspec takes what fits on the
+stack, which is anything between 1,000 and millions by the version of Python, and then whoever walks through the values
+fails. Nothing that is described here is deeper than ten."""
 
 _EMPTY = Raw(b"{}")
 _NULL = b"null"
@@ -56,6 +63,11 @@ class ReplyMessage(Struct, forbid_unknown_fields=True, gc=False):
     error: str | UnsetType = UNSET
 
 
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_OPENING, _CLOSING = b"[{", b"]}"
+_NO_BRACKETS = bytes(set(range(256)) - {*_OPENING, *_CLOSING})
+_STEPS = [1 if byte in _OPENING else -1 for byte in range(256)]
+
 _decode_call = msgspec.json.Decoder(CallMessage).decode
 _decode_reply = msgspec.json.Decoder(ReplyMessage).decode
 _encode = msgspec.json.Encoder().encode
@@ -90,6 +102,7 @@ def decode_call(text: bytes) -> CallMessage:
     Raises:
         ProtocolError: anything else than a well-formed call.
     """
+    _refuse_depth(text)
     try:
         call = _decode_call(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -119,6 +132,7 @@ def decode_reply(text: bytes) -> ReplyMessage:
     Raises:
         ProtocolError: anything else than a well-formed reply.
     """
+    _refuse_depth(text)
     try:
         reply = _decode_reply(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -158,6 +172,15 @@ def _as_object(parameters: Raw) -> Raw:
     if bytes(parameters) == _NULL:
         return _EMPTY
     raise ProtocolError("parameters are not an object")
+
+
+def _refuse_depth(text: bytes) -> None:
+    # Almost no message has so many brackets at all.
+    if text.count(b"{") + text.count(b"[") <= DEPTH_MAX:
+        return
+    brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
+    if any(depth > DEPTH_MAX for depth in accumulate(map(_STEPS.__getitem__, brackets))):
+        raise ProtocolError("nested too deeply")
 
 
 def _refuse_repeated_keys(text: bytes) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import hypothesis
 import pytest
 import trio
 
@@ -24,6 +25,10 @@ from moorage.wire.dispatch import (
 )
 from moorage.wire.errors import ExpectedMore, PermissionDenied
 from moorage.wire.server import Limits, Server
+
+# How long an example takes says something about the machine only.
+hypothesis.settings.register_profile("moorage", deadline=None)
+hypothesis.settings.load_profile("moorage")
 
 DESCRIPTION = """\
 # For the tests.

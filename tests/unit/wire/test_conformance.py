@@ -172,6 +172,8 @@ def test_each_difference_in_the_structs_is_found(
 
 def test_a_handler_for_what_should_have_none() -> None:
     assert check(Good, TEXT, errors=[Bad], unimplemented=["Later", "Give"]) == ["Give has a handler"]
+    assert check(Good, TEXT, errors=[Bad], unimplemented=["Later", "Bad"]) == ["error Bad has a class"]
+    assert check(Good, TEXT, unimplemented=["Later", "Bad"]) == []
 
 
 def test_either_kind_of_stream() -> None:

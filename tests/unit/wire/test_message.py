@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from moorage.wire.errors import ProtocolError
 from moorage.wire.message import (
+    DEPTH_MAX,
     CallMessage,
     ReplyMessage,
     decode_call,
@@ -101,6 +102,21 @@ def test_calls(text: bytes, method: str, parameters: bytes, flags: tuple[bool, b
 def test_what_is_no_call(text: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode_call(text)
+
+
+def nested(depth: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
+    """A call of so many arrays, in two objects."""
+    return b'{"method":"a.B","parameters":{"x":' + opening * (depth - 2) + closing * (depth - 2) + b"}}"
+
+
+def test_depth() -> None:
+    decode_call(nested(DEPTH_MAX))
+    with pytest.raises(ProtocolError, match="deep"):
+        decode_call(nested(DEPTH_MAX + 1))
+    with pytest.raises(ProtocolError, match="deep"):
+        decode_reply(b'{"parameters":{"x":' + b'{"x":' * 300 + b"1" + b"}" * 302)
+    wide = b",".join([b'{"[[[\\"[[[":["{{{"]}'] * 10_000)
+    decode_call(b'{"method":"a.B","parameters":{"x":[%b]}}' % wide)
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ async def test_garbage_ends_the_connection_after_what_was_right(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     chunks=st.lists(st.binary(min_size=1, max_size=200) | st.sampled_from([GET_INFO, b"\0", b'{"method"']))
 )
@@ -187,7 +187,11 @@ def test_whatever_is_sent_the_service_goes_on(
             await running.settled()
         os.unlink(running.path)
 
-    trio.run(main)
+    async def bounded() -> None:
+        with trio.fail_after(20):
+            await main()
+
+    trio.run(bounded)
 
 
 # -- pipelining and order
