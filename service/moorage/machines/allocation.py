@@ -307,7 +307,7 @@ class Allocator:
         unit = scope_name(registration.name)
         scope_properties(registration, await self._manager.property_types("scope", deadline=deadline))
         status = await self._manager.status(unit, deadline=deadline)
-        if status is not None and not _is_leftover(status) and status.active_state != "inactive":
+        if status is not None and not _is_leftover(status) and not _is_going(status):
             raise UnitNameTaken(unit, describe(status))
         return Place(unit, None, registration.slice or MACHINE_SLICE, "", 0, "")
 
@@ -317,7 +317,7 @@ class Allocator:
             return
         if _is_leftover(status):
             await self._reset(unit, deadline=deadline)
-        elif status.active_state not in {"inactive", "deactivating"} or not status.transient:
+        elif not _is_going(status):
             raise UnitNameTaken(unit, describe(status))
         if not await self._wait_gone(unit, deadline=deadline):
             status = await self._manager.status(unit, deadline=deadline)
@@ -337,7 +337,7 @@ class Allocator:
             event = self._awaited.setdefault(unit, trio.Event())
             try:
                 status = await self._manager.status(unit, deadline=deadline)
-                if status is None or status.active_state in {"active", "activating", "reloading"}:
+                if status is None or not (_is_going(status) or status.active_state == "failed"):
                     return status is None
                 if _is_leftover(status):
                     await self._reset(unit, deadline=deadline)
@@ -405,3 +405,10 @@ def _is_leftover(status: UnitStatus) -> bool:
 def _is_populated(status: UnitStatus) -> bool:
     state = cgroup.events(status.control_group) if status.control_group else None
     return state is not None and state.populated
+def _is_going(status: UnitStatus) -> bool:
+    """Whether a unit is a transient one that is being stopped, or that nothing keeps in the manager's memory."""
+    return status.transient and (
+        status.active_state == "deactivating" or (status.active_state == "inactive" and not status.job_id)
+    )
+
+
