@@ -1,0 +1,212 @@
+"""The name of a machine is its unit's: free again at once, and never taken from somebody else."""
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import trio
+
+from moorage.api import systemd_machine
+from moorage.api.machine_types import UnitNameTaken
+from moorage.wire.client import Client
+from moored import (
+    OURS,
+    THEIRS,
+    Process,
+    Processes,
+    connect,
+    control_group,
+    kill,
+    listed,
+    living_records,
+    register,
+    run,
+    scopes,
+    show,
+    until,
+)
+
+TIMES = 100
+
+
+async def test_a_name_is_free_as_soon_as_a_stop_is_answered(spawn: Processes) -> None:
+    invocations: set[str] = set()
+    async with await connect() as client:
+        for _ in range(TIMES):
+            leader = spawn()
+            machine = (await register(client, "web", leader))["machine"]
+            assert control_group(leader) == machine["controlGroup"]
+            invocations.add(machine["invocationId"])
+            await client.call(f"{OURS}Stop", {"name": "web"})
+    assert len(invocations) == TIMES
+
+
+async def test_a_name_is_free_as_soon_as_terminate_is_answered(spawn: Processes) -> None:
+    async with await connect() as client:
+        for _ in range(TIMES):
+            leader = spawn()
+            parameters = {"name": "web", "class": "vm", "leader": leader.pid, "allocateUnit": True}
+            reply = await client.call(f"{THEIRS}Register", parameters)
+            assert control_group(leader) == reply["controlGroup"]
+            await client.call(f"{THEIRS}Terminate", {"name": "web"})
+
+
+async def test_a_name_is_free_as_soon_as_its_last_process_is_dead(spawn: Processes) -> None:
+    invocations: set[str] = set()
+    async with await connect() as client:
+        for _ in range(TIMES):
+            leader = spawn()
+            machine = (await register(client, "web", leader))["machine"]
+            assert control_group(leader) == machine["controlGroup"]
+            invocations.add(machine["invocationId"])
+            kill(leader)
+    assert len(invocations) == TIMES
+
+
+async def failed_scope(unit: str) -> None:
+    """Leave a failed scope of a name behind, as somebody else would."""
+    argv = ("systemd-run", "--scope", "--quiet", f"--unit={unit}", "--property=RuntimeMaxSec=10ms")
+    await trio.run_process([*argv, "--", "sleep", "infinity"], check=False)
+    await until(lambda: show(unit, "ActiveState") == {"ActiveState": "failed"})
+
+
+async def test_a_failed_leftover_is_no_obstacle(spawn: Processes) -> None:
+    async with await connect() as client:
+        for _ in range(5):
+            await failed_scope("machine-web.scope")
+            assert show("machine-web.scope", "Result") == {"Result": "timeout"}
+            reply = await register(client, "web", spawn(), dryRun=True)
+            assert reply["machine"]["unit"] == "machine-web.scope"
+            assert show("machine-web.scope", "ActiveState") == {"ActiveState": "failed"}
+            leader = spawn()
+            machine = (await register(client, "web", leader))["machine"]
+            assert control_group(leader) == machine["controlGroup"]
+            assert show("machine-web.scope", "Result") == {"Result": "success"}
+            await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+async def taken(client: Client, spawn: Processes, *words: str) -> UnitNameTaken:
+    """The name "web" is taken, by what these words describe; nothing is touched by the attempts to get it."""
+    leader = spawn()
+    before = control_group(leader)
+    holder = show("machine-web.scope")
+    for dry in (True, False):
+        with pytest.raises(UnitNameTaken) as caught:
+            await register(client, "web", leader, dryRun=dry)
+        assert caught.value.unit == "machine-web.scope"
+        for word in words:
+            assert word in caught.value.holder
+    parameters = {"name": "web", "class": "vm", "leader": leader.pid, "allocateUnit": True}
+    with pytest.raises(systemd_machine.MachineExists):
+        await client.call(f"{THEIRS}Register", parameters)
+    after = show("machine-web.scope")
+    changing = {"CPUUsageNSec", "TasksCurrent", "MemoryCurrent", "MemoryPeak"}
+    assert {k: v for k, v in after.items() if k not in changing} == {
+        k: v for k, v in holder.items() if k not in changing
+    }
+    assert control_group(leader) == before
+    assert await listed(client) == {}
+    assert living_records() == []
+    return caught.value
+
+
+def scope(spawn: Processes, *options: str) -> Process:
+    """A scope of the name that machine "web" would have, by somebody else."""
+    argv = ("systemd-run", "--scope", "--quiet", "--unit=machine-web.scope", *options)
+    return spawn((*argv, "--", "sleep", "infinity"))
+
+
+async def test_a_scope_of_somebody_else_is_left_alone(spawn: Processes) -> None:
+    async with await connect() as client:
+        other = scope(spawn, "--description=Not a machine")
+        await until(lambda: "machine-web.scope" in control_group(other))
+        await taken(client, spawn, "active", "Not a machine", "with processes")
+        assert other.poll() is None
+        kill(other)
+        await until(lambda: not scopes())
+        await register(client, "web", spawn())
+
+
+async def test_a_failed_scope_with_processes_is_left_alone(spawn: Processes) -> None:
+    async with await connect() as client:
+        other = scope(
+            spawn,
+            "--property=SendSIGKILL=no",
+            "--property=TimeoutStopSec=10ms",
+            "--property=KillSignal=SIGCONT",
+        )
+        await until(lambda: "machine-web.scope" in control_group(other))
+        run("systemctl", "stop", "machine-web.scope")
+        assert show("machine-web.scope", "ActiveState") == {"ActiveState": "failed"}
+        await taken(client, spawn, "failed", "with processes")
+        kill(other)
+        # With the last process it becomes a leftover.
+        await register(client, "web", spawn())
+
+
+@pytest.fixture(params=["/etc/systemd/system", "/run/systemd/system"])
+def unit_file(request: pytest.FixtureRequest) -> Generator[Path]:
+    """A file for the unit on disk."""
+    path = Path(request.param) / "machine-web.scope"
+    path.write_text("[Unit]\nDescription=From disk\n")
+    run("systemctl", "daemon-reload")
+    yield path
+    assert path.read_text() == "[Unit]\nDescription=From disk\n"
+    path.unlink()
+    run("systemctl", "daemon-reload")
+
+
+async def test_a_unit_file_on_disk_is_nothing_to_a_scope(spawn: Processes, unit_file: Path) -> None:
+    """The manager reads none for scopes (`scope_load()`): it holds no name, and stays as it is."""
+    async with await connect() as client:
+        leader = spawn()
+        machine = (await register(client, "web", leader, description="From a call"))["machine"]
+        assert control_group(leader) == machine["controlGroup"]
+        shown = show("machine-web.scope", "Description", "FragmentPath", "Transient")
+        assert shown["Description"] == "From a call"
+        assert shown["FragmentPath"] != str(unit_file)
+        assert shown["Transient"] == "yes"
+
+
+async def test_a_unit_whose_start_is_queued_is_left_alone(spawn: Processes) -> None:
+    run("systemd-run", "--unit=gate.service", "--quiet", "--collect", "--no-block", "--property=Type=oneshot",
+        "--", "sleep", "infinity")  # fmt: skip
+    async with await connect() as client:
+        other = scope(spawn, "--property=After=gate.service", "--description=Waits")
+        await until(lambda: show("machine-web.scope", "Job") != {"Job": ""})
+        await taken(client, spawn, "inactive", "Waits", "job")
+        run("systemctl", "stop", "gate.service")
+        await until(lambda: "machine-web.scope" in control_group(other))
+        kill(other)
+        await until(lambda: not scopes())
+
+
+async def test_a_unit_that_is_going_is_waited_for(spawn: Processes) -> None:
+    """One that somebody else stops, and whose process takes its time."""
+    async with await connect() as client:
+        argv = ("systemd-run", "--scope", "--quiet", "--unit=machine-web.scope", "--", "sh", "-c")
+        other = spawn(
+            (*argv, "trap 'sleep 0.3; exit 0' TERM; echo ready; while :; do sleep 0.01; done"), stdout=-1
+        )
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"ready\n"
+        run("systemctl", "stop", "--no-block", "machine-web.scope")
+        leader = spawn()
+        machine = (await register(client, "web", leader))["machine"]
+        assert other.wait() == 0
+        assert control_group(leader) == machine["controlGroup"]
+
+
+async def test_a_machine_that_is_going_is_waited_for(spawn: Processes) -> None:
+    async with await connect() as client, await connect() as other:
+        leader = spawn(("sh", "-c", "trap '' TERM; echo ready; exec sleep infinity"), stdout=-1)
+        assert leader.stdout is not None
+        assert leader.stdout.readline() == b"ready\n"
+        await register(client, "web", leader)
+        async with client.call_more(f"{OURS}Stop", {"name": "web"}) as replies:
+            assert (await anext(replies))["machine"]["phase"] == "stopping"
+            with pytest.raises(Exception, match="MachineExists"):
+                await register(other, "web", spawn())  # it has a process yet
+            kill(leader)
+            await register(other, "web", spawn())
+            assert [reply["machine"]["phase"] async for reply in replies] == ["exited"]
