@@ -69,15 +69,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _state_directory(given: str | None, *, user: bool) -> str:
-    if given is not None:
-        return given
+def _runtime_directory(*, user: bool) -> str:
     if not user:
-        return "/run/moorage/machines"
+        return "/run"
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if not runtime.startswith("/"):
         raise ManagerUnavailable("$XDG_RUNTIME_DIR is not set")
-    return f"{runtime}/moorage/machines"
+    return runtime.rstrip("/")
 
 
 def _fail(error: BaseException) -> int:
@@ -93,10 +91,12 @@ def main() -> int:
     logging.basicConfig(handlers=[handler])
     try:
         check_unified()
+        runtime = _runtime_directory(user=arguments.user)
         options = Options(
             user=os.getuid() if arguments.user else None,
             link=arguments.link,
-            state_directory=_state_directory(arguments.state_directory, user=arguments.user),
+            state_directory=arguments.state_directory or f"{runtime}/moorage/machines",
+            runtime_directory=runtime,
             idle_usec=round(arguments.idle_timeout * 1e6) or None,
             log_level=arguments.log_level,
         )

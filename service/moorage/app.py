@@ -18,6 +18,7 @@ from moorage.api.generic_service import GenericService
 from moorage.api.machine import MoorageMachine
 from moorage.api.systemd_machine import SystemdMachine
 from moorage.authz.policy import Policy
+from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.store import Store
 from moorage.pid1.over_dbus import DBusManager, Endpoints
@@ -42,6 +43,7 @@ class Options:
         user: uid whose service manager is asked; None for the system's.
         link: which way to the service manager.
         state_directory: where the records are kept.
+        runtime_directory: where the service manager makes the runtime directories of its services.
         idle_usec: exit after so many µs with nothing to do; None for never.
         log_level: of syslog(3).
     """
@@ -49,6 +51,7 @@ class Options:
     user: int | None
     link: Literal["auto", "private", "bus"]
     state_directory: str
+    runtime_directory: str
     idle_usec: int | None
     log_level: int
 
@@ -64,7 +67,9 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     policy = Policy(options.user)
     manager = DBusManager(Endpoints.of("system" if options.user is None else "user"), options.link)
     store = Store(options.state_directory)
-    lifecycle = Lifecycle(manager, store)
+    lifecycle = Lifecycle(
+        manager, store, Home(user=options.user is not None, root=options.runtime_directory)
+    )
     service = Service(
         vendor="The moorage project",
         product="moored",

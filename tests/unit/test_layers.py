@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     # 2: adapters to the outside
     (
-        "moorage.dbus", "moorage.readiness", "moorage.pid1.over_dbus", "moorage.pid1.cgroup", "moorage.machines.store",
+        "moorage.dbus", "moorage.journal", "moorage.readiness", "moorage.pid1.over_dbus", "moorage.pid1.cgroup", "moorage.machines.store",
         "moorage.authz.polkit", "moorage.namespace_probe", "moorage.wire.sockets", "moorage.wire.deadlines",
     ),
     # 3: what lives
@@ -66,7 +66,7 @@ FORBIDDEN: tuple[Arrow, ...] = (
     Arrow("moorage.machines", "moorage.wire"),
     Arrow("moorage.pid1", "moorage.machines"),
     Arrow("moorage", "jeepney", ("moorage.dbus", "moorage.pid1.over_dbus", "moorage.authz.polkit")),
-    Arrow("moorage", "systemd", ("moorage.activation",)),
+    Arrow("moorage", "systemd", ("moorage.activation", "moorage.journal")),
     Arrow("moorage", "varlink", ("moorage.wire.idl",)),
     *(Arrow(module, "trio") for module in PURE),
     *(Arrow(module, "logging") for module in PURE),

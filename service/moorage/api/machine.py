@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 
 from moorage import process
+from moorage.api import machine_helpers
 from moorage.api import machine_types as wire
 from moorage.api.requests import (
     Leader,
@@ -21,7 +22,17 @@ from moorage.api.requests import (
 from moorage.authz.policy import Action, Policy
 from moorage.machines import model
 from moorage.machines.allocation import JobFailed, UnitNameTaken
-from moorage.machines.lifecycle import REGISTER_USEC, STOP_USEC, Lifecycle, NotStoppable, TooOld, accounting
+from moorage.machines.helpers import HelperFailed, InvalidHelper
+from moorage.machines.lifecycle import (
+    REGISTER_USEC,
+    STOP_USEC,
+    Lifecycle,
+    NoSuchHelper,
+    NotStoppable,
+    NotWhole,
+    TooOld,
+    accounting,
+)
 from moorage.machines.limits import differences
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1 import manager
@@ -64,6 +75,14 @@ def _error(error: Exception) -> VarlinkError | None:
             )
         case UnitNameTaken():
             return wire.UnitNameTaken(error.unit, error.holder)
+        case HelperFailed():
+            return wire.HelperFailed(error.helper, error.unit, error.result, error.log)
+        case InvalidHelper():
+            return InvalidParameter(f"helpers{error.field}")
+        case NotWhole():
+            return wire.NotSupported(
+                "helpers", "the machine is part of a unit, which they cannot be bound to"
+            )
         case JobFailed():
             return wire.JobFailed(error.unit, error.job_result, error.unit_result)
         case process.ProcessGone():
@@ -127,12 +146,16 @@ class MoorageMachine(Interface):
             leader = open_leader(call, self._policy, params.leader, pidfd, blamed)
             try:
                 registration = self._registration(call, params, leader)
-                machine = await self._registered(registration, params.timeoutUSec or REGISTER_USEC)
+                await self._lifecycle.check_helpers(
+                    registration.helpers, registration.name, registration.uid
+                )
+                machine = await self._registered(call, registration, params.timeoutUSec or REGISTER_USEC)
+                (helpers,) = await self._lifecycle.helper_statuses(machine)
             finally:
                 leader.close()
         wanted = registration.properties if not registration.dry_run else {}
         return wire.RegisterOut(
-            machine=self._machine(machine),
+            machine=self._machine(machine, helpers),
             differences=[
                 wire.Difference(
                     property=found.property,
@@ -148,10 +171,6 @@ class MoorageMachine(Interface):
         """Check what can be checked without looking at anything but the parameters."""
         if not model.is_machine_name(params.name):
             raise InvalidParameter("name")
-        if params.helpers:
-            raise wire.NotSupported("helpers", "this version of the service has no helpers")
-        if params.lease:
-            raise wire.NotSupported("lease", "this version of the service has no leases")
         check_identity(
             id=params.id,
             service=params.service,
@@ -171,6 +190,7 @@ class MoorageMachine(Interface):
                 ("slice", params.slice),
                 ("description", params.description),
                 ("properties", params.properties),
+                ("helpers", params.helpers),
             ):
                 if value:
                     raise InvalidParameter(name)  # of a unit that is somebody else's
@@ -195,10 +215,14 @@ class MoorageMachine(Interface):
             slice=params.slice,
             description=params.description,
             properties=params.properties or {},
+            helpers=machine_helpers.specs(params.helpers),
+            lease=bool(params.lease),
             dry_run=bool(params.dryRun),
         )
 
-    async def _registered(self, registration: model.Registration, timeout_usec: int) -> model.Machine:
+    async def _registered(
+        self, call: Call, registration: model.Registration, timeout_usec: int
+    ) -> model.Machine:
         """Register, or find that the same caller has registered the same leader before.
 
         A launcher that lost its connection cannot know whether its call was carried out: it may simply repeat it.
@@ -211,18 +235,30 @@ class MoorageMachine(Interface):
             == (registration.leader, registration.uid, registration.class_, registration.allocate_unit)
             and self._lifecycle.is_there(holder)
         ):
+            if registration.lease:
+                self._lifecycle.lease(holder, call.wait_gone)
             return holder
-        return await self._lifecycle.register(registration, timeout_usec=timeout_usec)
+        lease = call.wait_gone if registration.lease else None
+        return await self._lifecycle.register(registration, timeout_usec=timeout_usec, lease=lease)
 
     @method("List", requires_more=True)
-    def list(self, call: Call, params: Empty) -> Iterator[wire.MachineOut]:
-        """List the living machines."""
+    def list(self, call: Call, params: Empty) -> Iterator[wire.MachineOut] | AsyncIterator[wire.MachineOut]:
+        """List the living machines. Only those that have helpers need a question to the manager."""
         authorize(call, self._policy, Action.INSPECT)
         machines = [machine for machine in self._registry if self._lifecycle.is_there(machine)]
         if not machines:
             raise wire.NoSuchMachine  # a call has an answer; this one is also machined's
-        for machine in machines:
-            yield wire.MachineOut(machine=self._machine(machine))
+        if any(machine.helpers for machine in machines):
+            return self._listed_with_helpers(machines)
+        return (wire.MachineOut(machine=self._machine(machine)) for machine in machines)
+
+    async def _listed_with_helpers(
+        self, machines: Sequence[model.Machine]
+    ) -> AsyncIterator[wire.MachineOut]:
+        with _errors():
+            statuses = await self._lifecycle.helper_statuses(*machines)
+        for machine, helpers in zip(machines, statuses, strict=True):
+            yield wire.MachineOut(machine=self._machine(machine, helpers))
 
     @method("Describe")
     async def describe(self, call: Call, params: wire.NameIn) -> wire.DescribeOut:
@@ -240,8 +276,9 @@ class MoorageMachine(Interface):
                 limits = await self._lifecycle.unit_limits(machine, LIMIT_PROPERTIES)
             except (manager.NoSuchUnit, manager.NoSuchProperty):
                 limits = {}  # it is just going, or it is a unit of a type that has none
+            (helpers,) = await self._lifecycle.helper_statuses(machine)
         return wire.DescribeOut(
-            machine=self._machine(machine),
+            machine=self._machine(machine, helpers),
             accounting=_accounting(accounting(machine.control_group)),
             limits=limits,
         )
@@ -257,7 +294,9 @@ class MoorageMachine(Interface):
             machine = self._found(call, params)
         if machine is None or not self._lifecycle.is_there(machine):
             raise wire.NoSuchMachine
-        return wire.MachineOut(machine=self._machine(machine))
+        with _errors():
+            (helpers,) = await self._lifecycle.helper_statuses(machine)
+        return wire.MachineOut(machine=self._machine(machine, helpers))
 
     def _found(self, call: Call, params: wire.FindIn) -> model.Machine | None:
         if params.unit is not None:
@@ -316,6 +355,45 @@ class MoorageMachine(Interface):
             await self._lifecycle.stop(machine, timeout_usec=params.timeoutUSec or STOP_USEC)
         yield Last(wire.MachineOut(machine=self._machine(machine)))
 
+    @method("AddHelpers")
+    async def add_helpers(
+        self, call: Call, params: wire.AddHelpersIn
+    ) -> AsyncIterator[wire.HelpersOut | Last[wire.HelpersOut]]:
+        """Start helpers for a machine that runs; with ``more`` answered as each of them changes."""
+        authorize(call, self._policy, Action.MANAGE)
+        machine = await self._living(params.name, None)
+        specs = machine_helpers.specs(params.helpers)
+        if not specs:
+            raise InvalidParameter("helpers")
+        last = wire.HelpersOut(helpers=[])
+        with _errors():
+            async with aclosing(self._lifecycle.add_helpers(machine, specs, call.peer.uid)) as changes:
+                async for statuses in changes:
+                    last = wire.HelpersOut(helpers=[machine_helpers.status(each) for each in statuses])
+                    if call.more:
+                        yield last
+        yield Last(last)
+
+    @method("RemoveHelper")
+    async def remove_helper(self, call: Call, params: wire.RemoveHelperIn) -> None:
+        """Stop a helper and forget it."""
+        authorize(call, self._policy, Action.MANAGE)
+        machine = await self._living(params.name, None)
+        with _errors():
+            try:
+                await self._lifecycle.remove_helper(machine, params.helper)
+            except NoSuchHelper:
+                raise wire.NoSuchHelper(params.helper) from None
+
+    @method("Reload")
+    async def reload(self, call: Call, params: wire.NameIn) -> wire.ReloadOut:
+        """Reload the helpers that can be reloaded."""
+        authorize(call, self._policy, Action.MANAGE)
+        machine = await self._living(params.name, None)
+        with _errors():
+            reloaded, skipped = await self._lifecycle.reload_helpers(machine)
+        return wire.ReloadOut(reloaded=reloaded, skipped=skipped)
+
     @method("Forget")
     def forget(self, call: Call, params: wire.NameIn) -> None:
         """Drop the record of a machine, living or gone; its unit goes on."""
@@ -333,7 +411,11 @@ class MoorageMachine(Interface):
             raise wire.NoSuchMachine(name)
         return machine
 
-    def _machine(self, machine: model.Machine) -> wire.Machine:
+    def _machine(
+        self, machine: model.Machine, helpers: Sequence[model.HelperStatus] | None = None
+    ) -> wire.Machine:
+        if helpers is None:  # of one that is about to end, or has
+            helpers = [model.HelperStatus(helper) for helper in machine.helpers]
         frozen = machine.verdict is None and self._lifecycle.is_frozen(machine)
         return wire.Machine(
             name=machine.name,
@@ -351,6 +433,7 @@ class MoorageMachine(Interface):
             invocationId=machine.invocation_id,
             leader=process_id(machine.leader),
             supervisor=process_id(machine.supervisor),
+            runtimeDirectory=machine.runtime_directory,
             rootDirectory=machine.root_directory,
             ifIndices=list(machine.if_indices),
             vSockCid=machine.vsock_cid,
@@ -358,7 +441,7 @@ class MoorageMachine(Interface):
             sshPrivateKeyPath=machine.ssh_private_key_path,
             controlAddress=machine.control_address,
             timestamp=timestamp(machine.timestamp),
-            helpers=[],
+            helpers=[machine_helpers.status(helper) for helper in helpers],
             verdict=None if machine.verdict is None else _verdict(machine.verdict),
         )
 

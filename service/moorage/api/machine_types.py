@@ -193,6 +193,33 @@ class RegisterIn(Parameters, kw_only=True):
     allowInteractiveAuthentication: bool | None = None  # noqa: N815
 
 
+class AddHelpersIn(Parameters, kw_only=True):
+    """What AddHelpers takes."""
+
+    name: str
+    helpers: list[Helper]
+
+
+class HelpersOut(Reply, kw_only=True, omit_defaults=False):
+    """The helpers that AddHelpers adds."""
+
+    helpers: list[HelperStatus]
+
+
+class RemoveHelperIn(Parameters, kw_only=True):
+    """What RemoveHelper takes."""
+
+    name: str
+    helper: str
+
+
+class ReloadOut(Reply, kw_only=True, omit_defaults=False):
+    """What Reload gives: names of helpers."""
+
+    reloaded: list[str]
+    skipped: list[str]
+
+
 class RegisterOut(Reply, kw_only=True, omit_defaults=False):
     """What Register gives."""
 
@@ -317,6 +344,25 @@ class JobFailed(VarlinkError):
     unit: str
     jobResult: str  # noqa: N815
     unitResult: str | None = None  # noqa: N815
+
+
+@dataclass(eq=False)
+class HelperFailed(VarlinkError):
+    """A helper did not start."""
+
+    error = "io.moorage.Machine.HelperFailed"
+    helper: str
+    unit: str
+    result: str | None = None
+    log: list[str] | None = None
+
+
+@dataclass(eq=False)
+class NoSuchHelper(VarlinkError):
+    """The machine has no helper of this name."""
+
+    error = "io.moorage.Machine.NoSuchHelper"
+    helper: str
 
 
 @dataclass(eq=False)

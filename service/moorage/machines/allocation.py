@@ -7,23 +7,39 @@ the job, look again; a failed leftover is reset once; whatever was made is taken
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from moorage import process
-from moorage.machines.model import MachineClass, Registration, scope_name
+from moorage.machines import helpers as helping
+from moorage.machines.model import (
+    Helper,
+    HelperSpec,
+    HelperStatus,
+    MachineClass,
+    Registration,
+    adder_name,
+    barrier_name,
+    place_name,
+    scope_name,
+    stopper_name,
+)
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
+    AuxiliaryUnit,
     InvalidProperty,
     Job,
     Json,
     Look,
     Manager,
+    ManagerError,
     ManagerRefused,
     NoSuchUnit,
     PropertyTypes,
     ScopeSpec,
+    ServiceSpec,
     TypedProperty,
     UnitExists,
     UnitHint,
@@ -41,6 +57,9 @@ ATTEMPTS_MAX = 3
 
 UNDO_USEC = 100_000_000
 """Deadline for taking back what a failed registration left, µs: the manager's DefaultTimeoutStopUSec= and a little."""
+
+ENDED = frozenset({"inactive", "failed", "deactivating"})
+"""States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
 
 SETTLE_USEC = 100_000
 """Pause between two looks at a unit that is going, µs, should no hint come in between."""
@@ -170,8 +189,9 @@ def describe(status: UnitStatus) -> str:
 class Allocator:
     """Finds or makes the place of a machine. Its callers keep it from the hands of those who hang up."""
 
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Manager, helpers: helping.Helpers) -> None:
         self._manager = manager
+        self._helpers = helpers
         self._awaited: dict[str, trio.Event] = {}
 
     def interested(self, unit: str) -> bool:
@@ -193,6 +213,7 @@ class Allocator:
 
         Raises:
             UnitNameTaken: by something that does not go.
+            HelperFailed: one of the helpers did not start. Nothing is left.
             JobFailed: the manager could not start it. Nothing is left.
             ProcessGone: the leader died meanwhile. Nothing is left.
             InvalidProperty: the manager does not like a property, or one of those named.
@@ -201,59 +222,104 @@ class Allocator:
         unit = scope_name(registration.name)
         slice_ = registration.slice or MACHINE_SLICE
         types = await self._manager.property_types("scope", deadline=deadline)
+        auxiliary = await self._auxiliary(registration, slice_, deadline=deadline)
+        wanted: list[Json] = [
+            each.unit for each in auxiliary if each.unit != stopper_name(registration.name)
+        ]
         spec = ScopeSpec(
             unit=unit,
             pidfds=(pidfd,),
             slice=slice_,
             description=scope_description(registration),
-            properties=scope_properties(registration, types),
+            properties=scope_properties(registration, types)
+            + (types.convert({"Wants": wanted}) if wanted else ()),
+            auxiliary=auxiliary,
         )
-        try:
-            job = await self._start(spec, deadline=deadline)
-        except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
-            if process.has_exited(pidfd):
-                raise process.ProcessGone(registration.leader.pid) from None
-            if isinstance(error, InvalidProperty) or not registration.properties:
-                raise
-            # The manager does not always say which one it is; what comes from us is not to blame.
-            blamed = ", ".join(registration.properties)
-            reason = (
-                error.reason if isinstance(error, ManagerRefused) else "it names a unit that does not exist"
+        with self._helpers.starting(registration.name, registration.helpers) as start:
+            try:
+                job = await self._start(spec, deadline=deadline)
+            except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
+                raise self._blamed(error, registration, pidfd) from None
+            if job.result == "done":
+                place = await self._second_look(registration, unit, slice_, pidfd, deadline=deadline)
+                if place is not None and await self._are_there(registration, start, deadline=deadline):
+                    return place
+            result = await self._result(unit, deadline=deadline) if job.result != "done" else None
+            gone = process.has_exited(pidfd)
+            failure = (
+                await self._helpers.failure(start) if auxiliary and (start.failed or not gone) else None
             )
-            raise InvalidProperty(blamed, reason) from None
-        if job.result != "done":
-            status = await self._manager.status(unit, deadline=deadline)
-            result = status.result if status else None
-            await self.undo(unit)
-            if process.has_exited(pidfd):
+            await self.undo(unit, [each.unit for each in auxiliary])
+            if failure is not None:
+                raise failure
+            if gone or process.has_exited(pidfd):
                 raise process.ProcessGone(registration.leader.pid)
             raise JobFailed(unit, job.result, result)
-        return await self._second_look(registration, unit, slice_, pidfd, deadline=deadline)
 
-    async def _start(self, spec: ScopeSpec, *, deadline: float) -> Job:
+    async def _auxiliary(
+        self, registration: Registration, slice_: str, *, deadline: float
+    ) -> tuple[AuxiliaryUnit, ...]:
+        """Describe the units that come with the scope: those of its helpers."""
+        if not registration.helpers:
+            return ()
+        host = helping.Host(registration.name, scope_name(registration.name), slice_, registration.uid)
+        types = await self._helpers.types(deadline=deadline)
+        barrier = helping.barrier(host, registration.helpers)
+        barrier |= {"Before": [host.unit], "OnFailure": [stopper_name(host.name)]}
+        return (
+            *types.helpers(host, registration.helpers, self._helpers.home, with_place=True),
+            types.unit(barrier_name(host.name), barrier),
+        )
+
+    async def _are_there(self, registration: Registration, start: helping.Start, *, deadline: float) -> bool:
+        """Whether no helper has ended again, right after its start."""
+        if not registration.helpers:
+            return True
+        records = helping.recorded(registration.name, registration.helpers)
+        for status in await self._helpers.statuses(records, deadline=deadline):
+            if status.active_state in ENDED:
+                start.failed.append(status.helper.unit)
+        return not start.failed
+
+    async def _result(self, unit: str, *, deadline: float) -> str | None:
+        status = await self._manager.status(unit, deadline=deadline)
+        return status.result if status else None
+
+    def _blamed(self, error: ManagerError, registration: Registration, pidfd: int) -> Exception:
+        """Say what is to blame for a refusal of the manager."""
+        if process.has_exited(pidfd):
+            return process.ProcessGone(registration.leader.pid)
+        asked = [
+            *registration.properties,
+            *(name for each in registration.helpers for name in each.properties),
+        ]
+        if isinstance(error, InvalidProperty) or not asked:
+            return error
+        # The manager does not always say which one it is; what comes from us is not to blame.
+        reason = error.reason if isinstance(error, ManagerRefused) else "it names a unit that does not exist"
+        return InvalidProperty(", ".join(asked), reason)
+
+    async def _start(self, spec: ScopeSpec | ServiceSpec, *, deadline: float) -> Job:
         for _ in range(ATTEMPTS_MAX):
             try:
+                if isinstance(spec, ServiceSpec):
+                    return await self._manager.start_service(spec, deadline=deadline)
                 return await self._manager.start_scope(spec, deadline=deadline)
             except UnitExists:
-                await self._make_room(spec.unit, deadline=deadline)
+                for unit in (spec.unit, *(each.unit for each in spec.auxiliary)):
+                    await self._make_room(unit, deadline=deadline)
         status = await self._manager.status(spec.unit, deadline=deadline)
         raise UnitNameTaken(spec.unit, describe(status) if status else "a unit that comes and goes")
 
     async def _second_look(
         self, registration: Registration, unit: str, slice_: str, pidfd: int, *, deadline: float
-    ) -> Place:
+    ) -> Place | None:
         # When a leader dies within milliseconds of the start, the manager may be left with an active scope whose
         # control group is empty, for ever (its own race): what counts is that the leader is there, after the job.
         look = await self._manager.look(unit, pidfd, deadline=deadline)
-        place: Place | None = None
         if look.active_state == "active" and look.holder == unit and not process.has_exited(pidfd):
-            place = self._place(registration.leader.pid, unit, None, slice_, look.invocation_id)
-        if place is None:
-            await self.undo(unit)
-            if process.has_exited(pidfd):
-                raise process.ProcessGone(registration.leader.pid)
-            raise JobFailed(unit, "done", None)
-        return place
+            return self._place(registration.leader.pid, unit, None, slice_, look.invocation_id)
+        return None
 
     def _place(
         self, pid: int, unit: str, subgroup: str | None, slice_: str, invocation_id: str
@@ -267,6 +333,91 @@ class Allocator:
         path = split[0] + (subgroup or "")
         identity = cgroup.identity(path)
         return None if identity is None else Place(unit, subgroup, slice_, path, identity, invocation_id)
+
+    async def add_helpers(
+        self,
+        host: helping.Host,
+        specs: Sequence[HelperSpec],
+        tell: Callable[[list[HelperStatus]], None],
+        *,
+        with_place: bool,
+        deadline: float,
+    ) -> list[HelperStatus]:
+        """Start helpers of a machine that runs, all of them or none.
+
+        Args:
+            host: the machine.
+            specs: checked.
+            tell: called with their state whenever something has changed.
+            with_place: the machine has no runtime directory yet.
+            deadline: on trio's clock.
+
+        Returns:
+            Their state, once all are active.
+
+        Raises:
+            UnitNameTaken: by something that does not go.
+            HelperFailed: one of them did not start. Nothing is left of the others.
+            JobFailed: the manager could not start them. Nothing is left.
+            InvalidProperty: the manager does not like a property, or one of those named.
+            ManagerError: as the manager says.
+        """
+        types = await self._helpers.types(deadline=deadline)
+        barrier = types.unit(adder_name(host.name), helping.barrier(host, specs))
+        spec = ServiceSpec(
+            unit=barrier.unit,
+            description=f"More helpers of machine {host.name}",
+            properties=barrier.properties,
+            auxiliary=types.helpers(host, specs, self._helpers.home, with_place=with_place),
+        )
+        records = helping.recorded(host.name, specs)
+        done = False
+        try:
+            with self._helpers.starting(host.name, specs) as start:
+                async with trio.open_nursery(strict_exception_groups=False) as nursery:
+                    nursery.start_soon(self._tell_changes, start, records, tell)
+                    job = await self._start(spec, deadline=deadline)
+                    nursery.cancel_scope.cancel()
+                statuses = await self._helpers.statuses(records, deadline=deadline)
+                start.failed += [each.helper.unit for each in statuses if each.active_state in ENDED]
+                done = job.result in {"done", "skipped"} and not start.failed  # its condition is never met
+                if not done:
+                    raise await self._helpers.failure(start) or JobFailed(spec.unit, job.result, None)
+                return statuses
+        finally:
+            if not done:
+                with trio.CancelScope(shield=True):
+                    await self._undo_helpers(host.name, specs, with_place=with_place)
+
+    async def _tell_changes(
+        self, start: helping.Start, records: Sequence[Helper], tell: Callable[[list[HelperStatus]], None]
+    ) -> None:
+        while True:
+            await start.changed.wait()
+            start.changed = trio.Event()
+            tell(await self._helpers.statuses(records, deadline=trio.current_time() + UNDO_USEC / 1e6))
+
+    async def _undo_helpers(self, machine: str, specs: Sequence[HelperSpec], *, with_place: bool) -> None:
+        deadline = trio.current_time() + UNDO_USEC / 1e6
+        units = helping.helper_names(machine, specs)
+        if with_place:
+            units.append(place_name(machine))
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            for unit in units:
+                nursery.start_soon(self._stop, unit, deadline)
+
+    async def _stop(self, unit: str, deadline: float) -> None:
+        with contextlib.suppress(NoSuchUnit):
+            await self._manager.stop(unit, deadline=deadline)
+
+    async def stop_helper(self, helper: Helper, *, deadline: float) -> None:
+        """Stop a helper; its sockets are bound to it.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        await self._stop(helper.unit, deadline)
+        await self._reset(helper.unit, deadline=deadline)
 
     async def find(self, registration: Registration, pidfd: int, *, deadline: float) -> Place:
         """Find the unit that a process is in.
@@ -306,6 +457,7 @@ class Allocator:
         """
         unit = scope_name(registration.name)
         scope_properties(registration, await self._manager.property_types("scope", deadline=deadline))
+        await self._auxiliary(registration, registration.slice or MACHINE_SLICE, deadline=deadline)
         status = await self._manager.status(unit, deadline=deadline)
         if status is not None and not _is_leftover(status) and not _is_going(status):
             raise UnitNameTaken(unit, describe(status))
@@ -348,46 +500,49 @@ class Allocator:
             if trio.current_time() >= deadline:
                 return False
 
-    async def undo(self, unit: str) -> None:
-        """Take a scope away again, after its start job has ended, and wait until its name is free.
+    async def undo(self, unit: str, auxiliary: Sequence[str] = ()) -> None:
+        """Take a scope away again, with what came with it, and wait until the names are free.
 
         Raises:
-            ManagerError: it could not be done before the deadline; the unit may be there still.
+            ManagerError: it could not be done before the deadline; units may be there still.
         """
         deadline = trio.current_time() + UNDO_USEC / 1e6
-        # The manager asserts when a scope with User= and Delegate= is stopped while its start job runs.
-        await self._wait_without_job(unit, None, deadline=deadline)
-        try:
+        # The manager asserts when a scope with User= and Delegate= is stopped while its start job runs. One that still
+        # waits for its helpers may be stopped.
+        await self._wait_without_job(unit, None, waits=bool(auxiliary), deadline=deadline)
+        # What is bound to the scope is stopped by the same job, even where the scope was not started.
+        with contextlib.suppress(NoSuchUnit):
             await self._manager.stop(unit, deadline=deadline)
-        except NoSuchUnit:
-            return
-        await self._wait_gone(unit, deadline=deadline)
+        for each in (unit, *auxiliary):
+            await self._wait_gone(each, deadline=deadline)
 
-    async def take_back(self, unit: str, pidfd: int) -> None:
+    async def take_back(self, unit: str, pidfd: int, auxiliary: Sequence[str] = ()) -> None:
         """Take away the scope that a start which was given up may have made all the same.
 
         Args:
             unit: its name, which may be somebody else's as well.
             pidfd: of the process that was to be moved into it.
+            auxiliary: what was to come with it.
 
         Raises:
             ManagerError: it could not be done before the deadline; the unit may be there still.
         """
         deadline = trio.current_time() + UNDO_USEC / 1e6
-        look = await self._wait_without_job(unit, pidfd, deadline=deadline)
-        if look.holder == unit:
-            await self.undo(unit)
+        look = await self._wait_without_job(unit, pidfd, waits=bool(auxiliary), deadline=deadline)
+        if look.holder == unit or look.job_id:
+            await self.undo(unit, auxiliary)
         elif process.has_exited(pidfd):
             status = await self._manager.status(unit, deadline=deadline)
             if status is not None and status.transient and not _is_populated(status):
-                await self.undo(unit)
+                await self.undo(unit, auxiliary)
 
-    async def _wait_without_job(self, unit: str, pidfd: int | None, *, deadline: float) -> Look:
+    async def _wait_without_job(self, unit: str, pidfd: int | None, *, waits: bool, deadline: float) -> Look:
+        """Wait until a unit has no job, or only one that waits for others, should it have any to wait for."""
         while True:
             event = self._awaited.setdefault(unit, trio.Event())
             try:
                 look = await self._manager.look(unit, pidfd, deadline=deadline)
-                if not look.job_id:
+                if not look.job_id or (waits and look.active_state == "inactive"):
                     return look
                 with trio.move_on_after(SETTLE_USEC / 1e6):
                     await event.wait()
@@ -402,9 +557,6 @@ def _is_leftover(status: UnitStatus) -> bool:
     return not _is_populated(status)
 
 
-def _is_populated(status: UnitStatus) -> bool:
-    state = cgroup.events(status.control_group) if status.control_group else None
-    return state is not None and state.populated
 def _is_going(status: UnitStatus) -> bool:
     """Whether a unit is a transient one that is being stopped, or that nothing keeps in the manager's memory."""
     return status.transient and (
@@ -412,3 +564,6 @@ def _is_going(status: UnitStatus) -> bool:
     )
 
 
+def _is_populated(status: UnitStatus) -> bool:
+    state = cgroup.events(status.control_group) if status.control_group else None
+    return state is not None and state.populated

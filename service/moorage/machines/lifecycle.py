@@ -15,16 +15,29 @@ import math
 import os
 import signal as signals
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import trio
 
 from moorage import process
 from moorage.machines.allocation import Allocator, Place
+from moorage.machines.helpers import (
+    Helpers,
+    Home,
+    Host,
+    auxiliary_names,
+    check,
+    check_programs,
+    check_properties,
+    recorded,
+)
 from moorage.machines.metadata import Metadata, acquire
 from moorage.machines.model import (
     Accounting,
+    Helper,
+    HelperSpec,
+    HelperStatus,
     KillWhom,
     Machine,
     Phase,
@@ -40,6 +53,7 @@ from moorage.pid1.manager import (
     Json,
     Manager,
     ManagerError,
+    ManagerRefused,
     ManagerTimeout,
     ManagerUnavailable,
     NoSuchUnit,
@@ -74,12 +88,26 @@ ANCESTORS_MAX = 64
 SUBGROUPS_SINCE = 258
 """The version of systemd that has KillUnitSubgroup (its NEWS)."""
 
+HELPERS_USEC = 90_000_000
+"""Default deadline for helpers that are added or reloaded, µs: the manager's DefaultTimeoutStartSec=."""
+
+CHANGES_MAX = 256
+"""Changes of helpers that wait to be told; who does not keep up is told the last."""
+
 TIDY_USEC = 60_000_000
 """How often old verdicts are dropped, µs."""
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class NotWhole(Exception):
+    """The machine is a part of a unit: there is nothing that helpers could be bound to."""
+
+
+class NoSuchHelper(Exception):
+    """The machine has no helper of this name."""
 
 
 class NotStoppable(Exception):
@@ -131,11 +159,12 @@ class Lifecycle:
         registry: the machines.
     """
 
-    def __init__(self, manager: Manager, store: Store) -> None:
+    def __init__(self, manager: Manager, store: Store, home: Home) -> None:
         self.registry = Registry()
         self._manager = manager
         self._store = store
-        self._allocator = Allocator(manager)
+        self._helpers = Helpers(manager, home)
+        self._allocator = Allocator(manager, self._helpers)
         self._readiness = Readiness()
         self._watch = cgroup.Watch(self._readiness, self._group_changed, self._recheck_all)
         self._pidfds: dict[Machine, int] = {}  # of living leaders; one file descriptor for each machine
@@ -147,6 +176,7 @@ class Lifecycle:
         self._last: dict[Machine, Accounting] = {}  # counters at the moment when a group was found empty
         self._starts = trio.CapacityLimiter(STARTS_MAX)
         self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
+        self._adding: dict[Machine, trio.Lock] = {}  # of machines whose helpers are being changed
         self._nursery: trio.Nursery | None = None
         manager.watch(self._hint, self._interested)
 
@@ -163,6 +193,9 @@ class Lifecycle:
                 self._nursery = nursery
                 self._restore()
                 await self._recheck_marked()
+                for machine in self.registry:
+                    if machine.lease:  # the connection was another instance's
+                        nursery.start_soon(self._end_lease, machine)
                 nursery.start_soon(self._readiness.run)
                 nursery.start_soon(self._recheck_for_ever)
                 nursery.start_soon(self._tidy_for_ever)
@@ -232,13 +265,18 @@ class Lifecycle:
             os.close(pidfd)
 
     def _interested(self, unit: str) -> bool:
-        return self.registry.by_unit(unit) is not None or self._allocator.interested(unit)
+        return (
+            self.registry.by_unit(unit) is not None
+            or self._allocator.interested(unit)
+            or self._helpers.interested(unit)
+        )
 
     def _hint(self, hint: UnitHint) -> None:
         if hint.kind in {"reloaded", "connected"}:
             self._recheck_all()
             return
         self._allocator.hint(hint)
+        self._helpers.hint(hint)
         machine = self.registry.by_unit(hint.unit)
         if machine is None:
             return
@@ -380,7 +418,13 @@ class Lifecycle:
 
     # --- what callers want -------------------------------------------------------------------------------------------
 
-    async def register(self, registration: Registration, *, timeout_usec: int = REGISTER_USEC) -> Machine:
+    async def register(
+        self,
+        registration: Registration,
+        *,
+        timeout_usec: int = REGISTER_USEC,
+        lease: Callable[[], Awaitable[None]] | None = None,
+    ) -> Machine:
         """Register a machine: in a scope of its own, or where its leader is.
 
         A caller that is cancelled before this crossed into the service manager leaves nothing; after that the
@@ -389,10 +433,11 @@ class Lifecycle:
         Args:
             registration: what is wanted; its names and texts have been checked.
             timeout_usec: µs.
+            lease: returns when the machine is to end.
 
         Raises:
             NameTaken, LeaderTaken, Full: as the registry says.
-            UnitNameTaken, JobFailed: as the allocation says.
+            UnitNameTaken, JobFailed, HelperFailed: as the allocation says.
             ProcessGone: the leader died meanwhile.
             ManagerError: as the manager says. Nothing is left of a registration that failed.
             OSError: no file descriptor is left, or the record could not be written.
@@ -430,6 +475,8 @@ class Lifecycle:
                             self._nursery.start_soon(self._take_back, registration, pidfd, steps.pop_all())
                         raise
                 machine = _machine(registration, place)
+                if registration.helpers:
+                    machine.runtime_directory = self._helpers.home.directory(machine.name)
                 try:
                     self._watch.add(place.control_group)
                     self._store.save(machine)
@@ -445,6 +492,8 @@ class Lifecycle:
                 self._claims.pop(machine.name).set()
                 self._mark(machine)  # for what happened before the watch was there
                 _log.info("New machine %s in %s.", machine.name, machine.unit)
+                if lease is not None:
+                    self.lease(machine, lease)
                 return machine
 
         try:
@@ -457,7 +506,9 @@ class Lifecycle:
         unit = scope_name(registration.name)
         with steps:
             try:
-                await self._allocator.take_back(unit, pidfd)
+                await self._allocator.take_back(
+                    unit, pidfd, auxiliary_names(registration.name, registration.helpers)
+                )
             except ManagerError as error:
                 _log.warning("Failed to take back %s, ignoring: %s", unit, error)
 
@@ -491,6 +542,198 @@ class Lifecycle:
         if registration.allocate_unit:
             return _machine(registration, await self._allocator.rehearse(registration, deadline=deadline))
         return _machine(registration, await self._place(registration, registration.leader_pidfd, deadline))
+
+    # --- helpers -----------------------------------------------------------------------------------------------------
+
+    async def check_helpers(
+        self, specs: Sequence[HelperSpec], machine: str, uid: int, existing: Sequence[Helper] = ()
+    ) -> None:
+        """Check whether a machine may have helpers.
+
+        Args:
+            specs: what is wanted.
+            machine: name of the machine.
+            uid: who wants it.
+            existing: what the machine has already.
+
+        Raises:
+            InvalidHelper: a field is not what it should be.
+            InvalidProperty: a property that is not the caller's to set.
+        """
+        if not specs:
+            return
+        check(specs, machine, existing, self._helpers.home)
+        for spec in specs:
+            check_properties(spec, uid, self._helpers.home)
+        await check_programs(specs)
+
+    async def helper_statuses(self, *machines: Machine) -> list[list[HelperStatus]]:
+        """Ask for the state of the helpers of machines, all at once.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        there = [helper for machine in machines if machine.verdict is None for helper in machine.helpers]
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        found = {
+            status.helper.unit: status
+            for status in (await self._helpers.statuses(there, deadline=deadline) if there else ())
+        }
+        return [
+            [found.get(helper.unit) or HelperStatus(helper) for helper in machine.helpers]
+            for machine in machines
+        ]
+
+    async def add_helpers(
+        self, machine: Machine, specs: Sequence[HelperSpec], uid: int, *, timeout_usec: int = HELPERS_USEC
+    ) -> AsyncGenerator[list[HelperStatus]]:
+        """Start helpers for a machine that runs: all of them or none. Goes on without its caller.
+
+        Args:
+            machine: one of the registry's.
+            specs: what is wanted.
+            uid: who wants it.
+            timeout_usec: µs.
+
+        Yields:
+            Their state whenever it has changed; at last that in which all are active.
+
+        Raises:
+            NotWhole: the machine is a part of a unit.
+            InvalidHelper, InvalidProperty: as :meth:`check_helpers` says.
+            HelperFailed, UnitNameTaken, JobFailed: as the allocation says. The machine has none of them.
+            ManagerError: as the manager says.
+            OSError: the record could not be written.
+        """
+        if not machine.owns_unit:
+            raise NotWhole
+        deadline = trio.current_time() + timeout_usec / 1e6
+        send, receive = trio.open_memory_channel[list[HelperStatus]](CHANGES_MAX)
+        last: list[HelperStatus] = []
+
+        def tell(statuses: list[HelperStatus]) -> None:
+            nonlocal last
+            if statuses != last:
+                last = statuses
+                with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
+                    send.send_nowait(statuses)
+
+        async def add() -> None:
+            with send:
+                async with self._changing(machine):
+                    await self._add_helpers(machine, specs, uid, tell, deadline)
+
+        with receive:
+            done = self._begin(add)
+            async for statuses in receive:
+                yield statuses
+            await done()
+
+    async def _add_helpers(
+        self,
+        machine: Machine,
+        specs: Sequence[HelperSpec],
+        uid: int,
+        tell: Callable[[list[HelperStatus]], None],
+        deadline: float,
+    ) -> None:
+        await self.check_helpers(specs, machine.name, uid, machine.helpers)
+        with_place = machine.runtime_directory is None
+        host = Host(machine.name, machine.unit, machine.slice, machine.uid)
+        statuses = await self._allocator.add_helpers(
+            host, specs, tell, with_place=with_place, deadline=deadline
+        )
+        machine.helpers += tuple(status.helper for status in statuses)
+        machine.runtime_directory = self._helpers.home.directory(machine.name)
+        if self.registry.get(machine.name) is machine:
+            self._store.save(machine)
+        tell(statuses)
+
+    async def remove_helper(self, machine: Machine, name: str) -> None:
+        """Stop a helper of a machine and forget it. Goes on without its caller.
+
+        Raises:
+            NoSuchHelper: it has none of that name.
+            ManagerError: as the manager says.
+            OSError: the record could not be written.
+        """
+
+        async def remove() -> None:
+            async with self._changing(machine):
+                helper = next((helper for helper in machine.helpers if helper.name == name), None)
+                if helper is None:
+                    raise NoSuchHelper
+                await self._allocator.stop_helper(helper, deadline=trio.current_time() + STOP_USEC / 1e6)
+                machine.helpers = tuple(each for each in machine.helpers if each is not helper)
+                if self.registry.get(machine.name) is machine:
+                    self._store.save(machine)
+
+        await self._detached(remove)
+
+    async def reload_helpers(self, machine: Machine) -> tuple[list[str], list[str]]:
+        """Reload the helpers of a machine that can be reloaded: a scope cannot pass it on.
+
+        Returns:
+            Names of those that were, and of those that were not.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        deadline = trio.current_time() + HELPERS_USEC / 1e6
+        (statuses,) = await self.helper_statuses(machine)
+        reloaded: set[str] = set()
+
+        async def reload(helper: Helper) -> None:
+            with contextlib.suppress(NoSuchUnit, ManagerRefused):  # it has ended meanwhile
+                if (await self._manager.reload(helper.unit, deadline=deadline)).result == "done":
+                    reloaded.add(helper.name)
+
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            for status in statuses:
+                if status.reloadable and status.active_state in {"active", "reloading"}:
+                    nursery.start_soon(reload, status.helper)
+        names = [helper.name for helper in machine.helpers]
+        return [name for name in names if name in reloaded], [name for name in names if name not in reloaded]
+
+    @contextlib.asynccontextmanager
+    async def _changing(self, machine: Machine) -> AsyncGenerator[None]:
+        """Change the helpers of a machine, one caller after the other."""
+        lock = self._adding.setdefault(machine, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._adding.pop(machine, None)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def lease(self, machine: Machine, ended: Callable[[], Awaitable[None]]) -> None:
+        """Stop a machine when something has ended."""
+        assert self._nursery is not None, "the lifecycle is not running"
+        self._nursery.start_soon(self._hold_lease, machine, ended)
+
+    async def _hold_lease(self, machine: Machine, ended: Callable[[], Awaitable[None]]) -> None:
+        gone = self._gone.setdefault(machine, trio.Event())
+
+        async def wait(until: Callable[[], Awaitable[None]]) -> None:
+            await until()
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, ended)
+            nursery.start_soon(wait, gone.wait)
+        await self._end_lease(machine)
+
+    async def _end_lease(self, machine: Machine) -> None:
+        while self.registry.get(machine.name) is machine:
+            try:
+                await self.stop(machine)
+            except ManagerError as error:
+                _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
+                await trio.sleep(ASK_USEC / 1e6)
+            except NotStoppable:
+                return
 
     async def begin_stop(self, machine: Machine, *, wait_usec: int) -> bool:
         """Begin to stop a machine, and wait a while for its end.
@@ -675,6 +918,10 @@ class Lifecycle:
 
     async def _detached(self, function: Callable[[], Awaitable[T]]) -> T:
         """Run something to its end in the lifecycle's nursery, whoever stops waiting for it."""
+        return await self._begin(function)()
+
+    def _begin(self, function: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+        """Begin something in the lifecycle's nursery; return how to wait for its result."""
         assert self._nursery is not None, "the lifecycle is not running"
         results: list[T] = []
         errors: list[Exception] = []
@@ -686,20 +933,24 @@ class Lifecycle:
                 results.append(await function())
             except Exception as error:  # noqa: BLE001 - it is raised again where it is waited for
                 errors.append(error)
-                if not awaited and not isinstance(error, _Abandoned):
-                    _log.info("Failed to complete what a caller left behind, ignoring: %r", error)
+                if not awaited:
+                    _log.warning("Failed to complete what a caller left behind: %r", error)
             finally:
                 done.set()
 
+        async def result() -> T:
+            nonlocal awaited
+            try:
+                await done.wait()
+            except trio.Cancelled:
+                awaited = False
+                raise
+            if errors:
+                raise errors[0]
+            return results[0]
+
         self._nursery.start_soon(run)
-        try:
-            await done.wait()
-        except trio.Cancelled:
-            awaited = False
-            raise
-        if errors:
-            raise errors[0]
-        return results[0]
+        return result
 
 
 def _machine(registration: Registration, place: Place) -> Machine:
@@ -725,5 +976,7 @@ def _machine(registration: Registration, place: Place) -> Machine:
         ssh_private_key_path=registration.ssh_private_key_path,
         control_address=registration.control_address,
         timestamp=now(),
+        helpers=recorded(registration.name, registration.helpers),
+        lease=registration.lease,
         phase=Phase.starting if registration.dry_run else Phase.running,
     )

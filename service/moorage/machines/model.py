@@ -141,6 +141,29 @@ class Helper:
 
 
 @dataclass(frozen=True, slots=True)
+class HelperStatus:
+    """A helper as the manager has it at this moment.
+
+    Attributes:
+        helper: which one.
+        active_state: "active", "activating", "failed", …; "inactive" also for one that is not loaded.
+        sub_state: the finer state of a service.
+        result: why it ended, or would if it did now: "success", "exit-code", "timeout", …
+        main_process: its main process.
+        invocation_id: of its unit; empty if it never ran.
+        reloadable: whether it can be reloaded.
+    """
+
+    helper: Helper
+    active_state: str = "inactive"
+    sub_state: str = "dead"
+    result: str | None = None
+    main_process: ProcessId | None = None
+    invocation_id: str = ""
+    reloadable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Timestamp:
     """A moment: µs since the epoch, and µs since boot (CLOCK_MONOTONIC)."""
 
@@ -355,6 +378,11 @@ def helper_unit(machine: str, helper: str, suffix: str = "service") -> str:
 def barrier_name(machine: str) -> str:
     """Name of the service whose start waits for all helpers; no helper's: theirs have no raw second hyphen."""
     return f"machine-{escape(machine)}--barrier.service"
+
+
+def adder_name(machine: str) -> str:
+    """Name of the service whose start waits for helpers that are added."""
+    return f"machine-{escape(machine)}--add.service"
 
 
 def stopper_name(machine: str) -> str:

@@ -10,9 +10,6 @@ from moorage.wire.errors import VarlinkError
 # What comes later; it is described already, and answered with MethodNotImplemented.
 LATER = {
     "io.moorage.Machine": {
-        "AddHelpers",
-        "RemoveHelper",
-        "Reload",
         "SetProperties",
         "Freeze",
         "Thaw",
@@ -32,7 +29,7 @@ LATER = {
 
 # Errors of what comes later.
 LATER_ERRORS = {
-    "io.moorage.Machine": {"HelperFailed", "NoSuchHelper", "CursorExpired"},
+    "io.moorage.Machine": {"CursorExpired"},
     "io.systemd.Machine": {
         "NoIPC",
         "NoSuchUser",

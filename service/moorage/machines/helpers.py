@@ -1,0 +1,677 @@
+"""Helpers: services that exist for one machine, come before it, and go after it.
+
+How the units hang together. All of it is the service manager's own: none of it needs this service to be alive.
+
+- The *place*, a service whose process ends at once, has the runtime directory of the machine made and removed.
+- The *sockets* of a helper are one unit of its name, bound in that directory, passed by socket activation.
+- A *helper* is started before the scope and stopped after it: a VMM that is told to stop needs its disk until it has
+  stopped. It is bound to the scope (``BindsTo=``): whatever ends the machine ends the helper.
+- The *barrier*, a service without a process, is ordered after all helpers and requires them. If one of them does not
+  start, the barrier does not either, and its ``OnFailure=`` is
+- the *stopper*, a service that conflicts with the scope: its start takes the start of the scope out of the queue,
+  or ends the machine that runs. It is also what the failure of a helper leads to whose policy is ``stopMachine``.
+
+So that a machine comes with all its helpers or not at all, whoever dies meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+import graphlib
+import logging
+import os
+import shutil
+import stat
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from moorage import journal, process
+from moorage.machines import model
+from moorage.machines.model import Helper, HelperFailure, HelperSpec, HelperStatus, SocketType
+from moorage.pid1.manager import (
+    AuxiliaryUnit,
+    InvalidProperty,
+    Json,
+    Manager,
+    NoSuchProperty,
+    NoSuchUnit,
+    PropertyTypes,
+    TypedProperty,
+    UnitHint,
+)
+
+ARGUMENTS_MAX = 1024
+"""Strings in one command: a hundred devices of a VMM, and then some. Their bytes are bounded with the properties'."""
+
+LOG_WAIT_USEC = 500_000
+"""For how long the journal may take to get what a helper wrote last, µs: it needs a few ms on an idle machine."""
+
+TYPES = frozenset({"simple", "exec", "notify", "notify-reload", "oneshot"})
+"""Types of services that helpers may be. With "forking" and "idle" nobody can tell when they are ready, and "dbus"
+needs a bus."""
+
+RESTARTS = frozenset({"no", "on-success", "on-failure", "on-abnormal", "on-watchdog", "on-abort", "always"})
+"""What systemd.service(5) has for ``Restart=``."""
+
+_MS_REC = 16384  # BindPaths=…:rbind
+_EPERM = 1
+
+_RIGHTS: Mapping[str, Json] = {
+    "NoNewPrivileges": True,
+    "RestrictAddressFamilies": [True, ["AF_UNIX"]],
+    "SystemCallFilter": [True, ["@system-service"]],
+    "SystemCallErrorNumber": _EPERM,
+    "SystemCallArchitectures": ["native"],
+}
+"""Defaults that a user's manager can keep as well."""
+
+_NAMESPACES: Mapping[str, Json] = {
+    "DynamicUser": True,
+    "ProtectSystem": "strict",
+    "ProtectHome": "yes",
+    "PrivateTmp": True,
+    "PrivateDevices": True,
+    # A network namespace of its own has no abstract sockets of the host.
+    "PrivateNetwork": True,
+}
+"""Defaults that need privileges."""
+
+_HIDING = frozenset(
+    {"RootDirectory", "RootImage", "RootMStack", "PrivateTmp", "PrivateTmpEx", "ProtectHome", "BindPaths",
+     "BindReadOnlyPaths", "MountImages", "ExtensionImages", "ExtensionDirectories"}
+)  # fmt: skip
+"""With these a helper's root may have programs that are not in ours."""
+
+_DEPENDENCY = "how the units of a machine depend on each other is not the caller's to change"
+_COMMAND = "the parameter 'execStart' sets it"
+_PLAIN = "commands of helpers have no flags: use the property without 'Ex'"
+_ACTION = "what a failure leads to is said by the parameter 'onFailure'"
+_DIRECTORY = "the runtime directory is the machine's"
+
+REFUSED: Mapping[str, str] = {
+    "Slice": "helpers are in the slice of their machine",
+    "Description": "it says which helper of which machine this is",
+    "CollectMode": "a failed helper is kept as long as its machine",
+    "AddRef": "the reference would be ours, not the caller's",
+    "Controller": "it names a peer on the bus, which this service is not for its callers",
+    "Service": "that is for sockets",
+    "Sockets": "the parameter 'sockets' sets it",
+    "Type": "the parameter 'type' sets it",
+    "Restart": "the parameter 'restart' sets it",
+    "RestartMode": "a helper that is restarted has not failed yet",
+    "RemainAfterExit": "the parameter 'type' decides it",
+    "BusName": "helpers are not of the type 'dbus'",
+    "PIDFile": "helpers are not of the type 'forking'",
+    "RefuseManualStart": "the helper could not be started",
+    "RefuseManualStop": "the helper could not be stopped",
+    "StopWhenUnneeded": "it is needed as long as the machine is there",
+    "SurviveFinalKillSignal": "a helper does not outlive its machine",
+    "IgnoreOnIsolate": "a helper does not outlive its machine",
+    **dict.fromkeys(("ExecStart", "ExecStartEx"), _COMMAND),
+    **dict.fromkeys(("ExecCondition", "ExecConditionEx"), "a helper that is not needed should not be asked for"),
+    **dict.fromkeys(
+        ("ExecStartPreEx", "ExecStartPostEx", "ExecReloadEx", "ExecReloadPostEx", "ExecStopEx", "ExecStopPostEx"),
+        _PLAIN,
+    ),
+    **dict.fromkeys(
+        ("SuccessAction", "FailureAction", "StartLimitAction", "JobTimeoutAction", "SuccessActionExitStatus",
+         "FailureActionExitStatus", "JobTimeoutRebootArgument", "RebootArgument", "OnSuccessJobMode",
+         "OnFailureJobMode"),
+        _ACTION,
+    ),
+    **dict.fromkeys(
+        ("RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve", "RuntimeDirectorySymlink"), _DIRECTORY
+    ),
+    **dict.fromkeys(
+        ("Requires", "Requisite", "Wants", "BindsTo", "PartOf", "Upholds", "Conflicts", "Before", "After", "OnFailure",
+         "OnSuccess", "PropagatesReloadTo", "ReloadPropagatedFrom", "PropagatesStopTo", "StopPropagatedFrom",
+         "RequiresMountsFor", "WantsMountsFor", "DefaultDependencies"),
+        _DEPENDENCY,
+    ),
+}  # fmt: skip
+"""Properties that no caller may set on a helper, each with the reason."""
+
+COMMANDS = frozenset({"ExecStartPre", "ExecStartPost", "ExecReload", "ExecStop", "ExecStopPost"})
+"""Commands that a caller may add. They run with the helper's own rights: the prefixes "+" and "!" are flags of the
+variants with "Ex"."""
+
+FOR_ANYBODY = frozenset(
+    {"CPUWeight", "CPUQuotaPerSecUSec", "IOWeight", "MemoryHigh", "MemoryMax", "MemorySwapMax", "TasksMax",
+     "Environment", "ExecReload", "KillSignal", "TimeoutStartUSec", "TimeoutStopUSec", "RestartUSec",
+     "WatchdogUSec", "NotifyAccess", "SyslogIdentifier", "LogLevelMax", "WorkingDirectory", "UMask"}
+)  # fmt: skip
+"""What a caller that is not root may set in the system's manager: nothing that widens what a helper may do, and
+nothing that the manager would read, write or own for it (``User=``, ``LoadCredential=``, …)."""
+
+_log = logging.getLogger(__name__)
+
+
+class InvalidHelper(Exception):
+    """A helper cannot be as it is described.
+
+    Attributes:
+        field: path of the field within the list of helpers, such as "[1].sockets[0].name".
+    """
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"invalid helper: {field}")
+        self.field = field
+
+
+class HelperFailed(Exception):
+    """A helper did not start, and with it what was to start with it.
+
+    Attributes:
+        helper: its name.
+        unit: the unit that failed.
+        result: why, as the manager says; None if it does not.
+        log: the last lines that it wrote.
+    """
+
+    def __init__(self, helper: str, unit: str, result: str | None, log: Sequence[str]) -> None:
+        super().__init__(f"helper {helper}: {unit}: {result}")
+        self.helper = helper
+        self.unit = unit
+        self.result = result
+        self.log = list(log)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where the services of a manager have their runtime directories.
+
+    Attributes:
+        user: it is the manager of a user.
+        root: ``/run``, or the user's ``$XDG_RUNTIME_DIR``.
+    """
+
+    user: bool
+    root: str
+
+    @property
+    def base(self) -> str:
+        """The directory of this service, with all that is below."""
+        return f"{self.root}/moorage"
+
+    def directory(self, machine: str) -> str:
+        """Path of a machine's runtime directory."""
+        return f"{self.root}/{relative_directory(machine)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine that helpers are for.
+
+    Attributes:
+        name: its name.
+        unit: that it lives in.
+        slice: of that unit.
+        uid: who registered it.
+    """
+
+    name: str
+    unit: str
+    slice: str
+    uid: int
+
+
+def relative_directory(machine: str) -> str:
+    """Path of a machine's runtime directory as ``RuntimeDirectory=`` has it."""
+    return f"moorage/m/{model.directory_name(machine)}"
+
+
+# Checking what is asked for
+
+
+def check(specs: Sequence[HelperSpec], machine: str, existing: Iterable[Helper], home: Home) -> None:
+    """Check helpers against each other, and against those that a machine has.
+
+    Raises:
+        InvalidHelper: one of them cannot be; the first field that is wrong.
+    """
+    names = {helper.name for helper in existing}
+    sockets = {name for helper in existing for name in helper.sockets}
+    if len(names) + len(specs) > model.HELPERS_MAX:
+        raise InvalidHelper("")
+    for number, spec in enumerate(specs):
+        where = f"[{number}]"
+        if not model.is_helper_name(spec.name, machine) or spec.name in names:
+            raise InvalidHelper(f"{where}.name")
+        names.add(spec.name)
+        _check_command(spec.exec_start, f"{where}.execStart")
+        if spec.type not in TYPES:
+            raise InvalidHelper(f"{where}.type")
+        # A oneshot service that succeeded has ended (systemd.service(5)).
+        if spec.restart is not None and (
+            spec.restart not in RESTARTS
+            or (spec.type == "oneshot" and spec.restart in {"always", "on-success"})
+        ):
+            raise InvalidHelper(f"{where}.restart")
+        _check_sockets(spec, f"{where}.sockets", sockets, home.directory(machine))
+    _check_order(specs, names)
+
+
+def _check_command(command: Sequence[str], where: str) -> None:
+    if not 0 < len(command) <= ARGUMENTS_MAX or not model.is_path(command[0]):
+        raise InvalidHelper(where)
+    for number, argument in enumerate(command):
+        if "\0" in argument:
+            raise InvalidHelper(f"{where}[{number}]")
+
+
+def _check_sockets(spec: HelperSpec, where: str, taken: set[str], directory: str) -> None:
+    if len(spec.sockets) > model.HELPER_SOCKETS_MAX:
+        raise InvalidHelper(where)
+    for number, socket in enumerate(spec.sockets):
+        if (
+            not model.is_socket_name(socket.name)
+            or socket.name in taken
+            or len(f"{directory}/{socket.name}") > model.SUN_PATH_MAX
+        ):
+            raise InvalidHelper(f"{where}[{number}].name")
+        taken.add(socket.name)
+        # They are one unit, and that has one SocketMode=.
+        if (socket.mode is not None and not 0 <= socket.mode <= 0o777) or socket.mode != spec.sockets[
+            0
+        ].mode:
+            raise InvalidHelper(f"{where}[{number}].mode")
+
+
+def _check_order(specs: Sequence[HelperSpec], names: set[str]) -> None:
+    order = graphlib.TopologicalSorter[str]()
+    for number, spec in enumerate(specs):
+        for place, other in enumerate(spec.after):
+            if other not in names:
+                raise InvalidHelper(f"[{number}].after[{place}]")
+        order.add(spec.name, *spec.after)
+    try:
+        order.prepare()
+    except graphlib.CycleError as error:
+        cycle = error.args[1]
+        number = next(number for number, spec in enumerate(specs) if spec.name in cycle)
+        raise InvalidHelper(f"[{number}].after") from None
+
+
+async def check_programs(specs: Sequence[HelperSpec]) -> None:
+    """Check that the programs of helpers are there, as far as we can see.
+
+    Raises:
+        InvalidHelper: one is not.
+    """
+    visible = [
+        (number, spec.exec_start[0])
+        for number, spec in enumerate(specs)
+        if not _HIDING & spec.properties.keys()
+    ]
+    # In a thread: a program may lie on a file system that does not answer.
+    missing = await trio.to_thread.run_sync(_missing, visible, abandon_on_cancel=True)
+    if missing is not None:
+        raise InvalidHelper(f"[{missing}].execStart[0]")
+
+
+def _missing(programs: Sequence[tuple[int, str]]) -> int | None:
+    for number, path in programs:
+        try:
+            status = os.stat(path)
+        except PermissionError:
+            continue  # the manager sees more than we do
+        except (OSError, ValueError):
+            return number
+        if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
+            return number
+    return None
+
+
+def check_properties(spec: HelperSpec, uid: int, home: Home) -> None:
+    """Check which properties a caller sets on a helper; their values are the manager's to judge.
+
+    Raises:
+        InvalidProperty: one that is not the caller's to set.
+    """
+    for name, value in spec.properties.items():
+        if name in REFUSED:
+            raise InvalidProperty(name, f"helper {spec.name}: {REFUSED[name]}")
+        if uid != 0 and not home.user and name not in FOR_ANYBODY:
+            raise InvalidProperty(name, f"helper {spec.name}: only root may set it")
+        if name in COMMANDS and isinstance(value, list):
+            for command in value:
+                path = command[0] if isinstance(command, list) and command else None
+                if isinstance(path, str) and not model.is_path(path):
+                    raise InvalidProperty(name, f"helper {spec.name}: {path!r} is no absolute path")
+
+
+# Describing the units to the manager
+
+
+@functools.cache
+def _true() -> str:
+    return shutil.which("true") or "/usr/bin/true"
+
+
+def _without_process() -> dict[str, Json]:
+    """Properties of a service that is started for its dependencies only: its condition is never met."""
+    return {"Type": "oneshot", "ExecStart": [[_true(), [_true()], False]],
+            "Conditions": [["ConditionPathExists", False, True, "/"]]}  # fmt: skip
+
+
+def _common(host: Host, description: str) -> dict[str, Json]:
+    # Without default dependencies: at shutdown all of this is stopped with the scope, and in its order.
+    return {"Description": description, "Slice": host.slice, "CollectMode": "inactive-or-failed",
+            "DefaultDependencies": False}  # fmt: skip
+
+
+def _bound(host: Host) -> dict[str, Json]:
+    return {"BindsTo": [host.unit], "Before": [host.unit]}
+
+
+def _place(host: Host, home: Home) -> dict[str, Json]:
+    return {
+        **_common(host, f"Runtime directory of machine {host.name}"),
+        "BindsTo": [host.unit],
+        # Before the stopper only to keep it loaded for as long as there may be helpers.
+        "Before": [host.unit, model.stopper_name(host.name)],
+        "Type": "oneshot",
+        "RemainAfterExit": True,
+        "ExecStart": [[_true(), [_true()], False]],
+        "RuntimeDirectory": [relative_directory(host.name)],
+        "RuntimeDirectoryMode": 0o700,
+        **({} if home.user else {"User": str(host.uid)}),
+    }
+
+
+def _stopper(host: Host) -> dict[str, Json]:
+    return {
+        **_common(host, f"Stop of machine {host.name}, of which a helper failed"),
+        **_without_process(),
+        "Conflicts": [host.unit],
+    }
+
+
+def barrier(host: Host, specs: Sequence[HelperSpec]) -> dict[str, Json]:
+    """Describe a service whose start succeeds when all helpers are ready."""
+    units: list[Json] = [model.helper_unit(host.name, spec.name) for spec in specs]
+    return {
+        **_common(host, f"Helpers of machine {host.name}"),
+        **_without_process(),
+        "Requires": units,
+        "After": units,
+    }
+
+
+def _socket(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
+    names = {
+        SocketType.stream: "Stream",
+        SocketType.datagram: "Datagram",
+        SocketType.seqpacket: "SequentialPacket",
+    }
+    directory = home.directory(host.name)
+    place = model.place_name(host.name)
+    mode = spec.sockets[0].mode
+    return {
+        **_common(host, f"Sockets of helper {spec.name} of machine {host.name}"),
+        # Bound to the helper as well: nobody shall wait on a socket that nobody will ever accept from.
+        "BindsTo": [host.unit, model.helper_unit(host.name, spec.name)],
+        "Before": [host.unit],
+        "Requires": [place],
+        "After": [place],
+        "Listen": [[names[socket.type], f"{directory}/{socket.name}"] for socket in spec.sockets],
+        "FileDescriptorName": spec.name,
+        "SocketMode": 0o600 if mode is None else mode,
+        "RemoveOnStop": True,
+        **({} if home.user or host.uid == 0 else {"SocketUser": str(host.uid)}),
+    }
+
+
+def _service(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
+    needed: list[Json] = [model.place_name(host.name)]
+    if spec.sockets:
+        needed.append(model.helper_unit(host.name, spec.name, "socket"))
+    directory = home.directory(host.name)
+    properties: dict[str, Json] = {
+        **_common(host, f"Helper {spec.name} of machine {host.name}"),
+        **_bound(host),
+        "Requires": needed,
+        "After": [*needed, *(model.helper_unit(host.name, other) for other in spec.after)],
+        "Type": spec.type,
+        # The arguments are what they are: no variable of any environment is put into them.
+        "ExecStartEx": [[spec.exec_start[0], list(spec.exec_start), ["no-env-expand"]]],
+        **_RIGHTS,
+    }
+    if not home.user:
+        properties |= _NAMESPACES
+        properties["TemporaryFileSystem"] = [[home.base, "ro"]]
+        properties["BindPaths"] = [[directory, directory, False, _MS_REC]]
+    if spec.type == "oneshot":
+        properties["RemainAfterExit"] = True
+    if spec.restart is not None:
+        # Restarted "directly" a service has not failed for those that watch for it, until it is given up.
+        properties |= {"Restart": spec.restart, "RestartMode": "direct"}
+    if spec.on_failure is HelperFailure.stop_machine:
+        properties["OnFailure"] = [model.stopper_name(host.name)]
+    return properties
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """What services and sockets have."""
+
+    service: PropertyTypes
+    socket: PropertyTypes
+
+    def helpers(
+        self, host: Host, specs: Sequence[HelperSpec], home: Home, *, with_place: bool
+    ) -> tuple[AuxiliaryUnit, ...]:
+        """Describe the units of helpers, without what starts them.
+
+        Args:
+            host: the machine.
+            specs: checked.
+            home: of the manager.
+            with_place: and of the machine's place, which is not there yet.
+
+        Raises:
+            NoSuchProperty, InvalidProperty: one that the caller sets.
+        """
+        units: list[AuxiliaryUnit] = []
+        if with_place:
+            units.append(self.unit(model.place_name(host.name), _place(host, home)))
+            units.append(self.unit(model.stopper_name(host.name), _stopper(host)))
+        for spec in specs:
+            ours = self.service.convert(_service(host, spec, home))
+            # The caller's come after the defaults: they take their place, or are added where a property is a list.
+            units.append(AuxiliaryUnit(model.helper_unit(host.name, spec.name), ours + self._convert(spec)))
+            if spec.sockets:
+                unit = model.helper_unit(host.name, spec.name, "socket")
+                units.append(AuxiliaryUnit(unit, self.socket.convert(_socket(host, spec, home))))
+        return tuple(units)
+
+    def unit(self, name: str, properties: Mapping[str, Json]) -> AuxiliaryUnit:
+        """Describe a service."""
+        return AuxiliaryUnit(name, self.service.convert(properties))
+
+    def _convert(self, spec: HelperSpec) -> tuple[TypedProperty, ...]:
+        try:
+            return self.service.convert(spec.properties)
+        except InvalidProperty as error:
+            raise InvalidProperty(error.property, f"helper {spec.name}: {error.reason}") from None
+
+
+def auxiliary_names(machine: str, specs: Sequence[HelperSpec]) -> list[str]:
+    """Return the names of all units that come with a machine that has these helpers."""
+    if not specs:
+        return []
+    return [
+        model.place_name(machine),
+        model.stopper_name(machine),
+        model.barrier_name(machine),
+        *helper_names(machine, specs),
+    ]
+
+
+def helper_names(machine: str, specs: Iterable[HelperSpec]) -> list[str]:
+    """Return the names of the units of helpers."""
+    return [
+        model.helper_unit(machine, spec.name, suffix)
+        for spec in specs
+        for suffix in (("service", "socket") if spec.sockets else ("service",))
+    ]
+
+
+def recorded(machine: str, specs: Iterable[HelperSpec]) -> tuple[Helper, ...]:
+    """Return what a machine keeps of its helpers."""
+    return tuple(
+        Helper(
+            name=spec.name,
+            unit=model.helper_unit(machine, spec.name),
+            on_failure=spec.on_failure,
+            sockets=tuple(socket.name for socket in spec.sockets),
+        )
+        for spec in specs
+    )
+
+
+# Watching them
+
+
+class Start:
+    """Units of helpers while they start.
+
+    Attributes:
+        units: the helper's name by unit.
+        failed: those that have been seen to fail, in that order.
+        changed: set when something may have changed; to be replaced by who waits for it.
+        since_usec: when it began, µs since boot.
+    """
+
+    def __init__(self, units: Mapping[str, str]) -> None:
+        self.units = units
+        self.failed: list[str] = []
+        self.changed = trio.Event()
+        self.since_usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+
+
+class Helpers:
+    """Asks the manager about helpers."""
+
+    def __init__(self, manager: Manager, home: Home) -> None:
+        self.home = home
+        self._manager = manager
+        self._starts: dict[str, Start] = {}
+
+    def interested(self, unit: str) -> bool:
+        """Whether hints about a unit are waited for here."""
+        return unit in self._starts
+
+    def hint(self, hint: UnitHint) -> None:
+        """Take note that something may have happened to a unit."""
+        if (start := self._starts.get(hint.unit)) is not None:
+            if hint.active_state == "failed" and hint.unit not in start.failed:
+                start.failed.append(hint.unit)
+            start.changed.set()
+
+    async def types(self, *, deadline: float) -> Types:
+        """Return what services and sockets have.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        return Types(
+            await self._manager.property_types("service", deadline=deadline),
+            await self._manager.property_types("socket", deadline=deadline),
+        )
+
+    @contextmanager
+    def starting(self, machine: str, specs: Iterable[HelperSpec]) -> Generator[Start]:
+        """Watch the units of helpers while they start."""
+        units: dict[str, str] = {}
+        for spec in specs:
+            units[model.helper_unit(machine, spec.name)] = spec.name
+            if spec.sockets:
+                units[model.helper_unit(machine, spec.name, "socket")] = spec.name
+        start = Start(units)
+        self._starts.update(dict.fromkeys(units, start))
+        try:
+            yield start
+        finally:
+            for unit in units:
+                if self._starts.get(unit) is start:
+                    del self._starts[unit]
+
+    async def failure(self, start: Start) -> HelperFailed | None:
+        """Say which of the helpers failed, and how; None where none seems to be to blame.
+
+        A failed unit is gone at once together with what it was to start with: what is left of it is in the journal.
+        """
+        read = functools.partial(
+            journal.read,
+            tuple(start.failed or start.units),
+            since_usec=start.since_usec,
+            boot_id=process.boot_id(),
+            user=self.home.user,
+            wait_usec=LOG_WAIT_USEC,
+        )
+        try:
+            logs = await trio.to_thread.run_sync(read)
+        except OSError as error:
+            _log.warning("Failed to read the journal, ignoring: %s", error)
+            logs = dict[str, journal.UnitLog]()
+        failed = start.failed or [unit for unit, log in logs.items() if log.result is not None]
+        if not failed:
+            return None
+        log = logs.get(failed[0], journal.UnitLog())
+        return HelperFailed(start.units[failed[0]], failed[0], log.result, log.lines)
+
+    async def statuses(self, helpers: Sequence[Helper], *, deadline: float) -> list[HelperStatus]:
+        """Ask for the state of helpers, all at once.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        found: dict[str, HelperStatus] = {}
+
+        async def ask(helper: Helper) -> None:
+            found[helper.name] = await self._status(helper, deadline)
+
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            for helper in helpers:
+                nursery.start_soon(ask, helper)
+        return [found[helper.name] for helper in helpers]
+
+    async def _status(self, helper: Helper, deadline: float) -> HelperStatus:
+        names = ("ActiveState", "SubState", "Result", "MainPID", "InvocationID", "CanReload")
+        try:
+            values = await self._manager.properties(helper.unit, names, deadline=deadline)
+        except (NoSuchUnit, NoSuchProperty):
+            return HelperStatus(helper)
+        return HelperStatus(
+            helper=helper,
+            active_state=str(values["ActiveState"]),
+            sub_state=str(values["SubState"]),
+            result=str(values["Result"]),
+            main_process=_main_process(helper.unit, values["MainPID"]),
+            invocation_id=_hexadecimal(values["InvocationID"]),
+            reloadable=values["CanReload"] is True,
+        )
+
+
+def _hexadecimal(value: Json) -> str:
+    """An ID of 128 bits, as the bytes that it is read as; all zeroes, or nothing, is none."""
+    digits = (
+        "".join(f"{byte:02x}" for byte in value if isinstance(byte, int)) if isinstance(value, list) else ""
+    )
+    return digits if digits.strip("0") else ""
+
+
+def _main_process(unit: str, pid: Json) -> process.ProcessId | None:
+    """Name the main process of a unit, if it is still there and still in it."""
+    if not isinstance(pid, int) or pid <= 0:
+        return None
+    try:
+        found = process.identify(pid)
+        return found if f"/{unit}" in process.control_group(pid) else None
+    except (process.ProcessGone, process.NotAProcess):
+        return None
