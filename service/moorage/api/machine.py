@@ -202,6 +202,7 @@ class MoorageMachine(Interface):
             uid=call.peer.uid,
             leader=leader.id,
             leader_pidfd=leader.pidfd,
+            owner=leader.owner,
             supervisor=leader.supervisor,
             allocate_unit=params.allocateUnit is not False,
             id=None if params.id is None else params.id.replace("-", "").lower(),

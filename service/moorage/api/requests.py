@@ -84,11 +84,13 @@ class Leader:
     Attributes:
         id: what names it.
         pidfd: owned; closed by :meth:`close`.
+        owner: uid that it runs as.
         supervisor: the caller, where that is another process.
     """
 
     id: process.ProcessId
     pidfd: int
+    owner: int
     supervisor: process.ProcessId | None
 
     def close(self) -> None:
@@ -147,7 +149,7 @@ def open_leader(
     finally:
         if caller_pidfd is not None:
             os.close(caller_pidfd)
-    return Leader(leader, pidfd, None if caller == leader else caller)
+    return Leader(leader, pidfd, owner, None if caller == leader else caller)
 
 
 def _is_meant(leader: process.ProcessId, given: ProcessId) -> bool:

@@ -7,7 +7,7 @@ the job, look again; a failed leftover is reset once; whatever was made is taken
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -16,6 +16,7 @@ from moorage import process
 from moorage.machines import helpers as helping
 from moorage.machines.model import (
     Helper,
+    HelperFailure,
     HelperSpec,
     HelperStatus,
     MachineClass,
@@ -138,6 +139,14 @@ def scope_properties(registration: Registration, types: PropertyTypes) -> tuple[
     for name in registration.properties:
         if name in _OURS:
             raise InvalidProperty(name, _OURS[name])
+    if "User" in registration.properties and any(
+        helper.on_failure is HelperFailure.stop_machine for helper in registration.helpers
+    ):
+        # It asserts when it stops a scope whose control group it is just handing over to that user.
+        raise InvalidProperty(
+            "User",
+            "a helper that stops the machine could fail at a moment that the manager would not survive",
+        )
     defaults: dict[str, Json] = {"TasksMax": TASKS_MAX}
     # A container manager divides its control group among its payload; a VMM has no use for that (seed 000).
     if registration.class_ is MachineClass.container:
@@ -239,7 +248,9 @@ class Allocator:
             try:
                 job = await self._start(spec, deadline=deadline)
             except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
-                raise self._blamed(error, registration, pidfd) from None
+                if process.has_exited(pidfd):
+                    raise process.ProcessGone(registration.leader.pid) from None
+                raise _blamed(error, [registration.properties, *_properties(registration.helpers)]) from None
             if job.result == "done":
                 place = await self._second_look(registration, unit, slice_, pidfd, deadline=deadline)
                 if place is not None and await self._are_there(registration, start, deadline=deadline):
@@ -262,7 +273,7 @@ class Allocator:
         """Describe the units that come with the scope: those of its helpers."""
         if not registration.helpers:
             return ()
-        host = helping.Host(registration.name, scope_name(registration.name), slice_, registration.uid)
+        host = helping.Host(registration.name, scope_name(registration.name), slice_, registration.owner)
         types = await self._helpers.types(deadline=deadline)
         barrier = helping.barrier(host, registration.helpers)
         barrier |= {"Before": [host.unit], "OnFailure": [stopper_name(host.name)]}
@@ -284,20 +295,6 @@ class Allocator:
     async def _result(self, unit: str, *, deadline: float) -> str | None:
         status = await self._manager.status(unit, deadline=deadline)
         return status.result if status else None
-
-    def _blamed(self, error: ManagerError, registration: Registration, pidfd: int) -> Exception:
-        """Say what is to blame for a refusal of the manager."""
-        if process.has_exited(pidfd):
-            return process.ProcessGone(registration.leader.pid)
-        asked = [
-            *registration.properties,
-            *(name for each in registration.helpers for name in each.properties),
-        ]
-        if isinstance(error, InvalidProperty) or not asked:
-            return error
-        # The manager does not always say which one it is; what comes from us is not to blame.
-        reason = error.reason if isinstance(error, ManagerRefused) else "it names a unit that does not exist"
-        return InvalidProperty(", ".join(asked), reason)
 
     async def _start(self, spec: ScopeSpec | ServiceSpec, *, deadline: float) -> Job:
         for _ in range(ATTEMPTS_MAX):
@@ -376,7 +373,10 @@ class Allocator:
             with self._helpers.starting(host.name, specs) as start:
                 async with trio.open_nursery(strict_exception_groups=False) as nursery:
                     nursery.start_soon(self._tell_changes, start, records, tell)
-                    job = await self._start(spec, deadline=deadline)
+                    try:
+                        job = await self._start(spec, deadline=deadline)
+                    except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
+                        raise _blamed(error, _properties(specs)) from None
                     nursery.cancel_scope.cancel()
                 statuses = await self._helpers.statuses(records, deadline=deadline)
                 start.failed += [each.helper.unit for each in statuses if each.active_state in ENDED]
@@ -548,6 +548,20 @@ class Allocator:
                     await event.wait()
             finally:
                 self._awaited.pop(unit, None)
+
+
+def _properties(specs: Sequence[HelperSpec]) -> list[dict[str, Json]]:
+    return [spec.properties for spec in specs]
+
+
+def _blamed(error: ManagerError, asked: Sequence[Mapping[str, Json]]) -> ManagerError:
+    """Say which of the properties that a caller asked for is to blame for a refusal of the manager."""
+    names = dict.fromkeys(name for properties in asked for name in properties)
+    if isinstance(error, InvalidProperty) or not names:
+        return error
+    # The manager does not always say which one it is; what comes from us is not to blame.
+    reason = error.reason if isinstance(error, ManagerRefused) else "it names a unit that does not exist"
+    return InvalidProperty(", ".join(names), reason)
 
 
 def _is_leftover(status: UnitStatus) -> bool:

@@ -210,13 +210,13 @@ class Host:
         name: its name.
         unit: that it lives in.
         slice: of that unit.
-        uid: who registered it.
+        owner: uid of those who use its sockets.
     """
 
     name: str
     unit: str
     slice: str
-    uid: int
+    owner: int
 
 
 def relative_directory(machine: str) -> str:
@@ -379,7 +379,7 @@ def _place(host: Host, home: Home) -> dict[str, Json]:
         "ExecStart": [[_true(), [_true()], False]],
         "RuntimeDirectory": [relative_directory(host.name)],
         "RuntimeDirectoryMode": 0o700,
-        **({} if home.user else {"User": str(host.uid)}),
+        **({} if home.user else {"User": str(host.owner)}),
     }
 
 
@@ -422,7 +422,7 @@ def _socket(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
         "FileDescriptorName": spec.name,
         "SocketMode": 0o600 if mode is None else mode,
         "RemoveOnStop": True,
-        **({} if home.user or host.uid == 0 else {"SocketUser": str(host.uid)}),
+        **({} if home.user or host.owner == 0 else {"SocketUser": str(host.owner)}),
     }
 
 

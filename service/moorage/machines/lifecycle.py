@@ -639,7 +639,7 @@ class Lifecycle:
     ) -> None:
         await self.check_helpers(specs, machine.name, uid, machine.helpers)
         with_place = machine.runtime_directory is None
-        host = Host(machine.name, machine.unit, machine.slice, machine.uid)
+        host = Host(machine.name, machine.unit, machine.slice, machine.owner)
         statuses = await self._allocator.add_helpers(
             host, specs, tell, with_place=with_place, deadline=deadline
         )
@@ -976,6 +976,7 @@ def _machine(registration: Registration, place: Place) -> Machine:
         ssh_private_key_path=registration.ssh_private_key_path,
         control_address=registration.control_address,
         timestamp=now(),
+        owner=registration.owner,
         helpers=recorded(registration.name, registration.helpers),
         lease=registration.lease,
         phase=Phase.starting if registration.dry_run else Phase.running,

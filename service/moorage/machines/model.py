@@ -244,6 +244,7 @@ class Machine:
         ssh_private_key_path: for ssh(1).
         control_address: where its VMM can be talked to.
         timestamp: when it was registered.
+        owner: uid that its leader ran as: whose the runtime directory and the sockets are.
         runtime_directory: its own directory, where the sockets of its helpers are; None while it has none.
         helpers: the services that exist for it.
         lease: it ends with the connection that registered it.
@@ -272,6 +273,7 @@ class Machine:
     ssh_private_key_path: str | None
     control_address: str | None
     timestamp: Timestamp
+    owner: int = 0
     runtime_directory: str | None = None
     helpers: tuple[Helper, ...] = ()
     lease: bool = False
@@ -290,6 +292,7 @@ class Registration:
 
     Attributes:
         leader_pidfd: borrowed: it must stay open until the call returns.
+        owner: uid that the leader runs as.
         allocate_unit: make a scope; otherwise the machine lives where its leader is.
         slice: where the scope goes; None for machine.slice.
         description: of the scope; None for one made from class and name.
@@ -304,6 +307,7 @@ class Registration:
     uid: int
     leader: ProcessId
     leader_pidfd: int
+    owner: int
     supervisor: ProcessId | None
     allocate_unit: bool
     id: str | None = None

@@ -68,6 +68,7 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
     ssh_address: str | None = None
     ssh_private_key_path: str | None = None
     control_address: str | None = None
+    owner: int = 0
     runtime_directory: str | None = None
     helpers: tuple[Helper, ...] = ()
     lease: bool = False

@@ -31,7 +31,7 @@ FULL = Machine(
     invocation_id="1" * 32, allocated=True, leader=ProcessId(2, 3, "2" * 32), supervisor=ProcessId(4, 5, "3" * 32),
     id="4" * 32, service="a service", root_directory="/root", if_indices=(1, 2), vsock_cid=7, ssh_address="vsock/7",
     ssh_private_key_path="/key", control_address="/control", timestamp=Timestamp(8, 9), phase=Phase.exited,
-    runtime_directory="/run/moorage/m/web", lease=True,
+    owner=1001, runtime_directory="/run/moorage/m/web", lease=True,
     helpers=(Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ("fs.sock", "other")),),
     verdict=Verdict("oom-kill", Timestamp(10, 11), oom_killed=True,
                     accounting=Accounting(12, 13, 14, 15, 16, 17, 18, 19, 20, 21)),
@@ -88,7 +88,7 @@ MACHINES = st.builds(
     control_group_id=INTS, invocation_id=st.text(max_size=9), allocated=st.booleans(), leader=IDS, supervisor=IDS,
     id=TEXTS, service=TEXTS, root_directory=TEXTS, if_indices=st.lists(INTS, max_size=4).map(tuple), vsock_cid=INTS,
     ssh_address=TEXTS, ssh_private_key_path=TEXTS, control_address=TEXTS, timestamp=TIMES,
-    runtime_directory=TEXTS, helpers=HELPERS.map(tuple), lease=st.booleans(),
+    owner=INTS, runtime_directory=TEXTS, helpers=HELPERS.map(tuple), lease=st.booleans(),
     phase=st.sampled_from([phase for phase in Phase if phase is not Phase.exited]), verdict=st.none(),
 )  # fmt: skip
 
