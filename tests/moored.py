@@ -166,6 +166,13 @@ def control_group(process: Process | int) -> str:
     return Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].rstrip("\n")
 
 
+def move(process: Process, group: str) -> None:
+    """Put a process into a control group, as who it is delegated to may do."""
+    path = Path(f"/sys/fs/cgroup{group}")
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "cgroup.procs").write_text(str(process.pid))
+
+
 def living_records() -> list[str]:
     """Names of the records of machines that are not said to be gone, and of everything else that lies there."""
     names: list[str] = []

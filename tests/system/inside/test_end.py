@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +29,7 @@ from moored import (
     kill,
     listed,
     living_records,
+    move,
     register,
     run,
     scopes,
@@ -53,13 +53,6 @@ async def ended(client: Client, name: str) -> None:
     with pytest.raises(systemd_machine.NoSuchMachine):
         await client.call(f"{THEIRS}List", {"name": name})
     await until(lambda: machine["unit"] not in scopes(), f"{machine['unit']} is gone")
-
-
-def move(process: Process, group: str) -> None:
-    """Put a process into a control group, as who it is delegated to may do."""
-    path = Path(f"/sys/fs/cgroup{group}")
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "cgroup.procs").write_text(str(process.pid))
 
 
 async def ready(process: Process) -> None:
