@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
+import shlex
+import shutil
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
@@ -13,7 +17,10 @@ from moorage import __version__
 from moorage.cli.address import VARIABLE, Choice
 from moorage.cli.failures import Exit, Failure
 from moorage.cli.properties import convert
-from moorage.cli.quantities import parse_signal, parse_span
+from moorage.cli.quantities import parse_signal, parse_span, printable
+
+if TYPE_CHECKING:
+    from moorage.cli import helper_files
 
 # Trio and msgspec take most of the time that moorctl needs to start: the help, a wrong option, and the completion of
 # what is no name do without. So `service` and `views` are imported where a call is made.
@@ -80,6 +87,20 @@ def _finite_span(text: str) -> int:
     if not usec:
         raise ValueError(f"{text!r} is no time to wait")
     return usec
+
+
+def _find_user(text: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(int(text)) if text.isdecimal() else pwd.getpwnam(text)
+    except (KeyError, OverflowError):
+        raise ValueError(f"there is no user {text!r}") from None
+
+
+def _find_group(text: str) -> int:
+    try:
+        return (grp.getgrgid(int(text)) if text.isdecimal() else grp.getgrnam(text)).gr_gid
+    except (KeyError, OverflowError):
+        raise ValueError(f"there is no group {text!r}") from None
 
 
 _PID = click.IntRange(min=1, max=4_194_304)  # PID_MAX_LIMIT, proc(5)
@@ -309,6 +330,210 @@ def register(
         if own is not None:
             os.close(own)
     (views.show_json if as_json else views.show_registered)(reply)
+
+
+@moorctl.command("run", context_settings={"allow_interspersed_args": False})
+@click.option("--name", required=True, metavar="NAME", help="Name of the machine.")
+@_describing
+@click.option(
+    "--helper",
+    "helpers",
+    metavar="NAME=COMMAND",
+    multiple=True,
+    help="Service that lives and ends with the machine; the command as for a shell. May be repeated.",
+)
+@click.option(
+    "--helpers",
+    "helper_file",
+    type=click.Path(),
+    metavar="FILE",
+    help="File with helpers and the beginning of the command: see moorctl check.",
+)
+@click.option(
+    "--lease/--no-lease",
+    default=True,
+    show_default=True,
+    help="Stop the machine when moorctl ends, however.",
+)
+@click.option(
+    "--pass-fd",
+    "fds",
+    metavar="FD[:AS]",
+    multiple=True,
+    help="File descriptor for the command. May be repeated.",
+)
+@click.option(
+    "-E",
+    "--setenv",
+    "variables",
+    metavar="NAME[=VALUE]",
+    multiple=True,
+    help="Environment variable for the command, which otherwise has those of moorctl. May be repeated.",
+)
+@click.option("--working-directory", metavar="PATH", help="Working directory of the command.")
+@click.option(
+    "--uid",
+    "run_as",
+    callback=_parsed(_find_user),
+    metavar="USER",
+    help="User to run the command as: name or number.",
+)
+@click.option(
+    "--gid",
+    callback=_parsed(_find_group),
+    metavar="GROUP",
+    help="Group to run the command as: name or number.",
+)
+@click.option(
+    "--subgroup",
+    metavar="NAME",
+    help="Control group for the command below that of the machine, which must be delegated.",
+)
+@_addressed
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@_choice
+def run_(
+    choice: Choice,
+    name: str,
+    helpers: tuple[str, ...],
+    helper_file: str | None,
+    lease: bool,
+    fds: tuple[str, ...],
+    variables: tuple[str, ...],
+    working_directory: str | None,
+    run_as: pwd.struct_passwd | None,
+    gid: int | None,
+    subgroup: str | None,
+    command: tuple[str, ...],
+    **described: Any,
+) -> int:
+    """Run a command as the payload of a machine.
+
+    The machine has its scope, and its helpers run, before the command is executed; nothing else is in the scope.
+    Ctrl-C and SIGTERM have the machine stopped; once more, and it is killed.
+
+    Exit status: that of the command, or 128 + N where signal N ended it; 125 the machine could not be registered,
+    126 the command could not be executed, 127 it does not exist.
+
+    Example:
+        moorctl run --name web -p MemoryMax=2G --helper 'tpm=swtpm socket …' -- qemu-system-x86_64 …
+    """
+    parameters = {**_registration(name, **described), "lease": lease or None}
+    settings = {
+        "env": _environment(variables, run_as),
+        "cwd": working_directory,
+        "fds": dict(_passed(fd) for fd in fds),
+        "subgroup": subgroup,
+        **_identity(run_as, gid),
+    }
+    address = choice.resolve()
+    from moorage.cli import helper_files, run
+
+    directory = helper_files.runtime_directory(name, address)
+    given = helper_files.HelperSet() if helper_file is None else _read(helper_file, name, directory)
+    every = [*given.helpers, *(_helper(text) for text in helpers)]
+    argv = [*given.command, *command]
+    if not argv:
+        raise click.UsageError("There is no command to run.")
+    if every:
+        parameters["helpers"] = every
+    return run.run(
+        address,
+        run.Order(
+            registration=parameters,
+            register_seconds=_register_seconds(described["timeout"]),
+            stop_seconds=STOP_SECONDS + ANSWER_SECONDS,
+            directory=directory if given.helpers else None,
+            argv=argv,
+            settings=settings,
+        ),
+    )
+
+
+def _environment(variables: Sequence[str], user: pwd.struct_passwd | None) -> dict[str, str]:
+    environment = dict(os.environ)
+    if user is not None:  # what systemd.exec(5) sets for User=
+        environment |= {
+            "HOME": user.pw_dir,
+            "LOGNAME": user.pw_name,
+            "USER": user.pw_name,
+            "SHELL": user.pw_shell,
+        }
+    for text in variables:
+        name, separator, value = text.partition("=")
+        if not name:
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="'--setenv'")
+        if separator:
+            environment[name] = value
+        elif name not in environment:
+            raise click.BadParameter(f"there is no variable {name!r} here", param_hint="'--setenv'")
+    return environment
+
+
+def _passed(text: str) -> tuple[int, int]:
+    fd, separator, number = text.partition(":")
+    if not fd.isdecimal() or (separator and not number.isdecimal()):
+        raise click.BadParameter(f"{text!r} is not FD or FD:AS", param_hint="'--pass-fd'")
+    return int(number or fd), _checked("--pass-fd", int(fd))
+
+
+def _identity(user: pwd.struct_passwd | None, gid: int | None) -> dict[str, Any]:
+    """Return what makes a process one of a user and a group."""
+    if user is None:
+        return {"gid": gid}
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    return {"uid": user.pw_uid, "gid": user.pw_gid if gid is None else gid, "groups": groups}
+
+
+def _helper(text: str) -> dict[str, Any]:
+    name, separator, command = text.partition("=")
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise click.BadParameter(f"{name}: {error}", param_hint="'--helper'") from None
+    if not separator or not words:
+        raise click.BadParameter(f"{text!r} is not NAME=COMMAND", param_hint="'--helper'")
+    # The service has no PATH of its own to look in.
+    words[0] = shutil.which(words[0]) or words[0]
+    return {"name": name, "execStart": words}
+
+
+def _read(path: str, machine: str, directory: str) -> helper_files.HelperSet:
+    """Read what a file says for a machine with a certain runtime directory."""
+    from moorage.cli import helper_files
+
+    specifiers = {"n": machine, "t": directory, "u": str(os.geteuid())}
+    try:
+        return helper_files.expand(helper_files.load(path), specifiers)
+    except OSError as error:
+        raise Failure(Exit.USAGE, f"Failed to read {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise Failure(Exit.USAGE, f"{path}: {error}") from None
+
+
+@moorctl.command()
+@click.argument("file", type=click.Path())
+@click.option("--name", default="NAME", show_default=True, metavar="NAME", help="Name of the machine.")
+@_addressed
+@_choice
+def check(choice: Choice, file: str, name: str) -> None:
+    """Tell what a file of helpers would create.
+
+    Such a file is TOML. A table "helpers" has one for each helper, with the fields that a helper has in
+    io.moorage.Machine; "command" is what moorctl run puts before the arguments that it is given. In texts, %n is the
+    machine's name, %t its runtime directory, %u the number of the user, %% a percent sign.
+    """
+    address = choice.resolve()
+    from moorage.cli import helper_files
+
+    directory = helper_files.runtime_directory(name, address)
+    given = _read(file, name, directory)
+    try:
+        lines = list(helper_files.explain(given, name, directory))
+    except ValueError as error:
+        raise Failure(Exit.USAGE, f"{file}: {error}") from None
+    for line in lines:
+        click.echo(printable(line))
 
 
 def _open_process(pid: int) -> int:

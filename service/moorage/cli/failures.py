@@ -29,6 +29,10 @@ class Exit(IntEnum):
     NO_SERVICE = 5
     """There is no connection to the service, or it broke."""
     TIMED_OUT = 6
+    NOT_RUN = 125
+    """From moorctl run, whose other statuses are those of the command; the same numbers as from env(1)."""
+    NOT_EXECUTABLE = 126
+    NOT_FOUND = 127
 
 
 class Failure(Exception):
@@ -93,6 +97,12 @@ _WORDS: Final[Mapping[str, _Words]] = {
         Exit.REFUSED,
         "The job for {unit} ended with '{jobResult}', and the unit with '{unitResult}'.",
         without="The job for {unit} ended with '{jobResult}'.",
+        hint="See: {journalctl} --unit {unit}",
+    ),
+    _MACHINE + "HelperFailed": _Words(
+        Exit.REFUSED,
+        "Helper {helper} did not start: {unit} ended with '{result}'.",
+        without="Helper {helper} did not start.",
         hint="See: {journalctl} --unit {unit}",
     ),
     _MACHINE + "Busy": _Words(Exit.REFUSED, "The service is busy: {operation}.", hint="Try again."),
@@ -170,8 +180,12 @@ def _refusal(name: str, parameters: Mapping[str, Any], address: Address) -> Fail
     text = _filled(words.text, values) or _filled(words.without, values)
     if not text:
         text = f"The service answered {printable(name)}: {printable(json.dumps(parameters, default=str))}"
-    hint = _filled(words.hint, values)
-    return Failure(words.status, f"{text}\n{hint}" if hint else text)
+    match parameters.get("log"):
+        case [*log]:
+            lines = [f"  {_shown(line)}" for line in log]
+        case _:
+            lines = []
+    return Failure(words.status, "\n".join(filter(None, [text, *lines, _filled(words.hint, values)])))
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

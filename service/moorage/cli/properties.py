@@ -59,6 +59,23 @@ def convert(assignments: Iterable[str]) -> dict[str, Json]:
     return properties
 
 
+def convert_values(values: Mapping[str, Json]) -> dict[str, Json]:
+    """Convert properties whose values are JSON, but for texts, which are as people write them where that is different.
+
+    Raises:
+        ValueError: one cannot be converted; the message names it.
+    """
+    properties: dict[str, Json] = {}
+    for name, value in values.items():
+        if isinstance(value, str) and name in _TABLE:
+            try:
+                name, value = _convert(name, value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        properties[name] = value
+    return properties
+
+
 def _joined(before: Json, value: Json) -> Json:
     match before, value:
         case list(), [first, *_] if not isinstance(

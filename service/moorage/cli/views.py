@@ -65,10 +65,15 @@ def show_machine_json(reply: Reply) -> None:
 
 def show_registered(reply: Reply) -> None:
     """Print the name of the machine's unit, and warn of what is not in force as it was asked for."""
+    click.echo(printable(machine_registered(reply).unit))
+
+
+def machine_registered(reply: Reply) -> Machine:
+    """Return the machine that was registered, and warn of what is not in force as it was asked for."""
     decoded = _decoded(reply, RegisterReply)
     for difference in decoded.differences:
         click.echo(f"Warning: {_difference(difference)}", err=True)
-    click.echo(printable(decoded.machine.unit))
+    return decoded.machine
 
 
 def _difference(difference: Difference) -> str:

@@ -32,6 +32,13 @@ USER = Address("/run/u", "systemctl --user")
             "The job for a.scope ended with 'failed', and the unit with 'resources'.\nSee: journalctl --user --unit",
         ),
         ("JobFailed", {"unit": "a.scope", "jobResult": "timeout"}, 1, "The job for a.scope ended with 'timeout'.\n"),
+        (
+            "HelperFailed",
+            {"helper": "fs", "unit": "machine-web-fs.service", "result": "exit-code", "log": ["one", "\x1b[2J"]}, 1,
+            ("Helper fs did not start: machine-web-fs.service ended with 'exit-code'.\n  one\n  \\x1b[2J\n"
+            "See: journalctl --user --unit machine-web-fs.service"),
+        ),
+        ("HelperFailed", {"helper": "fs", "unit": "a.service", "log": []}, 1, "Helper fs did not start.\nSee: "),
         ("Busy", {"operation": "Register"}, 1, "The service is busy: Register."),
         ("NotSupported", {"what": "lease", "reason": "later"}, 1, "lease is not supported: later."),
         ("Timeout", {"operation": "start"}, 6, "It took too long: start."),
@@ -45,7 +52,7 @@ def test_errors_of_the_interface(error: str, parameters: dict[str, Any], status:
     assert str(failure).startswith(text)
 
 
-NOT_ASKED = {"HelperFailed", "NoSuchHelper", "CursorExpired"}
+NOT_ASKED = {"NoSuchHelper", "CursorExpired"}
 """Errors of methods that moorctl does not call."""
 
 

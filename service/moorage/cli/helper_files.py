@@ -1,0 +1,243 @@
+"""Files that say what one kind of machine needs: its helpers and, if wanted, the beginning of its command line.
+
+A file is TOML::
+
+    command = ["qemu-system-x86_64", "-chardev", "socket,id=fs,path=%t/fs.sock"]
+
+    [helpers.virtiofsd]
+    execStart = ["/usr/libexec/virtiofsd", "--fd=3", "--shared-dir=/srv/%n"]
+    sockets = [{ name = "fs.sock", mode = 0o600 }]
+    onFailure = "stopMachine"
+    properties = { MemoryMax = "512M", BindPaths = [["/srv/%n", "/srv/%n", false, 0]] }
+
+The fields of a helper are those of ``Helper`` in io.moorage.Machine; so are the values of properties, but that sizes,
+times and the like may be written as for systemd-run(1). In all texts but names there are specifiers, in the manner of
+systemd.unit(5):
+
+- ``%n``: name of the machine
+- ``%t``: its runtime directory, where the sockets are
+- ``%u``: number of the user who registers it
+- ``%%``: a percent sign
+"""
+
+from __future__ import annotations
+
+import graphlib
+import os
+import re
+import shlex
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Struct, field
+
+from moorage.cli.address import Address
+from moorage.cli.properties import convert_values
+
+FILE_BYTES_MAX: Final = 1024 * 1024
+"""A file that is read by mistake (a disk image) is refused before it is understood."""
+
+T = TypeVar("T")
+
+
+class HelperSocket(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A socket of a helper, as Register takes it."""
+
+    name: str
+    type: Literal["stream", "datagram", "seqpacket"] | None = None
+    mode: int | None = None
+
+
+class Helper(Struct, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
+    """A helper, as Register takes it."""
+
+    name: str
+    exec_start: list[str]
+    type: str | None = None
+    sockets: list[HelperSocket] = []
+    after: list[str] = []
+    on_failure: Literal["ignore", "stopMachine"] | None = None
+    restart: str | None = None
+    properties: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class HelperSet(Struct):
+    """What a file says."""
+
+    command: list[str] = []
+    helpers: list[Helper] = []
+
+
+class _File(Struct, forbid_unknown_fields=True):
+    command: list[str] = []
+    helpers: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+
+
+def load(path: str) -> HelperSet:
+    """Read a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: what it says cannot be; the message names the field.
+    """
+    with open(path, "rb") as stream:
+        content = stream.read(FILE_BYTES_MAX + 1)
+    if len(content) > FILE_BYTES_MAX:
+        raise ValueError(f"it is larger than {FILE_BYTES_MAX} bytes")
+    return parse(content.decode())
+
+
+def parse(text: str) -> HelperSet:
+    """Parse the content of a file.
+
+    Raises:
+        ValueError: what it says cannot be; the message names the field.
+    """
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    file = _converted(document, _File, "")
+    helpers = [_helper(name, table) for name, table in file.helpers.items()]
+    return HelperSet(file.command, helpers)
+
+
+def _helper(name: str, table: Mapping[str, Any]) -> Helper:
+    where = f"helpers.{name}"
+    if "name" in table:
+        raise ValueError(f"{where}.name: the name is that of the table")
+    helper = _converted({"name": name, **table}, Helper, where)
+    try:
+        msgspec.json.encode(helper)
+        helper.properties = convert_values(helper.properties)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{where}.properties: {error}") from None
+    return helper
+
+
+def _converted(value: Any, kind: type[T], where: str) -> T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        # "… - at `$.execStart[0]`"
+        reason, _, path = str(error).partition(" - at `$")
+        raise ValueError(
+            f"{where}{path.rstrip('`')}: {reason}".removeprefix(".").removeprefix(": ")
+        ) from None
+
+
+def runtime_directory(machine: str, address: Address) -> str:
+    """Return where the service behind an address puts a machine's runtime directory.
+
+    It says so itself when the machine is registered; but then the helpers are running already.
+    """
+    user = address.manager == "systemctl --user"
+    root = os.environ.get("XDG_RUNTIME_DIR", "") if user else "/run"
+    name = machine.replace(":", "+3a").replace("\\", "+5c")  # both mean something to the service manager
+    return f"{root}/moorage/m/{name}"
+
+
+_SPECIFIER: Final = re.compile(r"%(.?)", re.DOTALL)
+
+
+def expand(helpers: HelperSet, specifiers: Mapping[str, str]) -> HelperSet:
+    """Return helpers and command with the specifiers replaced.
+
+    Args:
+        helpers: of a file.
+        specifiers: what stands for a letter.
+
+    Raises:
+        ValueError: there is no such specifier; the message names the field.
+    """
+
+    def replaced(text: str) -> str:
+        return _SPECIFIER.sub(lambda match: _value(match, specifiers), text)
+
+    expanded: list[Helper] = []
+    for helper in helpers.helpers:
+        try:
+            command = _in_texts(helper.exec_start, replaced)
+            properties = {name: _in_texts(value, replaced) for name, value in helper.properties.items()}
+        except ValueError as error:
+            raise ValueError(f"helpers.{helper.name}: {error}") from None
+        expanded.append(msgspec.structs.replace(helper, exec_start=command, properties=properties))
+    try:
+        return HelperSet(_in_texts(helpers.command, replaced), expanded)
+    except ValueError as error:
+        raise ValueError(f"command: {error}") from None
+
+
+def _value(match: re.Match[str], specifiers: Mapping[str, str]) -> str:
+    if match[1] == "%":
+        return "%"
+    try:
+        return specifiers[match[1]]
+    except KeyError:
+        known = ", ".join(f"%{letter}" for letter in specifiers)
+        raise ValueError(f"there is no specifier {match[0]!r}: there are {known} and %%") from None
+
+
+def _in_texts(value: Any, replaced: Callable[[str], str]) -> Any:
+    match value:
+        case str():
+            return replaced(value)
+        case [*items]:
+            return [_in_texts(item, replaced) for item in items]
+        case _:
+            return value
+
+
+def explain(helpers: HelperSet, machine: str, directory: str) -> Iterator[str]:
+    """Tell what would be created for a machine, a line each.
+
+    Args:
+        helpers: with the specifiers replaced.
+        machine: its name.
+        directory: its runtime directory.
+
+    Raises:
+        ValueError: the helpers cannot be started in any order; the message names the field.
+    """
+    by_name = {helper.name: helper for helper in helpers.helpers}
+    for helper in helpers.helpers:
+        if unknown := set(helper.after) - {*by_name}:
+            raise ValueError(f"helpers.{helper.name}.after: there is no helper {min(unknown)!r}")
+    order = graphlib.TopologicalSorter({helper.name: helper.after for helper in helpers.helpers})
+    try:
+        names = list(order.static_order())
+    except graphlib.CycleError as error:
+        raise ValueError(f"after: the order is a circle: {' -> '.join(error.args[1])}") from None
+    if helpers.command:
+        yield f"Command: {shlex.join(helpers.command)} …"
+    if names:
+        yield f"Runtime directory: {directory}"
+    for name in names:
+        yield from _explained(by_name[name], machine, directory)
+
+
+def _explained(helper: Helper, machine: str, directory: str) -> Iterator[str]:
+    yield f"Helper {helper.name}"
+    yield f"  Unit: machine-{_escaped(machine)}-{_escaped(helper.name)}.service"
+    yield f"  Executes: {shlex.join(helper.exec_start)}"
+    for number, socket in enumerate(helper.sockets, 3):
+        yield (
+            f"  Socket: {directory}/{socket.name}, {socket.type or 'stream'}, mode "
+            f"{0o600 if socket.mode is None else socket.mode:04o}, passed as file descriptor {number}"
+        )
+    if helper.after:
+        yield f"  Starts after: {', '.join(helper.after)}"
+    if helper.restart not in {None, "no"}:
+        yield f"  Restarted: {helper.restart}"
+    yield f"  If it fails: {'the machine is stopped' if helper.on_failure == 'stopMachine' else 'the machine goes on'}"
+    for name, value in helper.properties.items():
+        yield f"  Property: {name}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
+
+
+def _escaped(text: str) -> str:
+    """Escape a part of a unit's name, as systemd-escape(1) does."""
+    return re.sub(
+        r"[^A-Za-z0-9:_.]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text
+    )

@@ -1,0 +1,197 @@
+"""``moorctl run``: a command as the payload of a machine, from its registration to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+import trio
+
+from moorage.cli import views
+from moorage.cli.address import Address
+from moorage.cli.failures import Exit, Failure, explain
+from moorage.cli.quantities import printable
+from moorage.cli.replies import Machine
+from moorage.cli.service import INTERFACE, Reply
+from moorage.launch import HOLD_SECONDS, BadCommand, HolderGone, Payload, StartFailed, hold
+from moorage.wire.client import CALL_SECONDS, Client
+from moorage.wire.errors import VarlinkError
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks for the end: Ctrl-C, a service manager, a terminal that is closed."""
+
+_OPTIONS: Final = {
+    "argv": "COMMAND",
+    "cwd": "--working-directory",
+    "env": "--setenv",
+    "fds": "--pass-fd",
+    "subgroup": "--subgroup",
+    "uid": "--uid",
+    "gid": "--gid",
+    "groups": "--gid",
+    "tty": "--pty",
+}
+"""What a person has typed for the arguments of :meth:`moorage.launch.Payload.run`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What shall be run, and as what machine.
+
+    Attributes:
+        registration: parameters of Register; those that are None are not sent.
+        register_seconds: how long its answer may take.
+        stop_seconds: how long the answer of Stop may take.
+        directory: the runtime directory that the helpers were told of; None where they were not.
+        argv: program and arguments.
+        settings: further arguments of :meth:`moorage.launch.Payload.run`.
+    """
+
+    registration: Mapping[str, Any]
+    register_seconds: float
+    stop_seconds: float
+    directory: str | None
+    argv: Sequence[str]
+    settings: Mapping[str, Any]
+
+
+def run(address: Address, order: Order) -> int:
+    """Run a command as the payload of a machine, and return its exit status: 128 + N where signal N ended it.
+
+    Raises:
+        Failure: it was not run.
+        KeyboardInterrupt: Ctrl-C, before it was run.
+    """
+    return trio.run(_run, address, order)
+
+
+async def _run(address: Address, order: Order) -> int:
+    seconds = HOLD_SECONDS + math.ceil(order.register_seconds)
+    try:
+        payload = await hold(seconds=seconds)
+    except OSError as error:
+        raise Failure(Exit.NOT_RUN, f"Failed to start a process: {error.strerror}.") from None
+    async with payload:
+        try:
+            client = await Client.connect(address.path)
+        except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
+            raise _not_run(error, address) from None
+        async with client:  # for as long as the machine is to live, where it has a lease
+            reply = await _registered(client, address, order, payload)
+            if order.registration["dryRun"]:
+                views.show_registered(reply)
+                return Exit.OK
+            machine = views.machine_registered(reply)
+            if order.directory not in {None, machine.runtime_directory}:
+                raise Failure(
+                    Exit.NOT_RUN,
+                    f"The helpers were told of {order.directory}, but the machine has {machine.runtime_directory}.",
+                )
+            handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            with trio.open_signal_receiver(*handled) as signals:
+                await _execute(payload, order)
+                end = _End(address, order, machine, payload)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(end.on_signals, signals, nursery)
+                    status = await payload.wait()
+                    if order.registration["lease"]:
+                        await end.stop()  # what is left of it: when this returns, the name is free
+                    nursery.cancel_scope.cancel()
+    return status if status >= 0 else 128 - status
+
+
+def _not_run(error: Exception, address: Address) -> Failure:
+    return Failure(Exit.NOT_RUN, str(explain(error, address)))
+
+
+async def _registered(client: Client, address: Address, order: Order, payload: Payload) -> Reply:
+    given = {name: value for name, value in order.registration.items() if value is not None}
+    try:
+        return await client.call(
+            f"{INTERFACE}.Register",
+            given,
+            reply_type=Reply,
+            fds=[payload.pidfd],
+            timeout=order.register_seconds,
+        )
+    except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
+        raise _not_run(error, address) from None
+
+
+async def _execute(payload: Payload, order: Order) -> None:
+    try:
+        await payload.run(order.argv, **order.settings)
+    except BadCommand as error:
+        raise Failure(Exit.NOT_RUN, f"The value of {_OPTIONS[error.field]} cannot be: {error}.") from None
+    except StartFailed as error:
+        raise _not_started(error, order.argv[0]) from None
+    except (HolderGone, trio.TooSlowError) as error:
+        raise Failure(Exit.NOT_RUN, f"Failed to execute {order.argv[0]}: {error}.") from None
+
+
+def _not_started(error: StartFailed, program: str) -> Failure:
+    reason = os.strerror(error.errno or 0)
+    if error.field == "argv":
+        missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
+        return Failure(
+            Exit.NOT_FOUND if missing else Exit.NOT_EXECUTABLE,
+            f"Failed to execute {printable(program)}: {reason}.",
+        )
+    what = _OPTIONS.get(error.field, error.field)
+    text = f"Failed to apply {what}: {f'{printable(error.filename)}: ' if error.filename else ''}{reason}."
+    if error.field == "subgroup" and error.errno == errno.EPERM:
+        text += "\nThe machine must be delegated: --class container, or --property Delegate=yes"
+    return Failure(Exit.NOT_RUN, text)
+
+
+class _End:
+    """Ends a machine, at once or in good order."""
+
+    def __init__(self, address: Address, order: Order, machine: Machine, payload: Payload) -> None:
+        self._address = address
+        self._seconds = order.stop_seconds
+        self._machine = machine
+        self._payload = payload
+
+    async def on_signals(self, signals: Any, nursery: trio.Nursery) -> None:
+        """Stop the machine at the first signal, kill it at each that follows."""
+        name = printable(self._machine.name)
+        await anext(signals)
+        click.echo(f"Stopping {name}. Once more, and it is killed.", err=True)
+        nursery.start_soon(self.stop)
+        async for _ in signals:
+            click.echo(f"Killing {name}.", err=True)
+            nursery.start_soon(self.kill)
+
+    async def stop(self) -> None:
+        """Have the service stop the machine; returns when it is gone."""
+        await self._ask("Stop", timeout=self._seconds)
+
+    async def kill(self) -> None:
+        """Have the service kill all processes of the machine; without it, kill the one that is ours."""
+        if not await self._ask("Kill", {"signal": signal.SIGKILL}):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._payload.pidfd, signal.SIGKILL)
+
+    async def _ask(
+        self, method: str, parameters: Mapping[str, Any] | None = None, *, timeout: float = CALL_SECONDS
+    ) -> bool:
+        """Call the service about this very machine, which may be gone already; tell whether that worked out."""
+        named = {"name": self._machine.name, "ifInvocationId": self._machine.invocation_id}
+        try:
+            # Not on the connection that registered it: that one may have ended, with a service that was restarted.
+            async with await Client.connect(self._address.path) as client:
+                await client.call(f"{INTERFACE}.{method}", {**named, **(parameters or {})}, timeout=timeout)
+        except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
+            if isinstance(error, VarlinkError) and error.error == f"{INTERFACE}.NoSuchMachine":
+                return True
+            click.echo(f"Error: {explain(error, self._address)}", err=True)
+            return False
+        return True
