@@ -21,6 +21,7 @@ _MEMORY = {
     "MemorySwapMax": "memory.swap.max",
 }
 _CEILINGS = {"MemoryHigh", "MemoryMax", "MemorySwapMax", "TasksMax"}  # a lower one above is in force below
+_INFINITY = ("infinity", 2**64 - 1)
 _PLAIN = {"TasksMax": "pids.max", "CPUWeight": "cpu.weight"}
 
 
@@ -61,7 +62,9 @@ def _compare(control_group: str, name: str, value: Json) -> Difference | None:
     )
     if attribute is None or isinstance(value, bool) or not isinstance(value, int | str):
         return None
-    wanted = "max" if value == "infinity" else str(value)
+    wanted = "max" if value in _INFINITY else str(value)
+    if wanted == "max" and name == "CPUWeight":
+        return None  # of a weight that means "not set"
     text = cgroup.attribute(control_group, attribute)
     if text is None:
         controller = attribute.partition(".")[0]
