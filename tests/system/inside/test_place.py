@@ -115,6 +115,36 @@ def test_varlinkctl_finds_its_way(in_place: None, spawn: Processes) -> None:
     assert leader.wait(UNTIL_SECONDS) == -15
 
 
+async def test_the_proxy_of_ssh_asks_for_machines(in_place: None, spawn: Processes) -> None:
+    async with await connect(PLACE) as client:
+        await register(client, "web", spawn(), **{"class": "container", "service": "a test"})
+
+        async def proxied(name: str) -> str:
+            # It asks the user's service first; here that is the same one.
+            command = (
+                "env",
+                "XDG_RUNTIME_DIR=/run",
+                "/usr/lib/systemd/systemd-ssh-proxy",
+                f"machine/{name}",
+                "22",
+            )
+            done = await trio.run_process(
+                command, check=False, capture_stderr=True, stdin=subprocess.DEVNULL
+            )
+            assert done.returncode == 1
+            return done.stderr.decode()
+
+        # That there is no way into this one is read from what List says of it.
+        found = (
+            "Don't know how to SSH into 'a test' container web."
+            if SYSTEMD >= 262
+            else "no AF_VSOCK CID assigned"
+        )
+        assert found in await proxied("web")
+        assert found not in await proxied("none")
+        await client.call(f"{OURS}Stop", {"name": "web"})
+
+
 @pytest.fixture
 def container(tmp_path: Path) -> Path:
     """A root directory with the host's programs in it."""
