@@ -1,9 +1,9 @@
 """The program that waits for its command line, and becomes it.
 
-It is not for a person to start: :mod:`moorage.launch` runs its text, from memory, as ``python3 -I -S -B FILE SECONDS``
-with one end of a socket at :data:`CONTROL_FD`. There it waits, a member already of the control group that its payload
-shall live in, until one message names the command; then it arranges what the message says, and executes the command
-with the same PID.
+It is not for a person to start: :mod:`moorage.launch` runs its text, from memory, as
+``python3 -I -S -B FILE SECONDS [UID GID [GROUP …]]``, with one end of a socket at :data:`CONTROL_FD`. There it waits,
+as that user, and a member already of the control group that its payload shall live in, until one message names the
+command; then it arranges what the message says, and executes the command with the same PID.
 
 What it takes is charged to the machine, which may be a small one. So it imports nothing that is not part of the
 interpreter: with ``os``, ``signal`` and ``socket`` it would be larger by 1.3 MiB, and twice as long under way.
@@ -12,8 +12,9 @@ The protocol, over a socket of type SOCK_SEQPACKET, so that a message is there w
 
 - to the holder, once: :data:`PROTOCOL` as a decimal number, and file descriptors. The first is of a file with a
   :class:`Command`, by :mod:`marshal`; the others are those of the payload.
-- from the holder: :data:`READY` just before it executes, and then nothing but the end of the connection. Where it
-  cannot do something, ``(field of the command, errno, path or None)``, by :mod:`marshal`, and the end of the process.
+- from the holder: :data:`HELD` when it has become that user; :data:`READY` just before it executes, and then nothing
+  but the end of the connection. Where it cannot do something, ``(field of the command, errno, path or None)``, by
+  :mod:`marshal`, and the end of the process.
 """
 
 import _signal  # pyright: ignore[reportMissingModuleSource]  # a built-in; see typings
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
         """The number that each file descriptor shall have."""
         tty: bool
         """The last file descriptor, which has no number in `fds`, is to be the controlling terminal."""
-        uid: int | None
-        gid: int | None
-        groups: list[int]
         umask: int | None
         subgroup: bytes | None
 
@@ -59,6 +57,7 @@ COMMAND_BYTES_MAX: "Final" = 2 * 1024 * 1024
 REPORT_BYTES_MAX: "Final" = 8192
 """A report holds one path (PATH_MAX is 4096)."""
 
+HELD: "Final" = b"held"
 READY: "Final" = b"exec"
 
 _HIERARCHY: "Final" = b"/sys/fs/cgroup"
@@ -85,8 +84,12 @@ def main() -> "NoReturn":
     _signal.alarm(int(sys.argv[1]))
     posix.set_inheritable(CONTROL_FD, False)  # noqa: FBT003  # it has no other name
     posix.closerange(CONTROL_FD + 1, posix.sysconf("SC_OPEN_MAX"))
-    control, field, path = CONTROL_FD, "command", None
+    control, field, path = CONTROL_FD, "uid", None
     try:
+        if len(sys.argv) > 2:
+            _become_user(*map(int, sys.argv[2:]))
+            posix.write(control, HELD)
+        field = "command"
         command, fds = _receive(control)
         control, fds = _moved_away(command, control, fds)
         for field, arrange in _STEPS:  # noqa: B007  # told below where it fails
@@ -102,6 +105,12 @@ def main() -> "NoReturn":
         number = _ENOMEM  # the machine is smaller than its command
     posix.write(control, encode((field, number, path)))
     sys.exit(1)
+
+
+def _become_user(uid: int, gid: int, *groups: int) -> None:
+    posix.setgroups(groups)
+    posix.setresgid(gid, gid, gid)
+    posix.setresuid(uid, uid, uid)
 
 
 def _receive(control: int) -> "tuple[Command, list[int]]":
@@ -149,8 +158,6 @@ def _moved_away(command: "Command", control: int, fds: "list[int]") -> "tuple[in
 def _take_terminal(command: "Command", fds: "list[int]") -> None:
     if not command["tty"]:
         return
-    if command["uid"] is not None:
-        posix.fchown(fds[-1], command["uid"], -1)  # as login(1) does: its user may open it again
     posix.login_tty(fds[-1])
 
 
@@ -181,9 +188,6 @@ def _enter_subgroup(command: "Command", fds: "list[int]") -> None:
         posix.mkdir(below)
     except FileExistsError:
         pass
-    if command["uid"] is not None and command["gid"] is not None:
-        for attribute in (b"", b"/cgroup.procs", b"/cgroup.subtree_control", b"/cgroup.threads"):
-            posix.chown(below + attribute, command["uid"], command["gid"])
     procs = posix.open(below + b"/cgroup.procs", posix.O_WRONLY | posix.O_CLOEXEC)
     posix.write(procs, b"0")
     posix.close(procs)
@@ -202,19 +206,6 @@ def _set_umask(command: "Command", fds: "list[int]") -> None:
         posix.umask(command["umask"])
 
 
-def _set_group(command: "Command", fds: "list[int]") -> None:
-    del fds
-    if command["gid"] is not None:
-        posix.setgroups(command["groups"])
-        posix.setresgid(command["gid"], command["gid"], command["gid"])
-
-
-def _set_user(command: "Command", fds: "list[int]") -> None:
-    del fds
-    if command["uid"] is not None:
-        posix.setresuid(command["uid"], command["uid"], command["uid"])
-
-
 def _change_directory(command: "Command", fds: "list[int]") -> None:
     del fds
     if command["cwd"] is not None:
@@ -226,9 +217,7 @@ _STEPS: "Final" = (
     ("fds", _place_fds),  # also over those of the terminal
     ("subgroup", _enter_subgroup),
     ("umask", _set_umask),
-    ("gid", _set_group),
-    ("uid", _set_user),
-    ("cwd", _change_directory),  # where the payload's user may go
+    ("cwd", _change_directory),
 )
 """Each with the field of the command that is to blame where it fails."""
 

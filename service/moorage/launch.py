@@ -20,6 +20,7 @@ without :meth:`Payload.run`, is cancelled, or dies, nothing is left.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import marshal
 import os
@@ -27,7 +28,7 @@ import signal
 import socket
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -40,7 +41,7 @@ HOLD_SECONDS: Final = 300
 """How long a payload waits for its command line by default. Helpers start in the meantime, and some are slow."""
 
 EXEC_SECONDS: Final = 60.0
-"""From the command line until the program is executed: long enough for one on a file server under load."""
+"""For each step that it is asked for: long enough for a program on a file server under load."""
 
 END_SECONDS: Final = 5.0
 """From SIGKILL until the process is gone. The kernel does it at once, unless a device does not answer."""
@@ -57,7 +58,7 @@ Text = str | bytes | os.PathLike[str]
 
 
 class BadCommand(ValueError):
-    """What was given to :meth:`Payload.run` can be no command. Nothing was done; the payload still waits.
+    """What was given to :func:`hold` or :meth:`Payload.run` cannot be. Nothing was done; a payload still waits.
 
     Attributes:
         field: the name of the argument.
@@ -74,7 +75,7 @@ class StartFailed(OSError):
     An OSError of the system call that failed, with its errno, and in `filename` the path if there is one.
 
     Attributes:
-        field: the name of the argument of :meth:`Payload.run` that it was about.
+        field: the name of the argument of :func:`hold` or :meth:`Payload.run` that it was about.
     """
 
     field: str = ""
@@ -94,28 +95,43 @@ class HolderGone(Exception):
         self.status = status
 
 
-async def hold(*, seconds: int = HOLD_SECONDS) -> Payload:
+async def hold(
+    *,
+    uid: int | None = None,
+    gid: int | None = None,
+    groups: Sequence[int] = (),
+    seconds: int = HOLD_SECONDS,
+) -> Payload:
     """Start a process that waits to become the payload of a machine; it leads a session of its own.
 
-    It has the standard streams, the working directory, the user and the limits of this process, no other file
-    descriptor, and all signals as they are by default. It may be registered at once.
+    It has the standard streams, the working directory and the limits of this process, no other file descriptor, and
+    all signals as they are by default. It may be registered at once.
 
     Args:
+        uid: user that it is from the start, so that what is made for the machine can be made for that user; by
+            default that of this process.
+        gid: group; needed with `uid`.
+        groups: supplementary groups, where `uid` is given.
         seconds: how long it waits for :meth:`Payload.run`. After that it ends.
 
     Returns:
         The payload, to be used with ``async with``.
 
     Raises:
+        BadCommand: the arguments contradict each other, or are out of range.
+        StartFailed: it may not become that user.
+        HolderGone: it ended before it was that user.
+        trio.TooSlowError: it was not that user within :data:`EXEC_SECONDS`.
         OSError: no process, memory or file descriptor is left.
     """
-    if seconds < 1:
-        raise ValueError("seconds must be positive: 0 would be for ever")
+    arguments = [str(seconds), *_identity(uid, gid, groups)]
+    if not 0 < seconds < _ALARM_END:
+        raise BadCommand("seconds", f"{seconds} is out of range")
     await trio.lowlevel.checkpoint()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         try:
-            pid = _spawn(theirs, seconds)
+            pid = _spawn(theirs, arguments)
         except BaseException:
             ours.close()
             raise
@@ -126,10 +142,50 @@ async def hold(*, seconds: int = HOLD_SECONDS) -> Payload:
         ours.close()  # which ends it
         os.waitpid(pid, 0)  # noqa: ASYNC222  # at once
         raise
-    return Payload(pid, pidfd, ours)
+    control = trio.socket.from_stdlib_socket(ours)
+    payload = Payload(pid, pidfd, control)
+    if uid is not None:
+        try:
+            with trio.fail_after(EXEC_SECONDS):
+                if await _report(control) != holder.HELD:
+                    raise HolderGone(await payload.wait())
+        except BaseException:
+            async with payload:  # which ends it
+                raise
+    return payload
 
 
-def _spawn(control: socket.socket, seconds: int) -> int:
+async def _report(control: trio.socket.SocketType) -> bytes:
+    """Return what it says next, which is nothing after its end.
+
+    Raises:
+        StartFailed: it has failed.
+    """
+    try:
+        message = await control.recv(holder.REPORT_BYTES_MAX)
+    except ConnectionResetError:
+        return b""
+    if message in {b"", holder.HELD, holder.READY}:
+        return message
+    field, number, path = marshal.loads(message)  # noqa: S302  # of our own program, which runs nothing else yet
+    failed = StartFailed(number, os.strerror(number), path and os.fsdecode(path))
+    failed.field = field
+    raise failed
+
+
+def _identity(uid: int | None, gid: int | None, groups: Sequence[int]) -> list[str]:
+    if uid is None:
+        if gid is not None or groups:
+            raise BadCommand("uid", "it is needed where gid or groups are given")
+        return []
+    if gid is None:
+        raise BadCommand("gid", "it is needed where uid is given")
+    for field, numbers in (("uid", [uid]), ("gid", [gid]), ("groups", groups)):
+        _check_range(field, numbers, _ID_END)
+    return [str(number) for number in (uid, gid, *groups)]
+
+
+def _spawn(control: socket.socket, arguments: Sequence[str]) -> int:
     # Above all numbers that are assigned below, so that none is overwritten before it is used.
     lowest = holder.CONTROL_FD + 2
     fds: list[int] = []
@@ -141,7 +197,7 @@ def _spawn(control: socket.socket, seconds: int) -> int:
         return os.posix_spawn(
             _INTERPRETER,
             # Its executable is found by the first of them.
-            [sys.executable, "-I", "-S", "-B", f"/proc/self/fd/{holder.CONTROL_FD + 1}", str(seconds)],
+            [sys.executable, "-I", "-S", "-B", f"/proc/self/fd/{holder.CONTROL_FD + 1}", *arguments],
             {},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, fds[0], holder.CONTROL_FD),
@@ -179,10 +235,10 @@ class Payload:
         pidfd: the same as a file descriptor; it is closed with the block.
     """
 
-    def __init__(self, pid: int, pidfd: int, control: socket.socket) -> None:
+    def __init__(self, pid: int, pidfd: int, control: trio.socket.SocketType) -> None:
         self.pid = pid
         self.pidfd = pidfd
-        self._control: trio.socket.SocketType | None = trio.socket.from_stdlib_socket(control)
+        self._control: trio.socket.SocketType | None = control
         self._waiting = trio.Lock()
         self._status: int | None = None
 
@@ -194,9 +250,6 @@ class Payload:
         cwd: Text | None = None,
         fds: Mapping[int, int] | None = None,
         tty: int | None = None,
-        uid: int | None = None,
-        gid: int | None = None,
-        groups: Sequence[int] = (),
         umask: int | None = None,
         subgroup: str | None = None,
     ) -> None:
@@ -208,19 +261,16 @@ class Payload:
         Args:
             argv: program and arguments. A program without a slash is looked for in the PATH of `env`.
             env: environment; by default that of this process.
-            cwd: working directory. It is entered last, as the payload's user; a relative `argv[0]` starts there.
+            cwd: working directory; a relative `argv[0]` starts there.
             fds: its number in the payload, and the file descriptor here, of each that shall be passed. They stay open
                 here.
             tty: file descriptor of a terminal, which becomes the controlling terminal and, where `fds` does not name
                 them, the standard streams.
-            uid: user to become; `gid` is needed with it.
-            gid: group to become.
-            groups: supplementary groups, where `gid` is given.
             umask: file mode creation mask.
             subgroup: control group to make below that of the machine, which must be delegated (class container, or
                 ``Delegate=``), and to move to first. Only then can controllers be enabled for groups below the
                 machine's: a control group that has processes has none to give (cgroups(7), "no internal
-                processes"). With `uid` it belongs to that user.
+                processes").
 
         Raises:
             BadCommand: the arguments make no command.
@@ -232,7 +282,7 @@ class Payload:
         if control is None:
             raise RuntimeError("this payload runs already, or has ended")
         passed = dict(fds or {})
-        command = _command(argv, env, cwd, passed, tty, uid, gid, groups, umask, subgroup)
+        command = _command(argv, env, cwd, passed, tty, umask, subgroup)
         content = _memory_file("moorage-command", command)
         self._control = None
         try:
@@ -246,24 +296,15 @@ class Payload:
             os.close(content)
 
     async def _exchange(self, control: trio.socket.SocketType, rights: array[int]) -> None:
-        ready = False
-        try:
+        with contextlib.suppress(BrokenPipeError):  # its last words are there to be read
             await control.sendmsg(
                 [b"%d" % holder.PROTOCOL],
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
                 socket.MSG_NOSIGNAL,
             )
-            while (message := await control.recv(holder.REPORT_BYTES_MAX)) == holder.READY:
-                ready = True
-        except (BrokenPipeError, ConnectionResetError):
-            message = b""
-        if message:
-            field, number, path = marshal.loads(message)  # noqa: S302  # of our own program, which runs nothing else yet
-            failed = StartFailed(number, os.strerror(number), path and os.fsdecode(path))
-            failed.field = field
-            raise failed
-        if not ready:
+        if await _report(control) != holder.READY:
             raise HolderGone(await self.wait())
+        await _report(control)  # the end, unless it is an error
 
     async def wait(self) -> int:
         """Wait for its end.
@@ -314,9 +355,6 @@ def _command(
     cwd: Text | None,
     fds: Mapping[int, int],
     tty: int | None,
-    uid: int | None,
-    gid: int | None,
-    groups: Sequence[int],
     umask: int | None,
     subgroup: str | None,
 ) -> bytes:
@@ -337,17 +375,8 @@ def _command(
             raise BadCommand(field, f"file descriptor {fd} is not open") from None
     if len(fds) + (tty is not None) > holder.FDS_MAX:
         raise BadCommand("fds", f"{len(fds)} file descriptors are more than {holder.FDS_MAX}")
-    if uid is not None and gid is None:
-        raise BadCommand("gid", "it is needed where uid is given")
-    if groups and gid is None:
-        raise BadCommand("groups", "they need gid")
-    for field, numbers, end in (
-        ("uid", [uid], _ID_END), ("gid", [gid], _ID_END), ("groups", groups, _ID_END), ("umask", [umask], 0o1000),
-        ("fds", fds, _FD_END),
-    ):  # fmt: skip
-        for number in numbers:
-            if number is not None and not 0 <= number < end:
-                raise BadCommand(field, f"{number} is out of range")
+    _check_range("fds", fds, _FD_END)
+    _check_range("umask", [] if umask is None else [umask], 0o1000)
     if subgroup is not None and (
         subgroup in {"", ".", ".."} or "/" in subgroup or "\0" in subgroup or subgroup.startswith("cgroup.")
     ):
@@ -359,9 +388,6 @@ def _command(
         "cwd": None if cwd is None else _encoded("cwd", cwd),
         "fds": list(fds),
         "tty": tty is not None,
-        "uid": uid,
-        "gid": gid,
-        "groups": list(groups),
         "umask": umask,
         "subgroup": None if subgroup is None else os.fsencode(subgroup),
     }
@@ -375,6 +401,15 @@ _ID_END: Final = 2**32 - 1
 """The last number stands for none in setresuid(2)."""
 
 _FD_END: Final = 2**31
+
+
+_ALARM_END: Final = 2**31
+
+
+def _check_range(field: str, numbers: Iterable[int], end: int) -> None:
+    for number in numbers:
+        if not 0 <= number < end:
+            raise BadCommand(field, f"{number} is out of range")
 
 
 def _encoded(field: str, text: Text) -> bytes:

@@ -424,7 +424,6 @@ def run_(
         "cwd": working_directory,
         "fds": dict(_passed(fd) for fd in fds),
         "subgroup": subgroup,
-        **_identity(run_as, gid),
     }
     address = choice.resolve()
     from moorage.cli import helper_files, run
@@ -444,6 +443,7 @@ def run_(
             register_seconds=_register_seconds(described["timeout"]),
             stop_seconds=STOP_SECONDS + ANSWER_SECONDS,
             directory=directory if given.helpers else None,
+            identity=_identity(run_as, gid),
             argv=argv,
             settings=settings,
         ),
@@ -480,7 +480,9 @@ def _passed(text: str) -> tuple[int, int]:
 def _identity(user: pwd.struct_passwd | None, gid: int | None) -> dict[str, Any]:
     """Return what makes a process one of a user and a group."""
     if user is None:
-        return {"gid": gid}
+        if gid is not None:
+            raise click.UsageError("--gid goes with --uid.")
+        return {}
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
     return {"uid": user.pw_uid, "gid": user.pw_gid if gid is None else gid, "groups": groups}
 

@@ -148,6 +148,7 @@ _OPTIONS: Final[Mapping[str, str]] = {
     "controlGroup": "--control-group",
     "invocationId": "--invocation",
     "properties": "--property",
+    "helpers": "--helper or --helpers",
     "timeoutUSec": "--timeout",
 }
 """Where a parameter has another name on the command line than its own with dashes."""
@@ -204,7 +205,7 @@ def _option(parameter: str) -> str:
     """Return what a person has typed for a parameter, ``--slice`` for ``slice``."""
     field = re.split(r"[.\[]", parameter, maxsplit=1)[0]
     where = _OPTIONS.get(field) or "--" + re.sub(r"[A-Z]", lambda match: "-" + match[0].lower(), field)
-    return f"the value of {where}"
+    return f"the value of {where}" + (f" ({printable(parameter)})" if field != parameter else "")
 
 
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})

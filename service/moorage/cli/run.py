@@ -34,9 +34,6 @@ _OPTIONS: Final = {
     "fds": "--pass-fd",
     "subgroup": "--subgroup",
     "uid": "--uid",
-    "gid": "--gid",
-    "groups": "--gid",
-    "tty": "--pty",
 }
 """What a person has typed for the arguments of :meth:`moorage.launch.Payload.run`."""
 
@@ -50,6 +47,7 @@ class Order:
         register_seconds: how long its answer may take.
         stop_seconds: how long the answer of Stop may take.
         directory: the runtime directory that the helpers were told of; None where they were not.
+        identity: arguments of :func:`moorage.launch.hold`: user and groups.
         argv: program and arguments.
         settings: further arguments of :meth:`moorage.launch.Payload.run`.
     """
@@ -58,6 +56,7 @@ class Order:
     register_seconds: float
     stop_seconds: float
     directory: str | None
+    identity: Mapping[str, Any]
     argv: Sequence[str]
     settings: Mapping[str, Any]
 
@@ -75,9 +74,11 @@ def run(address: Address, order: Order) -> int:
 async def _run(address: Address, order: Order) -> int:
     seconds = HOLD_SECONDS + math.ceil(order.register_seconds)
     try:
-        payload = await hold(seconds=seconds)
-    except OSError as error:
-        raise Failure(Exit.NOT_RUN, f"Failed to start a process: {error.strerror}.") from None
+        payload = await hold(seconds=seconds, **order.identity)
+    except StartFailed as error:
+        raise _not_started(error, order.argv[0]) from None
+    except (OSError, HolderGone, trio.TooSlowError) as error:
+        raise Failure(Exit.NOT_RUN, f"Failed to start a process: {error}.") from None
     async with payload:
         try:
             client = await Client.connect(address.path)

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from moorage.launch import StartFailed, hold
+from moorage.process import owner
 from moorage.wire.client import Client
 from moored import OURS, Processes, connect, control_group, describe, listed, run, scopes, show, until
 
@@ -84,6 +85,7 @@ async def test_a_launcher_that_is_killed_leaves_nothing(spawn: Processes) -> Non
     script = """
 import trio
 from moorage.launch import hold
+from moorage.process import owner
 from moorage.wire.client import Client
 async def main():
     async with await hold() as payload, await Client.connect("/run/moorage/io.moorage.Machine") as client:
@@ -126,12 +128,14 @@ async def test_many_at_once() -> None:
 
 async def test_another_user() -> None:
     read, write = os.pipe()
-    async with await hold() as payload, await connect() as client:
-        await register(client, "web", payload.pidfd, properties={"User": "bob"})
-        await payload.run(
-            ["sh", "-c", "id -u; id -g; id -G; pwd; cat /proc/self/status"],
-            uid=BOB.pw_uid, gid=BOB.pw_gid, groups=[BOB.pw_gid, 7], cwd=BOB.pw_dir, fds={1: write},
-        )  # fmt: skip
+    async with (
+        await hold(uid=BOB.pw_uid, gid=BOB.pw_gid, groups=[BOB.pw_gid, 7]) as payload,
+        await connect() as client,
+    ):
+        assert owner(payload.pid) == BOB.pw_uid
+        await register(client, "web", payload.pidfd)
+        command = ["sh", "-c", "id -u; id -g; id -G; pwd; cat /proc/self/status"]
+        await payload.run(command, cwd=BOB.pw_dir, fds={1: write})
         os.close(write)
         text = await trio.to_thread.run_sync(content_of, read)
         assert await payload.wait() == 0
@@ -145,10 +149,28 @@ def content_of(fd: int) -> str:
         return stream.read()
 
 
+async def test_a_user_that_it_may_not_become(spawn: Processes) -> None:
+    script = """
+import os, trio
+from moorage.launch import StartFailed, hold
+async def main():
+    try:
+        await hold(uid=0, gid=0)
+    except StartFailed as error:
+        print(error.field, error.errno, os.listdir("/proc/self/task"), flush=True)
+        os.waitpid(-1, 0)
+trio.run(main)
+"""
+    launcher = spawn([sys.executable, "-c", script], stdout=subprocess.PIPE, user=BOB.pw_uid)
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline().startswith(b"uid 1 ")
+    assert launcher.wait(20) == 1  # there is no child left to wait for
+
+
 async def test_a_directory_that_its_user_may_not_enter() -> None:
-    async with await hold() as payload:
+    async with await hold(uid=BOB.pw_uid, gid=BOB.pw_gid) as payload:
         with pytest.raises(StartFailed) as failed:
-            await payload.run(["true"], uid=BOB.pw_uid, gid=BOB.pw_gid, cwd="/root")
+            await payload.run(["true"], cwd="/root")
     assert (failed.value.field, failed.value.errno, failed.value.filename) == ("cwd", errno.EACCES, "/root")
 
 
@@ -170,12 +192,12 @@ class TestSubgroup:
     async def test_it_is_below_the_scope(self, user: pwd.struct_passwd | None) -> None:
         read, write = os.pipe()
         ids: dict[str, Any] = {} if user is None else {"uid": user.pw_uid, "gid": user.pw_gid}
-        async with await hold() as payload, await connect() as client:
+        async with await hold(**ids) as payload, await connect() as client:
             machine = await register(
                 client, "box", payload.pidfd, **{"class": "container"},
                 properties={} if user is None else {"User": user.pw_name},
             )  # fmt: skip
-            await payload.run(["bash", "-c", self.CONTROLLERS], fds={1: write}, subgroup="payload", **ids)
+            await payload.run(["bash", "-c", self.CONTROLLERS], fds={1: write}, subgroup="payload")
             os.close(write)
             group = f"{machine['controlGroup']}/payload"
             await until(lambda: control_group(payload.pid) == f"{group}/inner")
