@@ -1,0 +1,252 @@
+"""moorctl run against the real moored: what a person or a script starts a machine with."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("cli_battery")
+
+from cli_battery import RUN_SECONDS, Moorctl, a_name  # noqa: E402
+from moored import run, scopes, show  # noqa: E402
+
+moorctl = Moorctl()
+Starter = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(autouse=True)
+def _clean(nothing_left: None) -> None:
+    """Every test here leaves nothing."""
+
+
+@pytest.fixture
+def start() -> Generator[Starter]:
+    """Start moorctl run, and leave it running until the test ends."""
+    started: list[subprocess.Popen[str]] = []
+
+    def one(*arguments: str) -> subprocess.Popen[str]:
+        started.append(
+            subprocess.Popen(
+                [moorctl.program, "run", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+        return started[-1]
+
+    yield one
+    for process in started:
+        process.kill()
+        process.communicate(timeout=RUN_SECONDS)
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
+
+
+def units(name: str) -> list[str]:
+    text = run("systemctl", "list-units", "--all", "--plain", "--no-legend", f"machine-{name}*")
+    return [line.split()[0] for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -SEGV $$", 139)])
+def test_the_status_is_that_of_the_command(script: str, status: int) -> None:
+    done = moorctl("run", "--name", a_name(), "--", "sh", "-c", f"echo out; echo err >&2; {script}")
+    assert (done.returncode, done.stdout, done.stderr) == (status, "out\n", "err\n")
+
+
+def test_only_the_command_is_in_the_scope() -> None:
+    name = a_name()
+    script = "group=$(sed -n s/^0:://p /proc/self/cgroup); echo $group; echo $$; cat /sys/fs/cgroup/$group/cgroup.procs"
+    done = moorctl("run", "--name", name, "--slice", "machine-run.slice", "--", "bash", "-c", script)
+    group, pid, *members = done.stdout.splitlines()
+    assert group == f"/machine.slice/machine-run.slice/machine-{name}.scope"
+    assert members == [pid]  # bash becomes cat
+
+
+def test_what_is_left_ends_with_the_command_and_the_name_is_free() -> None:
+    name = a_name()
+    for _ in range(5):
+        done = moorctl("run", "--name", name, "--", "sh", "-c", "sleep infinity & echo left")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
+        assert f"machine-{name}.scope" not in scopes()
+
+
+def test_without_a_lease_what_is_left_stays() -> None:
+    name = a_name()
+    script = "sleep infinity >/dev/null 2>&1 & echo left"
+    done = moorctl("run", "--name", name, "--no-lease", "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (0, "left\n")
+    assert show(f"machine-{name}.scope", "ActiveState") == {"ActiveState": "active"}
+    moorctl.output("stop", name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_has_the_machine_stopped(start: Starter, number: int) -> None:
+    name = a_name()
+    script = "trap 'echo stopped; exit 3' TERM; echo ready; while :; do sleep infinity & wait; done"
+    process = start("--name", name, "--", "bash", "-c", script)
+    assert line_of(process) == "ready"
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=RUN_SECONDS)
+    assert (process.returncode, output) == (3, "stopped\n")
+    assert errors == f"Stopping {name}. Once more, and it is killed.\n"
+    assert units(name) == []
+
+
+def test_a_second_signal_kills(start: Starter) -> None:
+    name = a_name()
+    process = start(
+        "--name", name, "--", "bash", "-c", "trap 'echo no' TERM; echo ready; while :; do sleep 1; done"
+    )
+    assert line_of(process) == "ready"
+    process.send_signal(signal.SIGINT)
+    assert line_of(process) == "no"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert f"Killing {name}.\n" in errors
+    assert units(name) == []
+
+
+def test_moorctl_that_is_killed_takes_the_machine_with_it(start: Starter) -> None:
+    name = a_name()
+    process = start(
+        "--name", name, "--helper", "beside=sleep infinity", "--", "sh", "-c", "echo ready; sleep infinity"
+    )
+    assert line_of(process) == "ready"
+    assert f"machine-{name}-beside.service" in units(name)
+    process.kill()
+    wait_for(lambda: units(name) == [])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + RUN_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def test_a_command_that_is_stopped_by_others(start: Starter) -> None:
+    name = a_name()
+    process = start("--name", name, "--", "sh", "-c", "echo ready; exec sleep infinity")
+    assert line_of(process) == "ready"
+    moorctl.output("stop", name)
+    assert process.wait(RUN_SECONDS) == 128 + signal.SIGTERM
+
+
+def test_the_service_may_be_gone_in_between(start: Starter) -> None:
+    name = a_name()
+    process = start("--name", name, "--no-lease", "--", "sh", "-c", "echo ready; exec sleep infinity")
+    assert line_of(process) == "ready"
+    run("systemctl", "kill", "--signal=KILL", "moored.service")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(RUN_SECONDS) == 128 + signal.SIGTERM
+    assert units(name) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--property=Foo=1", "--", "true"], 125, "no property Foo"),
+        (["--slice=../x", "--", "true"], 125, "the value of --slice"),
+        (["--helper=a=/nowhere/at/all", "--", "true"], 125, "--helper or --helpers (helpers[0].execStart"),
+        (["--subgroup=payload", "--", "true"], 125, "--class container"),
+        (["--working-directory=/nowhere", "--", "true"], 125, "--working-directory: /nowhere: No such file"),
+        (["--", "no-such-program"], 127, "Failed to execute no-such-program: No such file or directory."),
+        (["--", "/etc/passwd"], 126, "Failed to execute /etc/passwd: Permission denied."),
+    ],
+)
+def test_what_is_refused_leaves_nothing(options: list[str], status: int, words: str) -> None:
+    name = a_name()
+    done = moorctl("run", "--name", name, *options)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    wait_for(lambda: units(name) == [])
+
+
+def test_a_helper_that_fails_is_told_of_with_what_it_wrote() -> None:
+    name = a_name()
+    command = "sh -c 'echo went wrong >&2; exit 3'"
+    done = moorctl("run", "--name", name, "--helper", f"bad={command}", "--", "echo", "never")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert f"Helper bad did not start: machine-{name}-bad.service ended with 'exit-code'.\n" in done.stderr
+    assert "  went wrong\n" in done.stderr
+    wait_for(lambda: units(name) == [])
+
+
+def test_file_descriptors_environment_and_user(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content\n")
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    script = "cat <&3; id -un; id -Gn; pwd; echo $HOME $USER $GIVEN $MOORAGE_SANDBOX"
+    done = moorctl(
+        "run", "--name", a_name(), "--pass-fd", f"{fd}:3", "--uid", "bob", "--working-directory=/home/bob",
+        "-E", "GIVEN=x=y", "--", "sh", "-c", script, pass_fds=[fd],
+    )  # fmt: skip
+    os.close(fd)
+    assert done.returncode == 0, done
+    suite = os.environ["MOORAGE_SANDBOX"]
+    assert done.stdout.splitlines() == ["content", "bob", "bob", "/home/bob", f"/home/bob bob x=y {suite}"]
+
+
+def test_a_subgroup() -> None:
+    name = a_name()
+    done = moorctl(
+        "run", "--name", name, "--class", "container", "--subgroup", "payload", "cat", "/proc/self/cgroup"
+    )
+    assert f"0::/machine.slice/machine-{name}.scope/payload\n" in done.stdout
+
+
+def test_a_dry_run() -> None:
+    name = a_name()
+    done = moorctl("run", "--name", name, "--dry-run", "--", "echo", "never")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"machine-{name}.scope\n", "")
+
+
+FILE = """
+command = ["sh", "-c", 'printf "%%s\\n" "$@"; echo said | socat -t 20 - UNIX-CONNECT:%t/echo.sock', "sh", "%n"]
+
+[helpers.echo]
+execStart = ["/usr/bin/socat", "ACCEPT-FD:3,fork", "EXEC:cat"]
+sockets = [{ name = "echo.sock", mode = 0o600 }]
+onFailure = "stopMachine"
+
+[helpers.late]
+execStart = ["/usr/bin/sleep", "infinity"]
+after = ["echo"]
+properties = { TasksMax = 5, Environment = ["OF=%n"] }
+"""
+
+
+@pytest.mark.parametrize("user", [[], ["--uid", "bob"]], ids=["root", "bob"])
+def test_a_file_of_helpers(tmp_path: Path, user: list[str]) -> None:
+    file = tmp_path / "set.toml"
+    file.write_text(FILE)
+    name = a_name()
+    done = moorctl("run", "--name", name, *user, "--helpers", str(file), "--", "further", "words")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\nfurther\nwords\nsaid\n", "")
+    assert units(name) == []
+    assert not Path(f"/run/moorage/m/{name}").exists()
+
+
+def test_check_tells_the_names_that_it_will_have(tmp_path: Path, start: Starter) -> None:
+    file = tmp_path / "set.toml"
+    file.write_text(
+        FILE.replace('command = ["sh"', 'command = ["sh", "-c", "echo ready; sleep infinity", "sh"')
+    )
+    name = f"{a_name()}-a:b"
+    told = moorctl.output("check", str(file), "--name", name)
+    process = start("--name", name, "--helpers", str(file))
+    assert line_of(process) == "ready"
+    [directory] = [line.split(": ")[1] for line in told.splitlines() if line.startswith("Runtime directory")]
+    assert Path(directory).is_dir()
+    for line in told.splitlines():
+        if line.startswith("  Unit: "):
+            assert show(line.removeprefix("  Unit: "), "ActiveState") == {"ActiveState": "active"}
+    assert sum(line.startswith("  Unit: ") for line in told.splitlines()) == 2
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(RUN_SECONDS) == 128 + signal.SIGTERM
