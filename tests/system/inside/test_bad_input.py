@@ -275,7 +275,10 @@ def test_a_process_that_is_another_one(spawn: Processes) -> None:
     one, other = process_of(spawn()), process_of(spawn())
     expect_gone({**one, "pidfdId": other["pidfdId"]})
     expect_gone({**one, "bootId": "0" * 31 + "1"})
-    expect_gone({**one, "bootId": "not an ID"})
+    malformed = {**one, "bootId": "not an ID"}
+    ours = call(f"{OURS}Register", {"name": "web", "class": "vm", "leader": malformed})
+    assert error_of(ours) == (f"{OURS}ProcessGone", {"pid": one["pid"]})
+    assert error_of(call(f"{THEIRS}List", {"pid": malformed})) == (INVALID, {"parameter": "pid"})
 
 
 SYS_CLONE3 = 435
