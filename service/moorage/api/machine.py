@@ -243,7 +243,9 @@ class MoorageMachine(Interface):
         return await self._lifecycle.register(registration, timeout_usec=timeout_usec, lease=lease)
 
     @method("List", requires_more=True)
-    def list(self, call: Call, params: Empty) -> Iterator[wire.MachineOut] | AsyncIterator[wire.MachineOut]:
+    def list(
+        self, call: Call, params: Empty
+    ) -> Iterator[wire.MachineOut] | AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
         """List the living machines. Only those that have helpers need a question to the manager."""
         authorize(call, self._policy, Action.INSPECT)
         machines = [machine for machine in self._registry if self._lifecycle.is_there(machine)]
@@ -255,11 +257,16 @@ class MoorageMachine(Interface):
 
     async def _listed_with_helpers(
         self, machines: Sequence[model.Machine]
-    ) -> AsyncIterator[wire.MachineOut]:
+    ) -> AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
         with _errors():
             statuses = await self._lifecycle.helper_statuses(*machines)
-        for machine, helpers in zip(machines, statuses, strict=True):
-            yield wire.MachineOut(machine=self._machine(machine, helpers))
+        *first, last = [
+            wire.MachineOut(machine=self._machine(machine, helpers))
+            for machine, helpers in zip(machines, statuses, strict=True)
+        ]
+        for reply in first:
+            yield reply
+        yield Last(last)
 
     @method("Describe")
     async def describe(self, call: Call, params: wire.NameIn) -> wire.DescribeOut:

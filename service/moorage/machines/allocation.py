@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -371,13 +372,12 @@ class Allocator:
         done = False
         try:
             with self._helpers.starting(host.name, specs) as start:
-                async with trio.open_nursery(strict_exception_groups=False) as nursery:
+                async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._tell_changes, start, records, tell)
-                    try:
-                        job = await self._start(spec, deadline=deadline)
-                    except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
-                        raise _blamed(error, _properties(specs)) from None
+                    job = await self._tried(spec, specs, deadline=deadline)
                     nursery.cancel_scope.cancel()
+                if isinstance(job, Exception):
+                    raise job
                 statuses = await self._helpers.statuses(records, deadline=deadline)
                 start.failed += [each.helper.unit for each in statuses if each.active_state in ENDED]
                 done = job.result in {"done", "skipped"} and not start.failed  # its condition is never met
@@ -389,22 +389,32 @@ class Allocator:
                 with trio.CancelScope(shield=True):
                     await self._undo_helpers(host.name, specs, with_place=with_place)
 
+    async def _tried(
+        self, spec: ServiceSpec, specs: Sequence[HelperSpec], *, deadline: float
+    ) -> Job | ManagerError | UnitNameTaken:
+        """Start units of helpers, and return what came of it."""
+        try:
+            return await self._start(spec, deadline=deadline)
+        except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
+            return _blamed(error, _properties(specs))
+        except (ManagerError, UnitNameTaken) as error:
+            return error
+
     async def _tell_changes(
         self, start: helping.Start, records: Sequence[Helper], tell: Callable[[list[HelperStatus]], None]
     ) -> None:
         while True:
             await start.changed.wait()
             start.changed = trio.Event()
-            tell(await self._helpers.statuses(records, deadline=trio.current_time() + UNDO_USEC / 1e6))
+            with contextlib.suppress(ManagerError):  # the start will tell
+                tell(await self._helpers.statuses(records, deadline=trio.current_time() + UNDO_USEC / 1e6))
 
     async def _undo_helpers(self, machine: str, specs: Sequence[HelperSpec], *, with_place: bool) -> None:
         deadline = trio.current_time() + UNDO_USEC / 1e6
         units = helping.helper_names(machine, specs)
         if with_place:
             units.append(place_name(machine))
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            for unit in units:
-                nursery.start_soon(self._stop, unit, deadline)
+        await helping.together([partial(self._stop, unit, deadline) for unit in units])
 
     async def _stop(self, unit: str, deadline: float) -> None:
         with contextlib.suppress(NoSuchUnit):

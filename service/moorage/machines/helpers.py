@@ -23,9 +23,10 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
@@ -148,6 +149,8 @@ FOR_ANYBODY = frozenset(
 nothing that the manager would read, write or own for it (``User=``, ``LoadCredential=``, …)."""
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class InvalidHelper(Exception):
@@ -359,19 +362,23 @@ def _without_process() -> dict[str, Json]:
 
 
 def _common(host: Host, description: str) -> dict[str, Json]:
-    # Without default dependencies: at shutdown all of this is stopped with the scope, and in its order.
-    return {"Description": description, "Slice": host.slice, "CollectMode": "inactive-or-failed",
-            "DefaultDependencies": False}  # fmt: skip
+    return {
+        "Description": description,
+        "Slice": host.slice,
+        "CollectMode": "inactive-or-failed",
+        # At shutdown all of this is stopped with the scope, and in its order.
+        "DefaultDependencies": False,
+    }
 
 
-def _bound(host: Host) -> dict[str, Json]:
-    return {"BindsTo": [host.unit], "Before": [host.unit]}
+def _bound(host: Host, description: str) -> dict[str, Json]:
+    """What lives for the machine only: comes before its scope, goes after it."""
+    return {**_common(host, description), "BindsTo": [host.unit], "Before": [host.unit]}
 
 
 def _place(host: Host, home: Home) -> dict[str, Json]:
     return {
-        **_common(host, f"Runtime directory of machine {host.name}"),
-        "BindsTo": [host.unit],
+        **_bound(host, f"Runtime directory of machine {host.name}"),
         # Before the stopper only to keep it loaded for as long as there may be helpers.
         "Before": [host.unit, model.stopper_name(host.name)],
         "Type": "oneshot",
@@ -412,10 +419,9 @@ def _socket(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
     place = model.place_name(host.name)
     mode = spec.sockets[0].mode
     return {
-        **_common(host, f"Sockets of helper {spec.name} of machine {host.name}"),
+        **_bound(host, f"Sockets of helper {spec.name} of machine {host.name}"),
         # Bound to the helper as well: nobody shall wait on a socket that nobody will ever accept from.
         "BindsTo": [host.unit, model.helper_unit(host.name, spec.name)],
-        "Before": [host.unit],
         "Requires": [place],
         "After": [place],
         "Listen": [[names[socket.type], f"{directory}/{socket.name}"] for socket in spec.sockets],
@@ -432,8 +438,9 @@ def _service(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
         needed.append(model.helper_unit(host.name, spec.name, "socket"))
     directory = home.directory(host.name)
     properties: dict[str, Json] = {
-        **_common(host, f"Helper {spec.name} of machine {host.name}"),
-        **_bound(host),
+        **_bound(host, f"Helper {spec.name} of machine {host.name}"),
+        # Without them systemd 262 gives a service with PrivateTmp= a /tmp that only root can use.
+        "DefaultDependencies": True,
         "Requires": needed,
         "After": [*needed, *(model.helper_unit(host.name, other) for other in spec.after)],
         "Type": spec.type,
@@ -537,6 +544,25 @@ def recorded(machine: str, specs: Iterable[HelperSpec]) -> tuple[Helper, ...]:
 # Watching them
 
 
+async def together(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Call functions at once, and return their results in order, or raise the first error when all have ended."""
+    results: dict[int, T] = {}
+    errors: list[Exception] = []
+
+    async def call(number: int, function: Callable[[], Awaitable[T]]) -> None:
+        try:
+            results[number] = await function()
+        except Exception as error:  # noqa: BLE001 - it is raised again below
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for number, function in enumerate(functions):
+            nursery.start_soon(call, number, function)
+    if errors:
+        raise errors[0]
+    return [results[number] for number in range(len(functions))]
+
+
 class Start:
     """Units of helpers while they start.
 
@@ -631,15 +657,7 @@ class Helpers:
         Raises:
             ManagerError: as the manager says.
         """
-        found: dict[str, HelperStatus] = {}
-
-        async def ask(helper: Helper) -> None:
-            found[helper.name] = await self._status(helper, deadline)
-
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            for helper in helpers:
-                nursery.start_soon(ask, helper)
-        return [found[helper.name] for helper in helpers]
+        return await together([functools.partial(self._status, helper, deadline) for helper in helpers])
 
     async def _status(self, helper: Helper, deadline: float) -> HelperStatus:
         names = ("ActiveState", "SubState", "Result", "MainPID", "InvocationID", "CanReload")
