@@ -61,7 +61,7 @@ def test_the_status_is_that_of_the_command(script: str, status: int) -> None:
 
 def test_only_the_command_is_in_the_scope() -> None:
     name = a_name()
-    script = "group=$(sed -n s/^0:://p /proc/self/cgroup); echo $group; echo $$; cat /sys/fs/cgroup/$group/cgroup.procs"
+    script = "g=$(sed -n s/^0:://p /proc/self/cgroup); echo $g; echo $$; cat /sys/fs/cgroup/$g/cgroup.procs"
     done = moorctl("run", "--name", name, "--slice", "machine-run.slice", "--", "bash", "-c", script)
     group, pid, *members = done.stdout.splitlines()
     assert group == f"/machine.slice/machine-run.slice/machine-{name}.scope"

@@ -1,0 +1,106 @@
+/* A launcher in C, with nothing but the C library: it passes a pidfd of the process that will be the machine.
+ *
+ *     launcher NAME COMMAND [ARGUMENT]...
+ *
+ * The child waits until it is in its scope, and then executes the command. A varlink message is JSON and a zero byte;
+ * file descriptors travel with its first byte (https://varlink.org/, systemd's sd-varlink(3)). */
+
+#define _GNU_SOURCE
+#include <err.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define SERVICE "/run/moorage/io.moorage.Machine"
+#define CALL \
+        "{\"method\":\"io.moorage.Machine.Register\",\"parameters\":" \
+        "{\"name\":\"%s\",\"class\":\"vm\",\"leaderFileDescriptor\":0,\"lease\":true}}"
+
+static int connect_to_service(void) {
+        const char *path = getenv("MOORAGE_ADDRESS");
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+        snprintf(address.sun_path, sizeof address.sun_path, "%s", path ? path : SERVICE);
+        if (fd < 0 || connect(fd, (struct sockaddr *) &address, sizeof address) < 0)
+                err(125, "Failed to connect to %s", address.sun_path);
+        return fd;
+}
+
+static void send_with_fd(int service, const char *message, int fd) {
+        union {
+                char room[CMSG_SPACE(sizeof fd)];
+                struct cmsghdr aligned;
+        } control = { 0 };
+        struct iovec bytes = { .iov_base = (char *) message, .iov_len = strlen(message) + 1 }; /* with the zero byte */
+        struct msghdr header = {
+                .msg_iov = &bytes, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control.room,
+        };
+        struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
+
+        rights->cmsg_level = SOL_SOCKET;
+        rights->cmsg_type = SCM_RIGHTS;
+        rights->cmsg_len = CMSG_LEN(sizeof fd);
+        memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+        if (sendmsg(service, &header, MSG_NOSIGNAL) != (ssize_t) bytes.iov_len)
+                err(125, "Failed to send the call");
+}
+
+static void receive(int service, char *reply, size_t size) {
+        size_t length = 0;
+
+        do {
+                ssize_t count = length < size ? recv(service, reply + length, size - length, 0) : -1;
+                if (count <= 0)
+                        errx(125, "Failed to read the reply");
+                length += (size_t) count;
+        } while (reply[length - 1] != '\0');
+}
+
+int main(int argc, char **argv) {
+        static char reply[1024 * 1024];
+        char call[sizeof CALL + 64], released;
+        int gate[2], status;
+
+        /* A machine's name has no characters that mean something in JSON, but for the backslash. */
+        if (argc < 3 || strlen(argv[1]) > 64 || strpbrk(argv[1], "\"\\"))
+                errx(2, "usage: launcher NAME COMMAND [ARGUMENT]...");
+        if (pipe(gate) < 0)
+                err(125, "Failed to make a pipe");
+
+        pid_t child = fork();
+        if (child < 0)
+                err(125, "Failed to fork");
+        if (child == 0) {
+                close(gate[1]);
+                if (read(gate[0], &released, 1) != 1) /* the launcher has failed, or is dead */
+                        _exit(125);
+                close(gate[0]);
+                execvp(argv[2], argv + 2);
+                err(127, "Failed to execute %s", argv[2]);
+        }
+        close(gate[0]);
+
+        int service = connect_to_service();
+        int pidfd = (int) syscall(SYS_pidfd_open, child, 0);
+        if (pidfd < 0)
+                err(125, "Failed to open the child");
+        snprintf(call, sizeof call, CALL, argv[1]);
+        send_with_fd(service, call, pidfd);
+        receive(service, reply, sizeof reply);
+        if (strstr(reply, "\"error\":"))
+                errx(125, "Failed to register: %s", reply);
+
+        if (write(gate[1], "", 1) != 1)
+                err(125, "Failed to release the child");
+        close(gate[1]);
+        if (waitpid(child, &status, 0) < 0)
+                err(125, "Failed to wait");
+        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}

@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""A launcher: a virtual machine in a scope of its own, with a helper that it talks to, and nothing left behind.
+
+    launcher.py NAME COMMAND [ARGUMENT]...
+
+The command, which stands for a VMM, finds the helper's socket in $HELPER and the name of its scope in $SCOPE.
+"""
+
+import os
+import sys
+
+import trio
+
+from moorage.launch import hold
+from moorage.wire.client import Client
+
+SOCKET = os.environ.get("MOORAGE_ADDRESS", "/run/moorage/io.moorage.Machine")
+
+
+async def main(name: str, *command: str) -> int:
+    """Run a command as a machine, and return its exit status."""
+    # The payload is there first: it waits in the scope until its command line is known.
+    async with await hold() as payload, await Client.connect(SOCKET) as client:
+        echo = {
+            "name": "echo",
+            "execStart": ["/usr/bin/socat", "ACCEPT-FD:3,fork", "EXEC:cat"],
+            "sockets": [{"name": "echo.sock"}],
+            "onFailure": "stopMachine",
+        }
+        parameters = {
+            "name": name,
+            "class": "vm",
+            "leaderFileDescriptor": 0,  # the first of the file descriptors that go along
+            "helpers": [echo],
+            "lease": True,  # when this program ends, the machine does
+        }
+        reply = await client.call("io.moorage.Machine.Register", parameters, fds=[payload.pidfd])
+        machine = reply["machine"]
+        known = {"SCOPE": machine["unit"], "HELPER": f"{machine['runtimeDirectory']}/echo.sock"}
+        await payload.run(command, env={**os.environ, **known})
+        return await payload.wait()
+
+
+if __name__ == "__main__":
+    status = trio.run(main, sys.argv[1], *sys.argv[2:])
+    sys.exit(status if status >= 0 else 128 - status)

@@ -1,0 +1,72 @@
+"""The examples do what they say, from the outside."""
+
+import base64
+import secrets
+import subprocess
+
+import pytest
+
+from sandboxes import CHECKOUT, Sandbox
+
+EXAMPLES = CHECKOUT / "examples"
+COMPILE_SECONDS = 60.0
+
+LAUNCHERS = ("launcher.py", "launcher.sh", "launcher")
+"""The last one is compiled on the host, without shared libraries: a sandbox has no compiler."""
+
+UNTIL_GONE = """
+for try in $(seq 400); do
+    [ -z "$(systemctl list-units --all --plain --no-legend "machine-$1*")" ] && exit 0
+    sleep 0.05
+done
+systemctl list-units --all "machine-$1*"
+exit 1
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The launcher in C, in base64."""
+    program = tmp_path_factory.mktemp("examples") / "launcher"
+    options = ["-std=c17", "-Wall", "-Wextra", "-Werror", "-O2", "-static"]
+    source = str(EXAMPLES / "launcher.c")
+    subprocess.run(["gcc", *options, "-o", str(program), source], check=True, timeout=COMPILE_SECONDS)
+    return base64.b64encode(program.read_bytes()).decode()
+
+
+@pytest.fixture
+def place(sandbox: Sandbox, compiled: str) -> str:
+    """Directory in the sandbox with the launchers."""
+    sandbox.run(["systemctl", "start", "moored.socket"])
+    script = (
+        "mkdir -p /run/examples && cp /moorage/examples/launcher.* /run/examples/ && cd /run/examples &&"
+    )
+    sandbox.run(["sh", "-c", f"{script} base64 -d >launcher && chmod +x launcher*"], input=compiled)
+    return "/run/examples"
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher(sandbox: Sandbox, place: str, launcher: str) -> None:
+    name = f"example{secrets.token_hex(4)}"
+    script = (
+        'sed -n s/^0:://p /proc/self/cgroup; [ -z "$HELPER" ] || echo talk | socat -t 20 - UNIX-CONNECT:"$HELPER";'
+        '[ -z "$SCOPE" ] || echo "$SCOPE"; exit 7'
+    )
+    done = sandbox.run([f"{place}/{launcher}", name, "sh", "-c", script], check=False)
+    scope = f"machine-{name}.scope"
+    group, *told = done.stdout.splitlines()
+    assert (done.returncode, group) == (7, f"/machine.slice/{scope}"), done
+    assert told == ([] if launcher == "launcher" else ["talk", scope])
+    sandbox.run(["sh", "-c", UNTIL_GONE, "sh", name])
+
+
+@pytest.mark.parametrize("launcher", ["launcher.py", "launcher"])
+def test_a_launcher_that_is_killed_leaves_nothing(sandbox: Sandbox, place: str, launcher: str) -> None:
+    name = f"killed{secrets.token_hex(4)}"
+    with sandbox.spawn(
+        [f"{place}/{launcher}", name, "sh", "-c", "echo ready; exec sleep infinity"]
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+    sandbox.run(["sh", "-c", UNTIL_GONE, "sh", name])
