@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from moorage.cli.address import Address
 from moorage.cli.properties import convert_values
@@ -60,7 +60,7 @@ class Helper(Struct, rename="camel", forbid_unknown_fields=True, omit_defaults=T
     after: list[str] = []
     on_failure: Literal["ignore", "stopMachine"] | None = None
     restart: str | None = None
-    properties: dict[str, Any] = field(default_factory=dict[str, Any])
+    properties: dict[str, Any] = {}
 
 
 class HelperSet(Struct):
@@ -72,7 +72,7 @@ class HelperSet(Struct):
 
 class _File(Struct, forbid_unknown_fields=True):
     command: list[str] = []
-    helpers: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    helpers: dict[str, dict[str, Any]] = {}
 
 
 def load(path: str) -> HelperSet:
