@@ -55,16 +55,16 @@ class NotUnified(Exception):
 def _read(control_group: str, attribute: str) -> bytes | None:
     try:
         descriptor = os.open(f"{ROOT}{control_group}/{attribute}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(descriptor, 64 * 1024)
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        return os.read(descriptor, 64 * 1024)
     except OSError as error:
-        if error.errno == errno.ENODEV:  # the group was removed between open and read
+        if error.errno == errno.ENODEV:  # the group is being removed (kernfs says so of open and of read)
             return None
         raise
-    finally:
-        os.close(descriptor)
 
 
 def _pairs(text: bytes | None) -> dict[bytes, int]:
