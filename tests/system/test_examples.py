@@ -2,11 +2,14 @@
 
 import base64
 import secrets
+import signal
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from sandboxes import CHECKOUT, Sandbox
+from sandboxes import CHECKOUT, RUN_SECONDS, Sandbox
 
 EXAMPLES = CHECKOUT / "examples"
 COMPILE_SECONDS = 60.0
@@ -70,3 +73,40 @@ def test_a_launcher_that_is_killed_leaves_nothing(sandbox: Sandbox, place: str, 
         assert process.stdout.readline() == "ready\n"
         process.kill()
     sandbox.run(["sh", "-c", UNTIL_GONE, "sh", name])
+
+
+@pytest.mark.parametrize("file", sorted((EXAMPLES / "helpers").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_file_of_helpers_can_be_told(sandbox: Sandbox, file: Path) -> None:
+    inside = f"/moorage/examples/helpers/{file.name}"
+    told = sandbox.run(["moorctl", "check", "--name", "web", inside]).stdout
+    assert "Runtime directory: /run/moorage/m/web\n" in told
+    assert "%" not in told
+
+
+def test_a_virtual_machine_with_a_file_server_and_a_tpm(boot: Callable[..., Sandbox]) -> None:
+    """Nothing of it was written here: QEMU finds both at the sockets that the service manager has bound."""
+    sandbox = boot("--packages", "qemu-system-x86,virtiofsd,swtpm")
+    sandbox.run(["systemctl", "start", "moored.socket"])
+    sandbox.run(["mkdir", "-p", "/srv/web"])
+    command = [
+        "moorctl",
+        "run",
+        "--name",
+        "web",
+        "--helpers",
+        "/moorage/examples/helpers/qemu-virtiofs-swtpm.toml",
+    ]
+    with sandbox.spawn(command, stderr=subprocess.STDOUT) as launcher:
+        assert launcher.stdout is not None
+        # By then the firmware has asked the TPM, and QEMU has talked to virtiofsd.
+        heard = ""
+        while "No bootable device" not in heard:
+            heard = launcher.stdout.readline()
+            assert heard
+        connected = sandbox.run(["ss", "-xnp", "state", "established"]).stdout
+        for name in ("fs.sock", "tpm.sock"):
+            assert f"/run/moorage/m/web/{name}" in connected
+        sandbox.run(["pkill", "-KILL", "qemu-system"])
+        assert launcher.wait(RUN_SECONDS) == 128 + signal.SIGKILL
+    sandbox.run(["sh", "-c", UNTIL_GONE, "sh", "web"])
+    sandbox.run(["test", "!", "-e", "/run/moorage/m/web"])
