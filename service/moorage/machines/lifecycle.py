@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import logging
 import math
 import os
@@ -31,6 +32,7 @@ from moorage.machines.helpers import (
     check_programs,
     check_properties,
     recorded,
+    together,
 )
 from moorage.machines.metadata import Metadata, acquire
 from moorage.machines.model import (
@@ -681,19 +683,20 @@ class Lifecycle:
         """
         deadline = trio.current_time() + HELPERS_USEC / 1e6
         (statuses,) = await self.helper_statuses(machine)
-        reloaded: set[str] = set()
 
-        async def reload(helper: Helper) -> None:
-            with contextlib.suppress(NoSuchUnit, ManagerRefused):  # it has ended meanwhile
-                if (await self._manager.reload(helper.unit, deadline=deadline)).result == "done":
-                    reloaded.add(helper.name)
+        async def reload(status: HelperStatus) -> bool:
+            if not status.reloadable or status.active_state not in {"active", "reloading"}:
+                return False
+            try:
+                return (await self._manager.reload(status.helper.unit, deadline=deadline)).result == "done"
+            except (NoSuchUnit, ManagerRefused):  # it has ended meanwhile
+                return False
 
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            for status in statuses:
-                if status.reloadable and status.active_state in {"active", "reloading"}:
-                    nursery.start_soon(reload, status.helper)
-        names = [helper.name for helper in machine.helpers]
-        return [name for name in names if name in reloaded], [name for name in names if name not in reloaded]
+        done = await together([functools.partial(reload, status) for status in statuses])
+        names: dict[bool, list[str]] = {True: [], False: []}
+        for status, reloaded in zip(statuses, done, strict=True):
+            names[reloaded].append(status.helper.name)
+        return names[True], names[False]
 
     @contextlib.asynccontextmanager
     async def _changing(self, machine: Machine) -> AsyncGenerator[None]:
