@@ -23,14 +23,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     # 2: adapters to the outside
     (
-        "moorage.dbus", "moorage.journal", "moorage.readiness", "moorage.pid1.over_dbus", "moorage.pid1.cgroup", "moorage.machines.store",
-        "moorage.authz.polkit", "moorage.namespace_probe", "moorage.wire.sockets", "moorage.wire.deadlines",
+        "moorage.dbus", "moorage.journal", "moorage.readiness", "moorage.pid1.over_dbus", "moorage.pid1.cgroup",
+        "moorage.machines.store", "moorage.authz.polkit", "moorage.namespace_probe", "moorage.wire.sockets", "moorage.wire.deadlines",
     ),
     # 3: what lives
     (
         "moorage.machines.allocation", "moorage.machines.metadata", "moorage.machines.lifecycle",
         "moorage.machines.helpers",
-        "moorage.machines.events", "moorage.machines.limits", "moorage.wire.link", "moorage.wire.server", "moorage.wire.client", "moorage.launch",
+        "moorage.machines.events", "moorage.machines.limits", "moorage.wire.link", "moorage.wire.server",
+        "moorage.wire.client", "moorage.launch",
     ),
     # 4: interfaces served
     ("moorage.api", "moorage.activation"),

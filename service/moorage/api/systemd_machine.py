@@ -299,7 +299,7 @@ class SystemdMachine(Interface):
                     uid=call.peer.uid,
                     leader=leader.id,
                     leader_pidfd=leader.pidfd,
-            owner=leader.owner,
+                    owner=leader.owner,
                     supervisor=leader.supervisor,
                     allocate_unit=bool(params.allocateUnit),
                     id=None if params.id is None else params.id.replace("-", "").lower(),
