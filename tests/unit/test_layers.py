@@ -24,7 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 2: adapters to the outside
     (
         "moorage.dbus", "moorage.journal", "moorage.readiness", "moorage.pid1.over_dbus", "moorage.pid1.cgroup",
-        "moorage.machines.store", "moorage.authz.polkit", "moorage.namespace_probe", "moorage.wire.sockets", "moorage.wire.deadlines",
+        "moorage.machines.store", "moorage.authz.polkit", "moorage.namespace_probe",
+        "moorage.wire.sockets", "moorage.wire.deadlines",
     ),
     # 3: what lives
     (
