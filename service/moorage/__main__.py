@@ -6,18 +6,19 @@ import argparse
 import logging
 import os
 import sys
+from typing import cast
 
 import trio
 
 from moorage import __version__, activation
-from moorage.app import Options, run
+from moorage.app import NoRecords, Options, run
 from moorage.pid1.cgroup import NotUnified, check_unified
 from moorage.pid1.manager import ManagerUnavailable
 
 IDLE_USEC = 30_000_000
 """Default of --idle-timeout, µs: as long as machined keeps running with nothing to do (DEFAULT_EXIT_USEC)."""
 
-_EXPECTED = (NotUnified, ManagerUnavailable, activation.NoSockets, OSError)
+_EXPECTED = (NotUnified, ManagerUnavailable, NoRecords, activation.NoSockets)
 """What can be wrong with where we were started: a sentence for the log, not a traceback."""
 
 _PREFIXES = {logging.DEBUG: "<7>", logging.INFO: "<6>", logging.WARNING: "<4>", logging.ERROR: "<3>"}
@@ -108,7 +109,7 @@ def main() -> int:
         expected, others = group.split(_EXPECTED)
         if expected is None or others is not None:
             raise
-        return _fail(_only(expected))
+        return _fail(_only(cast("BaseExceptionGroup[BaseException]", expected)))
     return 0
 
 

@@ -45,7 +45,7 @@ def listen(path: str) -> socket.socket:
     """Listen on a path of our own, replacing a socket that was left there.
 
     Raises:
-        OSError: the path cannot be bound.
+        NoSockets: the path cannot be bound.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -53,9 +53,9 @@ def listen(path: str) -> socket.socket:
             os.unlink(path)
         listener.bind(path)
         listener.listen(socket.SOMAXCONN)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise NoSockets(f"cannot listen on {path}: {error.strerror}") from None
     return listener
 
 

@@ -35,6 +35,10 @@ IDLE_CHECK_USEC = 1_000_000
 _log = logging.getLogger(__name__)
 
 
+class NoRecords(Exception):
+    """The directory of the records cannot be made or opened."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to run.
@@ -61,12 +65,15 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
 
     Raises:
         ManagerUnavailable: the service manager cannot be reached at the start (in an exception group).
-        OSError: the records cannot be kept.
+        NoRecords: there is no place for the records.
     """
     _raise_file_limit()
     policy = Policy(options.user)
     manager = DBusManager(Endpoints.of("system" if options.user is None else "user"), options.link)
-    store = Store(options.state_directory)
+    try:
+        store = Store(options.state_directory)
+    except OSError as error:
+        raise NoRecords(f"cannot keep records in {options.state_directory}: {error.strerror}") from None
     lifecycle = Lifecycle(
         manager, store, Home(user=options.user is not None, root=options.runtime_directory)
     )

@@ -74,7 +74,8 @@ class GenericService(Interface):
     @method("SetLogLevel")
     def set_log_level(self, call: Call, params: SetLogLevelIn) -> None:
         """Say more, or less."""
-        if params.level is None:  # described as nullable, and required all the same (varlink_method_set_log_level())
+        # Described as nullable, and required all the same (varlink_method_set_log_level()).
+        if params.level is None:
             raise InvalidParameter("level")
         authorize(call, self._policy, Action.SERVICE)
         self._level = params.level
