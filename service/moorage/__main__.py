@@ -109,14 +109,15 @@ def main() -> int:
         expected, others = group.split(_EXPECTED)
         if expected is None or others is not None:
             raise
-        return _fail(_only(cast("BaseExceptionGroup[BaseException]", expected)))
+        return _fail(_only(expected))
     return 0
 
 
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _only(group: BaseException) -> BaseException:
     """Return the first exception in a group of groups."""
-    found = group.exceptions[0]
-    return _only(found) if isinstance(found, BaseExceptionGroup) else found
+    while isinstance(group, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", group).exceptions[0]
+    return group
 
 
 if __name__ == "__main__":
