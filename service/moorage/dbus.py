@@ -21,7 +21,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import trio
 from jeepney.auth import BEGIN, AuthenticationError, Authenticator
@@ -215,37 +215,40 @@ class Signal:
             return None
         return self._received.body()
 
-    def changed(self, interface: str, name: str) -> tuple[bool, str | None]:
-        """What a PropertiesChanged says about one property, which is a string.
+    def is_change_of(self, interface: str) -> bool:
+        """Whether this is a PropertiesChanged about an interface."""
+        received = self._received
+        if self.member != "PropertiesChanged" or received.text(_SIGNATURE) != "sa{sv}as":
+            return False
+        return received.data.startswith(interface.encode() + b"\0", received.body_at + 4)
+
+    def changed(self, name: str, signature: Literal["s", "ay"]) -> bytes | None:
+        """What a PropertiesChanged says about one property, a string or an array of bytes.
 
         Found by its place in the bytes. A change of a unit of systemd has some twenty values, which take 70 µs to
         decode, and each start of a unit sends five.
 
         Args:
-            interface: that the change must be about.
             name: of the property.
+            signature: of its value.
 
         Returns:
-            Whether the signal is a change of this interface, and the value if it is among what changed.
+            The value if it is among what changed.
         """
         received = self._received
-        if self.member != "PropertiesChanged" or received.text(_SIGNATURE) != "sa{sv}as":
-            return False, None
         data, start = received.data, received.body_at + 4
-        if not data.startswith(interface.encode() + b"\0", start):
-            return False, None
         # A key, its NUL, and the signature of its value: no value can look like that, for the byte after the NUL
         # of a string is padding or the length of what follows, and no length has a signature in it.
-        key = name.encode() + b"\0\1s\0"
+        key = name.encode() + b"\0" + bytes([len(signature)]) + signature.encode() + b"\0"
         at = data.find(key, start)
         if at < 0:
-            return True, None
+            return None
         at = at + len(key) + 3 & ~3
         try:
             size: int = _UINT32[received.endian].unpack_from(data, at)[0]
-            return True, data[at + 4 : at + 4 + size].decode()
-        except (struct.error, UnicodeDecodeError):
-            return True, None
+        except struct.error:
+            return None
+        return data[at + 4 : at + 4 + size]
 
 
 class _Pending:

@@ -428,14 +428,15 @@ def test_what_a_change_says() -> None:
         for position in range(4):
             items = list(values.items())
             items.insert(position, ("ActiveState", ("s", state)))
-            assert change("org.example.Unit", dict(items)).changed("org.example.Unit", "ActiveState") == (
-                True,
-                state,
-            )
-    assert change("org.example.Unit", values).changed("org.example.Unit", "ActiveState") == (True, None)
-    assert change("org.example.Unit", {}).changed("org.example.Unit", "ActiveState") == (True, None)
-    assert change("org.example.Units", values).changed("org.example.Unit", "ActiveState") == (False, None)
-    assert Signal(dbus._parse_header(signal(1))).changed("org.example.Unit", "ActiveState") == (False, None)
+            changed = change("org.example.Unit", dict(items))
+            assert changed.is_change_of("org.example.Unit")
+            assert changed.changed("ActiveState", "s") == state.encode()
+            items.insert(position, ("InvocationID", ("ay", bytes(range(16)))))
+            assert change("org.example.Unit", dict(items)).changed("InvocationID", "ay") == bytes(range(16))
+    assert change("org.example.Unit", values).changed("ActiveState", "s") is None
+    assert change("org.example.Unit", {}).changed("ActiveState", "s") is None
+    assert not change("org.example.Units", values).is_change_of("org.example.Unit")
+    assert not Signal(dbus._parse_header(signal(1))).is_change_of("org.example.Unit")
 
 
 # Descriptors
@@ -629,6 +630,7 @@ def test_any_bytes_are_survived(pieces: list[bytes], each: int) -> None:
                 await link.call(ECHO, deadline=soon())
             await closed(link)
         for each_signal in signals:
-            each_signal.changed("a", "b")
+            if each_signal.is_change_of("a"):
+                each_signal.changed("b", "s")
 
     trio.run(main)

@@ -314,9 +314,8 @@ class Lifecycle:
             for number, (machine, mark) in enumerate(marked.items(), start=1):
                 if self.registry.get(machine.name) is machine and not self._settled_by_kernel(machine, mark):
                     nursery.start_soon(self._recheck, machine)
-                if (
-                    number % QUESTIONS_MAX == 0
-                ):  # when hundreds of leaders die at once, others wait no longer
+                # When hundreds of leaders die at once, others wait no longer.
+                if number % QUESTIONS_MAX == 0:
                     await trio.lowlevel.checkpoint()
 
     def _settled_by_kernel(self, machine: Machine, mark: _Mark) -> bool:
@@ -790,14 +789,17 @@ class Lifecycle:
     async def _stop(self, machine: Machine) -> None:
         deadline = trio.current_time() + STOP_USEC / 1e6
         state = cgroup.events(machine.control_group)
+        stopped = False
         try:
             if state is not None and state.frozen:
                 await self._manager.thaw(machine.unit, deadline=deadline)
-            await self._manager.stop(machine.unit, deadline=deadline)
+            stopped = (await self._manager.stop(machine.unit, deadline=deadline)).result == "done"
         except NoSuchUnit:
             pass  # it went by itself
         finally:
-            self._mark(machine).ask = True
+            # Of a unit that is stopped and gone the manager tells by itself, a moment later.
+            mark = self._mark(machine)
+            mark.ask |= not stopped
 
     async def wait_registered(self, name: str, *, timeout_usec: int = REGISTER_USEC) -> None:
         """Wait while a machine of that name is being registered: a stop is queued behind the start job."""

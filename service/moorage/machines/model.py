@@ -24,6 +24,7 @@ HELPERS_MAX = (
 HELPER_SOCKETS_MAX = 16  # sockets of one helper, each a file descriptor of PID 1
 SUN_PATH_MAX = 107  # bytes of a socket's path (unix(7): 108 with the final NUL)
 
+_SURELY_SHORT = (UNIT_NAME_MAX - len("machine-.scope")) // 4
 _NAME = re.compile(r"[A-Za-z0-9_@\\:][A-Za-z0-9_.@\\:-]*")
 _HELPER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HOST_NAME_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
@@ -338,7 +339,10 @@ def is_machine_name(name: str) -> bool:
     neither with a dot (records and directories of that name would be hidden) nor with a hyphen (it would be an option
     on every command line), and its unit's name must not get too long by escaping.
     """
-    return len(name) <= NAME_MAX and bool(_NAME.fullmatch(name)) and len(scope_name(name)) <= UNIT_NAME_MAX
+    if len(name) > NAME_MAX or not _NAME.fullmatch(name):
+        return False
+    # Escaping makes four characters of one at most: only the longest names are worth the counting.
+    return len(name) <= _SURELY_SHORT or len(scope_name(name)) <= UNIT_NAME_MAX
 
 
 def escape(text: str) -> str:

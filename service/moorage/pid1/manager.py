@@ -264,12 +264,14 @@ class UnitHint:
             executed itself again) and "connected" (anything may have been missed since the last
             "disconnected") are about all of them.
         unit: its name; empty for the kinds that are about all.
-        active_state: what a "changed" says of the unit's state; None if it says nothing.
+        active_state: what a "changed" says of the unit's state; empty if it says nothing.
+        invocation_id: what it says of that, 32 hexadecimal digits; empty if it says nothing.
     """
 
     kind: Literal["changed", "removed", "reloaded", "connected", "disconnected"]
     unit: str = ""
-    active_state: str | None = None
+    active_state: str = ""
+    invocation_id: str = ""
 
 
 class PropertyTypes(Protocol):

@@ -313,10 +313,12 @@ class DBusManager:
             return
         if signal.path.startswith(_UNITS):
             unit = _unit_of(signal.path)
-            if self._interest(unit):
-                about_unit, active_state = signal.changed(_UNIT, "ActiveState")
-                if about_unit:
-                    self._callback(UnitHint("changed", unit, active_state))
+            if self._interest(unit) and signal.is_change_of(_UNIT):
+                active_state = signal.changed("ActiveState", "s") or b""
+                invocation_id = signal.changed("InvocationID", "ay") or b""
+                self._callback(
+                    UnitHint("changed", unit, active_state.decode("ascii", "replace"), invocation_id.hex())
+                )
         elif signal.path == _ROOT and signal.interface == _MANAGER:
             if signal.member == "JobRemoved":
                 if not self._jobs.idle and (body := signal.body("uoss")) is not None:
