@@ -27,6 +27,10 @@ PID_MAX = 2**22
 """PID_MAX_LIMIT of the kernel's include/linux/threads.h: no PID is larger on any 64 bit machine."""
 
 
+_PROC_FILE_MAX = 64 * 1024
+"""Bytes; the largest of them is /proc/PID/cgroup with a path of PATH_MAX in each hierarchy of a legacy system."""
+
+
 class ProcessGone(Exception):
     """The process does not exist (any more), or its PID belongs to another one by now.
 
@@ -76,14 +80,23 @@ def _pidfd_inodes_are_unique() -> bool:
         other.close()
 
 
+def _read(path: str) -> bytes:
+    # What is read here is a page at most; pathlib and a buffered file cost as much again as the kernel's answer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _PROC_FILE_MAX)
+    finally:
+        os.close(descriptor)
+
+
 def _stat_flags(pid: int) -> int:
     # The second field of proc_pid_stat(5), the command, may hold anything: what counts starts after its last ')'.
-    text = Path(f"/proc/{pid}/stat").read_bytes()
+    text = _read(f"/proc/{pid}/stat")
     return int(text[text.rindex(b")") + 2 :].split()[6])
 
 
 def _thread_group(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_bytes().splitlines():
+    for line in _read(f"/proc/{pid}/status").splitlines():
         if line.startswith(b"Tgid:"):
             return int(line[5:])
     raise ProcessGone(pid)
@@ -96,7 +109,7 @@ def pid_of(pidfd: int) -> int:
         ProcessGone: it has been reaped.
         NotAProcess: the fd is no pidfd, or its process is not visible in this PID namespace.
     """
-    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_bytes().splitlines():
+    for line in _read(f"/proc/self/fdinfo/{pidfd}").splitlines():
         if line.startswith(b"Pid:"):
             pid = int(line[4:])
             if pid < 0:
@@ -194,7 +207,7 @@ def control_group(pid: int) -> str:
         NotAProcess: it is in no unified hierarchy.
     """
     try:
-        text = Path(f"/proc/{pid}/cgroup").read_bytes()
+        text = _read(f"/proc/{pid}/cgroup")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
     for line in text.splitlines():
@@ -211,7 +224,7 @@ def parent(pid: int) -> int:
         ProcessGone: the process does not exist.
     """
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        text = _read(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
     return int(text[text.rindex(b")") + 2 :].split()[1])

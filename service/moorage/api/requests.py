@@ -130,9 +130,8 @@ def open_leader(
         if given is not None and not _is_meant(leader, given):
             raise InvalidParameter(field)
         if leader.pid in {1, os.getpid()}:
-            raise InvalidParameter(
-                field
-            )  # moving the manager, or this service, into a machine would end both
+            # Moving the manager, or this service, into a machine would end both.
+            raise InvalidParameter(field)
         owner = process.owner(leader.pid)
         if not policy.may_claim(call.peer.uid, owner):
             raise NotOwned(leader.pid, owner)

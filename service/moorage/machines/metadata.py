@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -324,7 +323,7 @@ async def _probe(machine: Machine, leader: int, manager: Manager) -> _Answer:
         try:
             types = await manager.property_types("service", deadline=deadline)
             spec = ServiceSpec(
-                unit=f"moored-probe-{secrets.token_hex(8)}.service",
+                unit=f"moored-probe-{os.urandom(8).hex()}.service",
                 description=f"Look into container {machine.name}",
                 properties=types.convert(_probe_properties()),
                 standard_output=output,
