@@ -176,6 +176,8 @@ class Lifecycle:
         self._claims: dict[str, trio.Event] = {}  # set when a registration has ended, well or not
         self._gone: dict[Machine, trio.Event] = {}  # of machines that somebody waits for
         self._last: dict[Machine, Accounting] = {}  # counters at the moment when a group was found empty
+        # Counters when a stop began: the manager may remove the group before we have read them for the last time.
+        self._sampled: dict[Machine, Accounting] = {}
         self._starts = trio.CapacityLimiter(STARTS_MAX)
         self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
         self._adding: dict[Machine, trio.Lock] = {}  # of machines whose helpers are being changed
@@ -328,7 +330,7 @@ class Lifecycle:
                 machine.phase = Phase.running
             return not mark.ask
         if machine not in self._last:
-            self._last[machine] = accounting(machine.control_group)
+            self._last[machine] = self._counted(machine)
             machine.phase = Phase.stopping
         if mark.removed or not machine.owns_unit:
             # The manager keeps units that failed until it is told otherwise: one that it let go had not. And of a part
@@ -381,8 +383,13 @@ class Lifecycle:
             with contextlib.suppress(NoSuchUnit):
                 await self._manager.reset_failed(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
 
+    def _counted(self, machine: Machine) -> Accounting:
+        """Return the last counters of a machine that can be had."""
+        counters = accounting(machine.control_group)
+        return counters if counters != Accounting() else self._sampled.get(machine, counters)
+
     def _finish(self, machine: Machine, result: str) -> None:
-        last = self._last.pop(machine, None) or accounting(machine.control_group)
+        last = self._last.pop(machine, None) or self._counted(machine)
         killed = result == "oom-kill" or bool(last.oom_kills)
         machine.verdict = Verdict(result, now(), killed, last)
         self._release(machine)
@@ -397,6 +404,7 @@ class Lifecycle:
     def _release(self, machine: Machine) -> None:
         self._drop_leader(machine)
         self._watch.remove(machine.control_group)
+        self._sampled.pop(machine, None)
         self._due.pop(machine, None)
         if (gone := self._gone.pop(machine, None)) is not None:
             gone.set()
@@ -793,6 +801,7 @@ class Lifecycle:
         try:
             if state is not None and state.frozen:
                 await self._manager.thaw(machine.unit, deadline=deadline)
+            self._sampled[machine] = accounting(machine.control_group)
             stopped = (await self._manager.stop(machine.unit, deadline=deadline)).result == "done"
         except NoSuchUnit:
             pass  # it went by itself
