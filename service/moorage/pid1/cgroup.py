@@ -117,12 +117,6 @@ def identity(control_group: str) -> int | None:
         return None
 
 
-def processes(control_group: str) -> list[int]:
-    """Return the PIDs in a group, not below it; empty if it is gone."""
-    text = _read(control_group, "cgroup.procs")
-    return [] if text is None else [int(line) for line in text.splitlines()]
-
-
 def usage(control_group: str) -> Usage:
     """Read the counters of a group; all None if it is gone."""
     cpu = _pairs(_read(control_group, "cpu.stat")).get(b"usage_usec")
