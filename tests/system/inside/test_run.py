@@ -179,10 +179,17 @@ def test_what_is_refused_leaves_nothing(options: list[str], status: int, words: 
     wait_for(lambda: units(name) == [])
 
 
-def test_a_helper_that_fails_is_told_of_with_what_it_wrote() -> None:
+def test_a_helper_that_fails_is_told_of_with_what_it_wrote(tmp_path: Path) -> None:
+    # Of type notify: it is not ready before it says so, where one of type exec may have been ready before it fails.
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        """[helpers.bad]
+execStart = ["/bin/sh", "-c", "echo went wrong >&2; exit 3"]
+type = "notify"
+"""
+    )
     name = a_name()
-    command = "sh -c 'echo went wrong >&2; exit 3'"
-    done = moorctl("run", "--name", name, "--helper", f"bad={command}", "--", "echo", "never")
+    done = moorctl("run", "--name", name, "--helpers", str(file), "--", "echo", "never")
     assert (done.returncode, done.stdout) == (125, "")
     assert f"Helper bad did not start: machine-{name}-bad.service ended with 'exit-code'.\n" in done.stderr
     assert "  went wrong\n" in done.stderr
