@@ -17,6 +17,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 # The tools are no part of the package that is installed.
 sys.path.insert(0, str(TOOLS))
 command = importlib.import_module("benchmarks.command")
+helpers = importlib.import_module("benchmarks.helpers")
 machines = importlib.import_module("benchmarks.machines")
 rows = importlib.import_module("benchmarks.rows")
 wire = importlib.import_module("benchmarks.wire")
@@ -198,6 +199,30 @@ def test_leaders_live_outside_of_any_scope_of_theirs_and_are_buried() -> None:
         assert all(os.path.exists(f"/proc/{pid}") for pid in pids)
         assert not any(leaders.held(number) for number in range(3))
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_busctl_gets_each_value_in_its_own_words() -> None:
+    properties = [
+        ("Slice", ("s", "a b.slice")),
+        ("PIDs", ("au", [7, 8])),
+        ("Delegate", ("b", True)),
+        ("No", ("as", [])),
+    ]
+    auxiliary = [("x.service", [("ExecStart", ("a(sasb)", [("/x", ["/x", "-y"], False)]))])]
+    assert helpers.words("(sa(sv)a(sa(sv)))", ("u", properties, auxiliary)) == [
+        *("u", "4", "Slice", "s", "a b.slice", "PIDs", "au", "2", "7", "8", "Delegate", "b", "true", "No", "as", "0"),
+        *("1", "x.service", "1", "ExecStart", "a(sasb)", "1", "/x", "2", "/x", "-y", "false"),
+    ]  # fmt: skip
+
+
+def test_a_machine_ends_with_its_context() -> None:
+    with helpers.Machine("m", 2) as machine:
+        machine.spawn()
+        assert os.path.exists(f"/proc/{machine.pid}")
+        pid = machine.pid
+        with pytest.raises(wire.Unmeasurable, match="is not there"):
+            machine.kill()
+    assert not os.path.exists(f"/proc/{pid}")
 
 
 def test_names_of_leaders_are_used_once_in_a_run() -> None:

@@ -11,6 +11,12 @@ What is measured, and against whom:
             and the service have used (cpu.stat) until PID 1 is at rest again. Another caller is a process of its
             own that calls GetInfo every 2 ms. Stop is io.systemd.Machine.Terminate from 16 connections, until
             the control groups are gone. Deaths: SIGKILL to all, until List has none of them, asked every 5 ms.
+  helpers   io.moorage.Machine.Register of a real process with helpers (sleep) as moored sandboxes them, until the
+            reply, against the same units started by others, until they are active: one StartTransientUnit with what
+            moored itself would send, by busctl (its own start included, its arguments made before) and by a client
+            that has its link and the message ready; and systemd-run for the scope, the directory and each helper, one
+            after the other. SIGKILL to the leader until the control group of the last helper is gone, with moored
+            running, and without it for the units that the plain client started.
   capacity  machines until a call is refused, file descriptors of the main process and its memory (smaps_rollup; of
             its PSS the client, the same Python, bears a share, RSS counts all). machined is counted with the limit
             of open files of its own unit; everywhere else it gets as many as moored.
@@ -37,7 +43,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import rows
-from benchmarks.inside import Options
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 SANDBOX = CHECKOUT / "tools" / "sandbox"
@@ -66,15 +71,15 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def options_from(args: argparse.Namespace) -> Options:
+def options_from(args: argparse.Namespace) -> rows.Options:
     """What the sandbox is asked for."""
     groups = [group for group in rows.GROUPS if args.only is None or group in args.only]
     if args.quick:
-        return Options(groups, args.rounds, rows.QUICK_COUNTS, 0.6, 1000, 2)
-    return Options(groups, args.rounds, rows.COUNTS, 1.8, 3000, 4)
+        return rows.Options(groups, args.rounds, rows.QUICK_COUNTS, 0.6, 1000, 2, 2)
+    return rows.Options(groups, args.rounds, rows.COUNTS, 1.8, 3000, 4, 4)
 
 
-def measure(options: Options) -> list[dict[str, Any]]:
+def measure(options: rows.Options) -> list[dict[str, Any]]:
     """Run the client in a sandbox of its own and return what it wrote.
 
     Raises:
@@ -92,7 +97,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def rows_of(options: Options, lines: Sequence[dict[str, Any]]) -> list[rows.Row]:
+def rows_of(options: rows.Options, lines: Sequence[dict[str, Any]]) -> list[rows.Row]:
     """Make the table's rows of what the client wrote."""
     samples: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
     failures: dict[tuple[str, str], str] = {}

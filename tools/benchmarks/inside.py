@@ -1,4 +1,4 @@
-"""What runs in the sandbox: python3 -m benchmarks.inside OPTIONS (JSON, see Options).
+"""What runs in the sandbox: python3 -m benchmarks.inside OPTIONS (JSON, see rows.Options).
 
 Writes one JSON object a line: {"key", "peer", "value"} for a sample, {"group", "peer", "error"} for what could not be
 measured. The peers take turns within each round, and who begins changes from round to round. While one is measured, no
@@ -6,16 +6,17 @@ other one runs that listens to PID 1, for PID 1 and the broker would work for it
 """
 
 import contextlib
+import itertools
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 
-from benchmarks import rows
+from benchmarks import helpers, rows
 from benchmarks.machines import (
     PREFIX,
     Leaders,
@@ -73,45 +74,31 @@ connection.recv(65536)
 connection.sendall(b'{{}}\\0')
 """
 
+BUSCTL, PLAIN, SYSTEMD_RUN = (Peer(name, "", "") for name in (rows.BUSCTL, rows.PLAIN, rows.SYSTEMD_RUN))
+
 IMPORTS_PEER = Peer(
     rows.IMPORTS_BY_PID1, "/run/bench-imports", "bench-imports.service", "bench-imports.socket"
 )
 
 
-@dataclass(frozen=True)
-class Options:
-    """One run.
-
-    Attributes:
-        groups: which of rows.GROUPS.
-        rounds: of each.
-        counts: how many processes are registered.
-        seconds: of one throughput run.
-        calls: on a kept connection in one round; a third of that on fresh ones.
-        starts: cold starts in one round.
-    """
-
-    groups: Sequence[str]
-    rounds: int
-    counts: Sequence[int]
-    seconds: float
-    calls: int
-    starts: int
-
-
 class Bench:
     """Measures, and writes down what it gets."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: rows.Options) -> None:
         self.options = options
         self._begin = time.monotonic()
+        self._numbers = itertools.count()
 
     def run(self) -> None:
         """Measure all groups."""
         for group in self.options.groups:
-            {"wire": self.wire, "register": self.register, "capacity": self.capacity, "cold": self.cold}[
-                group
-            ]()
+            {
+                "wire": self.wire,
+                "register": self.register,
+                "helpers": self.with_helpers,
+                "capacity": self.capacity,
+                "cold": self.cold,
+            }[group]()
 
     # -- the groups --------------------------------------------------------------------------------------------------
 
@@ -212,6 +199,42 @@ class Bench:
             right = kill_all(peer.socket, leaders)
         self.sample("deaths/right", peer, right)
         self.sample("deaths/wait", peer, max(other.waits))
+
+    def with_helpers(self) -> None:
+        """Machines with helpers, by moored and by others that start the same units."""
+        start: dict[Peer, Callable[[helpers.Machine], float]] = {
+            MOORED: partial(helpers.by_moored, path=MOORED.socket),
+            BUSCTL: helpers.by_busctl,
+            PLAIN: helpers.by_plain_client,
+            SYSTEMD_RUN: helpers.by_systemd_run,
+        }
+        peers = self.installed("helpers", tuple(start))
+        for turn in self.rounds("helpers", peers):
+            for peer in turn:
+                with self.guarded("helpers", peer):
+                    if peer is MOORED:
+                        peer.start()
+                    # The first one is for what everybody learns once.
+                    self.start_and_kill(peer, start[peer], 1, 0)
+                    for count in rows.HELPERS:
+                        self.start_and_kill(peer, start[peer], count, self.options.machines)
+                    peer.stop()
+
+    def start_and_kill(
+        self, peer: Peer, start: Callable[[helpers.Machine], float], count: int, tries: int
+    ) -> None:
+        """Start machines with so many helpers, one after the other, and kill their leaders; no tries: unmeasured."""
+        for number in range(max(1, tries)):
+            with helpers.Machine(f"{PREFIX}{next(self._numbers)}", count) as machine:
+                ms = start(machine)
+                settle()
+                used = cpu_of_pid1()
+                gone = machine.kill()
+                settle()
+                if number < tries:
+                    self.sample(f"helpers/{count}", peer, ms)
+                    self.sample(f"helpers/{count}/gone", peer, gone)
+                    self.sample(f"helpers/{count}/cpu", peer, cpu_of_pid1() - used)
 
     def capacity(self) -> None:
         """Counts, not times: measured once."""
@@ -323,9 +346,9 @@ class Bench:
     def clear(self, peer: Peer) -> None:
         """Bring the sandbox back to where there are no machines, whatever went wrong. All leaders are dead by now."""
         with contextlib.suppress(Unmeasurable):
-            systemctl("stop", f"machine-{PREFIX}*.scope")
+            systemctl("stop", f"machine-{PREFIX}*")
         with contextlib.suppress(Unmeasurable):
-            systemctl("reset-failed", f"machine-{PREFIX}*.scope")
+            systemctl("reset-failed", f"machine-{PREFIX}*")
         if peer.activation is not None:
             systemctl("kill", "--signal=KILL", "--kill-whom=all", peer.service)
         peer.stop()
@@ -370,7 +393,7 @@ def main() -> None:
     _, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
     os.environ.setdefault("PYTHONPATH", os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    Bench(Options(**json.loads(sys.argv[1]))).run()
+    Bench(rows.Options(**json.loads(sys.argv[1]))).run()
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Peer:
     Attributes:
         name: in the table.
         socket: where it listens.
-        service: its unit.
+        service: its unit; empty for a program that is no service.
         activation: the unit of its socket; None where the service binds it itself.
         library: what `benchmarks.servers` shall serve with, for a service that is none of the sandbox's own.
     """
@@ -81,6 +81,8 @@ class Peer:
 
     def stop(self) -> None:
         """Stop the service; a socket that activates it stays."""
+        if not self.service:
+            return
         systemctl("stop", self.service)
         # Also forgets how often it was started: we do that more often than the manager lets pass.
         with contextlib.suppress(Unmeasurable):

@@ -13,6 +13,7 @@ from typing import Any
 GROUPS = {
     "wire": "GetInfo: latency on a kept and on a fresh connection, throughput at 1 to 120 connections",
     "register": "Register, List and stop of 100, 400 and 1,000 real processes; another caller meanwhile; 400 deaths",
+    "helpers": "Register with 0 to 20 helpers, and how long they take to go with their machine",
     "capacity": "machines in one instance, file descriptors, memory",
     "cold": "the first call, which starts the service",
 }
@@ -23,10 +24,17 @@ QUICK_COUNTS = (100, 400)
 DEATHS = 400
 """How many machines there are when all are listed, and when all leaders die."""
 CONNECTIONS = (1, 8, 64, 120)
+HELPERS = (0, 1, 5, 20)
+"""How many helpers a machine has."""
+HELPERS_JUDGED = 5
+"""With how many of them it is judged."""
+TEARDOWN = "<=1.1"
+"""Nothing measurable is added: two series of the same differ by less than a tenth."""
 
 MOORED, MACHINED, ASYNCVARLINK, VARLINK = "moored", "machined", "asyncvarlink", "varlink package"
 IMPORTS_BY_PID1 = "bare imports, started by PID 1 in the same way"
 IMPORTS_BY_FORK = "bare imports, forked by the generator"
+BUSCTL, PLAIN, SYSTEMD_RUN = "busctl", "plain client, no service", "systemd-run"
 LIMIT = "limit"
 """The peer of a row whose target is a figure of its own, not a ratio: moored's value over that figure."""
 
@@ -37,6 +45,29 @@ MEMORY_KIB = 60 * 1024
 MEMORY_EACH_KIB = 8
 
 _OPERATORS = {"<=": operator.le, ">=": operator.ge}
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run.
+
+    Attributes:
+        groups: which of GROUPS.
+        rounds: of each.
+        counts: how many processes are registered.
+        seconds: of one throughput run.
+        calls: on a kept connection in one round; a third of that on fresh ones.
+        machines: with helpers, of each number of them, in one round.
+        starts: cold starts in one round.
+    """
+
+    groups: Sequence[str]
+    rounds: int
+    counts: Sequence[int]
+    seconds: float
+    calls: int
+    machines: int
+    starts: int
 
 
 @dataclass(frozen=True)
@@ -111,7 +142,7 @@ def meets(ratio: float, target: str) -> bool:
 
 def quantities(counts: Sequence[int]) -> list[Quantity]:
     """All rows of a run that registers so many processes."""
-    return [*_wire(), *_register(counts), *_capacity(), *_cold()]
+    return [*_wire(), *_register(counts), *_helpers(), *_capacity(), *_cold()]
 
 
 def _wire() -> list[Quantity]:
@@ -173,6 +204,24 @@ def _register(counts: Sequence[int]) -> list[Quantity]:
     row("list/name", f"List by name at {DEATHS}, p50 (µs)", "<=1.0")
     row("deaths/right", f"{DEATHS} leaders die at once, until the list is right (ms)", "<=0.5")
     row("deaths/wait", f"{DEATHS} leaders die at once, longest wait of another caller (ms)", "<=0.1")
+    return rows
+
+
+def _helpers() -> list[Quantity]:
+    rows: list[Quantity] = []
+    for count in HELPERS:
+        text = f"Register with {count} helper{'' if count == 1 else 's'}"
+        for peer, target in ((BUSCTL, "<=1.15"), (SYSTEMD_RUN, "<=0.5"), (PLAIN, None)):
+            judged = target if count == HELPERS_JUDGED else None
+            rows.append(
+                Quantity("helpers", f"helpers/{count}", f"{text}, until the reply (ms)", peer, judged)
+            )
+        text = f"SIGKILL of a leader with {count} helper{'' if count == 1 else 's'}"
+        target = TEARDOWN if count == HELPERS_JUDGED else None
+        rows.append(
+            Quantity("helpers", f"helpers/{count}/gone", f"{text}, until they are gone (ms)", PLAIN, target)
+        )
+        rows.append(Quantity("helpers", f"helpers/{count}/cpu", f"{text}, CPU of PID 1 (ms)", PLAIN))
     return rows
 
 

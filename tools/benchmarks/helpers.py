@@ -1,0 +1,312 @@
+"""Machines with helpers: by moored, and the same units by others.
+
+The others are given what moored itself would send: its own description of the units is taken down before it is sent,
+so that the figures differ by who asks for the units and not by what is asked for. `systemd-run` cannot be given a
+description; it gets the same settings word for word.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import trio
+from jeepney.auth import BEGIN, Authenticator
+from jeepney.low_level import Endianness, Header, HeaderFields, Message, MessageType
+
+from benchmarks.machines import GONE_SECONDS, LOOK_SECONDS
+from benchmarks.peers import CGROUPS, COMMAND_SECONDS
+from benchmarks.wire import CALL_SECONDS, Unmeasurable, connect, encode, exchange
+from moorage import process
+from moorage.machines.allocation import MACHINE_SLICE, TASKS_MAX, Allocator
+from moorage.machines.helpers import Helpers, Home, relative_directory
+from moorage.machines.model import (
+    HelperSpec,
+    MachineClass,
+    Registration,
+    helper_unit,
+    place_name,
+    scope_name,
+)
+from moorage.pid1.manager import Job, ScopeSpec
+from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.pid1.properties import split_signature
+
+PROGRAM = ("/usr/bin/sleep", "infinity")
+"""What each helper runs: it is ready when it has been executed (``Type=exec``)."""
+
+HOME = Home(user=False, root="/run")
+PRIVATE = "/run/systemd/private"
+RECEIVE_BYTES = 65536
+
+_NAME = "org.freedesktop.systemd1"
+_PATH = "/org/freedesktop/systemd1"
+_INTERFACE = f"{_NAME}.Manager"
+_SIGNATURE = "ssa(sv)a(sa(sv))"
+
+
+@dataclass
+class Machine:
+    """A machine to be started, by a process that sleeps; a context, which kills and buries that.
+
+    Attributes:
+        name: of the machine, unique in a run.
+        count: of its helpers.
+        pid: of its leader.
+    """
+
+    name: str
+    count: int
+    pid: int = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_leader()
+
+    def spawn(self, *before: str) -> None:
+        """Start the leader.
+
+        Args:
+            before: a command that executes the one that follows.
+        """
+        command = [*before, *PROGRAM]
+        self.pid = os.posix_spawnp(command[0], command, os.environ)
+
+    def _end_leader(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+    def wait_held(self) -> None:
+        """Wait until the scope holds the leader.
+
+        Raises:
+            Unmeasurable: it does not.
+        """
+        deadline = time.perf_counter() + CALL_SECONDS
+        mark = f"/{scope_name(self.name)}".encode()
+        descriptor = os.open(f"/proc/{self.pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while mark not in os.pread(descriptor, 4096, 0):
+                if time.perf_counter() > deadline:
+                    raise Unmeasurable(f"{self.name}: not in its scope after {CALL_SECONDS:.0f} s")
+                time.sleep(LOOK_SECONDS)
+        finally:
+            os.close(descriptor)
+
+    def kill(self) -> float:
+        """Kill the leader. Returns the ms until the last helper's control group is gone, or the scope's without any.
+
+        Raises:
+            Unmeasurable: one was not there, or stays.
+        """
+        units = [helper_unit(self.name, spec.name) for spec in specs(self.count)] or [scope_name(self.name)]
+        groups = [CGROUPS / MACHINE_SLICE / unit for unit in units]
+        for group in groups:
+            if not group.exists():
+                raise Unmeasurable(f"{group} is not there")
+        begin = time.perf_counter()
+        self._end_leader()
+        for group in groups:
+            while group.exists():
+                if time.perf_counter() > begin + GONE_SECONDS:
+                    raise Unmeasurable(f"{group} is still there after {GONE_SECONDS:.0f} s")
+                time.sleep(LOOK_SECONDS)
+        return (time.perf_counter() - begin) * 1000
+
+
+def specs(count: int) -> tuple[HelperSpec, ...]:
+    """So many helpers, with the defaults of moored."""
+    return tuple(HelperSpec(f"h{number:02}", PROGRAM) for number in range(count))
+
+
+def by_moored(machine: Machine, path: str) -> float:
+    """Register a machine with helpers. Returns the ms until the reply."""
+    machine.spawn()
+    helpers = [{"name": spec.name, "execStart": list(spec.exec_start)} for spec in specs(machine.count)]
+    parameters = {"name": machine.name, "class": "vm", "leader": {"pid": machine.pid}, "helpers": helpers}
+    request = encode("io.moorage.Machine.Register", parameters)
+    with connect(path) as sock:
+        begin = time.perf_counter()
+        exchange(sock.fileno(), request)
+        return (time.perf_counter() - begin) * 1000
+
+
+# What moored would send
+
+
+class _Described(Exception):
+    def __init__(self, spec: ScopeSpec) -> None:
+        super().__init__(spec.unit)
+        self.spec = spec
+
+
+class _Recorder(DBusManager):
+    async def start_scope(self, spec: ScopeSpec, *, deadline: float) -> Job:  # noqa: ARG002
+        raise _Described(spec)
+
+
+def described(machine: Machine) -> ScopeSpec:
+    """Return what moored would ask PID 1 for. Its leader need not live."""
+
+    async def run() -> ScopeSpec:
+        manager = _Recorder(Endpoints.of("system"))
+        allocator = Allocator(manager, Helpers(manager, HOME))
+        registration = Registration(
+            name=machine.name,
+            class_=MachineClass.vm,
+            uid=0,
+            leader=process.ProcessId(machine.pid, None, None),
+            leader_pidfd=-1,
+            owner=0,
+            supervisor=None,
+            allocate_unit=True,
+            helpers=specs(machine.count),
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(manager.run)
+            try:
+                await allocator.allocate(registration, -1, deadline=trio.current_time() + CALL_SECONDS)
+            except _Described as found:
+                return found.spec
+            finally:
+                nursery.cancel_scope.cancel()
+        raise AssertionError("a machine was started")
+
+    return trio.run(run)
+
+
+def arguments(machine: Machine) -> tuple[Any, ...]:
+    """The arguments of the StartTransientUnit that moored would send, but with a PID: busctl passes no descriptors."""
+    spec = described(machine)
+    properties = [
+        ("Description", ("s", spec.description)),
+        ("Slice", ("s", spec.slice)),
+        ("PIDs", ("au", [machine.pid])),
+        *((name, (signature, value)) for name, signature, value in spec.properties),
+    ]
+    auxiliary = [
+        (each.unit, [(name, (signature, value)) for name, signature, value in each.properties])
+        for each in spec.auxiliary
+    ]
+    return spec.unit, "fail", properties, auxiliary
+
+
+# The others
+
+
+def by_busctl(machine: Machine) -> float:
+    """Start a machine by one call of busctl. Returns the ms from its start until the scope holds the leader."""
+    machine.spawn()
+    given = words(f"({_SIGNATURE})", arguments(machine))
+    command = ["busctl", "--quiet", "call", "--", _NAME, _PATH, _INTERFACE, "StartTransientUnit", _SIGNATURE]
+    begin = time.perf_counter()
+    with subprocess.Popen([*command, *given]) as client:
+        machine.wait_held()
+        ms = (time.perf_counter() - begin) * 1000
+        if client.wait(COMMAND_SECONDS) != 0:
+            raise Unmeasurable(f"busctl: exit status {client.returncode}")
+    return ms
+
+
+def words(signature: str, value: Any) -> list[str]:
+    """A value of one complete type, as busctl(1) takes it."""
+    if signature == "v":
+        return [value[0], *words(*value)]
+    if signature == "b":
+        return ["true" if value else "false"]
+    if signature.startswith("a"):
+        return [str(len(value)), *(word for item in value for word in words(signature[1:], item))]
+    if signature.startswith("("):
+        members = zip(split_signature(signature[1:-1]), value, strict=True)
+        return [word for member, item in members for word in words(member, item)]
+    return [str(value)]
+
+
+def by_plain_client(machine: Machine) -> float:
+    """Start a machine by one message over a link that is there. Returns the ms until the scope holds the leader."""
+    machine.spawn()
+    fields: dict[HeaderFields, str | int] = {
+        HeaderFields.path: _PATH,
+        HeaderFields.interface: _INTERFACE,
+        HeaderFields.member: "StartTransientUnit",
+        HeaderFields.destination: _NAME,
+        HeaderFields.signature: _SIGNATURE,
+    }
+    header = Header(Endianness.little, MessageType.method_call, 0, 1, 0, 1, fields)
+    data = Message(header, arguments(machine)).serialise(1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as link:
+        link.settimeout(CALL_SECONDS)
+        link.connect(PRIVATE)
+        dialogue = Authenticator(enable_fds=False)
+        for line in dialogue:
+            link.sendall(line)
+            dialogue.feed(link.recv(RECEIVE_BYTES))
+        link.sendall(BEGIN)
+        begin = time.perf_counter()
+        link.sendall(data)
+        machine.wait_held()
+        return (time.perf_counter() - begin) * 1000
+
+
+def by_systemd_run(machine: Machine) -> float:
+    """Start the same by systemd-run, one after the other: the scope, its directory, each helper. Returns the ms.
+
+    What makes all of it one transaction has no place there, and the leader is systemd-run's own process: it cannot
+    move another one.
+    """
+    scope, place = scope_name(machine.name), place_name(machine.name)
+    bound = {"BindsTo": scope, "CollectMode": "inactive-or-failed"}
+    directory = bound | {
+        "After": scope,
+        "DefaultDependencies": "no",
+        "Type": "oneshot",
+        "RemainAfterExit": "yes",
+        "RuntimeDirectory": relative_directory(machine.name),
+        "RuntimeDirectoryMode": "0700",
+        "User": "0",
+    }
+    helper = bound | {
+        "After": f"{scope} {place}",
+        "Requires": place,
+        "Type": "exec",
+        "NoNewPrivileges": "yes",
+        "RestrictAddressFamilies": "AF_UNIX",
+        "SystemCallFilter": "@system-service",
+        "SystemCallErrorNumber": "EPERM",
+        "SystemCallArchitectures": "native",
+        "DynamicUser": "yes",
+        "ProtectSystem": "strict",
+        "ProtectHome": "yes",
+        "PrivateTmp": "yes",
+        "PrivateDevices": "yes",
+        "PrivateNetwork": "yes",
+        "TemporaryFileSystem": f"{HOME.base}:ro",
+        "BindPaths": HOME.directory(machine.name),
+    }
+    begin = time.perf_counter()
+    machine.spawn(*_systemd_run(scope, {"TasksMax": str(TASKS_MAX)}, "--scope"))
+    machine.wait_held()
+    if machine.count:
+        _check(*_systemd_run(place, directory), "/usr/bin/true")
+    for spec in specs(machine.count):
+        _check(*_systemd_run(helper_unit(machine.name, spec.name), helper), *spec.exec_start)
+    return (time.perf_counter() - begin) * 1000
+
+
+def _systemd_run(unit: str, settings: Mapping[str, str], *options: str) -> list[str]:
+    given = [f"--property={name}={value}" for name, value in settings.items()]
+    return ["systemd-run", "--quiet", *options, f"--unit={unit}", f"--slice={MACHINE_SLICE}", *given]
+
+
+def _check(*command: str) -> None:
+    done = subprocess.run(command, check=False, timeout=COMMAND_SECONDS, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Unmeasurable(f"{command[0]}: {done.stderr.strip()}")
