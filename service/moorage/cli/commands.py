@@ -356,6 +356,12 @@ def register(
     help="Stop the machine when moorctl ends, however.",
 )
 @click.option(
+    "-t",
+    "--pty",
+    is_flag=True,
+    help="Give the command a terminal of its own, connected to standard input and output.",
+)
+@click.option(
     "--pass-fd",
     "fds",
     metavar="FD[:AS]",
@@ -398,6 +404,7 @@ def run_(
     helpers: tuple[str, ...],
     helper_file: str | None,
     lease: bool,
+    pty: bool,
     fds: tuple[str, ...],
     variables: tuple[str, ...],
     working_directory: str | None,
@@ -410,7 +417,8 @@ def run_(
     """Run a command as the payload of a machine.
 
     The machine has its scope, and its helpers run, before the command is executed; nothing else is in the scope.
-    Ctrl-C and SIGTERM have the machine stopped; once more, and it is killed.
+    Ctrl-C and SIGTERM have the machine stopped; once more, and it is killed. With --pty, Ctrl-C is the command's, and
+    Ctrl-] three times within a second has the machine stopped.
 
     Exit status: that of the command, or 128 + N where signal N ended it; 125 the machine could not be registered,
     126 the command could not be executed, 127 it does not exist.
@@ -446,6 +454,7 @@ def run_(
             identity=_identity(run_as, gid),
             argv=argv,
             settings=settings,
+            terminal=pty,
         ),
     )
 

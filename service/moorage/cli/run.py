@@ -7,7 +7,8 @@ import errno
 import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,12 +21,16 @@ from moorage.cli.failures import Exit, Failure, explain
 from moorage.cli.quantities import printable
 from moorage.cli.replies import Machine
 from moorage.cli.service import INTERFACE, Reply
+from moorage.cli.terminal import Terminal
 from moorage.launch import HOLD_SECONDS, BadCommand, HolderGone, Payload, StartFailed, hold
 from moorage.wire.client import CALL_SECONDS, Client
 from moorage.wire.errors import VarlinkError
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks for the end: Ctrl-C, a service manager, a terminal that is closed."""
+
+SIGNALS_WITH_TERMINAL: Final = (*SIGNALS, signal.SIGQUIT)
+"""The same where moorctl must not end without a look at its terminal."""
 
 _OPTIONS: Final = {
     "argv": "COMMAND",
@@ -50,6 +55,7 @@ class Order:
         identity: arguments of :func:`moorage.launch.hold`: user and groups.
         argv: program and arguments.
         settings: further arguments of :meth:`moorage.launch.Payload.run`.
+        terminal: whether the program gets a terminal of its own.
     """
 
     registration: Mapping[str, Any]
@@ -59,6 +65,7 @@ class Order:
     identity: Mapping[str, Any]
     argv: Sequence[str]
     settings: Mapping[str, Any]
+    terminal: bool = False
 
 
 def run(address: Address, order: Order) -> int:
@@ -73,38 +80,62 @@ def run(address: Address, order: Order) -> int:
 
 async def _run(address: Address, order: Order) -> int:
     seconds = HOLD_SECONDS + math.ceil(order.register_seconds)
-    try:
-        payload = await hold(seconds=seconds, **order.identity)
-    except StartFailed as error:
-        raise _not_started(error, order.argv[0]) from None
-    except (OSError, HolderGone, trio.TooSlowError) as error:
-        raise Failure(Exit.NOT_RUN, f"Failed to start a process: {error}.") from None
-    async with payload:
+    with _terminal(order) as terminal:
         try:
-            client = await Client.connect(address.path)
-        except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
-            raise _not_run(error, address) from None
-        async with client:  # for as long as the machine is to live, where it has a lease
-            reply = await _registered(client, address, order, payload)
-            if order.registration["dryRun"]:
-                views.show_registered(reply)
-                return Exit.OK
-            machine = views.machine_registered(reply)
-            if order.directory not in {None, machine.runtime_directory}:
-                raise Failure(
-                    Exit.NOT_RUN,
-                    f"The helpers were told of {order.directory}, but the machine has {machine.runtime_directory}.",
-                )
-            handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-            with trio.open_signal_receiver(*handled) as signals:
-                await _execute(payload, order)
-                end = _End(address, order, machine, payload)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(end.on_signals, signals, nursery)
-                    status = await payload.wait()
-                    if order.registration["lease"]:
-                        await end.stop()  # what is left of it: when this returns, the name is free
-                    nursery.cancel_scope.cancel()
+            payload = await hold(seconds=seconds, **order.identity)
+        except StartFailed as error:
+            raise _not_started(error, order.argv[0]) from None
+        except (OSError, HolderGone, trio.TooSlowError) as error:
+            raise Failure(Exit.NOT_RUN, f"Failed to start a process: {error}.") from None
+        async with payload:
+            try:
+                client = await Client.connect(address.path)
+            except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
+                raise _not_run(error, address) from None
+            async with client:  # for as long as the machine is to live, where it has a lease
+                reply = await _registered(client, address, order, payload)
+                if order.registration["dryRun"]:
+                    views.show_registered(reply)
+                    return Exit.OK
+                return await _executed(address, order, payload, views.machine_registered(reply), terminal)
+
+
+def _terminal(order: Order) -> AbstractContextManager[Terminal | None]:
+    if not order.terminal:
+        return contextlib.nullcontext()
+    try:
+        return Terminal(order.identity.get("uid"))
+    except OSError as error:
+        raise Failure(Exit.NOT_RUN, f"Failed to open a pseudo terminal: {error.strerror}.") from None
+
+
+async def _executed(
+    address: Address, order: Order, payload: Payload, machine: Machine, terminal: Terminal | None
+) -> int:
+    """Execute the command as the payload of a machine, and return its exit status when it has ended."""
+    if order.directory not in {None, machine.runtime_directory}:
+        raise Failure(
+            Exit.NOT_RUN,
+            f"The helpers were told of {order.directory}, but the machine has {machine.runtime_directory}.",
+        )
+    wanted = SIGNALS if terminal is None else SIGNALS_WITH_TERMINAL
+    handled = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+    if terminal is not None and terminal.interactive:
+        click.echo(f"Press ^] three times within 1 s to have {printable(machine.name)} stopped.", err=True)
+    with (
+        trio.open_signal_receiver(*handled) as signals,
+        contextlib.nullcontext() if terminal is None else terminal.raw(),
+    ):
+        await _execute(payload, order, terminal)
+        async with trio.open_nursery() as nursery:
+            end = _End(address, order, machine, payload, nursery, raw=terminal is not None)
+            nursery.start_soon(end.on_signals, signals)
+            async with end.forwarding(terminal):
+                status = await payload.wait()
+                if order.registration["lease"]:
+                    await end.stop()  # what is left of it: when this returns, the name is free
+                end.over = True
+            nursery.cancel_scope.cancel()
     return status if status >= 0 else 128 - status
 
 
@@ -126,9 +157,10 @@ async def _registered(client: Client, address: Address, order: Order, payload: P
         raise _not_run(error, address) from None
 
 
-async def _execute(payload: Payload, order: Order) -> None:
+async def _execute(payload: Payload, order: Order, terminal: Terminal | None) -> None:
+    tty = None if terminal is None else terminal.payload_fd
     try:
-        await payload.run(order.argv, **order.settings)
+        await payload.run(order.argv, tty=tty, **order.settings)
     except BadCommand as error:
         raise Failure(Exit.NOT_RUN, f"The value of {_OPTIONS[error.field]} cannot be: {error}.") from None
     except StartFailed as error:
@@ -153,23 +185,69 @@ def _not_started(error: StartFailed, program: str) -> Failure:
 
 
 class _End:
-    """Ends a machine, at once or in good order."""
+    """Ends a machine, at once or in good order.
 
-    def __init__(self, address: Address, order: Order, machine: Machine, payload: Payload) -> None:
+    Attributes:
+        over: that is done, and nothing is left but to wait for who reads what the command wrote.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        order: Order,
+        machine: Machine,
+        payload: Payload,
+        nursery: trio.Nursery,
+        *,
+        raw: bool,
+    ) -> None:
+        self.over = False
         self._address = address
         self._seconds = order.stop_seconds
         self._machine = machine
         self._payload = payload
+        self._nursery = nursery
+        # Nobody makes a whole line break of half a one there.
+        self._line = "\r\n{}\r" if raw and os.isatty(2) else "{}"
+        self._asked = False
 
-    async def on_signals(self, signals: Any, nursery: trio.Nursery) -> None:
-        """Stop the machine at the first signal, kill it at each that follows."""
-        name = printable(self._machine.name)
-        await anext(signals)
-        click.echo(f"Stopping {name}. Once more, and it is killed.", err=True)
-        nursery.start_soon(self.stop)
+    async def on_signals(self, signals: AsyncIterator[int]) -> None:
+        """Take each signal for a request."""
         async for _ in signals:
-            click.echo(f"Killing {name}.", err=True)
-            nursery.start_soon(self.kill)
+            self.ask()
+
+    def ask(self) -> None:
+        """Stop the machine when asked first, kill it each time that follows; do not wait once all is over."""
+        name = printable(self._machine.name)
+        if self.over:
+            self._nursery.cancel_scope.cancel()
+        elif not self._asked:
+            self._asked = True
+            self._say(f"Stopping {name}. Once more, and it is killed.")
+            self._nursery.start_soon(self.stop)
+        else:
+            self._say(f"Killing {name}.")
+            self._nursery.start_soon(self.kill)
+
+    def forwarding(self, terminal: Terminal | None) -> AbstractAsyncContextManager[None]:
+        """Have a terminal, if there is one, connected to that of the command."""
+        return (
+            contextlib.nullcontext()
+            if terminal is None
+            else terminal.forwarding(self.ask, self._output_lost)
+        )
+
+    def _output_lost(self, error: OSError) -> None:
+        # The command itself cannot notice: it writes to its terminal.
+        self._say(f"Error: Failed to write: {error.strerror}")
+        self.ask()
+
+    def _say(self, text: str) -> None:
+        try:
+            click.echo(self._line.format(text), err=True)
+        except OSError:  # a terminal that was closed: no reason not to wait for the end of the machine
+            # What is left in the buffer cannot be written at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
 
     async def stop(self) -> None:
         """Have the service stop the machine; returns when it is gone."""
@@ -193,6 +271,6 @@ class _End:
         except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
             if isinstance(error, VarlinkError) and error.error == f"{INTERFACE}.NoSuchMachine":
                 return True
-            click.echo(f"Error: {explain(error, self._address)}", err=True)
+            self._say(f"Error: {explain(error, self._address)}")
             return False
         return True

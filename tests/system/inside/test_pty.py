@@ -1,0 +1,71 @@
+"""moorctl run --pty against the real moored."""
+
+import os
+import signal
+
+import pytest
+
+pytest.register_assert_rewrite("cli_battery", "pty_battery")
+
+from cli_battery import RUN_SECONDS, Moorctl, a_name  # noqa: E402
+from moored import run  # noqa: E402
+from pty_battery import WAIT, Piped, PtyBattery, Sit, wait_for  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _clean(nothing_left: None) -> None:
+    """Every test here leaves nothing."""
+
+
+@pytest.fixture
+def moorctl() -> Moorctl:
+    return Moorctl()
+
+
+def units(name: str) -> list[str]:
+    text = run("systemctl", "list-units", "--all", "--plain", "--no-legend", f"machine-{name}*")
+    return [line.split()[0] for line in text.splitlines()]
+
+
+class TestOverTheRealOne(PtyBattery):
+    """The battery, and what needs a service manager, or to be root."""
+
+    def test_moorctl_that_is_killed_leaves_nothing(self, sit: Sit) -> None:
+        name = a_name()
+        person = sit(
+            "sh", "-c", f"trap '' HUP; echo ready; {WAIT}", name=name, options=["--helper", "a=sleep 100"]
+        )
+        person.read("ready\r\n")
+        ptys = os.listdir("/dev/pts")
+        assert f"machine-{name}-a.service" in units(name)
+        person.process.send_signal(signal.SIGKILL)
+        assert person.process.wait(RUN_SECONDS) == -signal.SIGKILL
+        wait_for(lambda: not units(name))
+        wait_for(lambda: len(os.listdir("/dev/pts")) == len(ptys) - 1)
+
+    def test_a_terminal_of_another_user(self, sit: Sit) -> None:
+        script = "id -un; echo by name >$(tty); stat -c %U $(tty); cat <$(tty) >/dev/tty"
+        person = sit("bash", "-c", script, options=["--uid", "bob", "-E", "PATH=/usr/bin:/bin"])
+        person.read("bob\r\nby name\r\nbob\r\n")
+        person.type("word\r\x04")
+        assert person.end() == (0, "word\r\nword\r\n")
+
+    def test_a_login(self, sit: Sit) -> None:
+        """login(1) hangs up its terminal, and opens it again."""
+        person = sit("login", "-f", "bob", options=["-E", "TERM=dumb"])
+        person.read("bob@")
+        person.type("tty; id -un\r")
+        person.read("\r\n/dev/pts/")
+        person.read("\r\nbob\r\n")
+        person.resize(40, 100)
+        person.type("stty size\r")
+        person.read("\r\n40 100\r\n")
+        person.type("exit 6\r")
+        person.end()
+        assert person.modes() == person.modes_before
+
+    def test_what_is_left_writes_nothing_more(self, piped: Piped) -> None:
+        output, _ = piped(
+            "sh", "-c", "(trap '' HUP TERM; while echo more; do :; done) & echo said"
+        ).communicate(timeout=RUN_SECONDS)
+        assert b"said\r\n" in output
