@@ -235,6 +235,8 @@ class MoorageMachine(Interface):
             and (holder.leader, holder.uid, holder.class_, holder.allocated)
             == (registration.leader, registration.uid, registration.class_, registration.allocate_unit)
             and self._lifecycle.is_there(holder)
+            and holder.phase
+            is not model.Phase.stopping  # as after the end of an earlier lease: it will be gone
         ):
             if registration.lease:
                 self._lifecycle.lease(holder, call.wait_gone)

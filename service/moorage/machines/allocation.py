@@ -20,6 +20,7 @@ from moorage.machines.model import (
     HelperFailure,
     HelperSpec,
     HelperStatus,
+    Machine,
     MachineClass,
     Registration,
     adder_name,
@@ -62,6 +63,14 @@ UNDO_USEC = 100_000_000
 
 ENDED = frozenset({"inactive", "failed", "deactivating"})
 """States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
+
+RESUME_USEC = 90_000_000
+"""For how long a start that was found under way is left to itself, µs: the manager's DefaultTimeoutStartUSec=, which
+its helpers have."""
+
+UNSEEN_USEC = 2_000_000
+"""For how long a start may be on its way to the manager after its sender has died, µs: it reads in turn from all that
+talk to it, and the last of STARTS_MAX starts may come after our first question (2 to 3 ms each, loaded five times)."""
 
 SETTLE_USEC = 100_000
 """Pause between two looks at a unit that is going, µs, should no hint come in between."""
@@ -179,8 +188,13 @@ def split_control_group(path: str, unit: str) -> tuple[str, str | None] | None:
     return path[:end], path[end:] or None
 
 
-def describe(status: UnitStatus) -> str:
-    """Say what holds a unit's name, so that a person knows what to do."""
+def describe(status: UnitStatus, marks: str) -> str:
+    """Say what holds a unit's name, so that a person knows what to do.
+
+    Args:
+        status: of the unit.
+        marks: what marks of our own begin with.
+    """
     if not status.transient and status.fragment_path:
         return f"a unit file on disk: {status.fragment_path}"
     if status.load_state not in {"loaded", "not-found"}:
@@ -193,15 +207,23 @@ def describe(status: UnitStatus) -> str:
         details.append(f"with job {status.job_id} queued")
     if status.dependants:
         details.append(f"needed by {', '.join(status.dependants)}")
+    if any(address.startswith(marks) for address in status.documentation):
+        details.append("once a machine, of which there is no record any more")
     return ", ".join([kind, *details])
 
 
 class Allocator:
-    """Finds or makes the place of a machine. Its callers keep it from the hands of those who hang up."""
+    """Finds or makes the place of a machine. Its callers keep it from the hands of those who hang up.
 
-    def __init__(self, manager: Manager, helpers: helping.Helpers) -> None:
+    Attributes:
+        stray: control groups with processes that belong to no unit, by the unit whose name they are in the way of.
+    """
+
+    def __init__(self, manager: Manager, helpers: helping.Helpers, marks: str) -> None:
         self._manager = manager
         self._helpers = helpers
+        self._marks = marks
+        self.stray: dict[str, str] = {}
         self._awaited: dict[str, trio.Event] = {}
         self._starting: dict[
             str, UnitHint
@@ -218,12 +240,17 @@ class Allocator:
         if (event := self._awaited.get(hint.unit)) is not None:
             event.set()
 
-    async def allocate(self, registration: Registration, pidfd: int, *, deadline: float) -> Place:
+    def describe(self, status: UnitStatus) -> str:
+        """Say what holds a unit's name."""
+        return describe(status, self._marks)
+
+    async def allocate(self, registration: Registration, pidfd: int, mark: str, *, deadline: float) -> Place:
         """Start a scope around a process, wait for its job, and look again.
 
         Args:
             registration: what is wanted.
             pidfd: of the leader.
+            mark: what tells this scope from others of its name.
             deadline: on trio's clock.
 
         Raises:
@@ -235,6 +262,7 @@ class Allocator:
             ManagerError: as the manager says.
         """
         unit = scope_name(registration.name)
+        self._check_stray(unit)
         slice_ = registration.slice or MACHINE_SLICE
         types = await self._manager.property_types("scope", deadline=deadline)
         auxiliary = await self._auxiliary(registration, slice_, deadline=deadline)
@@ -246,14 +274,15 @@ class Allocator:
             pidfds=(pidfd,),
             slice=slice_,
             description=scope_description(registration),
+            # Both are lists, which grow by what comes later.
             properties=scope_properties(registration, types)
-            + (types.convert({"Wants": wanted}) if wanted else ()),
+            + types.convert({"Documentation": [mark], **({"Wants": wanted} if wanted else {})}),
             auxiliary=auxiliary,
         )
         with self._helpers.starting(registration.name, registration.helpers) as start:
             self._starting[unit] = UnitHint("changed", unit)
             try:
-                job = await self._start(spec, deadline=deadline)
+                job = await self._start(spec, mark, deadline=deadline)
             except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
                 if process.has_exited(pidfd):
                     raise process.ProcessGone(registration.leader.pid) from None
@@ -275,6 +304,15 @@ class Allocator:
             if gone or process.has_exited(pidfd):
                 raise process.ProcessGone(registration.leader.pid)
             raise JobFailed(unit, job.result, result)
+
+    def _check_stray(self, unit: str) -> None:
+        if (path := self.stray.get(unit)) is None:
+            return
+        state = cgroup.events(path)
+        if state is not None and state.populated:
+            # The manager would put the leader among them.
+            raise UnitNameTaken(unit, f"processes in {path}, a control group that belongs to no unit")
+        del self.stray[unit]
 
     async def _auxiliary(
         self, registration: Registration, slice_: str, *, deadline: float
@@ -305,17 +343,24 @@ class Allocator:
         status = await self._manager.status(unit, deadline=deadline)
         return status.result if status else None
 
-    async def _start(self, spec: ScopeSpec | ServiceSpec, *, deadline: float) -> Job:
+    async def _start(
+        self, spec: ScopeSpec | ServiceSpec, mark: str | None = None, *, deadline: float
+    ) -> Job:
         for _ in range(ATTEMPTS_MAX):
             try:
                 if isinstance(spec, ServiceSpec):
                     return await self._manager.start_service(spec, deadline=deadline)
                 return await self._manager.start_scope(spec, deadline=deadline)
             except UnitExists:
+                status = await self._manager.status(spec.unit, deadline=deadline)
+                if status is not None and mark in status.documentation:
+                    # The link broke, and the call was repeated before the first one had been read.
+                    await self._wait_without_job(spec.unit, None, waits=False, deadline=deadline)
+                    return Job("done", spec.unit, 0)
                 for unit in (spec.unit, *(each.unit for each in spec.auxiliary)):
                     await self._make_room(unit, deadline=deadline)
         status = await self._manager.status(spec.unit, deadline=deadline)
-        raise UnitNameTaken(spec.unit, describe(status) if status else "a unit that comes and goes")
+        raise UnitNameTaken(spec.unit, self.describe(status) if status else "a unit that comes and goes")
 
     async def _second_look(
         self, registration: Registration, said: UnitHint, slice_: str, pidfd: int, *, deadline: float
@@ -484,11 +529,12 @@ class Allocator:
             ManagerError: as the manager says.
         """
         unit = scope_name(registration.name)
+        self._check_stray(unit)
         scope_properties(registration, await self._manager.property_types("scope", deadline=deadline))
         await self._auxiliary(registration, registration.slice or MACHINE_SLICE, deadline=deadline)
         status = await self._manager.status(unit, deadline=deadline)
         if status is not None and not _is_leftover(status) and not _is_going(status):
-            raise UnitNameTaken(unit, describe(status))
+            raise UnitNameTaken(unit, self.describe(status))
         return Place(unit, None, registration.slice or MACHINE_SLICE, "", 0, "")
 
     async def _make_room(self, unit: str, *, deadline: float) -> None:
@@ -498,11 +544,11 @@ class Allocator:
         if _is_leftover(status):
             await self._reset(unit, deadline=deadline)
         elif not _is_going(status):
-            raise UnitNameTaken(unit, describe(status))
+            raise UnitNameTaken(unit, self.describe(status))
         if not await self._wait_gone(unit, deadline=deadline):
             status = await self._manager.status(unit, deadline=deadline)
             if status is not None:
-                raise UnitNameTaken(unit, describe(status))
+                raise UnitNameTaken(unit, self.describe(status))
 
     async def _reset(self, unit: str, *, deadline: float) -> None:
         with contextlib.suppress(NoSuchUnit):  # it went by itself
@@ -544,25 +590,78 @@ class Allocator:
         for each in (unit, *auxiliary):
             await self._wait_gone(each, deadline=deadline)
 
-    async def take_back(self, unit: str, pidfd: int, auxiliary: Sequence[str] = ()) -> None:
+    async def take_back(self, machine: Machine, mark: str) -> None:
         """Take away the scope that a start which was given up may have made all the same.
 
         Args:
-            unit: its name, which may be somebody else's as well.
-            pidfd: of the process that was to be moved into it.
-            auxiliary: what was to come with it.
+            machine: what was asked for; its unit's name may be somebody else's as well.
+            mark: what the start has put on its scope.
 
         Raises:
             ManagerError: it could not be done before the deadline; the unit may be there still.
         """
         deadline = trio.current_time() + UNDO_USEC / 1e6
-        look = await self._wait_without_job(unit, pidfd, waits=bool(auxiliary), deadline=deadline)
-        if look.holder == unit or look.job_id:
-            await self.undo(unit, auxiliary)
-        elif process.has_exited(pidfd):
+        if await self._started(machine.unit, mark, deadline=deadline) is not None:
+            await self.undo(machine.unit, helping.auxiliary_names(machine.name, machine.helpers))
+
+    async def resume(self, machine: Machine, mark: str, *, keep: bool) -> Place | None:
+        """Find what came of a start whose caller was killed: all that was asked for, or nothing.
+
+        Args:
+            machine: what was asked for.
+            mark: what the start has put on its scope.
+            keep: it is wanted still.
+
+        Returns:
+            Where the machine is; None if it is nowhere, and nothing is left of the start.
+
+        Raises:
+            ManagerError: the manager cannot be asked, or does not take it back; all may be there still.
+        """
+        if not keep:
+            return await self.take_back(machine, mark)
+        deadline = trio.current_time() + RESUME_USEC / 1e6
+        while (status := await self._started(machine.unit, mark, deadline=deadline)) is not None:
+            if not status.job_id or trio.current_time() >= deadline:
+                break
+            await self._next_hint(machine.unit)
+        auxiliary = helping.auxiliary_names(machine.name, machine.helpers)
+        if status is None:
+            for each in auxiliary:  # what failed, and the scope with it
+                await self._wait_gone(each, deadline=deadline)
+            return None
+        statuses = await self._helpers.statuses(machine.helpers, deadline=deadline)
+        identity = cgroup.identity(status.control_group) if _is_populated(status) else None
+        if (
+            status.active_state == "active"
+            and identity is not None
+            and not any(each.active_state in ENDED for each in statuses)
+        ):
+            return Place(
+                machine.unit, None, status.slice, status.control_group, identity, status.invocation_id
+            )
+        await self.undo(machine.unit, auxiliary)
+        return None
+
+    async def _started(self, unit: str, mark: str, *, deadline: float) -> UnitStatus | None:
+        """The unit that a start has made, if it has; a start that is still on its way is waited for."""
+        given_up = trio.current_time() + UNSEEN_USEC / 1e6
+        while True:
             status = await self._manager.status(unit, deadline=deadline)
-            if status is not None and status.transient and not _is_populated(status):
-                await self.undo(unit, auxiliary)
+            if status is not None and mark in status.documentation:
+                return status
+            if trio.current_time() >= given_up:
+                return None
+            await self._next_hint(unit)
+
+    async def _next_hint(self, unit: str) -> None:
+        """Wait until something happens to a unit, or a while."""
+        event = self._awaited.setdefault(unit, trio.Event())
+        try:
+            with trio.move_on_after(SETTLE_USEC / 1e6):
+                await event.wait()
+        finally:
+            self._awaited.pop(unit, None)
 
     async def _wait_without_job(self, unit: str, pidfd: int | None, *, waits: bool, deadline: float) -> Look:
         """Wait until a unit has no job, or only one that waits for others, should it have any to wait for."""

@@ -507,7 +507,7 @@ class Types:
             raise InvalidProperty(error.property, f"helper {spec.name}: {error.reason}") from None
 
 
-def auxiliary_names(machine: str, specs: Sequence[HelperSpec]) -> list[str]:
+def auxiliary_names(machine: str, specs: Sequence[HelperSpec | Helper]) -> list[str]:
     """Return the names of all units that come with a machine that has these helpers."""
     if not specs:
         return []
@@ -519,7 +519,7 @@ def auxiliary_names(machine: str, specs: Sequence[HelperSpec]) -> list[str]:
     ]
 
 
-def helper_names(machine: str, specs: Iterable[HelperSpec]) -> list[str]:
+def helper_names(machine: str, specs: Iterable[HelperSpec | Helper]) -> list[str]:
     """Return the names of the units of helpers."""
     return [
         model.helper_unit(machine, spec.name, suffix)

@@ -46,9 +46,10 @@ from moorage.machines.model import (
     Registration,
     Timestamp,
     Verdict,
+    machine_of_scope,
     scope_name,
 )
-from moorage.machines.registry import LeaderTaken, Registry
+from moorage.machines.registry import Claim, Full, LeaderTaken, NameTaken, Registry
 from moorage.machines.store import BadRecord, Store
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
@@ -98,6 +99,9 @@ CHANGES_MAX = 256
 
 TIDY_USEC = 60_000_000
 """How often old verdicts are dropped, µs."""
+
+SCOPES = "machine-*.scope"
+"""What the scopes of all machines match."""
 
 _log = logging.getLogger(__name__)
 
@@ -166,7 +170,7 @@ class Lifecycle:
         self._manager = manager
         self._store = store
         self._helpers = Helpers(manager, home)
-        self._allocator = Allocator(manager, self._helpers)
+        self._allocator = Allocator(manager, self._helpers, store.marks)
         self._readiness = Readiness()
         self._watch = cgroup.Watch(self._readiness, self._group_changed, self._recheck_all)
         self._pidfds: dict[Machine, int] = {}  # of living leaders; one file descriptor for each machine
@@ -200,6 +204,7 @@ class Lifecycle:
                 for machine in self.registry:
                     if machine.lease:  # the connection was another instance's
                         nursery.start_soon(self._end_lease, machine)
+                nursery.start_soon(self._look_around, self._begun())
                 nursery.start_soon(self._readiness.run)
                 nursery.start_soon(self._recheck_for_ever)
                 nursery.start_soon(self._tidy_for_ever)
@@ -230,6 +235,79 @@ class Lifecycle:
                 self._watch.add(found.control_group)
                 self._mark(found).ask = True
 
+    def _begun(self) -> list[tuple[Machine, Claim]]:
+        """Claim what an instance that was killed had begun, before anybody else asks for it."""
+        begun: list[tuple[Machine, Claim]] = []
+        for machine in self._store.intents():
+            there = self.registry.get(machine.name) or self.registry.verdict(machine.name)
+            began = machine.timestamp.monotonic
+            if machine.leader is None or (there is not None and there.timestamp.monotonic >= began):
+                self._withdraw(machine.name)  # it had just been completed
+                continue
+            try:
+                claim = self.registry.begin(machine.name, machine.leader)
+            except (NameTaken, LeaderTaken, Full) as error:
+                _log.warning("Failed to resume the start of machine %s, ignoring: %s", machine.name, error)
+                self._withdraw(machine.name)
+            else:
+                self._claims[machine.name] = trio.Event()
+                begun.append((machine, claim))
+        return begun
+
+    async def _look_around(self, begun: Sequence[tuple[Machine, Claim]]) -> None:
+        async with trio.open_nursery() as nursery:
+            for machine, claim in begun:
+                nursery.start_soon(self._resume, machine, claim)
+        await self._report_others()
+
+    async def _resume(self, machine: Machine, claim: Claim) -> None:
+        """Finish or take back a start whose caller never got an answer: it may come and ask again."""
+        with contextlib.ExitStack() as steps:
+            steps.callback(self.registry.abandon, claim)
+            steps.callback(self._claims[machine.name].set)
+            steps.callback(self._claims.pop, machine.name)
+            steps.push(self._withdrawal(machine.name))
+            place = await self._resumed(machine)
+            if place is not None:
+                try:
+                    await self._enter(machine, place, claim, lambda: self._open_leader(machine))
+                except (OSError, ManagerError) as error:
+                    _log.warning("Failed to keep machine %s, ignoring: %s", machine.name, error)
+        if machine.lease:  # the connection was another instance's
+            await self._end_lease(machine)
+
+    async def _resumed(self, machine: Machine) -> Place | None:
+        keep = machine.phase is Phase.starting
+        while True:
+            try:
+                return await self._allocator.resume(machine, self._store.mark(machine), keep=keep)
+            except ManagerError as error:
+                _log.warning("Failed to resume the start of %s, trying again: %s", machine.unit, error)
+                await trio.sleep(ASK_USEC / 1e6)
+
+    async def _report_others(self) -> None:
+        """Tell of what looks like machines and is none of ours: it is left alone, and in the way of its name."""
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        try:
+            units = await self._manager.units(SCOPES, deadline=deadline)
+            for unit in units:
+                status = (
+                    await self._manager.status(unit, deadline=deadline) if self._is_other(unit) else None
+                )
+                if status is not None and self._is_other(unit):
+                    _log.warning("%s is no machine of ours: %s.", unit, self._allocator.describe(status))
+        except ManagerError as error:
+            _log.warning("Failed to look for scopes without a machine, ignoring: %s", error)
+            return
+        for path in await trio.to_thread.run_sync(cgroup.find, SCOPES):
+            unit = path.rpartition("/")[2]
+            if unit not in units and self._is_other(unit):
+                _log.warning("%s has processes, but no unit.", path)
+                self._allocator.stray[unit] = path
+
+    def _is_other(self, unit: str) -> bool:
+        return self.registry.by_unit(unit) is None and machine_of_scope(unit) not in self._claims
+
     def _open_leader(self, machine: Machine) -> None:
         if machine.leader is None:
             return
@@ -237,11 +315,15 @@ class Lifecycle:
             pidfd = process.open_process(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
         except (process.ProcessGone, process.NotAProcess):
             return  # a machine lives as long as its unit, not as its leader
-        self._keep_leader(machine, pidfd)
+        try:
+            self._keep_leader(machine, pidfd)
+        except OSError:
+            os.close(pidfd)
+            raise
 
     def _keep_leader(self, machine: Machine, pidfd: int) -> None:
-        self._pidfds[machine] = pidfd
         self._readiness.add(pidfd, 1, lambda _events: self._leader_exited(machine))  # EPOLLIN
+        self._pidfds[machine] = pidfd
 
     # --- hints -------------------------------------------------------------------------------------------------------
 
@@ -458,6 +540,9 @@ class Lifecycle:
         if registration.dry_run:
             self.registry.abandon(claim)
             return await self._rehearse(registration, deadline)
+        machine = _machine(registration)
+        if machine.helpers:
+            machine.runtime_directory = self._helpers.home.directory(machine.name)
         # From here on the pidfd is ours: the caller's goes with the caller.
         with contextlib.ExitStack() as undo:
             undo.callback(self.registry.abandon, claim)
@@ -475,32 +560,22 @@ class Lifecycle:
                 async with self._starts:
                     if abandoned:
                         raise _Abandoned
+                    if machine.allocated:
+                        self._store.intend(machine)
+                        steps.push(self._withdrawal(machine.name))
                     try:
-                        place = await self._place(registration, pidfd, deadline)
+                        place = await self._place(registration, pidfd, self._store.mark(machine), deadline)
                     except (ManagerTimeout, ManagerUnavailable):
                         # It may have been done all the same, or be done yet: the name stays claimed until then.
-                        if registration.allocate_unit:
+                        if machine.allocated:
                             assert self._nursery is not None
-                            self._nursery.start_soon(self._take_back, registration, pidfd, steps.pop_all())
+                            self._nursery.start_soon(self._take_back, machine, steps.pop_all())
                         raise
-                machine = _machine(registration, place)
-                if registration.helpers:
-                    machine.runtime_directory = self._helpers.home.directory(machine.name)
-                try:
-                    self._watch.add(place.control_group)
-                    self._store.save(machine)
-                    self._keep_leader(machine, pidfd)
-                except OSError:
-                    self._watch.remove(place.control_group)
-                    self._remove_record(machine.name)
-                    if registration.allocate_unit:
-                        await self._allocator.undo(place.unit)
-                    raise
+                await self._enter(machine, place, claim, lambda: self._keep_leader(machine, pidfd))
                 steps.pop_all()
-                self.registry.commit(claim, machine)
+                if machine.allocated:
+                    self._withdraw(machine.name)
                 self._claims.pop(machine.name).set()
-                self._mark(machine)  # for what happened before the watch was there
-                _log.info("New machine %s in %s.", machine.name, machine.unit)
                 if lease is not None:
                     self.lease(machine, lease)
                 return machine
@@ -511,15 +586,56 @@ class Lifecycle:
             abandoned = True
             raise
 
-    async def _take_back(self, registration: Registration, pidfd: int, steps: contextlib.ExitStack) -> None:
-        unit = scope_name(registration.name)
+    async def _enter(
+        self, machine: Machine, place: Place, claim: Claim, keep_leader: Callable[[], None]
+    ) -> None:
+        """Enter a machine that has its place.
+
+        Raises:
+            OSError: no file descriptor is left, or the record could not be written. Nothing is left of the machine.
+            ManagerError: nor of its scope, but for what the manager did not take away.
+        """
+        _put(machine, place).phase = Phase.running
+        machine.timestamp = now()
+        try:
+            self._watch.add(machine.control_group)
+            self._store.save(machine)
+            keep_leader()
+        except OSError:
+            self._watch.remove(machine.control_group)
+            self._remove_record(machine.name)
+            if machine.allocated:
+                await self._allocator.undo(machine.unit, auxiliary_names(machine.name, machine.helpers))
+            raise
+        self.registry.commit(claim, machine)
+        self._mark(machine)  # for what happened before the watch was there
+        _log.info("New machine %s in %s.", machine.name, machine.unit)
+
+    async def _take_back(self, machine: Machine, steps: contextlib.ExitStack) -> None:
         with steps:
             try:
-                await self._allocator.take_back(
-                    unit, pidfd, auxiliary_names(registration.name, registration.helpers)
-                )
+                self._store.revoke(machine)  # whoever comes after us must not keep it
+            except OSError as error:
+                _log.warning("Failed to note that %s is taken back, ignoring: %s", machine.unit, error)
+            try:
+                await self._allocator.take_back(machine, self._store.mark(machine))
             except ManagerError as error:
-                _log.warning("Failed to take back %s, ignoring: %s", unit, error)
+                _log.warning("Failed to take back %s, ignoring: %s", machine.unit, error)
+
+    def _withdraw(self, name: str) -> None:
+        try:
+            self._store.withdraw(name)
+        except OSError as error:
+            _log.warning("Failed to remove the intent of machine %s, ignoring: %s", name, error)
+
+    def _withdrawal(self, name: str) -> Callable[..., None]:
+        """What removes an intent at the end, unless that is our own: the next instance goes on from there."""
+
+        def withdraw(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is None or issubclass(kind, Exception):
+                self._withdraw(name)
+
+        return withdraw
 
     def _check_leader(self, registration: Registration) -> None:
         holder = self.registry.by_control_group(process.control_group(registration.leader.pid))
@@ -538,9 +654,9 @@ class Lifecycle:
         with trio.move_on_at(deadline):
             await self._gone.setdefault(machine, trio.Event()).wait()
 
-    async def _place(self, registration: Registration, pidfd: int, deadline: float) -> Place:
+    async def _place(self, registration: Registration, pidfd: int, mark: str, deadline: float) -> Place:
         if registration.allocate_unit:
-            return await self._allocator.allocate(registration, pidfd, deadline=deadline)
+            return await self._allocator.allocate(registration, pidfd, mark, deadline=deadline)
         place = await self._allocator.find(registration, pidfd, deadline=deadline)
         holder = self.registry.by_unit(place.unit) or self.registry.by_control_group(place.control_group)
         if holder is not None and (holder.owns_unit or holder.control_group == place.control_group):
@@ -549,8 +665,10 @@ class Lifecycle:
 
     async def _rehearse(self, registration: Registration, deadline: float) -> Machine:
         if registration.allocate_unit:
-            return _machine(registration, await self._allocator.rehearse(registration, deadline=deadline))
-        return _machine(registration, await self._place(registration, registration.leader_pidfd, deadline))
+            place = await self._allocator.rehearse(registration, deadline=deadline)
+        else:
+            place = await self._place(registration, registration.leader_pidfd, "", deadline)
+        return _put(_machine(registration), place)
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
@@ -967,17 +1085,18 @@ class Lifecycle:
         return result
 
 
-def _machine(registration: Registration, place: Place) -> Machine:
+def _machine(registration: Registration) -> Machine:
+    """The machine that is asked for, before it has its place."""
     return Machine(
         name=registration.name,
         class_=registration.class_,
         uid=registration.uid,
-        unit=place.unit,
-        subgroup=place.subgroup,
-        slice=place.slice,
-        control_group=place.control_group,
-        control_group_id=place.control_group_id,
-        invocation_id=place.invocation_id,
+        unit=scope_name(registration.name),
+        subgroup=None,
+        slice=registration.slice or "",
+        control_group="",
+        control_group_id=0,
+        invocation_id="",
         allocated=registration.allocate_unit,
         leader=registration.leader,
         supervisor=registration.supervisor,
@@ -993,5 +1112,14 @@ def _machine(registration: Registration, place: Place) -> Machine:
         owner=registration.owner,
         helpers=recorded(registration.name, registration.helpers),
         lease=registration.lease,
-        phase=Phase.starting if registration.dry_run else Phase.running,
     )
+
+
+def _put(machine: Machine, place: Place) -> Machine:
+    machine.unit = place.unit
+    machine.subgroup = place.subgroup
+    machine.slice = place.slice
+    machine.control_group = place.control_group
+    machine.control_group_id = place.control_group_id
+    machine.invocation_id = place.invocation_id
+    return machine

@@ -4,6 +4,14 @@ One file for each machine, JSON, in a directory below ``/run``. A record is writ
 renamed, so that whoever reads finds the old one or the new one, never a part (rename(2)). Nothing is synced: ``/run``
 is a tmpfs and goes with the boot, as the machines do. Reading and writing a tmpfs does not wait, which is why both
 happen in the loop.
+
+Between the manager's start of a scope and the record there is a moment in which this service may be killed. So what is
+asked for is written down before: an *intent*, a record without a place, under a name of its own, removed when the
+record is there or the start was taken back. The intent tells what was asked for; whether a scope that has the name is
+the one that came of it, the scope tells by its mark (:meth:`Store.mark`), which only the manager keeps. Neither can
+do without the other: what was asked for holds things that are not for all who may look at units (the owner, paths of
+keys), and a name, or a leader that has moved on, proves nothing. An intent needs no rename: one that is not whole was
+never followed by a start.
 """
 
 from __future__ import annotations
@@ -14,6 +22,7 @@ import os
 import stat
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -34,7 +43,9 @@ VERSION = 1
 RECORD_MAX = 256 * 1024
 """Bytes; a record with every text at its limit, and all its helpers, stays below 200 KiB."""
 
-_TEMPORARY = ".new-"  # names of machines do not start with a dot
+# Names of machines do not start with a dot.
+_TEMPORARY = ".new-"
+_INTENT = ".start-"
 
 
 class BadRecord(Exception):
@@ -114,6 +125,10 @@ def decode(record: bytes, name: str) -> Machine:
 class Store:
     """The directory of records.
 
+    Attributes:
+        path: of the directory.
+        marks: what all marks begin with.
+
     Raises:
         OSError: the directory cannot be made or opened.
     """
@@ -121,6 +136,7 @@ class Store:
     def __init__(self, path: str) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
         self.path = path
+        self.marks = f"file:{quote(os.path.abspath(path))}/"
         self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def close(self) -> None:
@@ -133,24 +149,79 @@ class Store:
         Raises:
             OSError: it could not be written (a full ``/run``, no fd left); the old record is as it was.
         """
+        self._replace(machine.name, machine)
+
+    def _replace(self, name: str, machine: Machine) -> None:
         temporary = _TEMPORARY + machine.name
+        self._write(temporary, encode(machine))
+        try:
+            os.rename(temporary, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except OSError:
+            os.unlink(temporary, dir_fd=self._directory)
+            raise
+
+    def _write(self, name: str, content: bytes) -> None:
         descriptor = os.open(
-            temporary,
+            name,
             os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
             0o600,
             dir_fd=self._directory,
         )
         try:
-            record = encode(machine)
-            try:
-                if os.write(descriptor, record) != len(record):
-                    raise OSError(28, os.strerror(28))  # ENOSPC: tmpfs writes short only when it is full
-            finally:
-                os.close(descriptor)
-            os.rename(temporary, machine.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            if os.write(descriptor, content) != len(content):
+                raise OSError(28, os.strerror(28))  # ENOSPC: tmpfs writes short only when it is full
         except OSError:
-            os.unlink(temporary, dir_fd=self._directory)
+            os.unlink(name, dir_fd=self._directory)
             raise
+        finally:
+            os.close(descriptor)
+
+    def mark(self, machine: Machine) -> str:
+        """Return what tells the scope of an intent from all others: where its record will be, and the intent's time.
+
+        It is kept by the manager as ``Documentation=`` of the scope (systemd.unit(5)): there systemctl shows it to
+        people as well, and no other property of a scope is both free for any text and without effect.
+        """
+        return f"{self.marks}{machine.name}#{machine.timestamp.monotonic}"
+
+    def intend(self, machine: Machine) -> None:
+        """Write down what is about to be started.
+
+        Raises:
+            OSError: it could not be written; nothing is left of it.
+        """
+        self._write(_INTENT + machine.name, encode(machine))
+
+    def revoke(self, machine: Machine) -> None:
+        """Write down that what was about to be started is not wanted any more; a whole intent is never missing.
+
+        Raises:
+            OSError: it could not be written; the intent is as it was.
+        """
+        self._replace(_INTENT + machine.name, dataclasses.replace(machine, phase=Phase.stopping))
+
+    def withdraw(self, name: str) -> None:
+        """Remove an intent; nothing happens if there is none.
+
+        Raises:
+            OSError: it is there and stays.
+        """
+        self.remove(_INTENT + name)
+
+    def intents(self) -> Iterator[Machine]:
+        """Read what was about to be started when the service was killed; what is not whole is removed."""
+        for file in sorted(os.listdir(self._directory)):
+            if not file.startswith(_INTENT):
+                continue
+            name = file.removeprefix(_INTENT)
+            try:
+                yield decode(self._read(name, file), name)
+            except (BadRecord, OSError):
+                self._tidy(file)
+
+    def _tidy(self, name: str) -> None:
+        with contextlib.suppress(OSError):  # a directory, which is none of ours
+            os.unlink(name, dir_fd=self._directory)
 
     def remove(self, name: str) -> None:
         """Remove the record of a machine; nothing happens if there is none.
@@ -169,22 +240,24 @@ class Store:
         """
         for name in sorted(os.listdir(self._directory)):
             if name.startswith(_TEMPORARY):
-                os.unlink(name, dir_fd=self._directory)
+                self._tidy(name)
+                continue
+            if name.startswith(_INTENT):
                 continue
             try:
-                yield name, decode(self._read(name), name)
+                yield name, decode(self._read(name, name), name)
             except (BadRecord, OSError) as error:
                 yield (
                     name,
                     error if isinstance(error, BadRecord) else BadRecord(error.strerror or "cannot be read"),
                 )
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, file: str) -> bytes:
         if not is_machine_name(name):
             raise BadRecord("its name is none of a machine")
         # O_NONBLOCK: what lies there might be a FIFO.
         descriptor = os.open(
-            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory
+            file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory
         )
         try:
             status = os.fstat(descriptor)

@@ -7,13 +7,17 @@ A read of one of these files is answered from memory and does not wait.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fnmatch
 import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+from moorage import process
 
 ROOT = "/sys/fs/cgroup"
 INOTIFY_READ_SIZE = 16 * 1024
@@ -107,6 +111,24 @@ def attribute(control_group: str, name: str) -> str | None:
     """Read one attribute of a group, without the newline; None if the group or its controller is not there."""
     text = _read(control_group, name)
     return None if text is None else text.decode("ascii", "replace").strip()
+
+
+def find(pattern: str) -> list[str]:
+    """Find the groups in the slices of our manager whose name matches a pattern of fnmatch(3), with processes in them.
+
+    Reads the directories of all slices: for a thread.
+    """
+    # The manager is in a group of its own below the root of its tree (systemd.special(7), "init.scope").
+    root = process.control_group(os.getppid()).removesuffix("/init.scope").rstrip("/")
+    found: list[str] = []
+    slices = [root]
+    while slices:
+        group = slices.pop()
+        with contextlib.suppress(FileNotFoundError), os.scandir(ROOT + group) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            slices += [f"{group}/{name}" for name in names if name.endswith(".slice")]
+            found += [f"{group}/{name}" for name in names if fnmatch.fnmatchcase(name, pattern)]
+    return [path for path in found if (state := events(path)) is not None and state.populated]
 
 
 def identity(control_group: str) -> int | None:

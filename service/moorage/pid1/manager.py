@@ -235,6 +235,7 @@ class UnitStatus:
         freezer_state: "running", "freezing", "frozen", "thawing", …
         dependants: units that pull it in or are bound to it (Requires=, Requisite=, Wants=, BindsTo=, Upholds=).
         collect_mode: "inactive" or "inactive-or-failed".
+        documentation: addresses of what is written about it.
     """
 
     unit: str
@@ -253,6 +254,7 @@ class UnitStatus:
     freezer_state: str
     dependants: tuple[str, ...] = field(default=())
     collect_mode: str = "inactive"
+    documentation: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,11 +303,11 @@ class Manager(Protocol):
     async def start_scope(self, spec: ScopeSpec, *, deadline: float) -> Job:
         """Start a transient scope and wait for the end of its job; no result can be missed.
 
-        If the link to the manager is lost meanwhile the call is not repeated: the state of the unit after the
-        reconnect decides.
+        If the link to the manager is lost meanwhile, the state of the unit after the reconnect decides. A start that
+        has not happened is repeated, once.
 
         Raises:
-            UnitExists: the name is taken.
+            UnitExists: the name is taken; after a repetition possibly by the first call, which was read late.
             NoSuchProperty, InvalidProperty: the manager's judgement on one of the properties.
             AccessDenied, UnitBusy, ManagerRefused: as the manager says.
         """
@@ -355,6 +357,10 @@ class Manager(Protocol):
         Returns:
             None if no such unit is loaded and no file defines it.
         """
+        ...
+
+    async def units(self, pattern: str, *, deadline: float) -> list[str]:
+        """Names of the units that are loaded, in whatever state, and match a pattern of fnmatch(3)."""
         ...
 
     async def unit_of_process(self, pidfd: int, *, deadline: float) -> tuple[str, str]:

@@ -359,22 +359,25 @@ class DBusManager:
         properties = _scope_properties(spec)
         call = _start_call(spec.unit, properties, spec.auxiliary)
         with _errors(f"start of {spec.unit}", deadline, spec.unit, _names(properties, spec.auxiliary)):
+            repeated = False
             while True:
                 link = await self._up()
                 try:
                     return await self._run_job(link, call, spec.unit, deadline)
                 except LinkClosed as exc:
-                    if exc.sent:
-                        reason = exc.reason
-                        break
-            look = await self._settle(spec.unit, spec.pidfds[0] if spec.pidfds else None, deadline)
-            if look.active_state == "active" and look.holder == spec.unit:
-                return Job("done", spec.unit, 0)
-            if look.active_state == "failed":
-                return Job("failed", spec.unit, 0)
-            raise ManagerUnavailable(
-                f"link lost during the start of {spec.unit}, which did not happen: {reason}"
-            )
+                    if not exc.sent:
+                        continue
+                    reason = exc.reason
+                look = await self._settle(spec.unit, spec.pidfds[0] if spec.pidfds else None, deadline)
+                if look.active_state == "active" and look.holder == spec.unit:
+                    return Job("done", spec.unit, 0)
+                if look.active_state == "failed":
+                    return Job("failed", spec.unit, 0)
+                if repeated:
+                    raise ManagerUnavailable(
+                        f"link lost during the start of {spec.unit}, which did not happen: {reason}"
+                    )
+                repeated = True
 
     async def start_service(self, spec: ServiceSpec, *, deadline: float) -> Job:
         """See `Manager`."""
@@ -479,6 +482,13 @@ class DBusManager:
                 if isinstance(reply, tuple):
                     values[name] = reply[0][1]
         return _status(unit, values)
+
+    async def units(self, pattern: str, *, deadline: float) -> list[str]:
+        """See `Manager`."""
+        with _errors(f"list of {pattern}", deadline, ""):
+            call = _manager_call("ListUnitsByPatterns", "asas", ([], [pattern]), "a(ssssssouso)")
+            (found,) = await self._ask_one(call, deadline=deadline)
+            return [name for name, *_ in found]
 
     async def unit_of_process(self, pidfd: int, *, deadline: float) -> tuple[str, str]:
         """See `Manager`."""
@@ -738,4 +748,5 @@ def _status(unit: str, values: dict[str, Any]) -> UnitStatus | None:
         freezer_state=text("FreezerState"),
         dependants=tuple(dict.fromkeys(dependants)),
         collect_mode=text("CollectMode"),
+        documentation=tuple(values.get("Documentation", ())),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,48 @@ def test_what_a_crash_left_is_tidied_up(records: Store) -> None:
     (Path(records.path) / ".new-web").write_bytes(encode(FULL)[:20])
     assert [name for name, _ in records.load()] == ["a"]
     assert names(records) == ["a"]
+
+
+def test_an_intent_is_no_record_and_is_read_until_it_is_withdrawn(records: Store) -> None:
+    machine = dataclasses.replace(FULL, phase=Phase.starting, verdict=None)
+    records.intend(machine)
+    records.save(LEAST)
+    assert [name for name, _ in records.load()] == ["a"]
+    (found,) = records.intents()
+    assert values(found) == values(machine)
+    records.revoke(machine)
+    (found,) = records.intents()
+    assert found.phase is Phase.stopping
+    records.withdraw("web")
+    records.withdraw("web")
+    assert list(records.intents()) == []
+    assert names(records) == ["a"]
+
+
+def test_an_intent_that_is_not_whole_was_never_followed_by_a_start(records: Store) -> None:
+    whole = encode(dataclasses.replace(FULL, phase=Phase.starting, verdict=None))
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        (Path(records.path) / ".start-web").write_bytes(whole[:length])
+        assert list(records.intents()) == []
+        assert names(records) == []
+
+
+def test_an_intent_that_cannot_be_written_leaves_nothing(records: Store) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # a short write, as on a full disk
+    try:
+        with pytest.raises(OSError, match="space"):
+            records.intend(FULL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(records) == []
+
+
+def test_a_mark_is_an_address_that_tells_two_starts_apart(records: Store) -> None:
+    later = dataclasses.replace(FULL, timestamp=Timestamp(8, 10))
+    assert records.mark(FULL) == f"file:{records.path}/web#9"
+    assert records.mark(later) != records.mark(FULL)
+    assert records.mark(FULL).startswith(records.marks)
 
 
 def test_what_does_not_belong_there_is_reported_and_the_rest_loaded(records: Store, tmp_path: Path) -> None:
