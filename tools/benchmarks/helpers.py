@@ -40,6 +40,7 @@ PROGRAM = ("/usr/bin/sleep", "infinity")
 """What each helper runs: it is ready when it has been executed (``Type=exec``)."""
 
 HOME = Home(user=False, root="/run")
+MARKS = f"file:{HOME.base}/machines/"
 PRIVATE = "/run/systemd/private"
 RECEIVE_BYTES = 65536
 
@@ -158,7 +159,7 @@ def described(machine: Machine) -> ScopeSpec:
 
     async def run() -> ScopeSpec:
         manager = _Recorder(Endpoints.of("system"))
-        allocator = Allocator(manager, Helpers(manager, HOME))
+        allocator = Allocator(manager, Helpers(manager, HOME), MARKS)
         registration = Registration(
             name=machine.name,
             class_=MachineClass.vm,
@@ -173,7 +174,8 @@ def described(machine: Machine) -> ScopeSpec:
         async with trio.open_nursery() as nursery:
             await nursery.start(manager.run)
             try:
-                await allocator.allocate(registration, -1, deadline=trio.current_time() + CALL_SECONDS)
+                deadline = trio.current_time() + CALL_SECONDS
+                await allocator.allocate(registration, -1, f"{MARKS}{machine.name}#0", deadline=deadline)
             except _Described as found:
                 return found.spec
             finally:
