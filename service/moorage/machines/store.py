@@ -43,6 +43,12 @@ VERSION = 1
 RECORD_MAX = 256 * 1024
 """Bytes; a record with every text at its limit, and all its helpers, stays below 200 KiB."""
 
+NAME_MAX = 255
+"""Bytes of one component of a path (limits.h of the kernel)."""
+
+CONTROL_GROUP_MAX = 4000
+"""Bytes of a control group's path: PATH_MAX of the kernel, less the root's path before it and a file's name after."""
+
 # Names of machines do not start with a dot.
 _TEMPORARY = ".new-"
 _INTENT = ".start-"
@@ -119,7 +125,22 @@ def decode(record: bytes, name: str) -> Machine:
         raise BadRecord(f"it is of machine {stored.name!r}")
     if (stored.phase is Phase.exited) != (stored.verdict is not None):
         raise BadRecord("phase and verdict do not agree")
+    if not _may_be_control_group(stored.control_group):
+        raise BadRecord("its control group can be none")
     return Machine(**{field: getattr(stored, field) for field in _FIELDS})
+
+
+def _may_be_control_group(path: str) -> bool:
+    """Whether the kernel would as much as look for a path below the root of the hierarchy (path_resolution(7))."""
+    encoded = os.fsencode(path)
+    root, *parts = encoded.split(b"/")
+    return (
+        not root
+        and len(encoded) <= CONTROL_GROUP_MAX
+        and b"\0" not in encoded
+        and len(parts) > 0
+        and all(0 < len(part) <= NAME_MAX and part not in {b".", b".."} for part in parts)
+    )
 
 
 class Store:

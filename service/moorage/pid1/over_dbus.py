@@ -555,7 +555,10 @@ class DBusManager:
             path = _path_of("init.scope" if unit_type == "scope" else f"moored.{unit_type}")
             call = Call(_NAME, path, "org.freedesktop.DBus.Introspectable", "Introspect", reply="s")
             (text,) = await self._ask_one(call, deadline=deadline)
-            types = self._types[unit_type] = UnitProperties.from_introspection(text)
+            try:
+                types = self._types[unit_type] = UnitProperties.from_introspection(text)
+            except ValueError as exc:
+                raise BadReply(f"introspection of a {unit_type}: {exc}") from exc
         return types
 
     async def properties(self, unit: str, names: Sequence[str], *, deadline: float) -> dict[str, Json]:

@@ -83,9 +83,10 @@ HELPERS = st.lists(
 TIMES = st.builds(Timestamp, INTS, INTS)
 COUNTS = st.builds(Accounting, *[st.none() | INTS] * len(dataclasses.fields(Accounting)))
 VERDICTS = st.builds(Verdict, st.sampled_from(["success", "oom-kill"]), TIMES, st.booleans(), COUNTS)
+PATHS = st.from_regex(r"(/[a-z☃\\]{1,9}){1,3}", fullmatch=True)
 MACHINES = st.builds(
     Machine, name=st.just("web"), class_=st.sampled_from([MachineClass.vm, MachineClass.container]), uid=INTS,
-    unit=st.text(max_size=9), subgroup=TEXTS, slice=st.text(max_size=9), control_group=st.text(max_size=9),
+    unit=st.text(max_size=9), subgroup=TEXTS, slice=st.text(max_size=9), control_group=PATHS,
     control_group_id=INTS, invocation_id=st.text(max_size=9), allocated=st.booleans(), leader=IDS, supervisor=IDS,
     id=TEXTS, service=TEXTS, root_directory=TEXTS, if_indices=st.lists(INTS, max_size=4).map(tuple), vsock_cid=INTS,
     ssh_address=TEXTS, ssh_private_key_path=TEXTS, control_address=TEXTS, timestamp=TIMES,
@@ -155,6 +156,12 @@ def changed(**fields: Any) -> bytes:
         (changed(class_="horse"), "class_"),
         (changed(leader={"pid": 1}), "leader"),
         (changed(timestamp=None), "timestamp"),
+        (changed(control_group=""), "control group"),
+        (changed(control_group="machine.slice"), "control group"),
+        (changed(control_group="/a/../b"), "control group"),
+        (changed(control_group="/a\0b"), "control group"),
+        (changed(control_group="/" + "a" * 256), "control group"),
+        (changed(control_group="/a" * 2001), "control group"),
         (b"[" * 100_000, "array"),
         (b'{"name":' * 100_000, "name"),
         (changed(more=None)[:-1] + b',"x":' + b"[" * 100_000, "recursion"),

@@ -1,0 +1,46 @@
+"""Files of helpers: what moorctl makes of them, and what the service makes of that."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from fuzzing.mutation import damaged
+from fuzzing.target import Target, corpus
+from moorage.api import machine_helpers
+from moorage.api.machine_types import AddHelpersIn
+from moorage.cli import helper_files
+from moorage.machines.helpers import Home, InvalidHelper, check, check_properties
+from moorage.pid1.manager import InvalidProperty
+
+MACHINE = "web"
+DIRECTORY = "/run/moorage/m/web"
+HOME = Home(user=False, root="/run")
+
+_parameters = msgspec.json.Decoder(AddHelpersIn)
+
+
+def _of_file(data: bytes) -> Iterator[bytes]:
+    yield data
+
+
+def _examine(content: bytes) -> str:
+    try:
+        given = helper_files.parse(content.decode())
+        given = helper_files.expand(given, {"n": MACHINE, "t": DIRECTORY, "u": "0"})
+        for line in helper_files.explain(given, MACHINE, DIRECTORY):
+            line.encode()
+    except ValueError:
+        return "refused by moorctl"
+    text = msgspec.json.encode({"name": MACHINE, "helpers": given.helpers})
+    specs = machine_helpers.specs(_parameters.decode(text).helpers)
+    try:
+        check(specs, MACHINE, (), HOME)
+        for spec in specs:
+            check_properties(spec, 1000, HOME)
+    except (InvalidHelper, InvalidProperty):
+        return "refused by the service"
+    return "taken"
+
+
+TARGET: Target[bytes] = Target("helpers", damaged(corpus("helpers")), _examine, _of_file)
+"""Bytes, not values: most of what can be wrong with a file is wrong with its TOML."""

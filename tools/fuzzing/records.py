@@ -1,0 +1,108 @@
+"""Records of machines: what lies in their directory when the service starts."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+import trio
+import trio.testing
+from hypothesis import strategies as st
+
+from fuzzing.mutation import damaged, damaged_json, encode_json
+from fuzzing.service_manager import Recorded
+from fuzzing.target import Target, corpus
+from moorage.machines.helpers import Home
+from moorage.machines.lifecycle import Lifecycle
+from moorage.machines.store import BadRecord, Store, decode, encode
+from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.process import boot_id
+
+NAME = "web"
+"""Of the machine, and of the file."""
+
+BOOT = b"@BOOT@"
+"""In the corpus: this boot."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What lies there: a file of a machine's name with that content, and one more of a name of its own."""
+
+    content: bytes
+    other: str | None = None
+
+
+def _of_file(data: bytes) -> Iterator[Record]:
+    yield Record(data)
+
+
+async def _start(directory: str) -> tuple[int, int]:
+    """Start what keeps machines on these records; return how many it has at first, and after it has looked."""
+    recorded = Recorded()
+    async with recorded.listening(directory), trio.open_nursery() as nursery:
+        manager = DBusManager(Endpoints(recorded.path, recorded.path), "private")
+        await nursery.start(manager.run)
+        store = Store(f"{directory}/machines")
+        try:
+            lifecycle = Lifecycle(manager, store, Home(user=False, root=directory))
+            found = sum(not isinstance(machine, BadRecord) for _, machine in store.load())
+            await nursery.start(lifecycle.run)
+            nursery.cancel_scope.cancel()
+        finally:
+            store.close()
+    return found, len(lifecycle.registry)
+
+
+def _examine(record: Record) -> str:
+    before = len(os.listdir("/proc/self/fd"))
+    content = record.content.replace(BOOT, boot_id().encode())
+    with tempfile.TemporaryDirectory() as directory:
+        machines = Path(directory, "machines")
+        machines.mkdir()
+        (machines / NAME).write_bytes(content)
+        if record.other is not None:
+            (machines / record.other).write_bytes(content)
+        try:
+            machine = decode(content, NAME)
+        except BadRecord:
+            outcome = "refused"
+        else:
+            assert encode(machine) == encode(decode(encode(machine), NAME))
+            outcome = "taken"
+        # A machine that ends with its lease may name any process of this system.
+        with patch.object(signal, "pidfd_send_signal"):
+            found, left = trio.run(_start, directory, clock=trio.testing.MockClock(autojump_threshold=0))
+        assert left <= found <= 1 + (record.other is not None)
+    assert len(os.listdir("/proc/self/fd")) == before, "file descriptors leaked"
+    return outcome
+
+
+def _inputs(goods: Sequence[bytes]) -> st.SearchStrategy[Record]:
+    values: list[Any] = [msgspec.json.decode(good) for good in goods if _is_json(good)]
+    contents = damaged(goods) | damaged_json(values, frozenset({"boot_id"})).map(encode_json)
+    # Any name that a file can have.
+    others = (
+        st.just(f".start-{NAME}")
+        | st.none()
+        | st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=60).filter(
+            lambda name: name not in {".", "..", NAME}
+        )
+    )
+    return st.builds(Record, contents, others)
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
+TARGET = Target("records", _inputs(corpus("records")), _examine, _of_file)
