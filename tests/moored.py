@@ -25,6 +25,7 @@ OURS = "io.moorage.Machine."
 THEIRS = "io.systemd.Machine."
 
 RECORDS = Path("/run/moorage/machines")
+DIRECTORIES = Path("/run/moorage/m")
 DROP_IN = Path("/run/systemd/system/moored.service.d/test.conf")
 
 ERRORS: list[type[VarlinkError]] = [
@@ -160,6 +161,33 @@ def scopes() -> list[str]:
     return [line.split()[0] for line in text.splitlines()]
 
 
+def units() -> list[str]:
+    """Names of all units of machines that are loaded, in whatever state."""
+    text = run(
+        "systemctl", "list-units", "--all", "--plain", "--no-legend", "machine-*.scope", "machine-*.service",
+        "machine-*.socket",
+    )  # fmt: skip
+    return [line.split()[0] for line in text.splitlines()]
+
+
+def directories() -> list[str]:
+    """Names of the runtime directories of machines."""
+    return sorted(os.listdir(DIRECTORIES)) if DIRECTORIES.exists() else []
+
+
+def messages(unit: str, since: str | None = None) -> list[str]:
+    """What a unit has written to the journal, of all its runs, or since a place in the journal."""
+    run("journalctl", "--sync")
+    after = [f"--after-cursor={since}"] if since else []
+    lines = run("journalctl", "--output=json", "--no-pager", *after, f"_SYSTEMD_UNIT={unit}").splitlines()
+    return [json.loads(line)["MESSAGE"] for line in lines]
+
+
+def state(unit: str) -> str:
+    """``ActiveState=`` of a unit."""
+    return show(unit, "ActiveState")["ActiveState"]
+
+
 def control_group(process: Process | int) -> str:
     """The control group that a process is in."""
     pid = process.pid if isinstance(process, subprocess.Popen) else process
@@ -239,6 +267,25 @@ async def assert_nothing_left(descriptors_before: int | None = None) -> None:
 async def nothing_listed(client: Client) -> bool:
     """Whether no machine is listed."""
     return not await listed(client)
+
+
+async def assert_everything_gone() -> None:
+    """Wait until no unit and no directory of any machine is left, be moored alive or not.
+
+    Raises:
+        AssertionError: something is left.
+    """
+    await until(lambda: not units(), "no unit of a machine is loaded")
+    await until(lambda: not directories(), "no runtime directory is left")
+    assert not [name for name in os.listdir("/run/systemd/transient") if name.startswith("machine-")]
+
+
+async def end_moored() -> None:
+    """Kill moored, which must be mortal, and take its socket away, so that nothing brings it back."""
+    if pid := main_pid():
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: state("moored.service") in {"inactive", "failed"})
+    run("systemctl", "stop", "moored.socket")
 
 
 class Processes:

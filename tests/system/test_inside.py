@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sandboxes import Sandbox
+from sandboxes import VMM, Sandbox
 
 MODULES = sorted((Path(__file__).parent / "inside").glob("test_*.py"))
+
+SANDBOXES = {
+    "test_qemu": ("--packages", VMM, "--read-only", "--no-broker", "--mask", "tmp.mount"),
+}
+"""Modules that need another one than the usual, with its options."""
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 def test_inside(boot: Callable[..., Sandbox], module: Path) -> None:
-    boot().pytest(module)
+    boot(*SANDBOXES.get(module.stem, ())).pytest(module)

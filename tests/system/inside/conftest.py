@@ -1,11 +1,22 @@
 """What tests of the service stand on. ``moored.py`` has the words they use."""
 
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 import trio
 
-from moored import Processes, assert_nothing_left, connect, cursor, descriptors, logged, main_pid, run
+from moored import (
+    Processes,
+    assert_everything_gone,
+    assert_nothing_left,
+    connect,
+    cursor,
+    descriptors,
+    logged,
+    main_pid,
+    run,
+)
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +58,24 @@ def spawn(nothing_left: None) -> Generator[Processes]:
     processes = Processes()
     yield processes
     processes.bury()
+
+
+@pytest.fixture
+def everything_gone(nothing_left: None, spawn: Processes) -> Generator[None]:
+    """No unit and no directory of any machine is left by the test."""
+    yield
+    spawn.bury()
+    trio.run(assert_everything_gone)
+
+
+@pytest.fixture
+def mortal() -> Generator[None]:
+    """A moored that stays dead when it is killed, with its socket."""
+    drop_in = Path("/run/systemd/system/moored.service.d/mortal.conf")
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    drop_in.write_text("[Service]\nRestart=no\n")
+    run("systemctl", "daemon-reload")
+    yield
+    drop_in.unlink()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "moored.socket")

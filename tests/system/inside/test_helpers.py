@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,30 @@ from moorage.api.machine_types import (
 from moorage.wire.client import Client
 from moorage.wire.errors import InvalidParameter
 from moored import (
+    DIRECTORIES,
     OURS,
     Process,
     Processes,
+    assert_everything_gone,
     configure,
     connect,
     control_group,
     describe,
+    directories,
+    end_moored,
     kill,
     listed,
     main_pid,
+    messages,
     register,
     run,
     show,
+    state,
+    units,
     until,
     verdict,
 )
 
-DIRECTORIES = Path("/run/moorage/m")
 SLEEP = ["/usr/bin/sleep", "infinity"]
 ALICE, BOB = 1000, 1001
 
@@ -70,31 +75,9 @@ def python(text: str, *arguments: str) -> list[str]:
     return ["/usr/bin/python3", "-c", text, *arguments]
 
 
-def units() -> list[str]:
-    """Names of all units of machines that are loaded, in whatever state."""
-    text = run(
-        "systemctl", "list-units", "--all", "--plain", "--no-legend", "machine-*.scope", "machine-*.service",
-        "machine-*.socket",
-    )  # fmt: skip
-    return [line.split()[0] for line in text.splitlines()]
-
-
-def directories() -> list[str]:
-    return sorted(os.listdir(DIRECTORIES)) if DIRECTORIES.exists() else []
-
-
 @pytest.fixture(autouse=True)
-def everything_gone(nothing_left: None, spawn: Processes) -> Generator[None]:
-    """No unit and no directory of any machine is left by the test."""
-    yield
-    spawn.bury()
-    trio.run(assert_everything_gone)
-
-
-async def assert_everything_gone() -> None:
-    await until(lambda: not units(), "no unit of a machine is loaded")
-    await until(lambda: not directories(), "no runtime directory is left")
-    assert not [name for name in os.listdir("/run/systemd/transient") if name.startswith("machine-")]
+def _clean(everything_gone: None) -> None:
+    """Every test here leaves nothing, of helpers neither."""
 
 
 def connect_as(uid: int, path: Path) -> str:
@@ -109,39 +92,6 @@ def connect_as(uid: int, path: Path) -> str:
         argv, capture_output=True, text=True, user=uid, group=uid, extra_groups=[], check=True
     )
     return done.stdout.strip()
-
-
-def messages(unit: str) -> list[str]:
-    """What a unit has written to the journal, of all its runs."""
-    run("journalctl", "--sync")
-    lines = run("journalctl", "--output=json", "--no-pager", f"_SYSTEMD_UNIT={unit}").splitlines()
-    return [json.loads(line)["MESSAGE"] for line in lines]
-
-
-def state(unit: str) -> str:
-    return show(unit, "ActiveState")["ActiveState"]
-
-
-@pytest.fixture
-def mortal() -> Generator[None]:
-    """A moored that stays dead when it is killed, with its socket."""
-    drop_in = Path("/run/systemd/system/moored.service.d/mortal.conf")
-    drop_in.parent.mkdir(parents=True, exist_ok=True)
-    drop_in.write_text("[Service]\nRestart=no\n")
-    run("systemctl", "daemon-reload")
-    yield
-    drop_in.unlink()
-    run("systemctl", "daemon-reload")
-    run("systemctl", "start", "moored.socket")
-
-
-async def end_moored() -> None:
-    """Kill moored, and take its socket away, so that nothing brings it back."""
-    pid = main_pid()
-    run("systemctl", "stop", "moored.socket")
-    if pid and main_pid() == pid:
-        os.kill(pid, signal.SIGKILL)
-    await until(lambda: state("moored.service") in {"inactive", "failed"})
 
 
 # They come
