@@ -16,8 +16,10 @@ import trio
 from moorage import __version__, activation
 from moorage.api.generic_service import GenericService
 from moorage.api.machine import MoorageMachine
+from moorage.api.requests import Authority
 from moorage.api.systemd_machine import SystemdMachine
 from moorage.authz.policy import Policy
+from moorage.authz.polkit import Polkit
 from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.store import Store
@@ -68,7 +70,9 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         NoRecords: there is no place for the records.
     """
     _raise_file_limit()
-    policy = Policy(options.user)
+    # A user's instance serves that user, who needs nobody's leave.
+    polkit = Polkit() if options.user is None else None
+    authority = Authority(Policy(options.user), polkit)
     manager = DBusManager(Endpoints.of("system" if options.user is None else "user"), options.link)
     try:
         store = Store(options.state_directory)
@@ -83,9 +87,9 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         version=__version__,
         url="https://moorage.io/",
         interfaces=[
-            SystemdMachine(lifecycle, policy),
-            MoorageMachine(lifecycle, policy),
-            GenericService(policy, log_level=options.log_level),
+            SystemdMachine(lifecycle, authority),
+            MoorageMachine(lifecycle, authority),
+            GenericService(authority, log_level=options.log_level),
         ],
     )
     server = Server(service)
@@ -94,6 +98,8 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     async with trio.open_nursery() as background:
         await background.start(manager.run)
         await background.start(lifecycle.run)
+        if polkit is not None:
+            await background.start(polkit.run)
         await background.start(server.serve, listeners)
         background.start_soon(_feed_watchdog)
         activation.notify("READY=1", f"STATUS=Keeping {len(lifecycle.registry)} machines.")

@@ -242,6 +242,38 @@ def owner(pid: int) -> int:
         raise ProcessGone(pid) from None
 
 
+def uids(pid: int) -> frozenset[int]:
+    """Return all uids of a process: real, effective, saved, of the file system (proc_pid_status(5)).
+
+    Raises:
+        ProcessGone: it does not exist.
+    """
+    try:
+        text = _read(f"/proc/{pid}/status")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(pid) from None
+    for line in text.splitlines():
+        if line.startswith(b"Uid:"):
+            return frozenset(map(int, line[4:].split()))
+    raise ProcessGone(pid)
+
+
+def shares_our_ids(pid: int) -> bool:
+    """Whether the uids of a process mean what ours do: it is in our user namespace, or in one mapped like it.
+
+    Raises:
+        ProcessGone: it does not exist.
+    """
+    try:
+        return _read(f"/proc/{pid}/uid_map") == _read("/proc/self/uid_map")
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/uid_map"):
+            raise ProcessGone(pid) from None
+        return True  # a kernel without user namespaces
+    except ProcessLookupError:
+        raise ProcessGone(pid) from None
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Who is at the other end of a Unix socket, as the kernel recorded it when the connection was made (unix(7)).

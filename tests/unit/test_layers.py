@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
         "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.jobs", "moorage.authz.policy",
+        "moorage.machines.rights", "moorage.owner_probe",
     ),
     # 2: adapters to the outside
     (
@@ -30,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 3: what lives
     (
         "moorage.machines.allocation", "moorage.machines.metadata", "moorage.machines.lifecycle",
-        "moorage.machines.helpers",
+        "moorage.machines.helpers", "moorage.machines.ownership", "moorage.machines.probe",
         "moorage.machines.events", "moorage.machines.limits", "moorage.wire.link", "moorage.wire.server",
         "moorage.wire.client", "moorage.launch",
     ),

@@ -22,7 +22,7 @@ from benchmarks.machines import GONE_SECONDS, LOOK_SECONDS
 from benchmarks.peers import CGROUPS, COMMAND_SECONDS
 from benchmarks.wire import CALL_SECONDS, Unmeasurable, connect, encode, exchange
 from moorage import process
-from moorage.machines.allocation import MACHINE_SLICE, TASKS_MAX, Allocator
+from moorage.machines.allocation import Allocator
 from moorage.machines.helpers import Helpers, Home, relative_directory
 from moorage.machines.model import (
     HelperSpec,
@@ -32,6 +32,7 @@ from moorage.machines.model import (
     place_name,
     scope_name,
 )
+from moorage.machines.rights import MACHINE_SLICE, TASKS_MAX
 from moorage.pid1.manager import Job, ScopeSpec
 from moorage.pid1.over_dbus import DBusManager, Endpoints
 from moorage.pid1.properties import split_signature

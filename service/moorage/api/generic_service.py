@@ -9,8 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from moorage.api.requests import authorize
-from moorage.authz.policy import Action, Policy
+from moorage.api.requests import Authority, permit
 from moorage.wire.dispatch import Call, Empty, Int, Interface, Parameters, Reply, load_description, method
 from moorage.wire.errors import InvalidParameter, VarlinkError
 
@@ -55,15 +54,15 @@ class InconsistentEnvironment(VarlinkError):
 class GenericService(Interface):
     """The handlers of io.systemd.service."""
 
-    def __init__(self, policy: Policy, *, log_level: int = 6) -> None:
+    def __init__(self, authority: Authority, *, log_level: int = 6) -> None:
         """Serve it.
 
         Args:
-            policy: who may call what.
+            authority: who may call what.
             log_level: the level at the start, of syslog(3).
         """
         super().__init__(load_description("io.systemd.service"))
-        self._policy = policy
+        self._authority = authority
         self._level = log_level
         logging.getLogger().setLevel(_TO_PYTHON[log_level])
 
@@ -77,20 +76,20 @@ class GenericService(Interface):
         # Described as nullable, and required all the same (varlink_method_set_log_level()).
         if params.level is None:
             raise InvalidParameter("level")
-        authorize(call, self._policy, Action.SERVICE)
+        permit(call, self._authority)
         self._level = params.level
         logging.getLogger().setLevel(_TO_PYTHON[params.level])
 
     @method("GetLogLevel")
     def get_log_level(self, call: Call, params: Empty) -> GetLogLevelOut:
         """Return how much is said."""
-        authorize(call, self._policy, Action.SERVICE)
+        permit(call, self._authority)
         return GetLogLevelOut(level=self._level)
 
     @method("GetEnvironment")
     def get_environment(self, call: Call, params: Empty) -> GetEnvironmentOut:
         """Return the environment block that the service was started with."""
-        authorize(call, self._policy, Action.SERVICE)
+        permit(call, self._authority)
         try:
             return GetEnvironmentOut(
                 environment=[f"{key.decode()}={value.decode()}" for key, value in os.environb.items()]

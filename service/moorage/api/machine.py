@@ -10,16 +10,17 @@ from moorage import process
 from moorage.api import machine_helpers
 from moorage.api import machine_types as wire
 from moorage.api.requests import (
+    Authority,
     Leader,
-    NotOwned,
     authorize,
     check_identity,
     find_named,
     open_leader,
+    permit,
     process_id,
     timestamp,
 )
-from moorage.authz.policy import Action, Policy
+from moorage.authz.policy import IN_PLACE
 from moorage.machines import model
 from moorage.machines.allocation import JobFailed, UnitNameTaken
 from moorage.machines.helpers import HelperFailed, InvalidHelper
@@ -34,6 +35,7 @@ from moorage.machines.lifecycle import (
     accounting,
 )
 from moorage.machines.limits import differences
+from moorage.machines.ownership import NotOwned, UnitNotOwned
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1 import manager
 from moorage.wire.dispatch import Call, Empty, Interface, Last, load_description, method
@@ -89,6 +91,8 @@ def _error(error: Exception) -> VarlinkError | None:
             return wire.ProcessGone(error.pid)
         case NotOwned():
             return wire.ProcessNotOwned(error.pid, error.uid)
+        case UnitNotOwned():
+            return wire.UnitNotOwned(error.unit)
         case Full():
             return wire.Busy("Register")
         case NotStoppable():
@@ -125,17 +129,23 @@ def _errors() -> Generator[None]:
 class MoorageMachine(Interface):
     """The handlers of io.moorage.Machine."""
 
-    def __init__(self, lifecycle: Lifecycle, policy: Policy) -> None:
+    def __init__(self, lifecycle: Lifecycle, authority: Authority) -> None:
         super().__init__(load_description("io.moorage.Machine"))
         self._lifecycle = lifecycle
         self._registry = lifecycle.registry
-        self._policy = policy
+        self._authority = authority
 
     @method("Register")
     async def register(self, call: Call, params: wire.RegisterIn) -> wire.RegisterOut:
         """Register a machine, and give it a scope."""
         self._check(params)
-        authorize(call, self._policy, Action.REGISTER)
+        await authorize(
+            call,
+            self._authority,
+            {"name": params.name, "class": params.class_, "verb": "register"},
+            variant=IN_PLACE if params.allocateUnit is False else "",
+            interactive=params.allowInteractiveAuthentication,
+        )
         pidfd = (
             None
             if params.leaderFileDescriptor is None
@@ -143,7 +153,7 @@ class MoorageMachine(Interface):
         )
         blamed = "leader" if pidfd is None else "leaderFileDescriptor"
         with _errors():
-            leader = open_leader(call, self._policy, params.leader, pidfd, blamed)
+            leader = await open_leader(call, self._lifecycle, params.leader, pidfd, blamed)
             try:
                 registration = self._registration(call, params, leader)
                 await self._lifecycle.check_helpers(
@@ -155,7 +165,7 @@ class MoorageMachine(Interface):
                 leader.close()
         wanted = registration.properties if not registration.dry_run else {}
         return wire.RegisterOut(
-            machine=self._machine(machine, helpers),
+            machine=self._machine(call, machine, helpers),
             differences=[
                 wire.Difference(
                     property=found.property,
@@ -249,21 +259,21 @@ class MoorageMachine(Interface):
         self, call: Call, params: Empty
     ) -> Iterator[wire.MachineOut] | AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
         """List the living machines. Only those that have helpers need a question to the manager."""
-        authorize(call, self._policy, Action.INSPECT)
+        permit(call, self._authority)
         machines = [machine for machine in self._registry if self._lifecycle.is_there(machine)]
         if not machines:
             raise wire.NoSuchMachine  # a call has an answer; this one is also machined's
         if any(machine.helpers for machine in machines):
-            return self._listed_with_helpers(machines)
-        return (wire.MachineOut(machine=self._machine(machine)) for machine in machines)
+            return self._listed_with_helpers(call, machines)
+        return (wire.MachineOut(machine=self._machine(call, machine)) for machine in machines)
 
     async def _listed_with_helpers(
-        self, machines: Sequence[model.Machine]
+        self, call: Call, machines: Sequence[model.Machine]
     ) -> AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
         with _errors():
             statuses = await self._lifecycle.helper_statuses(*machines)
         *first, last = [
-            wire.MachineOut(machine=self._machine(machine, helpers))
+            wire.MachineOut(machine=self._machine(call, machine, helpers))
             for machine, helpers in zip(machines, statuses, strict=True)
         ]
         for reply in first:
@@ -273,13 +283,15 @@ class MoorageMachine(Interface):
     @method("Describe")
     async def describe(self, call: Call, params: wire.NameIn) -> wire.DescribeOut:
         """Describe a machine, also one that is gone while its verdict is kept."""
-        authorize(call, self._policy, Action.INSPECT)
+        permit(call, self._authority)
         machine = find_named(self._registry, params.name) or self._registry.verdict(params.name)
         if machine is None:
             raise wire.NoSuchMachine(params.name)
         if machine.verdict is not None:
             return wire.DescribeOut(
-                machine=self._machine(machine), accounting=_accounting(machine.verdict.accounting), limits={}
+                machine=self._machine(call, machine),
+                accounting=_accounting(machine.verdict.accounting),
+                limits={},
             )
         with _errors():
             try:
@@ -288,7 +300,7 @@ class MoorageMachine(Interface):
                 limits = {}  # it is just going, or it is a unit of a type that has none
             (helpers,) = await self._lifecycle.helper_statuses(machine)
         return wire.DescribeOut(
-            machine=self._machine(machine, helpers),
+            machine=self._machine(call, machine, helpers),
             accounting=_accounting(accounting(machine.control_group)),
             limits=limits,
         )
@@ -296,7 +308,7 @@ class MoorageMachine(Interface):
     @method("Find")
     async def find(self, call: Call, params: wire.FindIn) -> wire.MachineOut:
         """Find the machine that a process, a unit, a control group or an invocation belongs to."""
-        authorize(call, self._policy, Action.INSPECT)
+        permit(call, self._authority)
         given = [name for name in wire.FindIn.__struct_fields__ if getattr(params, name) is not None]
         if len(given) != 1:
             raise InvalidParameter(given[1] if given else "process")
@@ -306,7 +318,7 @@ class MoorageMachine(Interface):
             raise wire.NoSuchMachine
         with _errors():
             (helpers,) = await self._lifecycle.helper_statuses(machine)
-        return wire.MachineOut(machine=self._machine(machine, helpers))
+        return wire.MachineOut(machine=self._machine(call, machine, helpers))
 
     def _found(self, call: Call, params: wire.FindIn) -> model.Machine | None:
         if params.unit is not None:
@@ -338,13 +350,12 @@ class MoorageMachine(Interface):
     @method("Kill")
     async def kill(self, call: Call, params: wire.KillIn) -> None:
         """Send a signal to processes of a machine."""
-        authorize(call, self._policy, Action.MANAGE)
         if params.subgroup is not None and not model.is_path("/" + params.subgroup.lstrip("/")):
             raise InvalidParameter("subgroup")
         whom = model.KillWhom(params.whom or model.KillWhom.all)
         if params.subgroup is not None and whom is not model.KillWhom.all:
             raise InvalidParameter("subgroup")
-        machine = await self._living(params.name, params.ifInvocationId)
+        machine = await self._managed(call, params, params.ifInvocationId)
         with _errors():
             try:
                 await self._lifecycle.kill(machine, whom, params.signal, subgroup=params.subgroup)
@@ -356,22 +367,20 @@ class MoorageMachine(Interface):
         self, call: Call, params: wire.StopIn
     ) -> AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
         """Stop a machine; answered when it is gone, with ``more`` also when it begins to stop."""
-        authorize(call, self._policy, Action.MANAGE)
-        machine = await self._living(params.name, params.ifInvocationId)
+        machine = await self._managed(call, params, params.ifInvocationId)
         with _errors():
             if call.more:
                 await self._lifecycle.begin_stop(machine, wait_usec=0)
-                yield wire.MachineOut(machine=self._machine(machine))
+                yield wire.MachineOut(machine=self._machine(call, machine))
             await self._lifecycle.stop(machine, timeout_usec=params.timeoutUSec or STOP_USEC)
-        yield Last(wire.MachineOut(machine=self._machine(machine)))
+        yield Last(wire.MachineOut(machine=self._machine(call, machine)))
 
     @method("AddHelpers")
     async def add_helpers(
         self, call: Call, params: wire.AddHelpersIn
     ) -> AsyncIterator[wire.HelpersOut | Last[wire.HelpersOut]]:
         """Start helpers for a machine that runs; with ``more`` answered as each of them changes."""
-        authorize(call, self._policy, Action.MANAGE)
-        machine = await self._living(params.name, None)
+        machine = await self._managed(call, params)
         specs = machine_helpers.specs(params.helpers)
         if not specs:
             raise InvalidParameter("helpers")
@@ -387,8 +396,7 @@ class MoorageMachine(Interface):
     @method("RemoveHelper")
     async def remove_helper(self, call: Call, params: wire.RemoveHelperIn) -> None:
         """Stop a helper and forget it."""
-        authorize(call, self._policy, Action.MANAGE)
-        machine = await self._living(params.name, None)
+        machine = await self._managed(call, params)
         with _errors():
             try:
                 await self._lifecycle.remove_helper(machine, params.helper)
@@ -396,36 +404,57 @@ class MoorageMachine(Interface):
                 raise wire.NoSuchHelper(params.helper) from None
 
     @method("Reload")
-    async def reload(self, call: Call, params: wire.NameIn) -> wire.ReloadOut:
+    async def reload(self, call: Call, params: wire.ManageIn) -> wire.ReloadOut:
         """Reload the helpers that can be reloaded."""
-        authorize(call, self._policy, Action.MANAGE)
-        machine = await self._living(params.name, None)
+        machine = await self._managed(call, params)
         with _errors():
             reloaded, skipped = await self._lifecycle.reload_helpers(machine)
         return wire.ReloadOut(reloaded=reloaded, skipped=skipped)
 
     @method("Forget")
-    def forget(self, call: Call, params: wire.NameIn) -> None:
+    async def forget(self, call: Call, params: wire.ManageIn) -> None:
         """Drop the record of a machine, living or gone; its unit goes on."""
-        authorize(call, self._policy, Action.MANAGE)
-        machine = find_named(self._registry, params.name) or self._registry.verdict(params.name)
-        if machine is None:
+        machine = self._known(params.name)
+        await self._authorize(call, machine, params)
+        if self._known(params.name) is not machine:
             raise wire.NoSuchMachine(params.name)
         self._lifecycle.forget(machine)
 
-    async def _living(self, name: str, invocation_id: str | None) -> model.Machine:
-        find_named(self._registry, name)  # refuses what is no name
-        await self._lifecycle.wait_registered(name)
-        machine = self._registry.get(name)
-        if machine is None or (invocation_id is not None and machine.invocation_id != invocation_id):
+    def _known(self, name: str) -> model.Machine:
+        machine = find_named(self._registry, name) or self._registry.verdict(name)
+        if machine is None:
             raise wire.NoSuchMachine(name)
         return machine
 
+    async def _managed(
+        self, call: Call, params: wire.ManageIn, invocation_id: str | None = None
+    ) -> model.Machine:
+        """Find a living machine that the caller may do something with."""
+        find_named(self._registry, params.name)  # refuses what is no name
+        await self._lifecycle.wait_registered(params.name)
+        machine = self._registry.get(params.name)
+        if machine is None or (invocation_id is not None and machine.invocation_id != invocation_id):
+            raise wire.NoSuchMachine(params.name)
+        await self._authorize(call, machine, params)
+        if self._registry.get(params.name) is not machine:  # the name may be another's by now
+            raise wire.NoSuchMachine(params.name)
+        return machine
+
+    async def _authorize(self, call: Call, machine: model.Machine, params: wire.ManageIn) -> None:
+        await authorize(
+            call,
+            self._authority,
+            {"name": machine.name, "verb": call.method.rpartition(".")[2].lower()},
+            owner=machine.uid,
+            interactive=params.allowInteractiveAuthentication,
+        )
+
     def _machine(
-        self, machine: model.Machine, helpers: Sequence[model.HelperStatus] | None = None
+        self, call: Call, machine: model.Machine, helpers: Sequence[model.HelperStatus] | None = None
     ) -> wire.Machine:
         if helpers is None:  # of one that is about to end, or has
             helpers = [model.HelperStatus(helper) for helper in machine.helpers]
+        whole = self._authority.policy.tells_all(call.peer.uid, machine.uid)
         frozen = machine.verdict is None and self._lifecycle.is_frozen(machine)
         return wire.Machine(
             name=machine.name,
@@ -448,8 +477,8 @@ class MoorageMachine(Interface):
             ifIndices=list(machine.if_indices),
             vSockCid=machine.vsock_cid,
             sshAddress=machine.ssh_address,
-            sshPrivateKeyPath=machine.ssh_private_key_path,
-            controlAddress=machine.control_address,
+            sshPrivateKeyPath=machine.ssh_private_key_path if whole else None,
+            controlAddress=machine.control_address if whole else None,
             timestamp=timestamp(machine.timestamp),
             helpers=[machine_helpers.status(helper) for helper in helpers],
             verdict=None if machine.verdict is None else _verdict(machine.verdict),

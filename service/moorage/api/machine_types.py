@@ -193,10 +193,16 @@ class RegisterIn(Parameters, kw_only=True):
     allowInteractiveAuthentication: bool | None = None  # noqa: N815
 
 
-class AddHelpersIn(Parameters, kw_only=True):
-    """What AddHelpers takes."""
+class ManageIn(Parameters, kw_only=True):
+    """The name of a machine that something is to be done with."""
 
     name: str
+    allowInteractiveAuthentication: bool | None = None  # noqa: N815
+
+
+class AddHelpersIn(ManageIn, kw_only=True):
+    """What AddHelpers takes."""
+
     helpers: list[Helper]
 
 
@@ -206,10 +212,9 @@ class HelpersOut(Reply, kw_only=True, omit_defaults=False):
     helpers: list[HelperStatus]
 
 
-class RemoveHelperIn(Parameters, kw_only=True):
+class RemoveHelperIn(ManageIn, kw_only=True):
     """What RemoveHelper takes."""
 
-    name: str
     helper: str
 
 
@@ -257,20 +262,18 @@ class FindIn(Parameters, kw_only=True):
     invocationId: str | None = None  # noqa: N815
 
 
-class KillIn(Parameters, kw_only=True):
+class KillIn(ManageIn, kw_only=True):
     """What Kill takes."""
 
-    name: str
     signal: Signal
     whom: KillWhom | None = None
     subgroup: str | None = None
     ifInvocationId: str | None = None  # noqa: N815
 
 
-class StopIn(Parameters, kw_only=True):
+class StopIn(ManageIn, kw_only=True):
     """What Stop takes."""
 
-    name: str
     ifInvocationId: str | None = None  # noqa: N815
     timeoutUSec: TimeoutUSec | None = None  # noqa: N815
 
@@ -317,6 +320,14 @@ class ProcessNotOwned(VarlinkError):
     error = "io.moorage.Machine.ProcessNotOwned"
     pid: int
     uid: int
+
+
+@dataclass(eq=False)
+class UnitNotOwned(VarlinkError):
+    """The process is in a unit that is not the caller's, and would be taken out of it."""
+
+    error = "io.moorage.Machine.UnitNotOwned"
+    unit: str
 
 
 @dataclass(eq=False)

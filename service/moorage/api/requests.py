@@ -6,33 +6,27 @@ first half is settled here and in the handlers, the rest in :mod:`moorage.machin
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from moorage import process
-from moorage.authz.policy import Action, Policy
+from moorage.authz.policy import Policy
+from moorage.authz.polkit import Answer, Polkit, TooManyQuestions
 from moorage.machines import model
+from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.registry import Registry
 from moorage.wire.dispatch import Call, Int
-from moorage.wire.errors import InvalidParameter, PermissionDenied
-
-
-class NotOwned(Exception):
-    """The process is not the caller's to register.
-
-    Attributes:
-        pid: the process.
-        uid: whose it is.
-    """
-
-    def __init__(self, pid: int, uid: int) -> None:
-        super().__init__(f"process {pid} belongs to uid {uid}")
-        self.pid = pid
-        self.uid = uid
-
+from moorage.wire.errors import (
+    InteractiveAuthenticationRequired,
+    InvalidParameter,
+    PermissionDenied,
+    System,
+)
 
 SIGNAL_MAX = 64
 """SIGRTMAX of Linux (signal(7))."""
@@ -67,13 +61,71 @@ def timestamp(found: model.Timestamp) -> Timestamp:
     return Timestamp(realtime=found.realtime, monotonic=found.monotonic)
 
 
-def authorize(call: Call, policy: Policy, action: Action) -> None:
-    """Let a call pass or not.
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """Who decides about calls.
+
+    Attributes:
+        policy: the rules.
+        polkit: is asked where the rules say so; None for a user's instance.
+    """
+
+    policy: Policy
+    polkit: Polkit | None = None
+
+
+def permit(call: Call, authority: Authority) -> None:
+    """Let a call pass that polkit is never asked about, or not.
 
     Raises:
         PermissionDenied: the caller may not do this.
     """
-    if not policy.allows(action, call.peer.uid):
+    if authority.policy.decide(call.method, call.peer.uid) is not True:
+        raise PermissionDenied
+
+
+async def authorize(
+    call: Call,
+    authority: Authority,
+    details: Mapping[str, str],
+    *,
+    variant: str = "",
+    owner: int | None = None,
+    interactive: bool | None = False,
+) -> None:
+    """Let a call pass or not. Waits only where polkit is asked; what was looked up before may have changed then.
+
+    Args:
+        call: the call.
+        authority: who decides.
+        details: what it is about, for polkit.
+        variant: of the method, as the policy's table has it.
+        owner: uid that registered the machine that it is about.
+        interactive: the user may be asked to authenticate.
+
+    Raises:
+        PermissionDenied: the caller may not do this.
+        InteractiveAuthenticationRequired: it may if somebody authenticates.
+        System: too many questions are pending (EBUSY).
+    """
+    decision = authority.policy.decide(call.method + variant, call.peer.uid, owner)
+    if decision is True:
+        return
+    if decision is False or authority.polkit is None:
+        raise PermissionDenied
+    try:
+        answer = await authority.polkit.check(
+            call.peer,
+            decision.action,
+            details,
+            # Who does not wait for a reply is not there any more when the question comes.
+            interactive=bool(interactive) and not call.oneway,
+        )
+    except TooManyQuestions:
+        raise System.of(errno.EBUSY) from None
+    if answer is Answer.CHALLENGE:
+        raise InteractiveAuthenticationRequired
+    if answer is Answer.NO:
         raise PermissionDenied
 
 
@@ -98,14 +150,14 @@ class Leader:
         os.close(self.pidfd)
 
 
-def open_leader(
-    call: Call, policy: Policy, given: ProcessId | None, pidfd: int | None, field: str
+async def open_leader(
+    call: Call, lifecycle: Lifecycle, given: ProcessId | None, pidfd: int | None, field: str
 ) -> Leader:
     """Open the process that is to lead a machine: the one that is named, the one that was sent, or the caller.
 
     Args:
         call: the call.
-        policy: whose processes may be claimed.
+        lifecycle: looks whose it is, where the caller is not root.
         given: the process as the parameters name it.
         pidfd: one that came with the call; owned by this function.
         field: name of the parameter to blame.
@@ -132,9 +184,10 @@ def open_leader(
         if leader.pid in {1, os.getpid()}:
             # Moving the manager, or this service, into a machine would end both.
             raise InvalidParameter(field)
-        owner = process.owner(leader.pid)
-        if not policy.may_claim(call.peer.uid, owner):
-            raise NotOwned(leader.pid, owner)
+        if call.peer.uid == 0:
+            owner = process.owner(leader.pid)
+        else:
+            owner = await lifecycle.check_owner(leader.pid, pidfd, call.peer.uid)
         if process.has_exited(pidfd):  # so that the uid above is sure to be its own
             raise process.ProcessGone(leader.pid)
     except process.NotAProcess:

@@ -17,7 +17,7 @@ from msgspec import field
 
 from moorage import process
 from moorage.api.requests import (
-    NotOwned,
+    Authority,
     ProcessId,
     Signal,
     Timestamp,
@@ -25,13 +25,15 @@ from moorage.api.requests import (
     check_identity,
     find_named,
     open_leader,
+    permit,
     process_id,
     timestamp,
 )
-from moorage.authz.policy import Action, Policy
+from moorage.authz.policy import IN_PLACE, METADATA
 from moorage.machines import metadata, model
 from moorage.machines.allocation import JobFailed, UnitNameTaken
 from moorage.machines.lifecycle import Lifecycle, NotStoppable, TooOld, now
+from moorage.machines.ownership import NotOwned, UnitNotOwned
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1.manager import AccessDenied, ManagerError, ManagerTimeout, NoSuchUnit
 from moorage.wire.dispatch import Call, Int, Interface, Last, Parameters, Reply, load_description, method
@@ -231,7 +233,7 @@ def _error(error: Exception) -> VarlinkError:
             return System.of(errno.EOPNOTSUPP)
         case ManagerTimeout():
             return TimedOut()
-        case AccessDenied():
+        case AccessDenied() | NotOwned() | UnitNotOwned():
             return PermissionDenied()
         case _:
             return System.of(errno.EIO)
@@ -244,6 +246,8 @@ _DOMAIN_ERRORS = (
     Full,
     process.ProcessGone,
     JobFailed,
+    NotOwned,
+    UnitNotOwned,
     NotStoppable,
     TooOld,
     ManagerError,
@@ -253,11 +257,11 @@ _DOMAIN_ERRORS = (
 class SystemdMachine(Interface):
     """The handlers of io.systemd.Machine."""
 
-    def __init__(self, lifecycle: Lifecycle, policy: Policy) -> None:
+    def __init__(self, lifecycle: Lifecycle, authority: Authority) -> None:
         super().__init__(load_description("io.systemd.Machine"))
         self._lifecycle = lifecycle
         self._registry = lifecycle.registry
-        self._policy = policy
+        self._authority = authority
 
     @method("Register")
     async def register(self, call: Call, params: RegisterIn) -> RegisterOut:
@@ -278,7 +282,13 @@ class SystemdMachine(Interface):
         )
         if params.controlAddress is not None and not model.is_path(params.controlAddress):
             raise InvalidParameter("controlAddress")
-        authorize(call, self._policy, Action.REGISTER)
+        await authorize(
+            call,
+            self._authority,
+            {"name": params.name, "class": params.class_},
+            variant="" if params.allocateUnit else IN_PLACE,
+            interactive=params.allowInteractiveAuthentication,
+        )
         given, blamed = params.leaderProcessId, "leaderProcessId"
         if given is None:
             blamed = "leader"
@@ -286,7 +296,7 @@ class SystemdMachine(Interface):
         elif params.leader not in {None, given.pid}:
             raise InvalidParameter("leader")
         try:
-            leader = open_leader(call, self._policy, given, None, blamed)
+            leader = await open_leader(call, self._lifecycle, given, None, blamed)
         except process.ProcessGone:
             raise InvalidParameter(blamed) from None
         except NotOwned:
@@ -327,8 +337,7 @@ class SystemdMachine(Interface):
     @method("Unregister")
     async def unregister(self, call: Call, params: LookupIn) -> None:
         """Drop the record of a machine; its unit goes on."""
-        machine = await self._find(call, params)
-        authorize(call, self._policy, Action.MANAGE)
+        machine = await self._managed(call, params)
         if machine.class_ is model.MachineClass.host:
             raise System.of(errno.EOPNOTSUPP)  # machined agrees, and then goes on listing it
         self._lifecycle.forget(machine)
@@ -336,8 +345,7 @@ class SystemdMachine(Interface):
     @method("Terminate")
     async def terminate(self, call: Call, params: LookupIn) -> None:
         """Stop a machine; answered when it is gone, or after a few seconds when it takes its time."""
-        machine = await self._find(call, params)
-        authorize(call, self._policy, Action.MANAGE)
+        machine = await self._managed(call, params)
         if machine.class_ is model.MachineClass.host:
             raise System.of(errno.EOPNOTSUPP)
         try:
@@ -348,8 +356,7 @@ class SystemdMachine(Interface):
     @method("Kill")
     async def kill(self, call: Call, params: KillIn) -> None:
         """Send a signal to processes of a machine."""
-        machine = await self._find(call, params)
-        authorize(call, self._policy, Action.MANAGE)
+        machine = await self._managed(call, params)
         if machine.class_ is model.MachineClass.host:
             raise System.of(errno.EOPNOTSUPP)
         whom = model.KillWhom(params.whom or KillWhom.all)
@@ -361,27 +368,35 @@ class SystemdMachine(Interface):
     @method("List")
     def list(self, call: Call, params: ListIn) -> Iterator[ListOut] | AsyncIterator[ListOut | Last[ListOut]]:
         """List one machine, or with ``more`` all of them."""
-        authorize(call, self._policy, Action.INSPECT)
+        permit(call, self._authority)
         if params.name is not None or params.pid is not None:
             machines = [self._lookup(call, params)]
         elif call.more:
             machines = [machine for machine in self._registry if self._lifecycle.is_there(machine)]
-            machines[:0] = [_host()] if self._policy.user is None else []
+            machines[:0] = [_host()] if self._authority.policy.user is None else []
         else:
             raise ExpectedMore
         if not machines:
             raise NoSuchMachine
         if (params.acquireMetadata or AcquireMetadata.no) is AcquireMetadata.no:
-            return map(_listed, machines)
-        return self._list_with_metadata(
-            machines, graceful=params.acquireMetadata is AcquireMetadata.graceful
-        )
+            return (self._listed(call, machine) for machine in machines)
+        return self._list_with_metadata(call, params, machines)
 
     async def _list_with_metadata(
-        self, machines: list[model.Machine], *, graceful: bool
+        self, call: Call, params: ListIn, machines: list[model.Machine]
     ) -> AsyncIterator[ListOut | Last[ListOut]]:
+        owners = {machine.uid for machine in machines}
+        await authorize(
+            call,
+            self._authority,
+            {"name": params.name or "n/a"},  # strna(), what machined has for none
+            variant=METADATA,
+            owner=owners.pop() if len(owners) == 1 else None,
+            interactive=params.allowInteractiveAuthentication,
+        )
+        graceful = params.acquireMetadata is AcquireMetadata.graceful
         for number, machine in enumerate(machines, start=1):
-            reply = _listed(machine)
+            reply = self._listed(call, machine)
             try:
                 found = await self._lifecycle.metadata(machine, graceful=graceful)
             except metadata.MetadataError as error:
@@ -398,13 +413,24 @@ class SystemdMachine(Interface):
             reply.UIDShift = found.uid_shift
             yield reply if number < len(machines) else Last(reply)
 
-    async def _find(self, call: Call, params: LookupIn) -> model.Machine:
+    async def _managed(self, call: Call, params: LookupIn) -> model.Machine:
+        """Find a machine that the caller may do something with."""
         if params.name is not None and self._registry.is_claimed(params.name):
             await self._lifecycle.wait_registered(params.name)
-        return self._lookup(call, params)
+        machine = self._lookup(call, params)
+        await authorize(
+            call,
+            self._authority,
+            {"name": machine.name, "verb": call.method.rpartition(".")[2].lower()},
+            owner=machine.uid,
+            interactive=params.allowInteractiveAuthentication,
+        )
+        if self._lookup(call, params) is not machine:  # it may be another one by now
+            raise NoSuchMachine
+        return machine
 
     def _lookup(self, call: Call, params: LookupIn) -> model.Machine:
-        by_name = _host() if params.name == HOST and self._policy.user is None else None
+        by_name = _host() if params.name == HOST and self._authority.policy.user is None else None
         by_name = by_name or find_named(self._registry, params.name)
         if by_name is not None and not self._lifecycle.is_there(by_name):
             by_name = None
@@ -435,25 +461,26 @@ class SystemdMachine(Interface):
             raise NoSuchMachine
         return machine
 
-
-def _listed(machine: model.Machine) -> ListOut:
-    return ListOut(
-        name=machine.name,
-        id=machine.id,
-        service=machine.service,
-        class_=MachineClass(machine.class_),
-        leader=process_id(machine.leader),
-        supervisor=process_id(machine.supervisor),
-        rootDirectory=machine.root_directory,
-        unit=machine.unit,
-        timestamp=timestamp(machine.timestamp),
-        vSockCid=machine.vsock_cid,
-        sshAddress=machine.ssh_address,
-        sshPrivateKeyPath=machine.ssh_private_key_path,
-        controlAddress=machine.control_address,
-        subgroup=machine.subgroup,
-        UID=machine.uid,
-    )
+    def _listed(self, call: Call, machine: model.Machine) -> ListOut:
+        # machined tells everybody everything.
+        whole = self._authority.policy.tells_all(call.peer.uid, machine.uid)
+        return ListOut(
+            name=machine.name,
+            id=machine.id,
+            service=machine.service,
+            class_=MachineClass(machine.class_),
+            leader=process_id(machine.leader),
+            supervisor=process_id(machine.supervisor),
+            rootDirectory=machine.root_directory,
+            unit=machine.unit,
+            timestamp=timestamp(machine.timestamp),
+            vSockCid=machine.vsock_cid,
+            sshAddress=machine.ssh_address,
+            sshPrivateKeyPath=machine.ssh_private_key_path if whole else None,
+            controlAddress=machine.control_address if whole else None,
+            subgroup=machine.subgroup,
+            UID=machine.uid,
+        )
 
 
 @functools.cache

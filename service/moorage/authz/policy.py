@@ -1,35 +1,89 @@
 """Who may do what, as one table. Pure: the caller's uid comes from the socket, the machine's owner from the registry.
 
-| action   | system instance | user instance                    |
-| -------- | --------------- | -------------------------------- |
-| inspect  | root            | root, the user                   |
-| register | root            | root; the user's own processes   |
-| manage   | root            | root, the user                   |
-| service  | root            | root, the user                   |
-
-Without polkit there is nobody to ask, and the system instance is root's alone.
+What a caller may say yes to here is the call as such. Which processes it may register is for
+:mod:`moorage.machines.ownership`, what it may set on units for :mod:`moorage.machines.rights`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
+from typing import Final, TypeAlias
+
+IN_PLACE: Final = "(allocateUnit: false)"
+"""Variant of Register: without a scope. The parameter is false by default in io.systemd.Machine."""
+
+METADATA: Final = "(acquireMetadata)"
+"""Variant of List: looks into the machines."""
 
 
-class Action(Enum):
-    """What a call wants to do.
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Polkit decides.
 
     Attributes:
-        INSPECT: see machines, their addresses and limits.
-        REGISTER: register a machine, with or without a scope.
-        MANAGE: stop, kill or forget a machine.
-        SERVICE: see or change how the service itself runs (its environment, its log level).
+        action: what it is asked about.
     """
 
-    INSPECT = auto()
-    REGISTER = auto()
-    MANAGE = auto()
-    SERVICE = auto()
+    action: str
+
+
+Decision: TypeAlias = bool | Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Who may make a call to the system's instance. Root may make every call.
+
+    Attributes:
+        own: who registered the machine; where the call is about none, or about one to come, the same as the others.
+        others: everybody else.
+    """
+
+    own: Decision
+    others: Decision
+
+
+def _rows(interface: str, methods: Iterable[str], row: Row) -> dict[str, Row]:
+    return {f"{interface}.{method}": row for method in methods}
+
+
+def _asked(action: str, *, own: Decision | None = None) -> Row:
+    ask = Ask(action)
+    return Row(ask if own is None else own, ask)
+
+
+_OPEN: Final = Row(own=True, others=True)
+_ROOT: Final = Row(own=False, others=False)
+
+TABLE: Final[Mapping[str, Row]] = {
+    # The bare facts are no secret: the manager tells them of every unit, and the kernel of every process. What is one
+    # (Policy.tells_all) is left out. machined does not leave out anything.
+    **_rows("io.moorage.Machine", ("List", "Describe", "Find"), _OPEN),
+    "io.systemd.Machine.List": _OPEN,
+    # Looking into a machine starts a process with rights, and tells what its owner did not.
+    f"io.systemd.Machine.List{METADATA}": _asked("org.freedesktop.machine1.inspect-machines", own=True),
+    "io.moorage.Machine.Register": _asked("io.moorage.create-machine"),
+    f"io.moorage.Machine.Register{IN_PLACE}": _asked("io.moorage.register-machine"),
+    "io.systemd.Machine.Register": _asked("org.freedesktop.machine1.create-machine"),
+    f"io.systemd.Machine.Register{IN_PLACE}": _asked("org.freedesktop.machine1.register-machine"),
+    **_rows(
+        "io.moorage.Machine",
+        ("Kill", "Stop", "Forget", "AddHelpers", "RemoveHelper", "Reload"),
+        _asked("io.moorage.manage-machines", own=True),
+    ),
+    **_rows(
+        "io.systemd.Machine",
+        ("Unregister", "Terminate", "Kill"),
+        _asked("org.freedesktop.machine1.manage-machines", own=True),
+    ),
+    # Of the service, not of a machine: nobody's own (varlink_method_set_log_level() asks nobody either).
+    **_rows("io.systemd.service", ("SetLogLevel", "GetLogLevel", "GetEnvironment"), _ROOT),
+    # For everybody, and in a user's instance too.
+    "io.systemd.service.Ping": _OPEN,
+    **_rows("org.varlink.service", ("GetInfo", "GetInterfaceDescription"), _OPEN),
+}
+"""All methods that are served; those that anybody may call at any time do not come here to ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +96,21 @@ class Policy:
 
     user: int | None
 
-    def allows(self, action: Action, uid: int) -> bool:
-        """Whether a caller may do something.
+    def decide(self, call: str, uid: int, owner: int | None = None) -> Decision:
+        """Decide about a call.
 
         Args:
-            action: what.
+            call: full name of the method, with the variant where there is one.
             uid: the caller's effective uid when it connected.
+            owner: uid that registered the machine that the call is about.
         """
-        del action  # one rule for all of them until polkit can be asked about each
-        return uid == 0 or uid == self.user
+        if uid == 0:
+            return True
+        if self.user is not None:
+            return uid == self.user
+        row = TABLE[call]
+        return row.own if uid == owner else row.others
 
-    def may_claim(self, uid: int, process_uid: int) -> bool:
-        """Whether a caller may have a process registered as the leader of a machine."""
-        return uid == 0 or (uid == self.user and uid == process_uid)
+    def tells_all(self, uid: int, owner: int) -> bool:
+        """Whether a caller sees a machine whole: where it can be controlled, and with which key one gets into it."""
+        return self.user is not None or uid in {0, owner}

@@ -87,6 +87,11 @@ _WORDS: Final[Mapping[str, _Words]] = {
     _MACHINE + "ProcessNotOwned": _Words(
         Exit.PERMISSION_DENIED, "Process {pid} belongs to user {uid}: it is not yours to register."
     ),
+    _MACHINE + "UnitNotOwned": _Words(
+        Exit.PERMISSION_DENIED,
+        "The process is in {unit}, which is not yours to take it out of.",
+        hint="Yours is what runs in a session of yours, or in a service with User= of yours",
+    ),
     _MACHINE + "NoSuchProperty": _Words(
         Exit.REFUSED,
         "A scope has no property {property} that can be set.",
@@ -115,6 +120,11 @@ _WORDS: Final[Mapping[str, _Words]] = {
     _SERVICE + "PermissionDenied": _Words(
         Exit.PERMISSION_DENIED,
         "The service does not let you do this.",
+        hint="Run it as root, or use the service of your own user manager: moorctl --user",
+    ),
+    "io.systemd.InteractiveAuthenticationRequired": _Words(
+        Exit.PERMISSION_DENIED,
+        "The service lets you do this only if an administrator authenticates, or polkit has a rule for you.",
         hint="Run it as root, or use the service of your own user manager: moorctl --user",
     ),
     _SERVICE + "MethodNotFound": _Words(Exit.REFUSED, "The service has no method {method}."),

@@ -29,6 +29,7 @@ from moorage.machines.model import (
     scope_name,
     stopper_name,
 )
+from moorage.machines.rights import MACHINE_SLICE, TASKS_MAX
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
     AuxiliaryUnit,
@@ -48,12 +49,6 @@ from moorage.pid1.manager import (
     UnitHint,
     UnitStatus,
 )
-
-MACHINE_SLICE = "machine.slice"
-"""Where machines go by default (systemd.special(7))."""
-
-TASKS_MAX = 16384
-"""Default limit of tasks, machined's own: the manager's default for a unit is too low for a whole container."""
 
 ATTEMPTS_MAX = 3
 """Starts of one scope: the first, one after a failed leftover was reset, one after a unit that was just going."""

@@ -31,7 +31,7 @@ from typing import TypeVar
 import trio
 
 from moorage import journal, process
-from moorage.machines import model
+from moorage.machines import model, rights
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, HelperStatus, SocketType
 from moorage.pid1.manager import (
     AuxiliaryUnit,
@@ -139,14 +139,6 @@ REFUSED: Mapping[str, str] = {
 COMMANDS = frozenset({"ExecStartPre", "ExecStartPost", "ExecReload", "ExecStop", "ExecStopPost"})
 """Commands that a caller may add. They run with the helper's own rights: the prefixes "+" and "!" are flags of the
 variants with "Ex"."""
-
-FOR_ANYBODY = frozenset(
-    {"CPUWeight", "CPUQuotaPerSecUSec", "IOWeight", "MemoryHigh", "MemoryMax", "MemorySwapMax", "TasksMax",
-     "Environment", "ExecReload", "KillSignal", "TimeoutStartUSec", "TimeoutStopUSec", "RestartUSec",
-     "WatchdogUSec", "NotifyAccess", "SyslogIdentifier", "LogLevelMax", "WorkingDirectory", "UMask"}
-)  # fmt: skip
-"""What a caller that is not root may set in the system's manager: nothing that widens what a helper may do, and
-nothing that the manager would read, write or own for it (``User=``, ``LoadCredential=``, …)."""
 
 _log = logging.getLogger(__name__)
 
@@ -329,8 +321,12 @@ def _missing(programs: Sequence[tuple[int, str]]) -> int | None:
     return None
 
 
-def check_properties(spec: HelperSpec, uid: int, home: Home) -> None:
+def check_properties(spec: HelperSpec, *, trusted: bool) -> None:
     """Check which properties a caller sets on a helper; their values are the manager's to judge.
+
+    Args:
+        spec: the helper.
+        trusted: the caller has the rights of the manager anyway.
 
     Raises:
         InvalidProperty: one that is not the caller's to set.
@@ -338,13 +334,13 @@ def check_properties(spec: HelperSpec, uid: int, home: Home) -> None:
     for name, value in spec.properties.items():
         if name in REFUSED:
             raise InvalidProperty(name, f"helper {spec.name}: {REFUSED[name]}")
-        if uid != 0 and not home.user and name not in FOR_ANYBODY:
-            raise InvalidProperty(name, f"helper {spec.name}: only root may set it")
         if name in COMMANDS and isinstance(value, list):
             for command in value:
                 path = command[0] if isinstance(command, list) and command else None
                 if isinstance(path, str) and not model.is_path(path):
                     raise InvalidProperty(name, f"helper {spec.name}: {path!r} is no absolute path")
+    if not trusted:
+        rights.check_properties(spec.properties, rights.HELPER, f"helper {spec.name}: ")
 
 
 # Describing the units to the manager
@@ -417,7 +413,12 @@ def _socket(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
     }
     directory = home.directory(host.name)
     place = model.place_name(host.name)
-    mode = spec.sockets[0].mode
+    mode = 0o600 if spec.sockets[0].mode is None else spec.sockets[0].mode
+    if host.owner != 0 and not home.user:
+        # They stay root's. The manager gives them to others by their path, which leads wherever the directory's owner
+        # wants (chown(2) in socket_chown()). As that owner is the only other one who gets into the directory, it may
+        # do with them what the mode says of an owner.
+        mode |= mode >> 6 & 0o7
     return {
         **_bound(host, f"Sockets of helper {spec.name} of machine {host.name}"),
         # Bound to the helper as well: nobody shall wait on a socket that nobody will ever accept from.
@@ -426,9 +427,8 @@ def _socket(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
         "After": [place],
         "Listen": [[names[socket.type], f"{directory}/{socket.name}"] for socket in spec.sockets],
         "FileDescriptorName": spec.name,
-        "SocketMode": 0o600 if mode is None else mode,
+        "SocketMode": mode,
         "RemoveOnStop": True,
-        **({} if home.user or host.owner == 0 else {"SocketUser": str(host.owner)}),
     }
 
 

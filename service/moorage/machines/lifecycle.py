@@ -49,7 +49,10 @@ from moorage.machines.model import (
     machine_of_scope,
     scope_name,
 )
+from moorage.machines.ownership import NotOwned, check_unit, is_in_namespace_of, runs_as
 from moorage.machines.registry import Claim, Full, LeaderTaken, NameTaken, Registry
+from moorage.machines.rights import SCOPE, check_slice
+from moorage.machines.rights import check_properties as check_rights
 from moorage.machines.store import BadRecord, Store
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
@@ -166,7 +169,9 @@ class Lifecycle:
     """
 
     def __init__(self, manager: Manager, store: Store, home: Home) -> None:
-        self.registry = Registry()
+        # Who has the rights of the manager anyway.
+        self._trusted = frozenset({0, os.geteuid()})
+        self.registry = Registry(self._trusted)
         self._manager = manager
         self._store = store
         self._helpers = Helpers(manager, home)
@@ -245,7 +250,7 @@ class Lifecycle:
                 self._withdraw(machine.name)  # it had just been completed
                 continue
             try:
-                claim = self.registry.begin(machine.name, machine.leader)
+                claim = self.registry.begin(machine.name, machine.leader, machine.uid)
             except (NameTaken, LeaderTaken, Full) as error:
                 _log.warning("Failed to resume the start of machine %s, ignoring: %s", machine.name, error)
                 self._withdraw(machine.name)
@@ -271,7 +276,7 @@ class Lifecycle:
             if place is not None:
                 try:
                     await self._enter(machine, place, claim, lambda: self._open_leader(machine))
-                except (OSError, ManagerError) as error:
+                except (OSError, NotOwned, ManagerError) as error:
                     _log.warning("Failed to keep machine %s, ignoring: %s", machine.name, error)
         if machine.lease:  # the connection was another instance's
             await self._end_lease(machine)
@@ -530,13 +535,19 @@ class Lifecycle:
             NameTaken, LeaderTaken, Full: as the registry says.
             UnitNameTaken, JobFailed, HelperFailed: as the allocation says.
             ProcessGone: the leader died meanwhile.
+            NotOwned: it became somebody else's meanwhile.
+            UnitNotOwned: it is in a unit that is not the caller's.
+            InvalidProperty: one that is not the caller's to set.
             ManagerError: as the manager says. Nothing is left of a registration that failed.
             OSError: no file descriptor is left, or the record could not be written.
         """
         deadline = trio.current_time() + timeout_usec / 1e6
         self._check_leader(registration)
+        if registration.uid not in self._trusted:
+            check_rights(registration.properties, SCOPE)
+            check_slice(registration.slice, registration.uid)
         await self._wait_until_gone(registration.name, deadline)
-        claim = self.registry.begin(registration.name, registration.leader)
+        claim = self.registry.begin(registration.name, registration.leader, registration.uid)
         if registration.dry_run:
             self.registry.abandon(claim)
             return await self._rehearse(registration, deadline)
@@ -593,15 +604,17 @@ class Lifecycle:
 
         Raises:
             OSError: no file descriptor is left, or the record could not be written. Nothing is left of the machine.
+            NotOwned: its leader became somebody else's meanwhile. The same.
             ManagerError: nor of its scope, but for what the manager did not take away.
         """
         _put(machine, place).phase = Phase.running
         machine.timestamp = now()
         try:
+            self._check_still_owned(machine)
             self._watch.add(machine.control_group)
             self._store.save(machine)
             keep_leader()
-        except OSError:
+        except (OSError, NotOwned):
             self._watch.remove(machine.control_group)
             self._remove_record(machine.name)
             if machine.allocated:
@@ -642,6 +655,40 @@ class Lifecycle:
         if holder is not None and holder.owns_unit:
             raise LeaderTaken(holder.name, holder)
 
+    async def check_owner(self, pid: int, pidfd: int, uid: int) -> int:
+        """Check whether a process is a caller's to register.
+
+        Returns:
+            Uid that it runs as.
+
+        Raises:
+            NotOwned: it is not.
+            ProcessGone: it has ended.
+        """
+        if runs_as(pid, pidfd, uid):
+            return uid
+        owner = process.owner(pid)
+        if not await is_in_namespace_of(pid, pidfd, uid, self._manager):
+            raise NotOwned(pid, owner)
+        return owner
+
+    @staticmethod
+    def _check_still_owned(machine: Machine) -> None:
+        """Check that a leader has not become somebody else's while it was moved: by a set-user-ID program.
+
+        What is in a user namespace of the caller's cannot leave it; what has ended harms nobody.
+        """
+        leader = machine.leader
+        if leader is None or machine.uid == 0 or machine.uid != machine.owner:
+            return
+        with contextlib.suppress(process.ProcessGone, process.NotAProcess):
+            pidfd = process.open_process(leader.pid, leader.pidfd_id, leader.boot_id)
+            try:
+                if not runs_as(leader.pid, pidfd, machine.uid):
+                    raise NotOwned(leader.pid, process.owner(leader.pid))
+            finally:
+                os.close(pidfd)
+
     async def _wait_until_gone(self, name: str, deadline: float) -> None:
         """Wait for a machine of that name whose last process is gone already: its unit is about to follow."""
         machine = self.registry.get(name)
@@ -655,6 +702,9 @@ class Lifecycle:
             await self._gone.setdefault(machine, trio.Event()).wait()
 
     async def _place(self, registration: Registration, pidfd: int, mark: str, deadline: float) -> Place:
+        if registration.uid not in self._trusted:
+            group = process.control_group(registration.leader.pid)
+            await check_unit(group, pidfd, registration.uid, self._manager, deadline=deadline)
         if registration.allocate_unit:
             return await self._allocator.allocate(registration, pidfd, mark, deadline=deadline)
         place = await self._allocator.find(registration, pidfd, deadline=deadline)
@@ -690,9 +740,11 @@ class Lifecycle:
         if not specs:
             return
         check(specs, machine, existing, self._helpers.home)
+        trusted = uid in self._trusted
         for spec in specs:
-            check_properties(spec, uid, self._helpers.home)
-        await check_programs(specs)
+            check_properties(spec, trusted=trusted)
+        if trusted:  # others would learn what is where they may not look
+            await check_programs(specs)
 
     async def helper_statuses(self, *machines: Machine) -> list[list[HelperStatus]]:
         """Ask for the state of the helpers of machines, all at once.
@@ -908,7 +960,7 @@ class Lifecycle:
         if machine.phase is Phase.stopping:
             return
         try:
-            self._signal(machine, machine.supervisor, signals.SIGTERM, NotStoppable())
+            self._signal(machine, self._supervisor(machine), signals.SIGTERM, NotStoppable())
         except NotStoppable:
             self._signal(machine, machine.leader, signals.SIGTERM, NotStoppable())
 
@@ -952,7 +1004,7 @@ class Lifecycle:
             ManagerError: as the manager says.
         """
         if whom is not KillWhom.all:
-            target = machine.leader if whom is KillWhom.leader else machine.supervisor
+            target = machine.leader if whom is KillWhom.leader else self._supervisor(machine)
             self._signal(machine, target, signal, process.ProcessGone(target.pid if target else None))
             return
         deadline = trio.current_time() + ASK_USEC / 1e6
@@ -967,6 +1019,20 @@ class Lifecycle:
             await self._manager.kill_subgroup(machine.unit, below, signal, deadline=deadline)
         else:
             await self._manager.kill(machine.unit, "all", signal, deadline=deadline)
+
+    def _supervisor(self, machine: Machine) -> process.ProcessId | None:
+        """Who runs a machine, unless it has become somebody else's: its owner would signal what it may not."""
+        found = machine.supervisor
+        if found is None or machine.uid in self._trusted:
+            return found
+        try:
+            pidfd = process.open_process(found.pid, found.pidfd_id, found.boot_id)
+            try:
+                return found if runs_as(found.pid, pidfd, machine.uid) else None
+            finally:
+                os.close(pidfd)
+        except (process.ProcessGone, process.NotAProcess):
+            return None
 
     def _signal(
         self, machine: Machine, target: process.ProcessId | None, signal: int, gone: Exception

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,32 +20,18 @@ import trio
 
 from moorage import namespace_probe
 from moorage.machines.model import Machine, MachineClass
-from moorage.pid1.manager import Json, Manager, ManagerError, ServiceSpec
+from moorage.machines.probe import CAP_SYS_ADMIN, CAP_SYS_CHROOT, CAP_SYS_PTRACE, ProbeFailed, probe
+from moorage.pid1.manager import Manager
 from moorage.process import NotAProcess, ProcessGone, has_exited, open_process, pid_of
 
 ACQUIRE_SECONDS: Final = 10.0
 """For everything about one machine. A probe takes a tenth of a second; a loaded host may take many times as long."""
 
-PROBE_SECONDS: Final = 5.0
-"""How long the unit may run: a file of the container may be one that never lets itself be read (fuse(4))."""
-
-PROBE_STOP_SECONDS: Final = 1.0
-"""From SIGTERM to SIGKILL: the probe has nothing to put in order."""
-
-PROBES_MAX: Final = 16
-"""Units at the same time, in all: each is a Python of some 10 MiB. More wait, within their deadline."""
-
-ANSWER_MAX: Final = 1024 * 1024
-"""Bytes of a probe's answer: ADDRESSES_MAX addresses of 60, and OS_RELEASE_MAX characters of up to 6."""
-
-PROBE_MEMORY_MAX: Final = 128 * 1024 * 1024
-"""Bytes; ten times what a probe needs."""
-
 UID_NOBODY: Final = 65534
 """A mapping must reach as far, or it is not a simple shift (``machine_get_uid_shift()``)."""
 
-_CAPABILITIES: Final = sum(1 << number for number in (18, 19, 21))
-"""CAP_SYS_CHROOT, CAP_SYS_PTRACE (to see the namespaces of the leader), CAP_SYS_ADMIN (to enter them)."""
+_CAPABILITIES: Final = CAP_SYS_CHROOT | CAP_SYS_PTRACE | CAP_SYS_ADMIN
+"""To see the namespaces of the leader, and to enter them."""
 
 _BLANKS: Final = " \t"
 
@@ -73,8 +58,6 @@ _NOT_SUPPORTED: Final = frozenset(
     }
 )
 """``ERRNO_IS_NOT_SUPPORTED()`` of systemd."""
-
-_probes = trio.Semaphore(PROBES_MAX)
 
 _T = TypeVar("_T")
 
@@ -316,55 +299,21 @@ async def _look_into(machine: Machine, leader: int, manager: Manager) -> _Found:
 
 async def _probe(machine: Machine, leader: int, manager: Manager) -> _Answer:
     """Have a unit enter the container."""
-    async with _probes:
-        deadline = trio.current_effective_deadline()
-        # A file, not a pipe: when the job has ended, the answer is whole, and its size never was in the way.
-        output = os.memfd_create("answer", os.MFD_CLOEXEC)
-        try:
-            types = await manager.property_types("service", deadline=deadline)
-            spec = ServiceSpec(
-                unit=f"moored-probe-{os.urandom(8).hex()}.service",
-                description=f"Look into container {machine.name}",
-                properties=types.convert(_probe_properties()),
-                standard_output=output,
-                file_descriptors=((leader, "leader"),),
-            )
-            job = await manager.start_service(spec, deadline=deadline)
-            data = os.pread(output, ANSWER_MAX, 0)
-        except (ManagerError, OSError) as exc:
-            raise Unreadable(f"cannot look into the container: {exc}") from exc
-        finally:
-            os.close(output)
-    if job.result != "done":
-        raise Unreadable(f"cannot look into the container: job of {job.unit} ended with {job.result!r}")
+    try:
+        data = await probe(
+            manager,
+            namespace_probe.__file__,
+            leader,
+            f"Look into container {machine.name}",
+            capabilities=_CAPABILITIES,
+            system_calls=("chroot", "setns"),
+        )
+    except ProbeFailed as exc:
+        raise Unreadable(f"cannot look into the container: {exc}") from exc
     try:
         return msgspec.json.decode(data, type=_Answer)
     except msgspec.MsgspecError as exc:
         raise Unreadable(f"the probe's answer is malformed: {exc}") from exc
-
-
-def _probe_properties() -> dict[str, Json]:
-    command: list[Json] = [sys.executable, "-I", "-S", "-B", namespace_probe.__file__]
-    properties: dict[str, Json] = {
-        "Type": "oneshot",
-        "ExecStart": [[sys.executable, command, False]],
-        "CollectMode": "inactive-or-failed",
-        "TimeoutStartUSec": round(PROBE_SECONDS * 1e6),
-        "TimeoutStopUSec": round(PROBE_STOP_SECONDS * 1e6),
-        "StandardError": "journal",
-        # The manager's own lines about every start and end of it are of no use to anybody.
-        "LogLevelMax": 4,
-        "MemoryMax": PROBE_MEMORY_MAX,
-        "TasksMax": 1,
-        "NoNewPrivileges": True,
-        "RestrictAddressFamilies": [True, ["AF_NETLINK"]],
-        "SystemCallArchitectures": ["native"],
-        "SystemCallFilter": [True, ["@system-service", "chroot", "setns"]],
-    }
-    if os.geteuid() == 0:
-        # The manager of an ordinary user has nothing to take away, and fails when it is told to.
-        properties["CapabilityBoundingSet"] = _CAPABILITIES
-    return properties
 
 
 def _uid_shift(leader: int) -> int:

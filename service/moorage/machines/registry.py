@@ -14,6 +14,13 @@ MACHINES_MAX = 16384
 VERDICTS_MAX = 1024
 """Machines that are gone but whose verdict is kept: enough for everything that one launcher lost at once."""
 
+MACHINES_PER_UID_MAX = 512
+"""Machines of one uid without rights, so that a user who may register machines at all does not take all the names and
+the memory: more than the connections that one user may have (128) can keep busy."""
+
+VERDICTS_PER_UID_MAX = 128
+"""Verdicts of such a user that are kept, so that they do not push out those of others."""
+
 VERDICT_KEEP_USEC = 10 * 60 * 1_000_000
 """For how long a verdict is kept, µs: a launcher that restarts after a crash comes back within minutes."""
 
@@ -46,21 +53,33 @@ class LeaderTaken(Exception):
 
 
 class Full(Exception):
-    """There are as many machines as one instance keeps."""
+    """There are as many machines as one instance keeps, in all or of one uid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A name and a leader, held while a machine is being registered."""
+    """A name and a leader, held while a machine is being registered.
+
+    Attributes:
+        name: of the machine.
+        leader: of the machine.
+        uid: who registers it.
+    """
 
     name: str
     leader: ProcessId
+    uid: int
 
 
 class Registry:
-    """The machines, and the claims of those that are being registered."""
+    """The machines, and the claims of those that are being registered.
 
-    def __init__(self) -> None:
+    Args:
+        trusted: uids to which only the limits in all apply.
+    """
+
+    def __init__(self, trusted: frozenset[int] = frozenset({0})) -> None:
+        self._trusted = trusted
         self._by_name: dict[str, Machine] = {}
         self._by_unit: dict[str, Machine] = {}  # those that are the whole of their unit
         self._by_group: dict[str, Machine] = {}
@@ -81,8 +100,13 @@ class Registry:
         """Number of machines being registered."""
         return len(self._claims)
 
-    def begin(self, name: str, leader: ProcessId) -> Claim:
+    def begin(self, name: str, leader: ProcessId, uid: int = 0) -> Claim:
         """Claim a name and a leader.
+
+        Args:
+            name: of the machine.
+            leader: of the machine.
+            uid: who registers it.
 
         Raises:
             NameTaken, LeaderTaken: by another machine or another claim.
@@ -96,10 +120,16 @@ class Registry:
             raise LeaderTaken(other, None)
         if len(self._by_name) + len(self._claims) >= MACHINES_MAX:
             raise Full
-        claim = Claim(name, leader)
+        if uid not in self._trusted and self._count(uid) >= MACHINES_PER_UID_MAX:
+            raise Full
+        claim = Claim(name, leader, uid)
         self._claims[name] = claim
         self._claimed_leaders[leader] = name
         return claim
+
+    def _count(self, uid: int) -> int:
+        machines, claims = self._by_name.values(), self._claims.values()
+        return sum(each.uid == uid for each in machines) + sum(each.uid == uid for each in claims)
 
     def abandon(self, claim: Claim) -> None:
         """Give a claim back."""
@@ -146,9 +176,15 @@ class Registry:
         machine.phase = Phase.exited
         self._verdicts.pop(machine.name, None)
         self._verdicts[machine.name] = machine
-        return [
+        dropped = [
             self._verdicts.pop(next(iter(self._verdicts))) for _ in range(len(self._verdicts) - VERDICTS_MAX)
         ]
+        if machine.uid not in self._trusted:
+            own = [each for each in self._verdicts.values() if each.uid == machine.uid]
+            dropped += [
+                self._verdicts.pop(each.name) for each in own[: max(0, len(own) - VERDICTS_PER_UID_MAX)]
+            ]
+        return dropped
 
     def expire(self, now_monotonic: int) -> list[Machine]:
         """Drop the verdicts that have been kept long enough, and return their machines.

@@ -100,6 +100,13 @@ class PermissionDenied(VarlinkError):
 
 
 @dataclass(eq=False)
+class InteractiveAuthenticationRequired(VarlinkError):
+    """The caller may do this if somebody authenticates; the call did not allow to ask, or nobody could be asked."""
+
+    error = "io.systemd.InteractiveAuthenticationRequired"
+
+
+@dataclass(eq=False)
 class ExpectedMore(VarlinkError):
     """The method answers with several replies, but the call did not ask for more than one."""
 
@@ -160,6 +167,7 @@ KNOWN_ERRORS: Mapping[str, type[VarlinkError]] = {
         MethodNotImplemented,
         InvalidParameter,
         PermissionDenied,
+        InteractiveAuthenticationRequired,
         ExpectedMore,
         Disconnected,
         TimedOut,

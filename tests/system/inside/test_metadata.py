@@ -28,7 +28,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moorage.machines import metadata
+from moorage.machines import metadata, probe
 from moorage.machines.metadata import (
     Address,
     Metadata,
@@ -517,10 +517,10 @@ async def test_nothing_is_left_of_many_at_once(start: Start) -> None:
         await one()
         descriptors = len(os.listdir("/proc/self/fd"))
         async with trio.open_nursery() as nursery:
-            for _ in range(metadata.PROBES_MAX + 4):
+            for _ in range(probe.PROBES_MAX + 4):
                 nursery.start_soon(one)
         assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert found == [Metadata(ADDRESSES, PARSED, SHIFT)] * (metadata.PROBES_MAX + 5)
+    assert found == [Metadata(ADDRESSES, PARSED, SHIFT)] * (probe.PROBES_MAX + 5)
     argv = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "moored-probe-*"]
     assert (await trio.run_process(argv, capture_stdout=True)).stdout == b""
 
@@ -544,7 +544,7 @@ async def test_a_probe_has_few_rights() -> None:
     with tempfile.TemporaryFile() as output:
         async with connected() as manager:
             deadline = trio.current_time() + 20
-            properties = metadata._probe_properties()
+            properties = probe._properties("/none", metadata._CAPABILITIES, ("chroot", "setns"))
             properties["ExecStart"] = [[sys.executable, [sys.executable, "-c", show], False]]
             types = await manager.property_types("service", deadline=deadline)
             spec = ServiceSpec("test-rights.service", "Rights", types.convert(properties), output.fileno())
@@ -565,7 +565,7 @@ async def test_a_job_that_fails_says_so() -> None:
     with tempfile.TemporaryFile() as output:
         async with connected() as manager:
             deadline = trio.current_time() + 20
-            properties = metadata._probe_properties()
+            properties = probe._properties("/none", metadata._CAPABILITIES, ("chroot", "setns"))
             properties["ExecStart"] = [["/bin/false", ["false"], False]]
             types = await manager.property_types("service", deadline=deadline)
             spec = ServiceSpec("test-false.service", "False", types.convert(properties), output.fileno())

@@ -1,45 +1,125 @@
-"""Who may do what, row by row of the policy's table."""
+"""Who may do what, row by row of the policy's table; and the README has the same one."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from moorage.authz.policy import Action, Policy
+from moorage.api.generic_service import GenericService
+from moorage.api.machine import MoorageMachine
+from moorage.api.systemd_machine import SystemdMachine
+from moorage.authz.policy import IN_PLACE, METADATA, TABLE, Ask, Decision, Policy, Row
+from moorage.wire.dispatch import Interface, ServiceInterface, handlers_of
 
 ROOT, ALICE, BOB = 0, 1000, 1001
+NOBODY, INVALID = 65534, 2**32 - 1
+CHECKOUT = Path(__file__).parents[3]
+
+INTERFACES: dict[str, type[Interface]] = {
+    "io.moorage.Machine": MoorageMachine,
+    "io.systemd.Machine": SystemdMachine,
+    "io.systemd.service": GenericService,
+    "org.varlink.service": ServiceInterface,
+}
 
 
-@pytest.mark.parametrize("action", Action)
-@pytest.mark.parametrize(
-    ("user", "uid", "allowed"),
-    [
-        (None, ROOT, True),
-        (None, ALICE, False),
-        (None, 65534, False),
-        (None, 2**32 - 1, False),
-        (ALICE, ROOT, True),
-        (ALICE, ALICE, True),
-        (ALICE, BOB, False),
-        (ALICE, 2**32 - 1, False),
-        (ROOT, ROOT, True),
-        (ROOT, ALICE, False),
-    ],
-)
-def test_actions(action: Action, user: int | None, uid: int, allowed: bool) -> None:
-    assert Policy(user).allows(action, uid) is allowed
+def served() -> set[str]:
+    return {f"{name}.{method}" for name, one in INTERFACES.items() for method in handlers_of(one)}
 
 
-@pytest.mark.parametrize(
-    ("user", "uid", "process_uid", "allowed"),
-    [
-        (None, ROOT, ROOT, True),
-        (None, ROOT, ALICE, True),
-        (None, ALICE, ALICE, False),
-        (ALICE, ALICE, ALICE, True),
-        (ALICE, ALICE, ROOT, False),
-        (ALICE, ALICE, BOB, False),
-        (ALICE, BOB, BOB, False),
-        (ALICE, BOB, ALICE, False),
-        (ALICE, ROOT, BOB, True),
-    ],
-)
-def test_processes(user: int | None, uid: int, process_uid: int, allowed: bool) -> None:
-    assert Policy(user).may_claim(uid, process_uid) is allowed
+def test_every_method_that_is_served_has_a_row() -> None:
+    plain = {call for call in TABLE if not call.endswith((IN_PLACE, METADATA))}
+    assert plain == served()
+    variants = {call.removesuffix(IN_PLACE).removesuffix(METADATA) for call in TABLE.keys() - plain}
+    assert variants <= plain
+
+
+@pytest.mark.parametrize("call", TABLE)
+@pytest.mark.parametrize("user", [None, ALICE, ROOT])
+def test_root_may_do_everything(call: str, user: int | None) -> None:
+    for owner in (None, ROOT, ALICE):
+        assert Policy(user).decide(call, ROOT, owner) is True
+
+
+@pytest.mark.parametrize("call", TABLE)
+def test_a_user_in_her_own_instance(call: str) -> None:
+    for owner in (None, ROOT, ALICE):
+        assert Policy(ALICE).decide(call, ALICE, owner) is True
+        for other in (BOB, NOBODY, INVALID):
+            assert Policy(ALICE).decide(call, other, owner) is False
+            assert Policy(ROOT).decide(call, other, owner) is False
+
+
+@pytest.mark.parametrize(("call", "row"), TABLE.items())
+def test_users_in_the_instance_of_the_system(call: str, row: Row) -> None:
+    policy = Policy(None)
+    assert policy.decide(call, ALICE, ALICE) == row.own
+    for owner in (None, ROOT, BOB, INVALID):
+        assert policy.decide(call, ALICE, owner) == row.others
+    assert policy.decide(call, INVALID) == row.others
+
+
+def test_nobody_gets_by_a_name_what_its_variant_costs() -> None:
+    # What nobody is asked about changes nothing, and nobody is ever asked about their own machines.
+    changing = {
+        "Register",
+        "Kill",
+        "Stop",
+        "Forget",
+        "AddHelpers",
+        "RemoveHelper",
+        "Reload",
+        "Unregister",
+        "Terminate",
+    }
+    for call, row in TABLE.items():
+        method = call.rpartition(".")[2].partition("(")[0]
+        if method in changing | {"SetLogLevel"} or call.endswith(METADATA):
+            assert row.others is not True, call
+        assert row.own is not Ask or method == "Register", call
+
+
+def test_what_is_told() -> None:
+    assert Policy(None).tells_all(ROOT, ALICE)
+    assert Policy(None).tells_all(ALICE, ALICE)
+    assert not Policy(None).tells_all(BOB, ALICE)
+    assert not Policy(None).tells_all(BOB, ROOT)
+    assert Policy(ALICE).tells_all(ALICE, ROOT)
+
+
+def test_every_action_of_ours_is_in_the_policy_file() -> None:
+    asked = {
+        decision.action
+        for row in TABLE.values()
+        for decision in (row.own, row.others)
+        if isinstance(decision, Ask) and decision.action.startswith("io.moorage.")
+    }
+    text = (CHECKOUT / "units/polkit/io.moorage.policy").read_text()
+    assert set(re.findall(r'<action id="([^"]+)">', text)) == asked
+
+
+# The table in the README
+
+
+def _cell(decision: Decision) -> str:
+    if isinstance(decision, Ask):
+        return f"asks `{decision.action}`"
+    return "yes" if decision else "no"
+
+
+def _table() -> Iterator[str]:
+    yield "| call | who registered the machine | others |"
+    yield "| --- | --- | --- |"
+    rows: dict[tuple[str, Row], list[str]] = {}
+    for call, row in TABLE.items():
+        interface, _, method = call.replace("(", " (").rpartition(".")
+        rows.setdefault((interface, row), []).append(method)
+    for (interface, row), methods in rows.items():
+        own = "\N{EN DASH}" if row.own == row.others else _cell(row.own)
+        yield f"| `{interface}`: {', '.join(methods)} | {own} | {_cell(row.others)} |"
+
+
+def test_the_readme_has_the_same_table() -> None:
+    table = "\n".join(_table())
+    assert table in (CHECKOUT / "README.md").read_text(), f"it should be\n\n{table}"

@@ -25,6 +25,7 @@ USER = Address("/run/u", "systemctl --user")
         ("ProcessGone", {"pid": 5}, 1, "Process 5 has ended."),
         ("ProcessGone", {"pid": None}, 1, "The process has ended."),
         ("ProcessNotOwned", {"pid": 5, "uid": 7}, 4, "Process 5 belongs to user 7"),
+        ("UnitNotOwned", {"unit": "cron.service"}, 4, "The process is in cron.service, which is not yours"),
         ("NoSuchProperty", {"property": "X"}, 1, "A scope has no property X that can be set."),
         ("InvalidProperty", {"property": "X", "reason": "too big."}, 1, "Property X is refused: too big."),
         (

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.machines import model
+from moorage.machines import model, rights
 from moorage.machines.helpers import (
     COMMANDS,
-    FOR_ANYBODY,
     REFUSED,
     Home,
     InvalidHelper,
@@ -116,16 +115,15 @@ def test_directories_can_be_told_apart(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-@pytest.mark.parametrize("uid", [0, ALICE])
-def test_refused_by_name(name: str, uid: int) -> None:
-    for home in (SYSTEM, USER):
-        with pytest.raises(InvalidProperty) as failure:
-            check_properties(spec(properties={name: True}), uid, home)
-        assert failure.value.property == name
+@pytest.mark.parametrize("trusted", [True, False])
+def test_refused_by_name(name: str, trusted: bool) -> None:
+    with pytest.raises(InvalidProperty) as failure:
+        check_properties(spec(properties={name: True}), trusted=trusted)
+    assert failure.value.property == name
 
 
 def test_the_lists_do_not_contradict_each_other() -> None:
-    assert not REFUSED.keys() & FOR_ANYBODY
+    assert not REFUSED.keys() & rights.HELPER
     assert not REFUSED.keys() & COMMANDS
 
 
@@ -140,13 +138,12 @@ def test_the_lists_do_not_contradict_each_other() -> None:
 )  # fmt: skip
 def test_what_only_root_may_set(name: str, value: Any) -> None:
     with pytest.raises(InvalidProperty, match="only root"):
-        check_properties(spec(properties={name: value}), ALICE, SYSTEM)
-    check_properties(spec(properties={name: value}), 0, SYSTEM)
-    check_properties(spec(properties={name: value}), ALICE, USER)  # their manager knows what they may do
+        check_properties(spec(properties={name: value}), trusted=False)
+    check_properties(spec(properties={name: value}), trusted=True)
 
 
 def test_what_anybody_may_set() -> None:
-    check_properties(spec(properties=dict.fromkeys(FOR_ANYBODY - COMMANDS, 1)), ALICE, SYSTEM)
+    check_properties(spec(properties=dict.fromkeys(rights.HELPER - COMMANDS, 1)), trusted=False)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -154,9 +151,9 @@ def test_what_anybody_may_set() -> None:
 def test_commands_are_absolute_paths(name: str, path: str) -> None:
     with pytest.raises(InvalidProperty, match=name):
         check_properties(
-            spec(properties={name: [["/bin/true", ["true"], False], [path, ["x"], False]]}), 0, SYSTEM
+            spec(properties={name: [["/bin/true", ["true"], False], [path, ["x"], False]]}), trusted=True
         )
-    check_properties(spec(properties={name: [["/bin/true", ["true"], False]]}), 0, SYSTEM)
+    check_properties(spec(properties={name: [["/bin/true", ["true"], False]]}), trusted=True)
 
 
 async def test_programs_that_are_there_and_that_are_not() -> None:

@@ -10,8 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from moorage.machines.model import Accounting, Machine, MachineClass, Phase, Timestamp, Verdict
 from moorage.machines.registry import (
     MACHINES_MAX,
+    MACHINES_PER_UID_MAX,
     VERDICT_KEEP_USEC,
     VERDICTS_MAX,
+    VERDICTS_PER_UID_MAX,
     Claim,
     Full,
     LeaderTaken,
@@ -152,6 +154,34 @@ def test_a_verdict_is_kept_for_a_while_and_up_to_a_number() -> None:
     assert registry.expire(VERDICT_KEEP_USEC + 3) == []
     assert registry.verdict("m4") is registry.drop_verdict("m4")
     assert registry.drop_verdict("m4") is None
+
+
+def test_a_user_has_a_part_of_the_machines_and_verdicts() -> None:
+    registry = Registry()
+    for number in range(1, MACHINES_PER_UID_MAX):
+        registry.add(replace(machine(f"m{number}", number), uid=1000))
+    claim = registry.begin("last", leader(MACHINES_PER_UID_MAX), 1000)
+    with pytest.raises(Full):
+        registry.begin("more", leader(MACHINES_PER_UID_MAX + 1), 1000)
+    registry.begin("other", leader(MACHINES_PER_UID_MAX + 1), 1001)
+    registry.begin("root", leader(MACHINES_PER_UID_MAX + 2), 0)
+    registry.abandon(claim)
+    registry.begin("last", leader(MACHINES_PER_UID_MAX), 1000)
+
+    dropped = registry.retire(ended(machine("root", 5000), at=0))
+    for number in range(1, VERDICTS_PER_UID_MAX + 3):
+        one = registry.get(f"m{number}")
+        assert one is not None
+        dropped += registry.retire(ended(one, at=number))
+    assert [one.name for one in dropped] == ["m1", "m2"]
+    assert registry.verdict("root") is not None
+
+
+def test_who_is_trusted_has_no_less_than_all() -> None:
+    registry = Registry(frozenset({0, 1000}))
+    for number in range(1, MACHINES_PER_UID_MAX + 1):
+        registry.add(replace(machine(f"m{number}", number), uid=1000))
+    registry.begin("more", leader(MACHINES_PER_UID_MAX + 1), 1000)
 
 
 def test_a_new_machine_ends_the_verdict_of_its_name() -> None:

@@ -1,0 +1,113 @@
+"""Whether a process is its caller's to make a machine of, and to take out of the unit where it is.
+
+A process belongs to a user if all its uids are that user's, or if it is in a user namespace that the user owns, at any
+of 16 levels (systemd's ``process_is_owned_by_uid()``, which looks at the real uid only: a set-user-ID program is then
+its caller's, here it is not).
+
+The unit that it is in belongs to a user if it is in the user's slice (a session, or what the user's manager keeps), or
+if it is a service that runs as that user (``User=``), whatever else lies in it. What moves a process out of any other
+unit, or declares that unit a machine that may be stopped, is not the user's decision: systemd issue 26925.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+import trio
+
+from moorage import owner_probe, process
+from moorage.machines.probe import CAP_SYS_PTRACE, ProbeFailed, probe
+from moorage.machines.rights import is_below_slice_of
+from moorage.pid1.manager import Manager, NoSuchProperty, NoSuchUnit
+
+OWNER_SECONDS: Final = 10.0
+"""For the look at the user namespaces of a process. It takes a tenth of a second; a loaded host many times as long."""
+
+
+class NotOwned(Exception):
+    """The process is not the caller's to register.
+
+    Attributes:
+        pid: the process.
+        uid: whose it is.
+    """
+
+    def __init__(self, pid: int, uid: int) -> None:
+        super().__init__(f"process {pid} belongs to uid {uid}")
+        self.pid = pid
+        self.uid = uid
+
+
+class UnitNotOwned(Exception):
+    """The process is in a unit that is not the caller's.
+
+    Attributes:
+        unit: the unit.
+    """
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(f"the process is in {unit}")
+        self.unit = unit
+
+
+async def is_in_namespace_of(pid: int, pidfd: int, uid: int, manager: Manager) -> bool:
+    """Whether a process that does not run as a user is in a user namespace of that user's all the same.
+
+    Raises:
+        ProcessGone: it has ended.
+    """
+    if process.shares_our_ids(pid):
+        return False
+    try:
+        with trio.fail_after(OWNER_SECONDS):
+            answer = await probe(
+                manager, owner_probe.__file__, pidfd, f"Owner of process {pid}", capabilities=CAP_SYS_PTRACE
+            )
+        return uid in msgspec.json.decode(answer, type=list[int])
+    except (trio.TooSlowError, ProbeFailed, msgspec.MsgspecError):
+        if process.has_exited(pidfd):
+            raise process.ProcessGone(pid) from None
+        return False
+
+
+def runs_as(pid: int, pidfd: int, uid: int) -> bool:
+    """Whether a process runs as a user, and as nobody else.
+
+    Raises:
+        ProcessGone: it has ended.
+    """
+    found = process.uids(pid)
+    if process.has_exited(pidfd):  # so that what was read is sure to be its own
+        raise process.ProcessGone(pid)
+    return found == frozenset({uid})
+
+
+async def check_unit(control_group: str, pidfd: int, uid: int, manager: Manager, *, deadline: float) -> None:
+    """Check whether the unit that a process is in is a user's.
+
+    Args:
+        control_group: of the process.
+        pidfd: of the process.
+        uid: whose it should be.
+        manager: of the system.
+        deadline: on trio's clock.
+
+    Raises:
+        UnitNotOwned: it is not.
+        ManagerError: as the manager says.
+    """
+    if is_below_slice_of(control_group, uid):
+        return
+    try:
+        unit, _ = await manager.unit_of_process(pidfd, deadline=deadline)
+    except NoSuchUnit:
+        raise UnitNotOwned("no unit") from None
+    if unit.endswith(".service"):
+        try:
+            values = await manager.properties(unit, ("UID",), deadline=deadline)
+        except (NoSuchUnit, NoSuchProperty):
+            values = {}
+        if values.get("UID") == uid:
+            return
+    raise UnitNotOwned(unit)

@@ -1,0 +1,110 @@
+"""Short-lived units that look at a process with rights that moored does not have."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+import trio
+
+from moorage.pid1.manager import Json, Manager, ManagerError, ServiceSpec
+
+PROBE_SECONDS: Final = 5.0
+"""How long the unit may run: a file of a container may be one that never lets itself be read (fuse(4))."""
+
+PROBE_STOP_SECONDS: Final = 1.0
+"""From SIGTERM to SIGKILL: a probe has nothing to put in order."""
+
+PROBES_MAX: Final = 16
+"""Units at the same time, in all: each is a Python of some 10 MiB. More wait, within their deadline."""
+
+PROBE_MEMORY_MAX: Final = 128 * 1024 * 1024
+"""Bytes; ten times what a probe needs."""
+
+ANSWER_MAX: Final = 1024 * 1024
+"""Bytes of a probe's answer; that of `moorage.namespace_probe` is the longest: ADDRESSES_MAX addresses of 60, and
+OS_RELEASE_MAX characters of up to 6."""
+
+CAP_SYS_CHROOT: Final = 1 << 18
+CAP_SYS_PTRACE: Final = 1 << 19
+CAP_SYS_ADMIN: Final = 1 << 21
+
+_probes = trio.Semaphore(PROBES_MAX)
+
+
+class ProbeFailed(Exception):
+    """The unit could not be started, or did not end well."""
+
+
+async def probe(
+    manager: Manager,
+    program: str,
+    pidfd: int,
+    description: str,
+    *,
+    capabilities: int,
+    system_calls: tuple[str, ...] = (),
+) -> bytes:
+    """Have a unit look at a process.
+
+    Args:
+        manager: starts the unit.
+        program: path of a Python program that runs by itself; the process is its file descriptor 3.
+        pidfd: of the process.
+        description: of the unit.
+        capabilities: what it needs, by their bits (capabilities(7)).
+        system_calls: what it needs beside ``@system-service`` (systemd.exec(5)).
+
+    Returns:
+        What it printed.
+
+    Raises:
+        ProbeFailed: there is no answer.
+    """
+    async with _probes:
+        deadline = trio.current_effective_deadline()
+        # A file, not a pipe: when the job has ended, the answer is whole, and its size never was in the way.
+        output = os.memfd_create("answer", os.MFD_CLOEXEC)
+        try:
+            types = await manager.property_types("service", deadline=deadline)
+            spec = ServiceSpec(
+                unit=f"moored-probe-{os.urandom(8).hex()}.service",
+                description=description,
+                properties=types.convert(_properties(program, capabilities, system_calls)),
+                standard_output=output,
+                file_descriptors=((pidfd, "process"),),
+            )
+            job = await manager.start_service(spec, deadline=deadline)
+            data = os.pread(output, ANSWER_MAX, 0)
+        except (ManagerError, OSError) as exc:
+            raise ProbeFailed(str(exc)) from exc
+        finally:
+            os.close(output)
+    if job.result != "done":
+        raise ProbeFailed(f"job of {job.unit} ended with {job.result!r}")
+    return data
+
+
+def _properties(program: str, capabilities: int, system_calls: tuple[str, ...]) -> dict[str, Json]:
+    command: list[Json] = [sys.executable, "-I", "-S", "-B", program]
+    properties: dict[str, Json] = {
+        "Type": "oneshot",
+        "ExecStart": [[sys.executable, command, False]],
+        "CollectMode": "inactive-or-failed",
+        "TimeoutStartUSec": round(PROBE_SECONDS * 1e6),
+        "TimeoutStopUSec": round(PROBE_STOP_SECONDS * 1e6),
+        "StandardError": "journal",
+        # The manager's own lines about every start and end of it are of no use to anybody.
+        "LogLevelMax": 4,
+        "MemoryMax": PROBE_MEMORY_MAX,
+        "TasksMax": 1,
+        "NoNewPrivileges": True,
+        "RestrictAddressFamilies": [True, ["AF_NETLINK"]],
+        "SystemCallArchitectures": ["native"],
+        "SystemCallFilter": [True, ["@system-service", *system_calls]],
+    }
+    if os.geteuid() == 0:
+        # The manager of an ordinary user has nothing to take away, and fails when it is told to.
+        properties["CapabilityBoundingSet"] = capabilities
+    return properties
