@@ -67,6 +67,10 @@ UNSEEN_USEC = 2_000_000
 """For how long a start may be on its way to the manager after its sender has died, µs: it reads in turn from all that
 talk to it, and the last of STARTS_MAX starts may come after our first question (2 to 3 ms each, loaded five times)."""
 
+KEPT_USEC = 1_000_000
+"""For how long an inactive unit may be kept in memory by others, µs, before its name counts as taken: those that are
+bound to it are stopped after it, and let it go then."""
+
 SETTLE_USEC = 100_000
 """Pause between two looks at a unit that is going, µs, should no hint come in between."""
 
@@ -190,10 +194,12 @@ def describe(status: UnitStatus, marks: str) -> str:
         status: of the unit.
         marks: what marks of our own begin with.
     """
-    if not status.transient and status.fragment_path:
-        return f"a unit file on disk: {status.fragment_path}"
     if status.load_state not in {"loaded", "not-found"}:
-        return f"a unit whose load state is {status.load_state}"
+        where = f", by {status.fragment_path}" if status.fragment_path else ""
+        return f"a unit that is {status.load_state}{where}"
+    if not status.transient and status.fragment_path:
+        state = "" if status.active_state == "inactive" else f", and the unit is {status.active_state}"
+        return f"a unit file on disk: {status.fragment_path}{state}"
     kind = "a failed unit" if status.active_state == "failed" else f"a unit that is {status.active_state}"
     details = [f"“{status.description}”"] if status.description not in {"", status.unit} else []
     if status.control_group:
@@ -202,8 +208,8 @@ def describe(status: UnitStatus, marks: str) -> str:
         details.append(f"with job {status.job_id} queued")
     if status.dependants:
         details.append(f"needed by {', '.join(status.dependants)}")
-    if any(address.startswith(marks) for address in status.documentation):
-        details.append("once a machine, of which there is no record any more")
+    if _is_populated(status) and any(address.startswith(marks) for address in status.documentation):
+        details.append("once a machine whose record is lost: it can be registered again without a new unit")
     return ", ".join([kind, *details])
 
 
@@ -306,7 +312,8 @@ class Allocator:
         state = cgroup.events(path)
         if state is not None and state.populated:
             # The manager would put the leader among them.
-            raise UnitNameTaken(unit, f"processes in {path}, a control group that belongs to no unit")
+            where = f"{path}, a control group of no unit, which systemd-cgls can show"
+            raise UnitNameTaken(unit, f"processes in {where}")
         del self.stray[unit]
 
     async def _auxiliary(
@@ -528,8 +535,10 @@ class Allocator:
         scope_properties(registration, await self._manager.property_types("scope", deadline=deadline))
         await self._auxiliary(registration, registration.slice or MACHINE_SLICE, deadline=deadline)
         status = await self._manager.status(unit, deadline=deadline)
-        if status is not None and not _is_leftover(status) and not _is_going(status):
-            raise UnitNameTaken(unit, self.describe(status))
+        if status is not None and not _is_leftover(status):
+            going = _is_going(status) and not await self._is_kept(status, deadline=deadline)
+            if not going:
+                raise UnitNameTaken(unit, self.describe(status))
         return Place(unit, None, registration.slice or MACHINE_SLICE, "", 0, "")
 
     async def _make_room(self, unit: str, *, deadline: float) -> None:
@@ -552,8 +561,9 @@ class Allocator:
     async def _wait_gone(self, unit: str, *, deadline: float) -> bool:
         """Wait until a unit that is going is gone: inactive units leave the manager's memory a moment later.
 
-        A failed one is reset on the way. Returns whether it went before the deadline.
+        A failed one is reset on the way. Returns whether it went before the deadline, and as long as nothing keeps it.
         """
+        kept_until = deadline
         while True:
             event = self._awaited.setdefault(unit, trio.Event())
             try:
@@ -562,12 +572,26 @@ class Allocator:
                     return status is None
                 if _is_leftover(status):
                     await self._reset(unit, deadline=deadline)
+                if not await self._is_kept(status, deadline=deadline):
+                    kept_until = deadline
+                elif kept_until == deadline:
+                    kept_until = min(deadline, trio.current_time() + KEPT_USEC / 1e6)
                 with trio.move_on_after(SETTLE_USEC / 1e6):
                     await event.wait()
             finally:
                 self._awaited.pop(unit, None)
-            if trio.current_time() >= deadline:
+            if trio.current_time() >= kept_until:
                 return False
+
+    async def _is_kept(self, status: UnitStatus, *, deadline: float) -> bool:
+        """Whether units that need an inactive one keep it in memory, and are not about to go themselves."""
+        if status.active_state != "inactive":
+            return False
+        for unit in status.dependants:
+            other = await self._manager.status(unit, deadline=deadline)
+            if other is not None and other.active_state in {"active", "failed"} and not other.job_id:
+                return True
+        return False
 
     async def undo(self, unit: str, auxiliary: Sequence[str] = ()) -> None:
         """Take a scope away again, with what came with it, and wait until the names are free.

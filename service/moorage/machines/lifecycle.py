@@ -187,6 +187,9 @@ class Lifecycle:
         self._last: dict[Machine, Accounting] = {}  # counters at the moment when a group was found empty
         # Counters when a stop began: the manager may remove the group before we have read them for the last time.
         self._sampled: dict[Machine, Accounting] = {}
+        self._results: dict[
+            Machine, str
+        ] = {}  # of those that linger: the manager forgets it with its next reload
         self._starts = trio.CapacityLimiter(STARTS_MAX)
         self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
         self._adding: dict[Machine, trio.Lock] = {}  # of machines whose helpers are being changed
@@ -450,6 +453,7 @@ class Lifecycle:
         elif status.active_state in {"inactive", "failed"}:
             if populated:
                 machine.phase = Phase.lingering  # processes that outlived SIGKILL, or were spared it
+                self._results.setdefault(machine, _result(status))
                 self._look_later(machine, ASK_USEC)
             else:
                 await self._bury(machine, status)
@@ -465,7 +469,7 @@ class Lifecycle:
             self._look_later(machine, EMPTY_SETTLE_USEC)
 
     async def _bury(self, machine: Machine, status: UnitStatus) -> None:
-        self._finish(machine, status.result or "success")
+        self._finish(machine, self._results.get(machine) or _result(status))
         if status.active_state == "failed" and machine.allocated:
             with contextlib.suppress(NoSuchUnit):
                 await self._manager.reset_failed(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
@@ -492,6 +496,7 @@ class Lifecycle:
         self._drop_leader(machine)
         self._watch.remove(machine.control_group)
         self._sampled.pop(machine, None)
+        self._results.pop(machine, None)
         self._due.pop(machine, None)
         if (gone := self._gone.pop(machine, None)) is not None:
             gone.set()
@@ -1179,6 +1184,13 @@ def _machine(registration: Registration) -> Machine:
         helpers=recorded(registration.name, registration.helpers),
         lease=registration.lease,
     )
+
+
+def _result(status: UnitStatus) -> str:
+    """Why a unit ended. Failed with success: it did so before a reload of the manager, which forgets the result."""
+    if status.active_state == "failed" and status.result == "success":
+        return "forgotten"
+    return status.result or "success"
 
 
 def _put(machine: Machine, place: Place) -> Machine:

@@ -217,7 +217,7 @@ async def test_a_scope_whose_record_is_lost_is_told_from_others(spawn: Processes
     async with await connect() as client:
         holder = (
             "a unit that is active, “Virtual Machine web”, with processes, "
-            "once a machine, of which there is no record any more"
+            "once a machine whose record is lost: it can be registered again without a new unit"
         )
         await until(lambda: f"{SCOPE} is no machine of ours: {holder}." in logged(since), "it is reported")
         with pytest.raises(UnitNameTaken) as caught:
@@ -242,7 +242,7 @@ async def test_a_control_group_without_a_unit_is_reported_and_left_alone(spawn: 
         said = f"/machine.slice/{SCOPE} has processes, but no unit."
         await until(lambda: said in logged(since), "it is reported")
         for dry in (True, False):
-            with pytest.raises(UnitNameTaken, match="a control group that belongs to no unit"):
+            with pytest.raises(UnitNameTaken, match="a control group of no unit"):
                 await register(client, "web", spawn(), dryRun=dry)
         assert control_group(stray) == f"/machine.slice/{SCOPE}"
         kill(stray)

@@ -1,6 +1,7 @@
 """The name of a machine is its unit's: free again at once, and never taken from somebody else."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from moored import (
     scopes,
     show,
     until,
+    verdict,
 )
 
 TIMES = 100
@@ -179,6 +181,143 @@ async def test_a_unit_whose_start_is_queued_is_left_alone(spawn: Processes) -> N
         await until(lambda: "machine-web.scope" in control_group(other))
         kill(other)
         await until(lambda: not scopes())
+
+
+async def test_dependants_hold_a_name_only_once_it_was_used(
+    spawn: Processes,
+) -> None:
+    waiting = (
+        "--quiet",
+        "--collect",
+        "--property=Wants=machine-web.scope",
+        "--property=After=machine-web.scope",
+    )
+    run("systemd-run", "--unit=waiting.service", *waiting, "--", "sleep", "infinity")
+    try:
+        async with await connect() as client:
+            machine = (await register(client, "web", spawn()))["machine"]
+            assert show(machine["unit"], "WantedBy") == {"WantedBy": "waiting.service"}
+            other = scope(spawn)  # in vain
+            assert other.wait() == 1
+            await client.call(f"{OURS}Stop", {"name": "web"})
+            # The manager keeps a unit that another one needs.
+            await taken(client, spawn, "a unit that is inactive", "needed by waiting.service")
+            assert show("waiting.service", "ActiveState") == {"ActiveState": "active"}
+    finally:
+        run("systemctl", "stop", "waiting.service")
+    async with await connect() as client:
+        await register(client, "web", spawn())
+
+
+HELPER_UNIT = "machine-web-fs.service"
+
+
+@contextmanager
+def file_on_disk() -> Generator[str]:
+    """A file for a helper's unit, which is how the manager knows it."""
+    path = Path("/etc/systemd/system") / HELPER_UNIT
+    path.write_text("[Service]\nExecStart=sleep infinity\n")
+    run("systemctl", "daemon-reload")
+    yield f"a unit file on disk: {path}"
+    path.unlink()
+    run("systemctl", "daemon-reload")
+
+
+@contextmanager
+def file_on_disk_that_runs() -> Generator[str]:
+    with file_on_disk() as words:
+        run("systemctl", "start", HELPER_UNIT)
+        yield f"{words}, and the unit is active"
+        assert show(HELPER_UNIT, "ActiveState") == {"ActiveState": "active"}
+        run("systemctl", "stop", HELPER_UNIT)
+
+
+@contextmanager
+def masked() -> Generator[str]:
+    run("systemctl", "mask", "--runtime", HELPER_UNIT)
+    yield f"a unit that is masked, by /run/systemd/system/{HELPER_UNIT}"
+    run("systemctl", "unmask", "--runtime", HELPER_UNIT)
+
+
+@contextmanager
+def foreign_service() -> Generator[str]:
+    argv = ("--quiet", "--collect", f"--unit={HELPER_UNIT}", "--description=Not a helper")
+    run("systemd-run", *argv, "--", "sleep", "infinity")
+    yield "a unit that is active, “Not a helper”, with processes"
+    assert show(HELPER_UNIT, "ActiveState") == {"ActiveState": "active"}
+    run("systemctl", "stop", HELPER_UNIT)
+
+
+@pytest.mark.parametrize("holder", [file_on_disk, file_on_disk_that_runs, masked, foreign_service])
+async def test_the_name_of_a_helpers_unit_is_taken(
+    spawn: Processes, holder: Callable[[], AbstractContextManager[str]]
+) -> None:
+    helpers = [{"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"]}]
+    leader = spawn()
+    before = control_group(leader)
+    async with await connect() as client:
+        with holder() as words:
+            with pytest.raises(UnitNameTaken) as caught:
+                await register(client, "web", leader, helpers=helpers)
+            assert (caught.value.unit, caught.value.holder) == (HELPER_UNIT, words)
+            assert control_group(leader) == before
+            assert await listed(client) == {}
+        assert scopes() == []
+        machine = (await register(client, "web", leader, helpers=helpers))["machine"]
+        assert [helper["activeState"] for helper in machine["helpers"]] == ["active"]
+        await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+async def test_moorctl_tells_a_person_what_has_the_name(spawn: Processes) -> None:
+    other = scope(spawn, "--description=Not a machine")
+    await until(lambda: "machine-web.scope" in control_group(other))
+    argv = ["moorctl", "register", "web", "--leader", str(spawn().pid)]
+    done = await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        "Error: The unit name machine-web.scope is taken: a unit that is active, “Not a machine”, with processes.\n"
+        "Look at it, and stop it or take another name: systemctl status machine-web.scope\n"
+    )
+    kill(other)
+    await until(lambda: not scopes())
+
+
+STUBBORN = ("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
+
+
+async def test_what_outlives_its_unit_keeps_its_machine_through_restarts(spawn: Processes) -> None:
+    async with await connect() as client:
+        leader = spawn(STUBBORN, stdout=-1)
+        assert leader.stdout is not None
+        assert leader.stdout.readline() == b"ready\n"
+        properties = {"TimeoutStopUSec": 100_000, "SendSIGKILL": False}
+        machine = (await register(client, "web", leader, properties=properties))["machine"]
+        run("systemctl", "stop", machine["unit"])
+        assert show(machine["unit"], "ActiveState") == {"ActiveState": "failed"}
+    for happen in (
+        "restart moored.service",
+        "daemon-reload",
+        "daemon-reexec",
+        "kill -s SIGKILL moored.service",
+    ):
+        run("systemctl", *happen.split())
+        async with await connect() as client:
+
+            async def lingers(client: Client = client) -> bool:
+                return (await listed(client))["web"]["phase"] == "lingering"
+
+            await until(lingers)
+            found = (await listed(client))["web"]
+            assert found == {**machine, "phase": "lingering"}
+            with pytest.raises(Exception, match="MachineExists"):
+                await register(client, "web", spawn())
+    done = await trio.run_process(["moorctl", "list"], capture_stdout=True)
+    assert b"lingering" in done.stdout
+    kill(leader)
+    async with await connect() as client:
+        # It was "timeout", which the manager forgot when it was reloaded.
+        assert (await verdict(client, "web"))["result"] == "forgotten"
+        await register(client, "web", spawn())
 
 
 async def test_a_unit_that_is_going_is_waited_for(spawn: Processes) -> None:

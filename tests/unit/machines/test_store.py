@@ -190,6 +190,33 @@ def test_a_field_of_a_later_minor_change_is_ignored() -> None:
     assert values(decode(changed(colour="blue"), "web")) == values(FULL)
 
 
+# Other versions
+
+
+GOLDEN = Path(__file__).parent / "records"
+"""A record of the machine FULL as each version wrote it, for ever; "BOOT" stands for the boot."""
+
+
+def golden(version: int) -> bytes:
+    return (GOLDEN / f"{version}.json").read_bytes().replace(b"BOOT", boot_id().encode())
+
+
+@pytest.mark.parametrize("version", range(1, store.VERSION + 1))
+def test_records_of_each_version_are_read_as_they_were_meant(version: int) -> None:
+    stored = msgspec.json.decode(golden(version))
+    assert stored["version"] == version
+    found = values(decode(golden(version), "web"))
+    assert found == {name: value if name in stored else found[name] for name, value in values(FULL).items()}
+
+
+def test_a_change_of_the_form_is_a_new_version() -> None:
+    """One that is downgraded to must be able to refuse what it does not know: by the number, not by luck.
+
+    After a change of Machine: raise VERSION, and put what FULL is encoded to beside the other records.
+    """
+    assert msgspec.json.decode(encode(FULL)) == msgspec.json.decode(golden(store.VERSION))
+
+
 # The directory
 
 

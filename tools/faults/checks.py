@@ -1,0 +1,250 @@
+"""What must be true once all is quiet."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import trio
+
+from faults.clients import Clients, Refused, identity, sleeper
+from faults.world import (
+    OURS,
+    RECORDS,
+    SOCKET,
+    Process,
+    Violation,
+    Wanted,
+    World,
+    control_group,
+    main_pid,
+    records,
+    run,
+    scope_groups,
+    show,
+    units,
+)
+from moorage.wire.client import Client
+from moorage.wire.errors import RemoteError
+
+QUIET_SECONDS = 40.0
+"""Until all is quiet: moored may first wait for a manager that has not answered for 30 s."""
+
+LOOK_SECONDS = 0.1
+
+TASKS_MAX = 8
+"""Threads of moored: one for the loop, and those for files that may not answer, which are kept for 10 s."""
+
+FOREIGN = ("machine-foreign.scope", "machine-vm\\x2dforeign.scope", "foreign.scope")
+"""Scopes of somebody else: two with names that machines could have."""
+FOREIGN_SERVICES = ("machine-foreign-fs.service", "foreign.service")
+
+
+class Foreign:
+    """What is not moored's, and must be as it was whatever happens."""
+
+    def __init__(self) -> None:
+        self._scopes: dict[str, Process] = {}
+        for unit in FOREIGN:
+            argv = ("systemd-run", "--scope", "--quiet", f"--unit={unit}", "--", "sleep", "infinity")
+            self._scopes[unit] = sleeper(argv)
+        for unit in FOREIGN_SERVICES:
+            run("systemd-run", "--quiet", f"--unit={unit}", "--", "sleep", "infinity")
+        self._before: dict[str, dict[str, str]] = {}
+
+    def state(self) -> dict[str, dict[str, str]]:
+        """What the manager says of them."""
+        return {
+            unit: show(unit, "ActiveState", "InvocationID", "MainPID", "Job")
+            for unit in (*FOREIGN, *FOREIGN_SERVICES)
+        }
+
+    def problems(self) -> Iterator[str]:
+        """What became of them."""
+        now = self.state()
+        if not self._before and all(state["ActiveState"] == "active" for state in now.values()):
+            self._before = now
+        if now != self._before:
+            yield f"units that are not ours are {now}, were {self._before}"
+        for unit, process in self._scopes.items():
+            if process.poll() is not None or not control_group(process.pid).endswith(f"/{unit}"):
+                yield f"the process of {unit}, which is not ours, is gone"
+
+
+async def listed() -> dict[str, dict[str, Any]]:
+    """What moored lists."""
+    try:
+        async with await Client.connect(SOCKET) as client, client.call_more(f"{OURS}List") as replies:
+            machines = [reply["machine"] async for reply in replies]
+    except RemoteError as error:
+        if error.error != f"{OURS}NoSuchMachine":
+            raise
+        machines = []
+    found = {machine["name"]: machine for machine in machines}
+    if len(found) != len(machines):
+        raise Violation(f"listed twice: {sorted(machine['name'] for machine in machines)}")
+    return found
+
+
+class Checks:
+    """Compares everything with everything.
+
+    Attributes:
+        descriptors: as many as moored had before there was any machine.
+    """
+
+    def __init__(self, world: World, clients: Clients, foreign: Foreign) -> None:
+        self._world = world
+        self._clients = clients
+        self._foreign = foreign
+        self.descriptors = 0
+
+    async def settle(self) -> None:
+        """Wait until everything is as it must be.
+
+        Raises:
+            Violation: it is not in time; says in which way not.
+        """
+        await self._drop_leases()
+        problems: list[str] = ["nothing was looked at"]
+        with trio.move_on_after(QUIET_SECONDS):
+            while problems:
+                await trio.sleep(LOOK_SECONDS)
+                try:
+                    problems = [each async for each in self._problems()]
+                except (OSError, RemoteError) as error:
+                    problems = [f"moored does not answer: {error}"]
+        if problems:
+            raise Violation("; ".join(problems))
+        await self._verdicts()
+
+    async def _drop_leases(self) -> None:
+        """A lease whose connection is gone has ended its machine."""
+        for wanted, client in list(self._clients.leases.items()):
+            try:
+                await client.call("org.varlink.service.GetInfo")
+            except Exception:  # noqa: BLE001 - in whatever way it ended
+                wanted.end("the connection of its lease ended")
+            if wanted.ended:
+                client.close()
+                del self._clients.leases[wanted]
+
+    async def _problems(self) -> AsyncIterator[str]:
+        living = {wanted.name: wanted for wanted in self._world.living()}
+        for wanted in living.values():
+            if wanted.process.poll() is not None:
+                raise Violation(f"the leader of {wanted.name} is gone, and nobody asked for that")
+        machines = await listed()
+        if machines.keys() != living.keys():
+            yield f"listed are {sorted(machines)}, and not {sorted(living)}"
+        for name in machines.keys() & living.keys():
+            for problem in self._of_machine(machines[name], living[name]):
+                yield problem
+        for problem in (*self._of_system(machines), *self._of_unrecorded(), *self._foreign.problems()):
+            yield problem
+        for problem in self._of_service(len(machines)):
+            yield problem
+
+    def _of_machine(self, machine: dict[str, Any], wanted: Wanted) -> Iterator[str]:
+        assert wanted.machine is not None
+        if identity(machine) != identity(wanted.machine):
+            yield f"{wanted.name} is {identity(machine)}, was {identity(wanted.machine)}"
+        if machine["phase"] != "running":
+            yield f"{wanted.name} is {machine['phase']}"
+        if machine["leader"]["pid"] != wanted.process.pid:
+            yield f"{wanted.name} has another leader"
+        if control_group(wanted.process.pid) != machine["controlGroup"]:
+            yield f"the leader of {wanted.name} is in {control_group(wanted.process.pid)}"
+        there = show(machine["unit"], "InvocationID", "ControlGroup", "ActiveState")
+        said = {
+            "InvocationID": machine["invocationId"],
+            "ControlGroup": machine["controlGroup"],
+            "ActiveState": "active",
+        }
+        if there != said:
+            yield f"{machine['unit']} is {there}, and not {said}"
+        for helper in machine["helpers"]:
+            if helper["activeState"] != "active" and not wanted.limping:
+                yield f"{helper['unit']} is {helper['activeState']}"
+
+    def _of_system(self, machines: dict[str, dict[str, Any]]) -> Iterator[str]:
+        known = {machine["unit"] for machine in machines.values()}
+        known |= {wanted.machine["unit"] for wanted in self._world.unrecorded.values() if wanted.machine}
+        known |= set(FOREIGN[:2])
+        if (loaded := units("machine-*.scope").keys()) != known:
+            yield f"loaded are {sorted(loaded)}, and not {sorted(known)}"
+        if (groups := scope_groups().keys()) != known:
+            yield f"control groups are {sorted(groups)}, and not {sorted(known)}"
+        helpers = {helper["unit"] for machine in machines.values() for helper in machine["helpers"]}
+        services = {
+            unit
+            for unit in units("machine-*-*.service")
+            if "--" not in unit and unit not in FOREIGN_SERVICES
+        }
+        if services - helpers:
+            yield f"services without a machine: {sorted(services - helpers)}"
+        kept = {name for name, record in records().items() if record is None or record["phase"] != "exited"}
+        if kept - self._world.unrecorded.keys() != machines.keys():
+            yield f"records are {sorted(kept)}, and not {sorted(machines)}"
+
+    def _of_unrecorded(self) -> Iterator[str]:
+        for wanted in self._world.unrecorded.values():
+            assert wanted.machine is not None
+            unit = wanted.machine["unit"]
+            if (now := show(unit, "InvocationID")["InvocationID"]) != wanted.machine["invocationId"]:
+                yield f"{unit}, whose record was damaged, is {now}, was {wanted.machine['invocationId']}"
+
+    def _of_service(self, machines: int) -> Iterator[str]:
+        pid = main_pid()
+        try:
+            descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+            tasks = len(os.listdir(f"/proc/{pid}/task"))
+        except FileNotFoundError:
+            yield "moored does not run"
+            return
+        if not self.descriptors:
+            self.descriptors = descriptors
+        wanted = self.descriptors + machines + len(self._clients.leases)
+        if descriptors > wanted:
+            yield f"moored has {descriptors} file descriptors, and not {wanted}"
+        if tasks > TASKS_MAX:
+            yield f"moored has {tasks} threads"
+
+    async def _verdicts(self) -> None:
+        """Look at the verdicts of all that ended, and forget them; look for those that were damaged."""
+        for wanted in [each for each in self._world.machines.values() if each.ended]:
+            if wanted.machine is not None and wanted.verdict:
+                try:
+                    reply = await self._clients.insist(f"{OURS}Describe", {"name": wanted.name})
+                except Refused as refused:
+                    raise Violation(f"{wanted.name} ended ({wanted.ended}), no verdict: {refused}") from None
+                if "verdict" not in reply["machine"]:
+                    raise Violation(f"{wanted.name} ended ({wanted.ended}), and is {reply['machine']}")
+            await trio.to_thread.run_sync(self._bury, wanted)
+            del self._world.machines[wanted.name]
+        for name, wanted in list(self._world.unrecorded.items()):
+            await self._take_in(name, wanted)
+
+    def _bury(self, wanted: Wanted) -> None:
+        if wanted.machine is None:
+            wanted.process.kill()
+        wanted.process.wait(QUIET_SECONDS)
+
+    async def _take_in(self, name: str, wanted: Wanted) -> None:
+        """What an administrator does: the record is of no use, the machine is registered where it is."""
+        path = RECORDS / name
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+        wanted.parameters = {
+            **{key: wanted.parameters[key] for key in ("name", "class", "leader")},
+            "allocateUnit": False,
+        }
+        before = wanted.machine
+        del self._world.unrecorded[name]
+        self._world.machines[name] = wanted
+        await self._clients.register(wanted)
+        assert wanted.machine is not None
+        assert before is not None
+        if identity(wanted.machine) != identity(before):
+            raise Violation(f"{name} was taken in as {wanted.machine}, was {before}")

@@ -1,0 +1,330 @@
+"""The kinds of faults. Each is done while the clients work, and is over when its function returns."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from faults.clients import Clients
+from faults.world import RECORDS, Violation, Wanted, World, main_pid, run, show
+
+FILLER = RECORDS.parent / "filler"
+ELSEWHERE = Path("/run/moorage-elsewhere")
+
+RESTART_SECONDS = 30.0
+"""Until a moored that was killed is there again: the manager waits up to 5 s for that."""
+
+LOOK_SECONDS = 0.01
+
+CALLS_MEANWHILE_SECONDS = 1.0
+"""For how long clients meet a full directory."""
+
+HELD_SECONDS = (0.2, 4.0)
+"""For how long the manager does not answer; HELD_LONG_SECONDS in a run that is long enough for that."""
+HELD_LONG_SECONDS = 32.0
+LONG_SECONDS = 600.0
+
+
+@dataclass
+class Scene:
+    """Where harm is done.
+
+    Attributes:
+        chance: decides about all that is left open.
+        seconds: how long the whole run is.
+    """
+
+    world: World
+    clients: Clients
+    chance: random.Random
+    seconds: float
+
+
+Harm = Callable[[Scene], Awaitable[None]]
+
+
+async def command(*argv: str) -> None:
+    """Run a command while the clients go on."""
+    await trio.to_thread.run_sync(run, *argv)
+
+
+def murder() -> int:
+    """Kill moored with SIGKILL, if it runs; return its PID."""
+    pid = main_pid()
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+async def back(before: int) -> None:
+    """Wait for another moored than that one; the manager need not take its time."""
+    with trio.move_on_after(RESTART_SECONDS):
+        while True:
+            await command("systemctl", "start", "moored.service")
+            if await trio.to_thread.run_sync(main_pid) not in {0, before}:
+                return
+            await trio.sleep(0.05)
+    raise Violation(
+        f"moored is not there again: {show('moored.service', 'ActiveState', 'SubState', 'Result')}"
+    )
+
+
+async def begun(before: int) -> None:
+    """Wait until the manager has begun to start another moored than that one."""
+    for _ in range(round(RESTART_SECONDS / LOOK_SECONDS)):
+        if await trio.to_thread.run_sync(main_pid) not in {0, before}:
+            return
+        await trio.sleep(LOOK_SECONDS)
+
+
+async def nothing(_: Scene) -> None:
+    """No fault."""
+
+
+async def kill(scene: Scene) -> None:
+    """SIGKILL at some moment."""
+    await trio.sleep(scene.chance.uniform(0, 0.3))
+    await back(murder())
+
+
+async def kill_in_register(scene: Scene) -> None:
+    """SIGKILL within milliseconds of a Register that goes out."""
+    pid = await trio.to_thread.run_sync(main_pid)
+    with trio.move_on_after(CALLS_MEANWHILE_SECONDS):
+        await scene.clients.registering.wait()
+    await trio.sleep(scene.chance.uniform(0, 0.012))
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        await back(pid)
+
+
+async def kill_while_it_starts(scene: Scene) -> None:
+    """SIGKILL, and again while it finds its machines."""
+    for _ in range(3):
+        before = murder()
+        await begun(before)
+        await trio.sleep(scene.chance.uniform(0, 0.5))
+    await back(murder())
+
+
+async def restart(_: Scene) -> None:
+    """A regular restart."""
+    await command("systemctl", "restart", "moored.service")
+
+
+async def reload(_: Scene) -> None:
+    """daemon-reload."""
+    await command("systemctl", "daemon-reload")
+
+
+async def reexecute(_: Scene) -> None:
+    """daemon-reexec: the private socket drops."""
+    await command("systemctl", "daemon-reexec")
+
+
+async def reexecute_and_kill(scene: Scene) -> None:
+    """Both at once."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(command, "systemctl", "daemon-reexec")
+        nursery.start_soon(kill, scene)
+
+
+async def broker(_: Scene) -> None:
+    """A restart of the message bus."""
+    await command("systemctl", "restart", "dbus.service")
+
+
+async def hold_manager(scene: Scene) -> None:
+    """PID 1 does not answer for a while."""
+    seconds = scene.chance.uniform(*HELD_SECONDS)
+    if scene.seconds >= LONG_SECONDS and scene.chance.random() < 0.2:
+        seconds = HELD_LONG_SECONDS
+    await hold(seconds)
+
+
+async def hold(seconds: float) -> None:
+    """Ask the host to stop PID 1: a process cannot do that to the first one of its own namespace."""
+    print(f"\0{seconds}", flush=True)
+    await trio.to_thread.run_sync(sys.stdin.readline)
+
+
+async def hold_manager_and_kill(scene: Scene) -> None:
+    """PID 1 does not answer, and moored is killed meanwhile."""
+    pid = await trio.to_thread.run_sync(main_pid)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, scene.chance.uniform(0.5, 2))
+        await trio.sleep(scene.chance.uniform(0.1, 0.5))
+        if pid:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    await back(pid)
+
+
+async def fill(scene: Scene) -> None:
+    """No space is left for records. Verdicts that cannot be written are lost with the next restart."""
+    scene.clients.full = True
+    try:
+        with FILLER.open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        await trio.sleep(CALLS_MEANWHILE_SECONDS)
+        if scene.chance.random() < 0.5:
+            await back(murder())
+            for wanted in scene.world.machines.values():
+                if wanted.ended:
+                    wanted.verdict = False
+            await trio.sleep(CALLS_MEANWHILE_SECONDS / 2)
+    finally:
+        FILLER.unlink()
+
+
+def _of(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **fields}))
+
+
+def _link(path: Path) -> None:
+    shutil.copy(path, ELSEWHERE)
+    path.unlink()
+    path.symlink_to(ELSEWHERE)
+
+
+def _directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "truncated": lambda path: os.truncate(path, path.stat().st_size - 20),
+    "empty": lambda path: os.truncate(path, 0),
+    "of a newer version": lambda path: _of(path, version=99),
+    "of another boot": lambda path: _of(path, boot_id="0" * 32),
+    "of another user": lambda path: os.chown(path, 1000, 1000),
+    "a link": _link,
+    "a directory": _directory,
+    "a FIFO": _fifo,
+    "gone": lambda path: path.unlink(),
+}
+
+
+async def damage(scene: Scene) -> None:
+    """A record is damaged, or gone, when moored starts again."""
+    plain = [
+        wanted
+        for wanted in scene.world.living()
+        if not wanted.reserved and not {"helpers", "lease"} & wanted.parameters.keys()
+    ]
+    before = murder()
+    for wanted in scene.chance.sample(plain, min(len(plain), 2)):
+        if wanted.ended or wanted.reserved:
+            continue
+        del scene.world.machines[wanted.name]
+        scene.world.unrecorded[wanted.name] = wanted
+        DAMAGE[scene.chance.choice(sorted(DAMAGE))](RECORDS / wanted.name)
+    await back(before)
+
+
+def _some(scene: Scene, share: float) -> list[Wanted]:
+    living = [wanted for wanted in scene.world.living() if not wanted.reserved]
+    return scene.chance.sample(living, round(len(living) * share))
+
+
+@asynccontextmanager
+async def ending(machines: Sequence[Wanted], why: str) -> AsyncGenerator[None]:
+    """Expect the end of machines, and wait for it: before that nobody uses their names."""
+    for wanted in machines:
+        wanted.reserved = True
+        wanted.end(why)
+    yield
+    for wanted in machines:
+        await trio.to_thread.run_sync(wanted.process.wait)
+        wanted.reserved = False
+
+
+async def kill_leaders(scene: Scene) -> None:
+    """Half of all leaders die at once."""
+    chosen = _some(scene, 0.5)
+    async with ending(chosen, "its leader was killed"):
+        for wanted in chosen:
+            wanted.process.kill()
+
+
+async def kill_leaders_and_moored(scene: Scene) -> None:
+    """Leaders die while moored is down."""
+    before = murder()
+    chosen = _some(scene, 0.3)
+    async with ending(chosen, "its leader was killed"):
+        for wanted in chosen:
+            wanted.process.kill()
+    await back(before)
+
+
+async def stop_scopes(scene: Scene) -> None:
+    """Somebody else stops the scopes."""
+    chosen = _some(scene, 0.3)
+    async with ending(chosen, "its scope was stopped"):
+        if chosen:
+            await command("systemctl", "stop", *(each.machine["unit"] for each in chosen if each.machine))
+
+
+async def kill_helpers(scene: Scene) -> None:
+    """Helpers die: some take their machine with them."""
+    scene.clients.stopping_helpers = True
+    having = [wanted for wanted in _some(scene, 1) if wanted.helpers]
+    for wanted in having:
+        wanted.limping = True
+    fatal = [wanted for wanted in having if _is_fatal(wanted)]
+    async with ending(fatal, "its helper was killed"):
+        units = [unit for wanted in having for unit in wanted.helpers]
+        if units:
+            await command("systemctl", "kill", "--signal=SIGKILL", *units)
+
+
+def _is_fatal(wanted: Wanted) -> bool:
+    return any(helper["onFailure"] == "stopMachine" for helper in wanted.parameters["helpers"])
+
+
+async def drop_leases(scene: Scene) -> None:
+    """The connections of leases end."""
+    chosen = [wanted for wanted in _some(scene, 1) if wanted in scene.clients.leases]
+    async with ending(chosen, "the connection of its lease ended"):
+        for wanted in chosen:
+            scene.clients.leases.pop(wanted).close()
+
+
+KINDS: dict[str, tuple[Harm, int]] = {
+    "nothing": (nothing, 1),
+    "moored killed": (kill, 4),
+    "moored killed in a Register": (kill_in_register, 6),
+    "moored killed while it starts": (kill_while_it_starts, 2),
+    "moored restarted": (restart, 2),
+    "daemon-reload": (reload, 2),
+    "daemon-reexec": (reexecute, 3),
+    "daemon-reexec and moored killed": (reexecute_and_kill, 2),
+    "broker restarted": (broker, 2),
+    "PID 1 held": (hold_manager, 3),
+    "PID 1 held and moored killed": (hold_manager_and_kill, 2),
+    "/run full": (fill, 2),
+    "records damaged": (damage, 3),
+    "leaders killed": (kill_leaders, 2),
+    "leaders killed while moored is down": (kill_leaders_and_moored, 2),
+    "scopes stopped by others": (stop_scopes, 1),
+    "helpers killed": (kill_helpers, 2),
+    "connections of leases dropped": (drop_leases, 1),
+}
+"""Each with how often it comes, relative to the others."""
