@@ -246,7 +246,10 @@ class Lifecycle:
     def _begun(self) -> list[tuple[Machine, Claim]]:
         """Claim what an instance that was killed had begun, before anybody else asks for it."""
         begun: list[tuple[Machine, Claim]] = []
-        for machine in self._store.intents():
+        for name, machine in self._store.intents():
+            if isinstance(machine, BadRecord):
+                _log.warning("Failed to load the intent of machine %s, ignoring: %s", name, machine)
+                continue
             there = self.registry.get(machine.name) or self.registry.verdict(machine.name)
             began = machine.timestamp.monotonic
             if machine.leader is None or (there is not None and there.timestamp.monotonic >= began):

@@ -103,12 +103,13 @@ def encode(machine: Machine) -> bytes:
     return _encoder.encode(StoredMachine(version=VERSION, boot_id=boot_id(), **values))
 
 
-def decode(record: bytes, name: str) -> Machine:
+def decode(record: bytes, name: str, *, intent: bool = False) -> Machine:
     """Read a record back.
 
     Args:
         record: its bytes.
         name: the machine that it should be of.
+        intent: of one that has no place yet.
 
     Raises:
         BadRecord: it is damaged, of a newer version, of another boot, or of another machine.
@@ -125,7 +126,7 @@ def decode(record: bytes, name: str) -> Machine:
         raise BadRecord(f"it is of machine {stored.name!r}")
     if (stored.phase is Phase.exited) != (stored.verdict is not None):
         raise BadRecord("phase and verdict do not agree")
-    if not _may_be_control_group(stored.control_group):
+    if stored.control_group if intent else not _may_be_control_group(stored.control_group):
         raise BadRecord("its control group can be none")
     return Machine(**{field: getattr(stored, field) for field in _FIELDS})
 
@@ -229,16 +230,20 @@ class Store:
         """
         self.remove(_INTENT + name)
 
-    def intents(self) -> Iterator[Machine]:
-        """Read what was about to be started when the service was killed; what is not whole is removed."""
+    def intents(self) -> Iterator[tuple[str, Machine | BadRecord]]:
+        """Read what was about to be started when the service was killed, and remove what is of no use.
+
+        Yields:
+            The machine's name, with what was asked for or with what is wrong with it.
+        """
         for file in sorted(os.listdir(self._directory)):
             if not file.startswith(_INTENT):
                 continue
             name = file.removeprefix(_INTENT)
-            try:
-                yield decode(self._read(name, file), name)
-            except (BadRecord, OSError):
+            found = self._found(name, file, intent=True)
+            if isinstance(found, BadRecord):
                 self._tidy(file)
+            yield name, found
 
     def _tidy(self, name: str) -> None:
         with contextlib.suppress(OSError):  # a directory, which is none of ours
@@ -265,13 +270,15 @@ class Store:
                 continue
             if name.startswith(_INTENT):
                 continue
-            try:
-                yield name, decode(self._read(name, name), name)
-            except (BadRecord, OSError) as error:
-                yield (
-                    name,
-                    error if isinstance(error, BadRecord) else BadRecord(error.strerror or "cannot be read"),
-                )
+            yield name, self._found(name, name)
+
+    def _found(self, name: str, file: str, *, intent: bool = False) -> Machine | BadRecord:
+        try:
+            return decode(self._read(name, file), name, intent=intent)
+        except BadRecord as error:
+            return error
+        except OSError as error:
+            return BadRecord(error.strerror or "cannot be read")
 
     def _read(self, name: str, file: str) -> bytes:
         if not is_machine_name(name):

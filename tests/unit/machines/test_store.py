@@ -39,6 +39,11 @@ FULL = Machine(
 )  # fmt: skip
 """A machine of which no field is at its default."""
 
+BEGUN = dataclasses.replace(
+    FULL, subgroup=None, control_group="", control_group_id=0, invocation_id="", phase=Phase.starting, verdict=None
+)  # fmt: skip
+"""The same before it has its place."""
+
 LEAST = Machine(
     name="a", class_=MachineClass.vm, uid=0, unit="a.service", subgroup=None, slice="system.slice", control_group="/a",
     control_group_id=1, invocation_id="", allocated=False, leader=None, supervisor=None, id=None, service=None,
@@ -255,14 +260,16 @@ def test_what_a_crash_left_is_tidied_up(records: Store) -> None:
 
 
 def test_an_intent_is_no_record_and_is_read_until_it_is_withdrawn(records: Store) -> None:
-    machine = dataclasses.replace(FULL, phase=Phase.starting, verdict=None)
-    records.intend(machine)
+    records.intend(BEGUN)
     records.save(LEAST)
     assert [name for name, _ in records.load()] == ["a"]
-    (found,) = records.intents()
-    assert values(found) == values(machine)
-    records.revoke(machine)
-    (found,) = records.intents()
+    ((name, found),) = records.intents()
+    assert name == "web"
+    assert isinstance(found, Machine)
+    assert values(found) == values(BEGUN)
+    records.revoke(BEGUN)
+    ((_, found),) = records.intents()
+    assert isinstance(found, Machine)
     assert found.phase is Phase.stopping
     records.withdraw("web")
     records.withdraw("web")
@@ -271,11 +278,22 @@ def test_an_intent_is_no_record_and_is_read_until_it_is_withdrawn(records: Store
 
 
 def test_an_intent_that_is_not_whole_was_never_followed_by_a_start(records: Store) -> None:
-    whole = encode(dataclasses.replace(FULL, phase=Phase.starting, verdict=None))
+    whole = encode(BEGUN)
     for length in (0, 1, len(whole) // 2, len(whole) - 1):
         (Path(records.path) / ".start-web").write_bytes(whole[:length])
-        assert list(records.intents()) == []
+        ((name, found),) = records.intents()
+        assert name == "web"
+        assert isinstance(found, BadRecord)
         assert names(records) == []
+
+
+def test_an_intent_has_no_place_and_a_record_has(records: Store) -> None:
+    records.intend(dataclasses.replace(FULL, phase=Phase.starting, verdict=None))
+    ((_, found),) = records.intents()
+    assert isinstance(found, BadRecord)
+    records.save(BEGUN)
+    ((_, found),) = records.load()
+    assert isinstance(found, BadRecord)
 
 
 def test_an_intent_that_cannot_be_written_leaves_nothing(records: Store) -> None:
