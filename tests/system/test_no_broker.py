@@ -33,3 +33,11 @@ def test_a_life_without_a_broker(boot: Callable[..., Sandbox]) -> None:
     journal = sandbox.run(["journalctl", "--unit=moored.service", "--output=cat", "--no-pager"]).stdout
     assert "Traceback" not in journal
     assert "Failed" not in journal
+    # There is nobody to ask, so that what asks is root's alone; others see the machines all the same.
+    socket = "/run/moorage/io.moorage.Machine"
+    asking = ["varlinkctl", "call", socket, "io.moorage.Machine.Register", '{"name":"hers","class":"vm"}']
+    done = sandbox.run(asking, user=1000, check=False)
+    assert done.returncode != 0
+    assert "Permission denied" in done.stderr
+    listing = ["varlinkctl", "call", "--more", socket, "io.systemd.Machine.List", "{}"]
+    assert '".host"' in sandbox.run(listing, user=1000).stdout

@@ -46,6 +46,10 @@ QUESTIONS_PER_UID_MAX: Final = 8
 ATTEMPTS_MAX: Final = 3
 """A broker or polkitd that is being restarted is asked again; one that goes again and again is not."""
 
+AGAIN_SECONDS: Final = 1.0
+"""Pause before a polkitd that went away is asked again. The broker sees that before systemd does, and a start that is
+asked for in between is lost (seen on systemd 262)."""
+
 SYSTEM_BUS: Final = "/run/dbus/system_bus_socket"
 
 _NAME: Final = "org.freedesktop.PolicyKit1"
@@ -169,6 +173,7 @@ class Polkit:
                 self._complain(reason, error)
                 if reason not in _LOST and not isinstance(error, LinkClosed):
                     break
+                await trio.sleep(AGAIN_SECONDS)
             else:
                 self._complained = ""
                 return Answer.YES if authorized else Answer.CHALLENGE if challenge else Answer.NO

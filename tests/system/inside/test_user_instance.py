@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ import pytest
 import trio
 
 import hostile
-from hostile import call, dial, encode
+from authority import ALICE, BOB, DENIED, acting_as, asks, wait_for
+from authority import registers as registers_at
+from hostile import dial, encode
 from moored import (
     OURS,
-    SOCKET,
     THEIRS,
     UNTIL_SECONDS,
     Process,
@@ -27,56 +27,48 @@ from moored import (
     until,
 )
 
-ALICE, BOB = 1000, 1001
 RUNTIME = Path(f"/run/user/{ALICE}")
 HERS = f"{RUNTIME}/moorage/io.moorage.Machine"
 HER_MANAGER = f"/user.slice/user-{ALICE}.slice/user@{ALICE}.service/"
-
-DENIED = "org.varlink.service.PermissionDenied"
-
-
-@contextmanager
-def acting_as(user: int) -> Generator[None]:
-    """Connect as somebody else: what counts is the effective uid at that moment (unix(7))."""
-    os.setegid(user)
-    os.seteuid(user)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-
-
-def asks(
-    user: int, method: str, parameters: Any = None, fds: list[int] | None = None, *, path: str = SOCKET
-) -> Any:
-    """Return the reply to a call by a user, or None."""
-    with acting_as(user):
-        return call(method, parameters, fds or (), path=path)
+SYSTEMD = int(run("systemctl", "--version").split()[1])
+PERSISTENT = Path("/etc/systemd/journald.conf.d/test.conf")
+HER_SYSTEMCTL = ("systemctl", "--user", "--machine=alice@.host")
 
 
 @pytest.fixture(scope="module")
 def her_manager() -> Generator[None]:
+    # What is kept in memory only, users cannot read (systemd-journald.service(8), "Access Control").
+    PERSISTENT.write_text("[Journal]\nStorage=persistent\n")
+    run("systemctl", "restart", "systemd-journald.service")
+    run("journalctl", "--flush")
     run("loginctl", "enable-linger", "alice")  # or it ends some seconds after the last session
     run("systemctl", "start", f"user@{ALICE}.service")
-    run("systemctl", "--user", "--machine=alice@.host", "start", "moored.socket")
+    run(*HER_SYSTEMCTL, "enable", "--now", "moored.socket")
     yield
     run("loginctl", "disable-linger", "alice")
     run("systemctl", "stop", f"user@{ALICE}.service")
+    PERSISTENT.unlink()
+    run("systemctl", "restart", "systemd-journald.service")
+
+
+def as_her(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command as she would at her terminal."""
+    environment = {"PATH": os.environ["PATH"], "HOME": "/home/alice", "XDG_RUNTIME_DIR": str(RUNTIME)}
+    return subprocess.run(
+        argv, user=ALICE, group=ALICE, extra_groups=(), env=environment, cwd="/", capture_output=True, text=True,
+        input=stdin, timeout=UNTIL_SECONDS, check=False,
+    )  # fmt: skip
+
+
+def her_units(pattern: str) -> list[str]:
+    """Units that her manager has loaded."""
+    text = run(*HER_SYSTEMCTL, "list-units", "--all", "--plain", "--no-legend", pattern)
+    return [line.split()[0] for line in text.splitlines()]
 
 
 def her_scopes() -> list[str]:
     """Scopes of machines that her manager has loaded."""
-    command = (
-        "systemctl",
-        "--user",
-        "--machine=alice@.host",
-        "list-units",
-        "--all",
-        "--plain",
-        "--no-legend",
-    )
-    return [line.split()[0] for line in run(*command, "machine-*.scope").splitlines()]
+    return her_units("machine-*.scope")
 
 
 @pytest.fixture
@@ -86,7 +78,7 @@ def hers(spawn: Processes, her_manager: None) -> Generator[Processes]:
     spawn.bury()
 
     async def left() -> None:
-        await until(lambda: not her_scopes(), "no scope in her manager")
+        await until(lambda: not her_units("machine-*"), "no unit of a machine in her manager")
         await until(lambda: not _living(), "no record in her runtime directory")
 
     trio.run(left)
@@ -97,12 +89,25 @@ def _living() -> list[str]:
     return [path.name for path in paths if json.loads(path.read_bytes())["phase"] != "exited"]
 
 
-def registers(user: int, leader: Process, name: str = "web") -> dict[str, Any]:
-    reply = asks(
-        user, f"{OURS}Register", {"name": name, "class": "vm", "leader": {"pid": leader.pid}}, path=HERS
-    )
+def registers(user: int, leader: Process, name: str = "web", **fields: Any) -> dict[str, Any]:
+    reply = registers_at(user, leader, name, path=HERS, **fields)
     assert reply is not None
     return reply
+
+
+def test_it_is_hers_as_it_is_installed(hers: Processes) -> None:
+    assert asks(ALICE, "io.systemd.service.Ping", path=HERS) == {"parameters": {}}
+    for path, mode in (
+        (Path(HERS), 0o600),
+        (Path(HERS).parent, 0o700),
+        (RUNTIME / "moorage/machines", 0o700),
+    ):
+        assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (ALICE, mode), path
+    assert os.readlink(RUNTIME / "varlink/registry/io.moorage.Machine") == HERS
+    pid = int(run(*HER_SYSTEMCTL, "show", "--property=MainPID", "--value", "moored.service"))
+    assert Path(f"/proc/{pid}").stat().st_uid == ALICE
+    assert control_group(pid).startswith(HER_MANAGER)
+    assert as_her("varlinkctl", "call", HERS, "io.systemd.service.Ping", "{}").returncode == 0
 
 
 def test_her_machine_is_a_scope_in_her_manager(hers: Processes) -> None:
@@ -156,7 +161,7 @@ def test_she_cannot_register_what_is_not_hers(hers: Processes, owner: int) -> No
     os.close(pidfd)
     for unit in (True, False):
         named = {"name": "web", "class": "vm", "leader": leader.pid, "allocateUnit": unit}
-        assert asks(ALICE, f"{THEIRS}Register", named, path=HERS) == {"error": DENIED, "parameters": {}}
+        assert asks(ALICE, f"{THEIRS}Register", named, path=HERS) == DENIED
     assert control_group(leader) == before
 
 
@@ -191,11 +196,11 @@ def test_others_do_not_even_reach_her_socket(hers: Processes) -> None:
     Path(HERS).chmod(0o666)
     try:
         assert asks(BOB, "io.systemd.service.Ping", path=HERS) == {"parameters": {}}
-        assert registers(BOB, hers(user=BOB)) == {"error": DENIED, "parameters": {}}
-        assert registers(BOB, hers(user=ALICE)) == {"error": DENIED, "parameters": {}}
+        assert registers(BOB, hers(user=BOB)) == DENIED
+        assert registers(BOB, hers(user=ALICE)) == DENIED
         with acting_as(BOB):
             replies = hostile.ask(encode(f"{OURS}List", more=True), path=HERS)
-        assert replies == [{"error": DENIED, "parameters": {}}]
+        assert replies == [DENIED]
     finally:
         Path(HERS).chmod(0o600)
         (RUNTIME / "moorage").chmod(0o700)
@@ -219,3 +224,126 @@ def test_root_cannot_put_its_own_into_her_manager_without_an_answer(hers: Proces
     assert "error" in reply
     assert reply["error"].startswith((OURS, "io.systemd.")), reply
     assert (leader.poll(), control_group(leader)) == (None, before)
+
+
+def test_her_machine_has_helpers(hers: Processes) -> None:
+    leader = hers(user=ALICE)
+    served: dict[str, Any] = {
+        "name": "fs",
+        "execStart": ["/bin/sleep", "infinity"],
+        "sockets": [{"name": "s"}],
+    }
+    served["onFailure"] = "stopMachine"
+    machine = registers(ALICE, leader, helpers=[served])["parameters"]["machine"]
+    directory = RUNTIME / "moorage/m/web"
+    assert machine["runtimeDirectory"] == str(directory)
+    for path, mode in ((directory, 0o700), (directory / "s", 0o600)):
+        assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (ALICE, mode)
+    with acting_as(ALICE):
+        dial(str(directory / "s")).close()
+    (helper,) = machine["helpers"]
+    assert (helper["unit"], helper["activeState"]) == ("machine-web-fs.service", "active")
+    assert control_group(helper["mainProcess"]["pid"]).startswith(HER_MANAGER)
+
+    # All properties are hers to set: her manager has no other rights than she. Why one failed is in her journal.
+    fails = {
+        "name": "bad", "execStart": ["/bin/sh", "-c", "exit $STATUS"], "type": "oneshot",
+        "properties": {"Environment": ["STATUS=3"], "WorkingDirectory": "/"},
+    }  # fmt: skip
+    reply = asks(ALICE, f"{OURS}AddHelpers", {"name": "web", "helpers": [fails]}, path=HERS)
+    assert (reply["error"], reply["parameters"]["helper"]) == (f"{OURS}HelperFailed", "bad")
+    assert reply["parameters"]["result"] == "exit-code"
+
+    # One that fails later ends the machine with all that is its.
+    os.kill(helper["mainProcess"]["pid"], 9)
+    assert leader.wait(UNTIL_SECONDS) == -15
+    wait_for(lambda: not directory.exists())
+
+
+def test_her_lease_ends_with_her_connection(hers: Processes) -> None:
+    leader = hers(user=ALICE)
+    with acting_as(ALICE):
+        connected = dial(HERS)
+    with connected:
+        parameters = {"name": "web", "class": "vm", "leader": {"pid": leader.pid}, "lease": True}
+        hostile.send(connected, encode(f"{OURS}Register", parameters))
+        assert "error" not in json.loads(connected.recv(65536).rstrip(b"\0"))
+    assert leader.wait(UNTIL_SECONDS) == -15
+
+
+def test_limits_hold_or_a_difference_says_why_not(hers: Processes) -> None:
+    controllers = Path(f"/sys/fs/cgroup{HER_MANAGER}cgroup.controllers").read_text().split()
+    asked = {"MemoryMax": 2**28, "TasksMax": 64, "CPUWeight": 50}
+    attributes = {"memory.max": 2**28, "pids.max": 64, "cpu.weight": 50}
+    reply = registers(ALICE, hers(user=ALICE), properties=asked)["parameters"]
+    group = Path(f"/sys/fs/cgroup{reply['machine']['controlGroup']}")
+    expected: list[dict[str, str]] = []
+    for (name, wanted), attribute in zip(asked.items(), attributes, strict=True):
+        controller = attribute.partition(".")[0]
+        if controller in controllers:
+            assert (group / attribute).read_text() == f"{wanted}\n"
+        else:
+            reason = f"the controller “{controller}” is not available to this unit"
+            expected.append({"property": name, "wanted": str(wanted), "reason": reason})
+    assert [
+        {key: each[key] for key in each if key != "effective"} for each in reply["differences"]
+    ] == expected
+    assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
+
+
+def test_moorctl_for_her(hers: Processes) -> None:
+    script = "grep 0:: /proc/self/cgroup; read word; echo $word; exit 7"
+    done = as_her("moorctl", "--user", "run", "--name", "web", "--", "sh", "-c", script, stdin="hello\n")
+    assert done.returncode == 7, done
+    group, word = done.stdout.splitlines()
+    assert group == f"0::{HER_MANAGER}machine.slice/machine-web.scope"
+    assert word == "hello"
+
+    leader = hers(user=ALICE)
+    done = as_her("moorctl", "--user", "register", "web", "--leader", str(leader.pid))
+    assert (done.returncode, done.stdout) == (0, "machine-web.scope\n"), done
+    done = as_her("moorctl", "--user", "list", "--json")
+    assert "web" in done.stdout, done
+    assert as_her("moorctl", "--user", "stop", "web").returncode == 0
+    assert leader.wait(UNTIL_SECONDS) == -15
+
+
+def test_a_payload_in_a_user_namespace_of_hers(hers: Processes) -> None:
+    outer = hers(
+        ("unshare", "--user", "sh", "-c", "echo; exec sleep infinity"), user=ALICE, stdout=subprocess.PIPE
+    )
+    assert outer.stdout is not None
+    assert outer.stdout.readline() == b"\n"
+    for kind in ("uid_map", "gid_map"):
+        Path(f"/proc/{outer.pid}/{kind}").write_text("0 100000 65536\n")
+    command = (
+        "nsenter",
+        f"--user=/proc/{outer.pid}/ns/user",
+        "--setuid=0",
+        "--setgid=0",
+        "sleep",
+        "infinity",
+    )
+    payload = hers(command)
+    wait_for(lambda: Path(f"/proc/{payload.pid}/comm").read_text() == "sleep\n")
+    assert Path(f"/proc/{payload.pid}").stat().st_uid == 100_000
+    before = control_group(payload)
+    reply = registers(ALICE, payload)
+    if SYSTEMD < 258:  # the system's manager, which hers asks to move it, looks at the uid only
+        assert reply["error"] == f"{OURS}JobFailed"
+        assert (payload.poll(), control_group(payload)) == (None, before)
+        return
+    machine = reply["parameters"]["machine"]
+    assert machine["controlGroup"].startswith(HER_MANAGER)
+    assert control_group(payload) == machine["controlGroup"]
+    assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
+
+
+def test_both_instances_keep_machines_of_one_name(hers: Processes) -> None:
+    system, own = hers(), hers(user=ALICE)
+    assert "error" not in registers_at(0, system, "web")
+    assert "error" not in registers(ALICE, own)
+    assert (scopes(), her_scopes()) == (["machine-web.scope"], ["machine-web.scope"])
+    assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
+    assert system.poll() is None
+    assert "error" not in asks(0, f"{OURS}Stop", {"name": "web"})
