@@ -30,6 +30,7 @@ def hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             write(tmp_path, attribute, "0", group)
         write(tmp_path, "cpu.max", "max 100000", group)
         write(tmp_path, "cpu.weight", "100", group)
+        write(tmp_path, "cgroup.controllers", "cpu io memory pids", group)
     return tmp_path
 
 
@@ -54,6 +55,13 @@ def write(hierarchy: Path, attribute: str, value: str, group: str = GROUP) -> No
         ("CPUQuotaPerSecUSec", 500_000, "cpu.max", "50000 100000"),
         ("CPUQuotaPerSecUSec", 2_000_000, "cpu.max", "200000 100000"),
         ("CPUQuotaPerSecUSec", "infinity", "cpu.max", "max 100000"),
+        ("CPUQuotaPeriodUSec", "infinity", "cpu.max", "1000 100000"),
+        ("CPUQuotaPeriodUSec", 2000, "cpu.max", "1000 2000"),
+        ("IOWeight", 5, "cgroup.controllers", "io"),
+        ("IOReadBandwidthMax", [["/", 1]], "cgroup.controllers", "memory io"),
+        ("IOWeight", "infinity", "cgroup.controllers", ""),
+        ("IOReadBandwidthMax", [], "cgroup.controllers", ""),
+        ("AllowedCPUs", [1], "cgroup.controllers", "cpuset"),
     ],
 )
 def test_what_is_in_force_is_not_told(
@@ -71,12 +79,20 @@ def test_a_missing_controller_is_told(hierarchy: Path) -> None:
         "TasksMax": "infinity",
         "CPUWeight": 5,
         "CPUQuotaPerSecUSec": 7,
+        "IOWeight": 7,
+        "IOWriteIOPSMax": [["/", 9]],
+        "AllowedCPUs": [1],
     }
     assert differences(GROUP, wanted) == [
         Difference("MemoryMax", "4096", None, "the controller “memory” is not available to this unit"),
         Difference("TasksMax", "max", None, "the controller “pids” is not available to this unit"),
         Difference("CPUWeight", "5", None, "the controller “cpu” is not available to this unit"),
         Difference("CPUQuotaPerSecUSec", "7", None, "the controller “cpu” is not available to this unit"),
+        Difference("IOWeight", "7", None, "the controller “io” is not available to this unit"),
+        Difference(
+            "IOWriteIOPSMax", '[["/", 9]]', None, "the controller “io” is not available to this unit"
+        ),
+        Difference("AllowedCPUs", "[1]", None, "the controller “cpuset” is not available to this unit"),
     ]
 
 
@@ -93,11 +109,24 @@ def test_rounding_is_told(hierarchy: Path) -> None:
     assert "100000 µs" in difference.reason
 
 
+def test_a_period_that_was_changed_is_told(hierarchy: Path) -> None:
+    write(hierarchy, "cpu.max", "500 1000")
+    (difference,) = differences(GROUP, {"CPUQuotaPeriodUSec": 100})
+    assert (difference.wanted, difference.effective) == ("100", "1000")
+
+
 def test_another_value_is_told(hierarchy: Path) -> None:
     write(hierarchy, "cpu.weight", "99")
     assert differences(GROUP, {"CPUWeight": 100}) == [
         Difference("CPUWeight", "100", "99", "the kernel has another value")
     ]
+
+
+def test_an_idle_group_has_no_weight(hierarchy: Path) -> None:
+    write(hierarchy, "cpu.weight", "1")
+    assert [found.effective for found in differences(GROUP, {"CPUWeight": 0})] == ["1"]
+    write(hierarchy, "cpu.idle", "1")
+    assert differences(GROUP, {"CPUWeight": 0}) == []
 
 
 def test_a_lower_limit_above_is_told(hierarchy: Path) -> None:
