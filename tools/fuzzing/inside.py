@@ -44,6 +44,9 @@ KEPT = "kept"
 EIO = 5
 """What the service answers where it has met a bug of its own."""
 
+FDS_OF_MACHINE = 1
+"""File descriptors of the service for each machine: the pidfd of its leader."""
+
 WAIT_SECONDS = 20.0
 """For anything that should come at once."""
 INPUT_SECONDS = 200.0
@@ -176,8 +179,8 @@ class Service:
         self._count = 0
         run("journalctl", "--sync")
         self._cursor = run("journalctl", "--lines=0", "--show-cursor").rpartition("-- cursor: ")[2].strip()
-        self._keep()
         self._fds = self._open_fds()
+        self._keep()
         self._units = self._loaded()
         return self
 
@@ -192,6 +195,11 @@ class Service:
 
     def _keep(self) -> None:
         """Register the machine that is kept."""
+        # What was sent before may be carried out yet, as long as its connection is there.
+        until(
+            lambda: self._open_fds() <= self._fds,
+            lambda: f"{self._open_fds()} of {self._fds} file descriptors",
+        )
         helper = {
             "name": "fs",
             "execStart": ["/usr/bin/sleep", "infinity"],
@@ -311,9 +319,9 @@ class Service:
         assert self._main_pid() == self._pid, "it is another process"
         until(lambda: self._loaded() == self._units, lambda: f"left: {self._loaded() ^ self._units}")
         until(lambda: os.listdir(RECORDS) == [KEPT], lambda: f"records: {os.listdir(RECORDS)}")
+        allowed = self._fds + FDS_OF_MACHINE
         until(
-            lambda: self._open_fds() <= self._fds,
-            lambda: f"{self._open_fds()} of {self._fds} file descriptors",
+            lambda: self._open_fds() <= allowed, lambda: f"{self._open_fds()} of {allowed} file descriptors"
         )
         run("journalctl", "--sync")
         logged = run(

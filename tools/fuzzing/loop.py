@@ -18,8 +18,8 @@ from fuzzing.target import Target
 BATCH = 100
 """Inputs between two looks at the clock."""
 
-INPUT_SECONDS = 10.0
-"""For one input; most take a few milliseconds, and who takes longer keeps everybody waiting."""
+INPUT_SECONDS = 30.0
+"""For one input; most take a few milliseconds, the slowest a second, and on a loaded machine ten times as long."""
 
 
 @contextlib.contextmanager

@@ -147,7 +147,7 @@ TARGET = Target(
     st.builds(
         Session,
         st.lists(st.tuples(st.integers(0, MESSAGES - 1), _OPERATIONS), max_size=4).map(tuple),
-        st.sampled_from((65536, 65536, 100, 7)),
+        st.sampled_from((65536, 65536, 1000, 200)),
     ),
     _examine,
     _of_file,

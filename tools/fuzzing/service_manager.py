@@ -96,10 +96,8 @@ class Recorded:
     async def _send(self, connected: trio.socket.SocketType, data: bytes) -> None:
         data = self._damage(self._count, data)
         self._count += 1
-        for at in range(0, len(data), self._each):
-            piece = data[at : at + self._each]
-            while piece:
-                piece = piece[await connected.send(piece) :]
+        while data:
+            data = data[await connected.send(data[: self._each]) :]
 
 
 def _reply(path: Path, serial: int) -> bytes:

@@ -31,6 +31,7 @@ from moorage.machines.lifecycle import (
     NoSuchHelper,
     NotStoppable,
     NotWhole,
+    TooMuchUnderWay,
     TooOld,
     accounting,
 )
@@ -95,6 +96,8 @@ def _error(error: Exception) -> VarlinkError | None:
             return wire.UnitNotOwned(error.unit)
         case Full():
             return wire.Busy("Register")
+        case TooMuchUnderWay():
+            return wire.Busy(str(error))
         case NotStoppable():
             return wire.NotSupported("Stop", "the machine is part of a unit, and nobody supervises it")
         case TooOld():

@@ -32,7 +32,7 @@ from moorage.api.requests import (
 from moorage.authz.policy import IN_PLACE, METADATA
 from moorage.machines import metadata, model
 from moorage.machines.allocation import JobFailed, UnitNameTaken
-from moorage.machines.lifecycle import Lifecycle, NotStoppable, TooOld, now
+from moorage.machines.lifecycle import Lifecycle, NotStoppable, TooMuchUnderWay, TooOld, now
 from moorage.machines.ownership import NotOwned, UnitNotOwned
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1.manager import AccessDenied, ManagerError, ManagerTimeout, NoSuchUnit
@@ -225,6 +225,8 @@ def _error(error: Exception) -> VarlinkError:
             return MachineExists()
         case Full():
             return System.of(errno.ENOSPC)
+        case TooMuchUnderWay():
+            return System.of(errno.EBUSY)
         case process.ProcessGone() | NoSuchUnit():
             return System.of(errno.ESRCH)
         case JobFailed():
@@ -249,6 +251,7 @@ _DOMAIN_ERRORS = (
     NotOwned,
     UnitNotOwned,
     NotStoppable,
+    TooMuchUnderWay,
     TooOld,
     ManagerError,
 )

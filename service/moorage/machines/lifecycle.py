@@ -16,8 +16,9 @@ import math
 import os
 import signal as signals
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from typing import Literal, TypeVar
 
 import trio
 
@@ -97,6 +98,10 @@ SUBGROUPS_SINCE = 258
 HELPERS_USEC = 90_000_000
 """Default deadline for helpers that are added or reloaded, µs: the manager's DefaultTimeoutStartSec=."""
 
+UNDER_WAY_MAX = 64
+"""Stops of one machine that are under way at once, and as many leases and changes of its helpers: they go on without
+their callers, so that whoever hangs up and calls again would leave any number of them behind."""
+
 CHANGES_MAX = 256
 """Changes of helpers that wait to be told; who does not keep up is told the last."""
 
@@ -113,6 +118,13 @@ T = TypeVar("T")
 
 class NotWhole(Exception):
     """The machine is a part of a unit: there is nothing that helpers could be bound to."""
+
+
+class TooMuchUnderWay(Exception):
+    """So much is being done with the machine already that nothing more is begun."""
+
+    def __init__(self) -> None:
+        super().__init__("too much is under way")
 
 
 class NoSuchHelper(Exception):
@@ -193,6 +205,7 @@ class Lifecycle:
         self._starts = trio.CapacityLimiter(STARTS_MAX)
         self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
         self._adding: dict[Machine, trio.Lock] = {}  # of machines whose helpers are being changed
+        self._under_way: Counter[tuple[Machine, str]] = Counter()
         self._nursery: trio.Nursery | None = None
         manager.watch(self._hint, self._interested)
 
@@ -806,7 +819,7 @@ class Lifecycle:
                     send.send_nowait(statuses)
 
         async def add() -> None:
-            with send:
+            with send, self._one_more(machine, "change"):
                 async with self._changing(machine):
                     await self._add_helpers(machine, specs, uid, tell, deadline)
 
@@ -846,16 +859,20 @@ class Lifecycle:
         """
 
         async def remove() -> None:
-            async with self._changing(machine):
-                helper = next((helper for helper in machine.helpers if helper.name == name), None)
-                if helper is None:
-                    raise NoSuchHelper
-                await self._allocator.stop_helper(helper, deadline=trio.current_time() + STOP_USEC / 1e6)
-                machine.helpers = tuple(each for each in machine.helpers if each is not helper)
-                if self.registry.get(machine.name) is machine:
-                    self._store.save(machine)
+            with self._one_more(machine, "change"):
+                async with self._changing(machine):
+                    await self._remove_helper(machine, name)
 
         await self._detached(remove)
+
+    async def _remove_helper(self, machine: Machine, name: str) -> None:
+        helper = next((helper for helper in machine.helpers if helper.name == name), None)
+        if helper is None:
+            raise NoSuchHelper
+        await self._allocator.stop_helper(helper, deadline=trio.current_time() + STOP_USEC / 1e6)
+        machine.helpers = tuple(each for each in machine.helpers if each is not helper)
+        if self.registry.get(machine.name) is machine:
+            self._store.save(machine)
 
     async def reload_helpers(self, machine: Machine) -> tuple[list[str], list[str]]:
         """Reload the helpers of a machine that can be reloaded: a scope cannot pass it on.
@@ -894,30 +911,57 @@ class Lifecycle:
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._adding.pop(machine, None)
 
+    @contextlib.contextmanager
+    def _one_more(self, machine: Machine, kind: Literal["stop", "lease", "change"]) -> Generator[None]:
+        """Count something that goes on without its caller.
+
+        Raises:
+            TooMuchUnderWay: there is too much of it.
+        """
+        key = (machine, kind)
+        if self._under_way[key] >= UNDER_WAY_MAX:
+            raise TooMuchUnderWay
+        self._under_way[key] += 1
+        try:
+            yield
+        finally:
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                del self._under_way[key]
+
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def lease(self, machine: Machine, ended: Callable[[], Awaitable[None]]) -> None:
-        """Stop a machine when something has ended."""
-        assert self._nursery is not None, "the lifecycle is not running"
-        self._nursery.start_soon(self._hold_lease, machine, ended)
+        """Stop a machine when something has ended.
 
-    async def _hold_lease(self, machine: Machine, ended: Callable[[], Awaitable[None]]) -> None:
+        Raises:
+            TooMuchUnderWay: too many hold it.
+        """
+        assert self._nursery is not None, "the lifecycle is not running"
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._one_more(machine, "lease"))
+            self._nursery.start_soon(self._hold_lease, machine, ended, held.pop_all())
+
+    async def _hold_lease(
+        self, machine: Machine, ended: Callable[[], Awaitable[None]], held: contextlib.ExitStack
+    ) -> None:
         gone = self._gone.setdefault(machine, trio.Event())
 
         async def wait(until: Callable[[], Awaitable[None]]) -> None:
             await until()
             nursery.cancel_scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait, ended)
-            nursery.start_soon(wait, gone.wait)
+        with held:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait, ended)
+                nursery.start_soon(wait, gone.wait)
         await self._end_lease(machine)
 
     async def _end_lease(self, machine: Machine) -> None:
         while self.registry.get(machine.name) is machine:
             try:
                 await self.stop(machine)
-            except ManagerError as error:
+            except (ManagerError, TooMuchUnderWay) as error:
                 _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
                 await trio.sleep(ASK_USEC / 1e6)
             except NotStoppable:
@@ -938,6 +982,7 @@ class Lifecycle:
 
         Raises:
             NotStoppable: there is nothing that could be stopped.
+            TooMuchUnderWay: it is being stopped, by many.
             ManagerError: as the manager says.
         """
         if self.registry.get(machine.name) is not machine:
@@ -957,7 +1002,7 @@ class Lifecycle:
 
         Raises:
             ManagerTimeout: it is not gone yet.
-            NotStoppable, ManagerError: as :meth:`begin_stop` says.
+            NotStoppable, TooMuchUnderWay, ManagerError: as :meth:`begin_stop` says.
         """
         if not await self.begin_stop(machine, wait_usec=timeout_usec):
             raise ManagerTimeout(f"stop of {machine.unit}")
@@ -977,10 +1022,11 @@ class Lifecycle:
         state = cgroup.events(machine.control_group)
         stopped = False
         try:
-            if state is not None and state.frozen:
-                await self._manager.thaw(machine.unit, deadline=deadline)
-            self._sampled[machine] = accounting(machine.control_group)
-            stopped = (await self._manager.stop(machine.unit, deadline=deadline)).result == "done"
+            with self._one_more(machine, "stop"):
+                if state is not None and state.frozen:
+                    await self._manager.thaw(machine.unit, deadline=deadline)
+                self._sampled[machine] = accounting(machine.control_group)
+                stopped = (await self._manager.stop(machine.unit, deadline=deadline)).result == "done"
         except NoSuchUnit:
             pass  # it went by itself
         finally:

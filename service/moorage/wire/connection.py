@@ -33,8 +33,12 @@ from moorage.wire.message import (
     encode_reply,
 )
 
+CALL_MAX = 256 * 1024
+"""Most bytes of a call that a server receives. sd-varlink takes 16 MiB, but everybody waits while a call is decoded:
+8 ms for the most tangled one of this size. A Register with 64 helpers of a hundred arguments each is not as long."""
+
 INPUT_MAX = 16 * 1024 * 1024
-"""Most bytes of one message, sent or received (JSON_STREAM_BUFFER_MAX_DEFAULT of systemd's json-stream.c)."""
+"""Most bytes of any other message, sent or received (JSON_STREAM_BUFFER_MAX_DEFAULT of systemd's json-stream.c)."""
 
 QUEUE_MAX = 64 * 1024
 """Most messages waiting to be written, and most calls waiting to be answered (JSON_STREAM_QUEUE_MAX_DEFAULT)."""
@@ -198,6 +202,7 @@ class Connection:
         "_buffer",
         "_eof",
         "_fds",
+        "_input_max",
         "_output",
         "_scanned",
         "_state",
@@ -211,6 +216,7 @@ class Connection:
         """Whether file descriptors that came with the message last returned were lost on their way (MSG_CTRUNC)."""
         self._state = State.IDLE
         self._awaited: deque[State] = deque()  # of a client: calls sent, the oldest first
+        self._input_max = CALL_MAX if role is Role.SERVER else INPUT_MAX
         self._buffer = bytearray()
         self._scanned = 0  # bytes at the front of the buffer that hold no NUL
         self._eof = False
@@ -234,6 +240,11 @@ class Connection:
     def queued(self) -> int:
         """Bytes waiting to be written."""
         return self._output.size
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received that have not been looked at."""
+        return len(self._buffer)
 
     @property
     def has_partial_input(self) -> bool:
@@ -266,7 +277,7 @@ class Connection:
             self._eof = True
             return
         buffer += data
-        if len(buffer) >= INPUT_MAX and buffer.find(0, self._scanned, INPUT_MAX) < 0:
+        if len(buffer) >= self._input_max and buffer.find(0, self._scanned, self._input_max) < 0:
             raise self._fail("message too long")
 
     def next_event(self) -> CallMessage | ReplyMessage | Signal:

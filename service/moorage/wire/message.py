@@ -9,6 +9,7 @@ Values inside the parameters stay undecoded here: what they must look like is kn
 from __future__ import annotations
 
 import json
+import math
 import re
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -22,6 +23,13 @@ DEPTH_MAX = 256
 """Deepest nesting of arrays and objects. sd-json takes 2,048 (DEPTH_MAX of sd-json.c); msgspec takes what fits on the
 stack, which is anything between 1,000 and millions by the version of Python, and then whoever walks through the values
 fails. Nothing that is described here is deeper than ten."""
+
+CALL_ARRAYS_MAX = 16 * 1024
+"""Arrays and objects in one call: each costs a hundred times its bytes, while everybody waits. A Register with 64
+helpers has a few thousand. Of replies there is no such limit, as nobody waits for a client."""
+
+AROUND_MAX = 64 * 1024
+"""Bytes of a message without its parameters, where they are looked at twice: the name of a method, and flags."""
 
 _EMPTY = Raw(b"{}")
 _NULL = b"null"
@@ -66,7 +74,7 @@ class ReplyMessage(Struct, forbid_unknown_fields=True, gc=False):
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _OPENING, _CLOSING = b"[{", b"]}"
 _NO_BRACKETS = bytes(set(range(256)) - {*_OPENING, *_CLOSING})
-_STEPS = [1 if byte in _OPENING else -1 for byte in range(256)]
+_STEPS = bytes(1 if byte in _OPENING else 255 for byte in range(256))  # 255: -1, as a signed byte
 
 _decode_call = msgspec.json.Decoder(CallMessage).decode
 _decode_reply = msgspec.json.Decoder(ReplyMessage).decode
@@ -102,7 +110,7 @@ def decode_call(text: bytes) -> CallMessage:
     Raises:
         ProtocolError: anything else than a well-formed call.
     """
-    _refuse_depth(text)
+    _refuse_tangle(text, CALL_ARRAYS_MAX)
     try:
         call = _decode_call(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -122,7 +130,7 @@ def decode_call(text: bytes) -> CallMessage:
             raise ProtocolError("not a method call: more than one flag")
         quotes += 2
     if text.count(b'"') != quotes:
-        _refuse_repeated_keys(text)
+        _refuse_repeated_keys(text, parameters)
     return call
 
 
@@ -132,7 +140,7 @@ def decode_reply(text: bytes) -> ReplyMessage:
     Raises:
         ProtocolError: anything else than a well-formed reply.
     """
-    _refuse_depth(text)
+    _refuse_tangle(text, math.inf)
     try:
         reply = _decode_reply(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -147,7 +155,7 @@ def decode_reply(text: bytes) -> ReplyMessage:
             raise ProtocolError("not a reply: an error that continues")
         quotes += 4
     if text.count(b'"') != quotes:
-        _refuse_repeated_keys(text)
+        _refuse_repeated_keys(text, parameters)
     return reply
 
 
@@ -174,25 +182,30 @@ def _as_object(parameters: Raw) -> Raw:
     raise ProtocolError("parameters are not an object")
 
 
-def _refuse_depth(text: bytes) -> None:
+def _refuse_tangle(text: bytes, arrays_max: float) -> None:
     # Almost no message has so many brackets at all.
     if text.count(b"{") + text.count(b"[") <= DEPTH_MAX:
         return
-    brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
-    if any(depth > DEPTH_MAX for depth in accumulate(map(_STEPS.__getitem__, brackets))):
+    steps = _STRING.sub(b"", text).translate(_STEPS, _NO_BRACKETS)
+    if len(steps) > 2 * arrays_max:
+        raise ProtocolError("too many arrays and objects")
+    if max(accumulate(memoryview(steps).cast("b")), default=0) > DEPTH_MAX:
         raise ProtocolError("nested too deeply")
 
 
-def _refuse_repeated_keys(text: bytes) -> None:
-    # A second parser, because msgspec keeps the last of several equal keys without a word. Hooks are called from the
-    # inside out: what the last call got is the message itself.
+def _refuse_repeated_keys(text: bytes, parameters: Raw) -> None:
+    # A second parser, because msgspec keeps the last of several equal keys without a word. The parameters are not its
+    # business, and may be long. Hooks are called from the inside out: what the last call got is the message itself.
+    around = text.replace(bytes(parameters), b"{}", 1)
+    if len(around) > AROUND_MAX:
+        raise ProtocolError("too much around the parameters")
     keys: list[str] = []
 
     def note(pairs: list[tuple[str, Any]]) -> None:
         keys[:] = [key for key, _ in pairs]
 
     try:
-        json.loads(text, object_pairs_hook=note)
+        json.loads(around, object_pairs_hook=note)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not JSON: {error}") from None
     if len(set(keys)) != len(keys):

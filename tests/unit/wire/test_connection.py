@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from moorage.wire import connection as module
 from moorage.wire.connection import (
+    CALL_MAX,
     CLOSED,
     INPUT_MAX,
     NEED_DATA,
@@ -277,19 +278,30 @@ def test_whole_and_byte_by_byte_are_the_same(chunks: list[bytes]) -> None:
 
 def test_longest_message() -> None:
     server = Connection(Role.SERVER)
-    padding = INPUT_MAX - 1 - len(b'{"method":"a.B","parameters":{"x":""}}')
+    padding = CALL_MAX - 1 - len(b'{"method":"a.B","parameters":{"x":""}}')
     server.receive_data(b'{"method":"a.B","parameters":{"x":"%b"}}\0' % (b"y" * padding))
     assert isinstance(server.next_event(), CallMessage)
 
 
-@pytest.mark.parametrize("size", [1 << 16, INPUT_MAX])
-def test_too_long_a_message(size: int) -> None:
-    server = Connection(Role.SERVER)
+def test_longest_reply() -> None:
+    client = Connection(Role.CLIENT)
+    client.send_call("a.B")
+    padding = INPUT_MAX - 1 - len(b'{"parameters":{"x":""}}')
+    client.receive_data(b'{"parameters":{"x":"%b"}}\0' % (b"y" * padding))
+    assert isinstance(client.next_event(), ReplyMessage)
+
+
+@pytest.mark.parametrize(("role", "longest"), [(Role.SERVER, CALL_MAX), (Role.CLIENT, INPUT_MAX)])
+@pytest.mark.parametrize("whole", [True, False])
+def test_too_long_a_message(role: Role, longest: int, whole: bool) -> None:
+    end = Connection(role)
+    if role is Role.CLIENT:
+        end.send_call("a.B")
     with pytest.raises(ProtocolError, match="too long"):  # noqa: PT012  # at whichever piece
-        for piece in pieces(b"{" + b" " * INPUT_MAX, size):
-            server.receive_data(piece)
-            assert server.next_event() is NEED_DATA
-    assert server.state is State.ERROR
+        for piece in pieces(b"{" + b" " * longest, longest if whole else 1 << 16):
+            end.receive_data(piece)
+            assert end.next_event() is NEED_DATA
+    assert end.state is State.ERROR
 
 
 def test_too_long_a_message_is_not_sent(open_fds: Callable[[], int]) -> None:

@@ -9,6 +9,8 @@ from msgspec import UNSET
 
 from moorage.wire.errors import ProtocolError
 from moorage.wire.message import (
+    AROUND_MAX,
+    CALL_ARRAYS_MAX,
     DEPTH_MAX,
     CallMessage,
     ReplyMessage,
@@ -115,7 +117,7 @@ def test_depth() -> None:
         decode_call(nested(DEPTH_MAX + 1))
     with pytest.raises(ProtocolError, match="deep"):
         decode_reply(b'{"parameters":{"x":' + b'{"x":' * 300 + b"1" + b"}" * 302)
-    wide = b",".join([b'{"[[[\\"[[[":["{{{"]}'] * 10_000)
+    wide = b",".join([b'{"[[[\\"[[[":["{{{"]}'] * 5_000)
     decode_call(b'{"method":"a.B","parameters":{"x":[%b]}}' % wide)
 
 
@@ -158,6 +160,24 @@ def test_replies(text: bytes, parameters: bytes, continues: bool, error: object)
 def test_what_is_no_reply(text: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode_reply(text)
+
+
+def test_a_tangle_is_refused_before_it_is_decoded() -> None:
+    many = b'{"method":"a.B","parameters":{"a":[%b[]]}}'
+    decode_call(many % (b"{}," * (CALL_ARRAYS_MAX - 4)))
+    with pytest.raises(ProtocolError, match="too many"):
+        decode_call(many % (b"{}," * (CALL_ARRAYS_MAX - 3)))
+    decode_call(b'{"method":"a.B","parameters":{"a":"%b"}}' % (b'[{\\"' * CALL_ARRAYS_MAX))
+    decode_reply(b'{"parameters":{"a":[%b[]]}}' % (b"{}," * CALL_ARRAYS_MAX))
+
+
+def test_what_is_around_the_parameters_is_looked_at_twice_only_where_it_is_short() -> None:
+    long = b'{"method":"a\\"B","parameters":{"a":"%b"}}'
+    assert decode_call(long % (b"x" * AROUND_MAX)).method == 'a"B'
+    with pytest.raises(ProtocolError, match="too much around"):
+        decode_call(long % b"" + b" " * AROUND_MAX)
+    with pytest.raises(ProtocolError, match="repeated"):
+        decode_call(b'{"method":"a","parameters":{"a":1},"parameters":{}}')
 
 
 json_values = st.recursive(

@@ -386,19 +386,25 @@ async def test_pipelined_calls_of_who_never_reads_wait_in_the_socket(serve: Serv
 
 
 async def test_partial_writes_arrive_whole(serve: Serve) -> None:
-    text = os.urandom(300_000).hex()
+    text = os.urandom(100_000).hex()
     async with serve() as running:
         with running.connect(receive_buffer=4096) as raw:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            outgoing = memoryview(call("Echo", {"text": text}))
-            while outgoing:
-                await trio.lowlevel.wait_writable(raw)
-                outgoing = outgoing[raw.send(outgoing) :]
             received = bytearray()
-            while not received.endswith(b"\0"):
-                await trio.lowlevel.wait_readable(raw)
-                received += raw.recv(5000)
-            assert json.loads(received[:-1]) == {"parameters": {"text": text}}
+
+            async def send() -> None:
+                outgoing = memoryview(call("Echo", {"text": text}) * 3)
+                while outgoing:
+                    await trio.lowlevel.wait_writable(raw)
+                    outgoing = outgoing[raw.send(outgoing) :]
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                while received.count(0) < 3:
+                    await trio.lowlevel.wait_readable(raw)
+                    received += raw.recv(5000)
+            replies = [json.loads(reply) for reply in received.split(b"\0")[:-1]]
+            assert replies == [{"parameters": {"text": text}}] * 3
 
 
 # -- hanging up

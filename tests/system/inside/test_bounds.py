@@ -1,0 +1,242 @@
+"""Limits hold, whoever runs into one is told so, and afterwards everything is as before."""
+
+import errno
+import os
+import resource
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import trio
+
+import hostile
+from hostile import call, dial, encode
+from moorage.api.machine_types import Busy
+from moorage.machines.lifecycle import UNDER_WAY_MAX
+from moorage.wire.client import Client
+from moorage.wire.connection import CALL_MAX
+from moorage.wire.server import Limits
+from moored import (
+    OURS,
+    THEIRS,
+    UNTIL_SECONDS,
+    Processes,
+    connect,
+    describe,
+    descriptors,
+    listed,
+    main_pid,
+    register,
+    run,
+    until,
+    verdict,
+)
+
+LIMITS = Limits()
+
+PING = encode("io.systemd.service.Ping")
+PONG = b'{"parameters":{}}\0'
+
+UIDS = range(2000, 2000 + LIMITS.connections // LIMITS.connections_per_uid)
+"""As many users as it takes to have all connections."""
+
+
+@pytest.fixture(autouse=True)
+def clean(nothing_left: None) -> None:
+    """Every test here must leave things as they were."""
+
+
+@pytest.fixture(autouse=True)
+def many_files() -> Generator[None]:
+    """This process holds all of these connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def as_user(uid: int) -> Generator[None]:
+    """What connect(2) tells the other end (SO_PEERCRED) are the effective ids."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def served(connected: socket.socket) -> bool:
+    """Whether a call on this connection is answered; False if it was refused with an error."""
+    hostile.send(connected, PING)
+    reply = connected.recv(4096)
+    assert reply.endswith(b"\0")
+    return reply == PONG
+
+
+def refusal(number: int) -> bytes:
+    """The answer to whoever has too much."""
+    return b'{"error":"io.systemd.System","parameters":{"origin":"linux","errnoName":"%b","errno":%d}}\0' % (
+        errno.errorcode[number].encode(),
+        number,
+    )
+
+
+def connect_as(uid: int) -> socket.socket:
+    """Connect as a user."""
+    with as_user(uid):
+        return dial()
+
+
+def assert_served_soon(uid: int) -> None:
+    """Wait until the service has noticed that others are gone."""
+    end = time.monotonic() + UNTIL_SECONDS
+    while True:
+        with connect_as(uid) as connected:
+            if served(connected):
+                return
+        assert time.monotonic() < end
+
+
+def test_connections_of_one_user() -> None:
+    call("io.systemd.service.Ping")
+    before = descriptors()
+    with ExitStack() as stack:
+        for _ in range(LIMITS.connections_per_uid):
+            assert served(stack.enter_context(connect_as(UIDS[0])))
+        with connect_as(UIDS[0]) as refused:
+            hostile.send(refused, PING)
+            assert hostile.receive(refused) == refusal(errno.EUSERS)
+        # Nobody else has anything to do with it.
+        with connect_as(UIDS[1]) as other, dial() as root:
+            assert served(other)
+            assert served(root)
+    assert_served_soon(UIDS[0])
+    call("io.systemd.service.Ping")
+    assert descriptors() <= before + 1
+
+
+def test_connections_in_all() -> None:
+    call("io.systemd.service.Ping")
+    pid = main_pid()
+    with ExitStack() as stack:
+        crowd: list[socket.socket] = []
+        for uid in UIDS:
+            with as_user(uid):
+                crowd = [stack.enter_context(dial()) for _ in range(LIMITS.connections_per_uid)]
+            assert all(served(each) for each in crowd)
+        for uid in (UIDS[-1] + 1, 0):
+            with connect_as(uid) as refused:
+                hostile.send(refused, PING)
+                assert hostile.receive(refused) == refusal(errno.EBUSY)
+        crowd[0].close()
+        assert_served_soon(UIDS[-1] + 1)
+    assert call("io.systemd.service.Ping") == {"parameters": {}}
+    assert main_pid() == pid
+
+
+async def test_leases_of_one_machine(spawn: Processes) -> None:
+    leader = spawn()
+    async with await connect() as holder:
+        await register(holder, "web", leader, lease=True)
+        # The same call again is answered alike; but each would hold the machine until the connection ends.
+        for _ in range(UNDER_WAY_MAX - 1):
+            await register(holder, "web", leader, lease=True)
+        with pytest.raises(Busy):
+            await register(holder, "web", leader, lease=True)
+        assert list(await listed(holder)) == ["web"]
+    async with await connect() as client:
+        await verdict(client, "web")
+        again = spawn()
+        await register(client, "web", again, lease=True)
+        await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+TURNS = 5
+"""Calls that another caller gets answered until one that has been sent is sure to wait for what it waits for."""
+
+STUBBORN = ("sh", "-c", "trap '' TERM; echo; while :; do sleep 1; done")
+
+
+async def test_stops_that_are_left_behind(spawn: Processes) -> None:
+    stubborn = spawn(STUBBORN, stdout=subprocess.PIPE)
+    assert stubborn.stdout is not None
+    stubborn.stdout.readline()
+    async with await connect() as client:
+        await register(client, "web", stubborn)
+        # With 'more' each of them is two: one that says that it has begun, and one that waits for the end.
+        for _ in range(UNDER_WAY_MAX // 2):
+            with dial() as leaving:
+                hostile.send(leaving, encode(f"{OURS}Stop", {"name": "web"}, more=True))
+                assert b'"continues":true' in leaving.recv(65536)
+        with pytest.raises(Busy):
+            await client.call(f"{OURS}Stop", {"name": "web"})
+        reply = await trio.to_thread.run_sync(call, f"{THEIRS}Terminate", {"name": "web"})
+        assert reply is not None
+        assert reply["parameters"]["errno"] == errno.EBUSY
+        run("systemctl", "kill", "--signal=KILL", "machine-web.scope")
+        await verdict(client, "web")
+        await register(client, "web", spawn())
+        await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+async def test_removals_that_are_left_behind(spawn: Processes) -> None:
+    stays = {
+        "name": "stays",
+        "execStart": ["/bin/sh", "-c", STUBBORN[2]],
+        "properties": {"TimeoutStopUSec": 90_000_000},
+    }
+    async with await connect() as client:
+        await register(client, "web", spawn(), helpers=[stays])
+        with ExitStack() as stack:
+            for _ in range(UNDER_WAY_MAX):
+                waiting = stack.enter_context(dial())
+                hostile.send(waiting, encode(f"{OURS}RemoveHelper", {"name": "web", "helper": "stays"}))
+                for _ in range(TURNS):
+                    await client.call("io.systemd.service.Ping")
+            with pytest.raises(Busy):
+                await client.call(f"{OURS}RemoveHelper", {"name": "web", "helper": "stays"})
+        # Now their callers are gone, and they are still there.
+        for _ in range(TURNS):
+            await client.call("io.systemd.service.Ping")
+        with pytest.raises(Busy):
+            await client.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [{**stays, "name": "more"}]})
+        run("systemctl", "kill", "--signal=KILL", "machine-web-stays.service")
+        await until(lambda: without_helpers(client), "it is removed")
+        await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+async def without_helpers(client: Client) -> bool:
+    """Whether the machine has no helper any more."""
+    return (await describe(client, "web"))["helpers"] == []
+
+
+CROWD = 4
+LONG = encode(f"{OURS}Register", {"name": "x" * (CALL_MAX - 200), "class": "vm"})
+"""As long a call as there may be; anybody else gets some answers while it is read."""
+
+
+def test_who_sends_long_calls_gets_answers_and_others_do_meanwhile() -> None:
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(connect_as(UIDS[0])) for _ in range(CROWD)]
+        other = stack.enter_context(connect_as(UIDS[1]))
+        replies: list[bytes] = []
+
+        def ask(connected: socket.socket) -> None:
+            hostile.send(connected, LONG)
+            replies.append(connected.recv(65536))
+
+        threads = [threading.Thread(target=ask, args=(each,)) for each in crowd]
+        for thread in threads:
+            thread.start()
+        answers = 0
+        while len(replies) < CROWD:
+            answers += served(other)
+        for thread in threads:
+            thread.join()
+        assert answers >= CROWD
+        for reply in replies:
+            assert b"InvalidParameter" in reply
