@@ -1,5 +1,6 @@
 """What the service touches, what it could touch, and how it behaves as a unit."""
 
+import json
 import os
 import re
 import signal
@@ -35,7 +36,23 @@ from moored import (
 EXPOSURE_MAX = 20
 """Tenths, for ``systemd-analyze security``: the target of the project."""
 
+ARGUED = {
+    "CapabilityBoundingSet_CAP_KILL",
+    "DeviceAllow",
+    "PrivateNetwork",
+    "PrivateUsers",
+    "ProcSubset",
+    "ProtectProc",
+    "RestrictAddressFamilies_AF_NETLINK",
+    "RestrictAddressFamilies_AF_UNIX",
+    "RootDirectoryOrRootImage",
+    "UserOrDynamicUser",
+}
+"""What ``systemd-analyze security`` finds; the unit's file has a reason for each."""
+
 CAP_KILL = 1 << 5
+
+ALICE = 1000
 
 DROP_IN = Path("/run/systemd/system/moored.service.d/footprint.conf")
 
@@ -148,6 +165,24 @@ def test_another_hierarchy_is_refused_at_the_start(kind: str, tmp_path: Path) ->
 
 def test_the_unit_is_well_sandboxed() -> None:
     run("systemd-analyze", "security", f"--threshold={EXPOSURE_MAX}", "--no-pager", "moored.service")
+
+
+def test_what_is_left_open_is_argued() -> None:
+    found = json.loads(run("systemd-analyze", "security", "--no-pager", "--json=short", "moored.service"))
+    assert {each["json_field"] for each in found if each["exposure"] and float(each["exposure"])} == ARGUED
+
+
+def test_its_one_capability_is_needed(spawn: Processes) -> None:
+    leader = {"pid": spawn(user=ALICE).pid}
+    wanted = {"name": "hers", "signal": signal.SIGKILL, "whom": "leader"}
+    registered = call(f"{OURS}Register", {"name": "hers", "class": "vm", "leader": leader})
+    assert registered is not None
+    assert "error" not in registered
+    with dropped_in("[Service]\nCapabilityBoundingSet=\nCapabilityBoundingSet=CAP_BPF\n"):
+        refused = call(f"{OURS}Kill", wanted)
+        assert refused is not None
+        assert refused["parameters"]["errnoName"] == "EPERM"
+    assert call(f"{OURS}Kill", wanted) == {"parameters": {}}
 
 
 def test_the_process_has_no_more_rights_than_it_uses(moored: None) -> None:
