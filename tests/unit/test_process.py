@@ -210,6 +210,16 @@ def test_a_command_that_looks_like_the_end_of_its_field(tmp_path: Path) -> None:
         child.kill()
 
 
+def test_all_uids_of_a_process(sleeper: subprocess.Popen[bytes]) -> None:
+    assert process.uids(sleeper.pid) == {os.getuid(), os.geteuid()}
+    assert process.shares_our_ids(sleeper.pid)
+    sleeper.kill()
+    sleeper.wait()
+    for look_at in (process.uids, process.shares_our_ids):
+        with pytest.raises(ProcessGone):
+            look_at(sleeper.pid)
+
+
 def test_the_peer_of_a_socket() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -180,9 +180,12 @@ class Polkit:
         return Answer.NO
 
     def _complain(self, reason: str, error: LinkError) -> None:
-        # Once: anyone could fill the log otherwise.
-        level = logging.DEBUG if reason == self._complained else logging.WARNING
-        self._complained = reason
+        # What polkitd complains of is what a caller did, such as to leave: anyone could fill the log with that. That
+        # it cannot be asked is said once.
+        about_caller = reason.startswith(_NAME)
+        level = logging.DEBUG if about_caller or reason == self._complained else logging.WARNING
+        if not about_caller:
+            self._complained = reason
         _log.log(level, "Failed to ask polkit, assuming that the answer is no: %s", error)
 
     @asynccontextmanager

@@ -723,9 +723,7 @@ class Lifecycle:
             await self._gone.setdefault(machine, trio.Event()).wait()
 
     async def _place(self, registration: Registration, pidfd: int, mark: str, deadline: float) -> Place:
-        if registration.uid not in self._trusted:
-            group = process.control_group(registration.leader.pid)
-            await check_unit(group, pidfd, registration.uid, self._manager, deadline=deadline)
+        await self._check_unit(registration, pidfd, deadline)
         if registration.allocate_unit:
             return await self._allocator.allocate(registration, pidfd, mark, deadline=deadline)
         place = await self._allocator.find(registration, pidfd, deadline=deadline)
@@ -734,8 +732,14 @@ class Lifecycle:
             raise LeaderTaken(holder.name, holder)
         return place
 
+    async def _check_unit(self, registration: Registration, pidfd: int, deadline: float) -> None:
+        if registration.uid not in self._trusted:
+            group = process.control_group(registration.leader.pid)
+            await check_unit(group, pidfd, registration.uid, self._manager, deadline=deadline)
+
     async def _rehearse(self, registration: Registration, deadline: float) -> Machine:
         if registration.allocate_unit:
+            await self._check_unit(registration, registration.leader_pidfd, deadline)
             place = await self._allocator.rehearse(registration, deadline=deadline)
         else:
             place = await self._place(registration, registration.leader_pidfd, "", deadline)

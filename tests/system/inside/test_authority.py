@@ -366,6 +366,7 @@ def test_processes_are_not_taken_out_of_units_of_others(spawn: Processes, jobs: 
     for unit in (True, False):
         answer = {"error": f"{OURS}UnitNotOwned", "parameters": {"unit": "test-jobs.service"}}
         assert registers(ALICE, pid, "yes", allocateUnit=unit) == answer
+        assert registers(ALICE, pid, "yes", allocateUnit=unit, dryRun=True) == answer
         named = {"name": "yes", "class": "vm", "leader": pid, "allocateUnit": unit}
         assert asks(ALICE, f"{THEIRS}Register", named) == DENIED
     assert control_group(pid) == "/system.slice/test-jobs.service"
