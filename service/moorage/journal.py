@@ -19,6 +19,8 @@ LINE_MAX = 1024
 ENTRIES_MAX = 4096
 """Entries looked at, from the newest backwards: of a unit that wrote more, its last lines are among them."""
 
+_ERR = 3  # LOG_ERR of syslog(3)
+
 
 @dataclass(slots=True)
 class UnitLog:
@@ -26,7 +28,7 @@ class UnitLog:
 
     Attributes:
         result: why it failed, as the manager says (``UNIT_RESULT=``); None if it says nothing.
-        lines: what it wrote itself, oldest first.
+        lines: what it wrote itself, and why the manager could not so much as load it, oldest first.
     """
 
     result: str | None = None
@@ -91,6 +93,9 @@ def _collect(
             break
         if (log := found.get(entry.get(told, ""))) is not None:
             log.result = log.result or entry.get("UNIT_RESULT")
+            # Of other errors, and of a job that failed because of them, the unit's own lines tell more.
+            if entry.get("PRIORITY") == _ERR and "JOB_ID" not in entry and len(log.lines) < LINES_MAX:
+                log.lines.append(_text(entry.get("MESSAGE", "")))
         elif (log := found.get(entry.get(wrote, ""))) is not None and len(log.lines) < LINES_MAX:
             log.lines.append(_text(entry.get("MESSAGE", "")))
     for log in found.values():

@@ -509,6 +509,14 @@ class TestTheHolder:
         assert ended is not None
         assert (ended.si_code, ended.si_status) == (os.CLD_EXITED, 1)
 
+    def test_too_many_file_descriptors_end_it(self, started: Started) -> None:
+        ours, _ = started
+        fds = [launch._memory_file("test", COMMAND)] * (holder.FDS_MAX + 3)
+        ours.sendmsg([b"1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+        os.close(fds[0])
+        assert marshal.loads(ours.recv(holder.REPORT_BYTES_MAX)) == ("command", errno.EMFILE, None)
+        assert ours.recv(100) == b""
+
     def test_what_is_one(self, started: Started) -> None:
         ours, _ = started
         tell(ours, b"1", COMMAND)

@@ -23,7 +23,7 @@ from moorage.api.requests import (
 from moorage.authz.policy import IN_PLACE
 from moorage.machines import model
 from moorage.machines.allocation import JobFailed, UnitNameTaken
-from moorage.machines.helpers import HelperFailed, InvalidHelper
+from moorage.machines.helpers import HelperFailed, InvalidHelper, NoIdMapping
 from moorage.machines.lifecycle import (
     REGISTER_USEC,
     STOP_USEC,
@@ -98,6 +98,11 @@ def _error(error: Exception) -> VarlinkError | None:
             return wire.Busy("Register")
         case TooMuchUnderWay():
             return wire.Busy(str(error))
+        case NoIdMapping():
+            return wire.NotSupported(
+                f"{error.property}=…:idmap",
+                "no version of systemd has it up to 262; the helper can make such a mount itself",
+            )
         case NotStoppable():
             return wire.NotSupported("Stop", "the machine is part of a unit, and nobody supervises it")
         case TooOld():

@@ -25,6 +25,7 @@ from moorage.machines.model import (
     Registration,
     adder_name,
     barrier_name,
+    helper_unit,
     place_name,
     scope_name,
     stopper_name,
@@ -55,9 +56,6 @@ ATTEMPTS_MAX = 3
 
 UNDO_USEC = 100_000_000
 """Deadline for taking back what a failed registration left, µs: the manager's DefaultTimeoutStopUSec= and a little."""
-
-ENDED = frozenset({"inactive", "failed", "deactivating"})
-"""States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
 
 RESUME_USEC = 90_000_000
 """For how long a start that was found under way is left to itself, µs: the manager's DefaultTimeoutStartUSec=, which
@@ -336,9 +334,7 @@ class Allocator:
         if not registration.helpers:
             return True
         records = helping.recorded(registration.name, registration.helpers)
-        for status in await self._helpers.statuses(records, deadline=deadline):
-            if status.active_state in ENDED:
-                start.failed.append(status.helper.unit)
+        start.note(await self._helpers.statuses(records, deadline=deadline))
         return not start.failed
 
     async def _result(self, unit: str, *, deadline: float) -> str | None:
@@ -425,6 +421,7 @@ class Allocator:
             InvalidProperty: the manager does not like a property, or one of those named.
             ManagerError: as the manager says.
         """
+        await self._check_removed(host, specs, deadline=deadline)
         types = await self._helpers.types(deadline=deadline)
         barrier = types.unit(adder_name(host.name), helping.barrier(host, specs))
         spec = ServiceSpec(
@@ -444,7 +441,7 @@ class Allocator:
                 if isinstance(job, Exception):
                     raise job
                 statuses = await self._helpers.statuses(records, deadline=deadline)
-                start.failed += [each.helper.unit for each in statuses if each.active_state in ENDED]
+                start.note(statuses)
                 done = job.result in {"done", "skipped"} and not start.failed  # its condition is never met
                 if not done:
                     raise await self._helpers.failure(start) or JobFailed(spec.unit, job.result, None)
@@ -453,6 +450,25 @@ class Allocator:
             if not done:
                 with trio.CancelScope(shield=True):
                     await self._undo_helpers(host.name, specs, with_place=with_place)
+
+    async def _check_removed(
+        self, host: helping.Host, specs: Sequence[HelperSpec], *, deadline: float
+    ) -> None:
+        """Check that the names are not those of helpers that came with the machine and were removed.
+
+        The scope has pulled those in (``Wants=``), and the manager takes no dependency of a loaded unit away: they
+        stay in its memory, with all their properties, for as long as the scope does.
+
+        Raises:
+            UnitNameTaken: one is.
+            ManagerError: as the manager says.
+        """
+        units = [helper_unit(host.name, spec.name) for spec in specs]
+        questions = [partial(self._manager.status, unit, deadline=deadline) for unit in units]
+        for unit, status in zip(units, await helping.together(questions), strict=True):
+            if status is not None and host.unit in status.dependants:
+                holder = "a helper that came with the machine, and was removed: its name is free when the machine ends"
+                raise UnitNameTaken(unit, holder)
 
     async def _tried(
         self, spec: ServiceSpec, specs: Sequence[HelperSpec], *, deadline: float
@@ -654,7 +670,7 @@ class Allocator:
         if (
             status.active_state == "active"
             and identity is not None
-            and not any(each.active_state in ENDED for each in statuses)
+            and not any(each.active_state in helping.ENDED for each in statuses)
         ):
             return Place(
                 machine.unit, None, status.slice, status.control_group, identity, status.invocation_id

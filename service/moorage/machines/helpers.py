@@ -58,6 +58,9 @@ needs a bus."""
 RESTARTS = frozenset({"no", "on-success", "on-failure", "on-abnormal", "on-watchdog", "on-abort", "always"})
 """What systemd.service(5) has for ``Restart=``."""
 
+ENDED = frozenset({"inactive", "failed", "deactivating"})
+"""States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
+
 _MS_REC = 16384  # BindPaths=…:rbind
 _EPERM = 1
 
@@ -86,6 +89,8 @@ _HIDING = frozenset(
      "BindReadOnlyPaths", "MountImages", "ExtensionImages", "ExtensionDirectories"}
 )  # fmt: skip
 """With these a helper's root may have programs that are not in ours."""
+
+_BINDS = frozenset({"BindPaths", "BindReadOnlyPaths"})
 
 _DEPENDENCY = "how the units of a machine depend on each other is not the caller's to change"
 _COMMAND = "the parameter 'execStart' sets it"
@@ -173,6 +178,18 @@ class HelperFailed(Exception):
         self.unit = unit
         self.result = result
         self.log = list(log)
+
+
+class NoIdMapping(Exception):
+    """An id-mapped bind mount is wanted of the service manager.
+
+    Attributes:
+        property: by which.
+    """
+
+    def __init__(self, property_: str) -> None:
+        super().__init__(f"{property_} with idmap")
+        self.property = property_
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,10 +347,14 @@ def check_properties(spec: HelperSpec, *, trusted: bool) -> None:
 
     Raises:
         InvalidProperty: one that is not the caller's to set.
+        NoIdMapping: what no version of the manager has.
     """
     for name, value in spec.properties.items():
         if name in REFUSED:
             raise InvalidProperty(name, f"helper {spec.name}: {REFUSED[name]}")
+        # With another type than the flags of the mount have: nobody means anything else by it.
+        if name in _BINDS and isinstance(value, list) and any(_options(item) == "idmap" for item in value):
+            raise NoIdMapping(name)
         if name in COMMANDS and isinstance(value, list):
             for command in value:
                 path = command[0] if isinstance(command, list) and command else None
@@ -341,6 +362,13 @@ def check_properties(spec: HelperSpec, *, trusted: bool) -> None:
                     raise InvalidProperty(name, f"helper {spec.name}: {path!r} is no absolute path")
     if not trusted:
         rights.check_properties(spec.properties, rights.HELPER, f"helper {spec.name}: ")
+
+
+def _options(item: Json) -> Json:
+    """The options of a bind mount, should they be a text as in a unit file."""
+    if isinstance(item, str):
+        return item.rpartition(":")[2]
+    return item[-1] if isinstance(item, list) and item else None
 
 
 # Describing the units to the manager
@@ -569,6 +597,7 @@ class Start:
     Attributes:
         units: the helper's name by unit.
         failed: those that have been seen to fail, in that order.
+        results: of those, what the manager answered.
         changed: set when something may have changed; to be replaced by who waits for it.
         since_usec: when it began, µs since boot.
     """
@@ -576,8 +605,16 @@ class Start:
     def __init__(self, units: Mapping[str, str]) -> None:
         self.units = units
         self.failed: list[str] = []
+        self.results: dict[str, str] = {}
         self.changed = trio.Event()
         self.since_usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+
+    def note(self, statuses: Iterable[HelperStatus]) -> None:
+        """Take note of helpers that have ended, right after their start."""
+        for status in statuses:
+            if status.active_state in ENDED:
+                self.failed.append(status.helper.unit)
+                self.results[status.helper.unit] = status.result or ""
 
 
 class Helpers:
@@ -649,7 +686,8 @@ class Helpers:
         if not failed:
             return None
         log = logs.get(failed[0], journal.UnitLog())
-        return HelperFailed(start.units[failed[0]], failed[0], log.result, log.lines)
+        result = log.result or start.results.get(failed[0]) or None
+        return HelperFailed(start.units[failed[0]], failed[0], result, log.lines)
 
     async def statuses(self, helpers: Sequence[Helper], *, deadline: float) -> list[HelperStatus]:
         """Ask for the state of helpers, all at once.
@@ -660,7 +698,7 @@ class Helpers:
         return await together([functools.partial(self._status, helper, deadline) for helper in helpers])
 
     async def _status(self, helper: Helper, deadline: float) -> HelperStatus:
-        names = ("ActiveState", "SubState", "Result", "MainPID", "InvocationID", "CanReload")
+        names = ("LoadState", "ActiveState", "SubState", "Result", "MainPID", "InvocationID", "CanReload")
         try:
             values = await self._manager.properties(helper.unit, names, deadline=deadline)
         except (NoSuchUnit, NoSuchProperty):
@@ -669,7 +707,8 @@ class Helpers:
             helper=helper,
             active_state=str(values["ActiveState"]),
             sub_state=str(values["SubState"]),
-            result=str(values["Result"]),
+            # One that could not be loaded has a result all the same: "success".
+            result=str(values["Result" if values["LoadState"] == "loaded" else "LoadState"]),
             main_process=_main_process(helper.unit, values["MainPID"]),
             invocation_id=_hexadecimal(values["InvocationID"]),
             reloadable=values["CanReload"] is True,

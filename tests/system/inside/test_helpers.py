@@ -20,6 +20,7 @@ from moorage.api.machine_types import (
     InvalidProperty,
     NoSuchHelper,
     NoSuchProperty,
+    NotSupported,
     Timeout,
     UnitNameTaken,
 )
@@ -34,6 +35,7 @@ from moored import (
     configure,
     connect,
     control_group,
+    cursor,
     describe,
     directories,
     end_moored,
@@ -295,6 +297,32 @@ async def test_one_that_fails_undoes_the_whole_machine(spawn: Processes, case: s
         assert directories() == []
         assert leader.poll() is None
         assert control_group(leader) == before  # it was never moved
+
+
+BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"PAMName": "login", "KillMode": "process"}, "Kill mode must be"),
+    ({"WorkingDirectory": "~"}, "WorkingDirectory=~ is not allowed"),
+]
+"""Properties that the manager takes, to find that it cannot load a service that has them; and how it says that."""
+
+
+@pytest.mark.parametrize(("properties", "reason"), BAD_SETTINGS)
+async def test_one_that_cannot_be_loaded(spawn: Processes, properties: dict[str, Any], reason: str) -> None:
+    bad = helper("bad", properties=properties)
+    async with await connect() as client:
+        # The scope only wants its helpers: it starts without them, and is stopped at the second look.
+        with pytest.raises(HelperFailed) as failure:
+            await register(client, "web", spawn(), helpers=[helper("first", sockets=[{"name": "s"}]), bad])
+        assert (failure.value.helper, failure.value.result) == ("bad", "bad-setting")
+        assert [line for line in failure.value.log or [] if reason in line]
+        assert (units(), directories()) == ([], [])
+
+        await register(client, "web", spawn(), helpers=[helper("first", sockets=[{"name": "s"}])])
+        before = units()
+        with pytest.raises(InvalidProperty, match="bad unit file setting") as refused:
+            await client.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [helper("fs"), bad]})
+        assert refused.value.property == ", ".join(properties)
+        await until(lambda: sorted(units()) == sorted(before))
 
 
 async def test_a_start_that_takes_too_long_is_taken_back(spawn: Processes) -> None:
@@ -580,6 +608,34 @@ async def test_removed(spawn: Processes, added: bool) -> None:
         assert leader.poll() is None
         with pytest.raises(NoSuchHelper):
             await client.call(f"{OURS}RemoveHelper", {"name": "web", "helper": "fs"})
+        again = {"name": "web", "helpers": [helper("fs", sockets=[{"name": "s"}])]}
+        if added:
+            reply = await client.call(f"{OURS}AddHelpers", again)
+            assert reply["helpers"][0]["activeState"] == "active"
+        else:
+            # The scope needs it for ever: the manager does not forget what it was.
+            with pytest.raises(UnitNameTaken, match="was removed") as taken:
+                await client.call(f"{OURS}AddHelpers", again)
+            assert taken.value.unit == "machine-web-fs.service"
+            other = {"name": "web", "helpers": [helper("fs2", sockets=[{"name": "s"}])]}
+            await client.call(f"{OURS}AddHelpers", other)
+        assert os.listdir("/run/moorage/m/web") == ["s"]
+
+
+@pytest.mark.parametrize("policy", ["ignore", "stopMachine"])
+async def test_one_that_fails_while_it_is_removed_has_failed(spawn: Processes, policy: str) -> None:
+    text = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\nprint('up', flush=True)\n"
+    async with await connect() as client:
+        leader = spawn()
+        place = cursor()
+        wanted = helper("fs", python(f"{text}while True: signal.pause()"), onFailure=policy)
+        await register(client, "web", leader, helpers=[wanted])
+        await until(lambda: "up" in messages("machine-web-fs.service", place))
+        await client.call(f"{OURS}RemoveHelper", {"name": "web", "helper": "fs"})
+        if policy == "stopMachine":
+            assert await trio.to_thread.run_sync(leader.wait) == -signal.SIGTERM
+        else:
+            assert state("machine-web.scope") == "active"
 
 
 async def test_reloaded(spawn: Processes) -> None:
@@ -777,6 +833,16 @@ async def test_properties_that_are_refused(spawn: Processes, name: str, value: o
             )
         assert failure.value.property == name
         await until(lambda: not units())
+
+
+@pytest.mark.parametrize("name", ["BindPaths", "BindReadOnlyPaths"])
+async def test_no_version_has_id_mapped_bind_mounts(spawn: Processes, name: str) -> None:
+    async with await connect() as client:
+        bad = helper("fs", properties={name: [["/srv", "/mnt", False, "idmap"]]})
+        with pytest.raises(NotSupported) as refused:
+            await register(client, "web", spawn(), helpers=[bad])
+        assert refused.value.what == f"{name}=…:idmap"
+        assert units() == []
 
 
 async def test_a_scope_of_a_user_is_not_stopped_by_a_helper(spawn: Processes) -> None:

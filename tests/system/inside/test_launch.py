@@ -5,21 +5,40 @@ import os
 import pwd
 import select
 import signal
+import socket
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from moorage import launch
+from moorage.holder import FDS_MAX
 from moorage.launch import StartFailed, hold
 from moorage.process import owner
 from moorage.wire.client import Client
-from moored import OURS, Processes, connect, control_group, describe, listed, run, scopes, show, until
+from moored import (
+    OURS,
+    Processes,
+    assert_everything_gone,
+    connect,
+    control_group,
+    describe,
+    listed,
+    run,
+    scopes,
+    show,
+    until,
+)
 
 BOB = pwd.getpwnam("bob")
 HIERARCHY = "/sys/fs/cgroup"
+
+SILENT_SECONDS = 5
+"""How long a payload waits for a launcher that says nothing: its registration takes a part of that."""
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +123,35 @@ trio.run(main)
     assert not exists(f"/proc/{pid}")
 
 
+@pytest.mark.parametrize("how", ["never", "half", "too many files", "hangs up"])
+async def test_a_launcher_that_does_not_say_what_to_run_leaves_nothing(
+    everything_gone: None, how: str
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            pid = launch._spawn(theirs, [str(SILENT_SECONDS)])
+        pidfd = os.pidfd_open(pid)
+        helper = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"], "sockets": [{"name": "s"}]}
+        async with await connect() as client:
+            machine = await register(client, "web", pidfd, helpers=[helper])
+            assert machine["helpers"][0]["activeState"] == "active"
+            command = launch._memory_file("half", b"[")
+            if how in {"half", "too many files"}:
+                fds = array("i", [command] * (1 if how == "half" else FDS_MAX + 3))
+                ours.sendmsg([b"1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+            elif how == "hangs up":
+                ours.shutdown(socket.SHUT_RDWR)
+            os.close(command)
+            await trio.lowlevel.wait_readable(pidfd)
+            await assert_everything_gone()
+        ended = os.waitid(os.P_PID, pid, os.WEXITED)  # noqa: ASYNC222 - it has ended
+        assert ended is not None
+        status = {"never": (os.CLD_KILLED, signal.SIGALRM), "hangs up": (os.CLD_EXITED, 0)}
+        assert (ended.si_code, ended.si_status) == status.get(how, (os.CLD_EXITED, 1))
+        os.close(pidfd)
+
+
 async def test_one_that_waited_too_long_is_gone_with_its_scope() -> None:
     async with await hold(seconds=1) as payload, await connect() as client:
         await register(client, "web", payload.pidfd)
@@ -152,6 +200,8 @@ def content_of(fd: int) -> str:
 async def test_a_user_that_it_may_not_become(spawn: Processes) -> None:
     script = """
 import os, trio
+from moorage import launch
+from moorage.holder import FDS_MAX
 from moorage.launch import StartFailed, hold
 async def main():
     try:
