@@ -8,10 +8,10 @@ A file is TOML::
     execStart = ["/usr/libexec/virtiofsd", "--fd=3", "--shared-dir=/srv/%n"]
     sockets = [{ name = "fs.sock", mode = 0o600 }]
     onFailure = "stopMachine"
-    properties = { MemoryMax = "512M", BindPaths = [["/srv/%n", "/srv/%n", false, 0]] }
+    properties = { MemoryMax = "512M", NoNewPrivileges = "yes", BindPaths = "/srv/%n:/srv" }
 
-The fields of a helper are those of ``Helper`` in io.moorage.Machine; so are the values of properties, but that sizes,
-times and the like may be written as for systemd-run(1). In all texts but names there are specifiers, in the manner of
+The fields of a helper are those of ``Helper`` in io.moorage.Machine. Values of properties are texts, as in a unit file
+or for systemd-run(1), or what goes over D-Bus. In all texts but names there are specifiers, in the manner of
 systemd.unit(5):
 
 - ``%n``: name of the machine
@@ -110,8 +110,7 @@ def _helper(name: str, table: Mapping[str, Any]) -> Helper:
         raise ValueError(f"{where}.name: the name is that of the table")
     helper = _converted({"name": name, **table}, Helper, where)
     try:
-        msgspec.json.encode(helper)
-        helper.properties = convert_values(helper.properties)
+        msgspec.json.encode(helper)  # no dates, which TOML has
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{where}.properties: {error}") from None
     return helper
@@ -140,29 +139,38 @@ def runtime_directory(machine: str, address: Address) -> str:
 
 
 _SPECIFIER: Final = re.compile(r"%(.?)", re.DOTALL)
+_SHARE_OR_SPECIFIER: Final = re.compile(r"(?<=[0-9])%(?=\s|\Z)|%(.?)", re.DOTALL)
+"""In the values of properties, where ``50%`` is what it is."""
 
 
 def expand(helpers: HelperSet, specifiers: Mapping[str, str]) -> HelperSet:
-    """Return helpers and command with the specifiers replaced.
+    """Return helpers and command as they are sent: specifiers replaced, properties converted.
 
     Args:
         helpers: of a file.
         specifiers: what stands for a letter.
 
     Raises:
-        ValueError: there is no such specifier; the message names the field.
+        ValueError: there is no such specifier, or a property cannot be converted; the message names the field.
     """
 
     def replaced(text: str) -> str:
         return _SPECIFIER.sub(lambda match: _value(match, specifiers), text)
 
+    def replaced_in_property(text: str) -> str:
+        return _SHARE_OR_SPECIFIER.sub(lambda match: _value(match, specifiers), text)
+
     expanded: list[Helper] = []
     for helper in helpers.helpers:
+        where = f"helpers.{helper.name}"
         try:
             command = _in_texts(helper.exec_start, replaced)
-            properties = {name: _in_texts(value, replaced) for name, value in helper.properties.items()}
+            where += ".properties"
+            properties = convert_values(
+                {name: _in_texts(value, replaced_in_property) for name, value in helper.properties.items()}
+            )
         except ValueError as error:
-            raise ValueError(f"helpers.{helper.name}: {error}") from None
+            raise ValueError(f"{where}: {error}") from None
         expanded.append(msgspec.structs.replace(helper, exec_start=command, properties=properties))
     try:
         return HelperSet(_in_texts(helpers.command, replaced), expanded)
@@ -171,7 +179,7 @@ def expand(helpers: HelperSet, specifiers: Mapping[str, str]) -> HelperSet:
 
 
 def _value(match: re.Match[str], specifiers: Mapping[str, str]) -> str:
-    if match[1] == "%":
+    if match[1] in {None, "%"}:
         return "%"
     try:
         return specifiers[match[1]]

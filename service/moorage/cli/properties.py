@@ -1,8 +1,9 @@
-"""Properties of scopes as systemd-run(1) takes them, ``NAME=VALUE``, to the JSON that moored takes.
+"""Properties of scopes and services as systemd-run(1) takes them, ``NAME=VALUE``, to the JSON that moored takes.
 
 The names are those of unit files where these differ from the service manager's (TimeoutStopSec= and
 TimeoutStopUSec=); the table was made from bus-unit-util.c of systemd 262 (cgroup_properties, kill_properties,
-scope_properties, unit_properties). For everything else the value is JSON: the service knows all the types, this
+scope_properties, unit_properties), and what services have beyond that is in :mod:`moorage.cli.service_properties`. For
+everything else the value is JSON: the service knows all the types, this
 module only those for which people have a way of writing values that JSON has not.
 
 Pure.
@@ -12,27 +13,33 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import shlex
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
+from moorage.cli import service_properties
+from moorage.cli.converters import (
+    Converter,
+    Json,
+    boolean,
+    number,
+    number_set,
+    one,
+    parsed,
+    span,
+    split_words,
+    text_as_it_is,
+    words,
+)
 from moorage.cli.quantities import (
     INFINITY,
-    UINT32_MAX,
     parse_boolean,
     parse_number,
     parse_percent,
-    parse_set,
     parse_signal,
     parse_size,
-    parse_span,
-    set_to_bytes,
+    scale_of_percent,
 )
-
-Json = Any
-Converter = Callable[[str, str], tuple[str, Json]]
-"""From name and value as written to name and value as the service takes them; raises ValueError."""
 
 
 def convert(assignments: Iterable[str]) -> dict[str, Json]:
@@ -49,31 +56,46 @@ def convert(assignments: Iterable[str]) -> dict[str, Json]:
         name, separator, text = assignment.partition("=")
         if not separator or not name.isascii() or not name.isalnum():
             raise ValueError(f"{assignment!r} is not NAME=VALUE")
-        try:
-            name, value = _convert(name, text)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        # Set anew, so that the later of two that mean the same (MemoryMax, MemoryMaxScale) comes later for the service
-        # manager too.
-        properties[name] = _joined(properties.pop(name, None), value)
+        _add(properties, name, text)
     return properties
 
 
 def convert_values(values: Mapping[str, Json]) -> dict[str, Json]:
-    """Convert properties whose values are JSON, but for texts, which are as people write them where that is different.
+    """Convert properties whose values are JSON, but for those that have a way of writing that people prefer.
+
+    These may be texts; lists of texts, where a property is a list of something else; and, where a span of time is
+    meant, numbers of seconds.
 
     Raises:
         ValueError: one cannot be converted; the message names it.
     """
     properties: dict[str, Json] = {}
     for name, value in values.items():
-        if isinstance(value, str) and name in _TABLE:
-            try:
-                name, value = _convert(name, value)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-        properties[name] = value
+        if name not in _TABLE:
+            properties[name] = value
+            continue
+        match value:
+            case str():
+                _add(properties, name, value)
+            case int() | float() if _TABLE[name] in _SPANS and not isinstance(value, bool):
+                _add(properties, name, str(value))
+            case [str(), *_] if name in _LISTS and all(isinstance(item, str) for item in value):
+                for item in value:
+                    _add(properties, name, item)
+            case _:
+                properties[name] = value
     return properties
+
+
+def _add(properties: dict[str, Json], name: str, text: str) -> None:
+    try:
+        converted = _convert(name, text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    for name, value in converted.items():
+        # Set anew, so that the later of two that mean the same (MemoryMax, MemoryMaxScale) comes later for the service
+        # manager too.
+        properties[name] = _joined(properties.pop(name, None), value)
 
 
 def _joined(before: Json, value: Json) -> Json:
@@ -86,12 +108,12 @@ def _joined(before: Json, value: Json) -> Json:
             return value
 
 
-def _convert(name: str, text: str) -> tuple[str, Json]:
+def _convert(name: str, text: str) -> Mapping[str, Json]:
     converter = _TABLE.get(name)
     if converter is not None and not text.startswith(("[", "{")):
         return converter(name, text)
     try:
-        return name, json.loads(text, parse_constant=_refuse_constant)
+        return {name: json.loads(text, parse_constant=_refuse_constant)}
     except (ValueError, RecursionError):
         if converter is not None:
             raise ValueError(f"{text!r} is not JSON, though it begins so") from None
@@ -104,97 +126,57 @@ def _refuse_constant(name: str) -> Json:
     raise ValueError(f"{name} is no JSON")  # Python's own idea
 
 
-def _text(name: str, text: str) -> tuple[str, Json]:
-    return name, text
+def _span_or_default(name: str, text: str) -> Mapping[str, Json]:
+    return span(name, text or INFINITY)
 
 
-def _boolean(name: str, text: str) -> tuple[str, Json]:
-    return name, parse_boolean(text)
-
-
-def _number(name: str, text: str) -> tuple[str, Json]:
-    return name, parse_number(text)
-
-
-def _words(name: str, text: str) -> tuple[str, Json]:
-    return name, shlex.split(text)
-
-
-def _one(name: str, text: str) -> tuple[str, Json]:
-    return name, [text] if text else []
-
-
-def _span(name: str, text: str) -> tuple[str, Json]:
-    usec = parse_span(text)
-    return name.removesuffix("Sec") + "USec", INFINITY if usec is None else usec
-
-
-def _span_or_default(name: str, text: str) -> tuple[str, Json]:
-    return _span(name, text or INFINITY)
-
-
-def _share(name: str, text: str) -> tuple[str, Json]:
-    return name, _scale(text)
-
-
-def _scale(text: str) -> int:
-    """Return a share as the service manager takes it: 2³²-1 is all (``UINT32_SCALE_FROM_PERMYRIAD()``)."""
-    return (min(parse_percent(text), 10_000) * UINT32_MAX + 5_000) // 10_000
-
-
-def _limit(name: str, text: str) -> tuple[str, Json]:
+def _limit(name: str, text: str) -> Mapping[str, Json]:
     if text == INFINITY:
-        return name, INFINITY
+        return {name: INFINITY}
     if not text:
-        return name, 0 if name in {"MemoryMin", "MemoryLow"} else INFINITY
+        return {name: 0 if name in {"MemoryMin", "MemoryLow"} else INFINITY}
     if text.endswith("%"):
-        return f"{name}Scale", _scale(text)  # of what the machine has, which the service manager knows
-    return name, parse_number(text) if name == "TasksMax" else parse_size(text)
+        return {
+            f"{name}Scale": scale_of_percent(text)
+        }  # of what the machine has, which the service manager knows
+    return {name: parse_number(text) if name == "TasksMax" else parse_size(text)}
 
 
-def _quota(name: str, text: str) -> tuple[str, Json]:
+def _quota(name: str, text: str) -> Mapping[str, Json]:
     del name
     if not text:
-        return "CPUQuotaPerSecUSec", INFINITY
+        return {"CPUQuotaPerSecUSec": INFINITY}
     permyriad = parse_percent(text)
     if permyriad == 0:
         raise ValueError("a quota is more than 0%")
-    return "CPUQuotaPerSecUSec", permyriad * 100
+    return {"CPUQuotaPerSecUSec": permyriad * 100}
 
 
-def _weight(name: str, text: str) -> tuple[str, Json]:
+def _weight(name: str, text: str) -> Mapping[str, Json]:
     if text == "idle" and name.endswith("CPUWeight"):
-        return name, 0
-    return name, parse_number(text) if text else INFINITY
+        return {name: 0}
+    return {name: parse_number(text) if text else INFINITY}
 
 
-def _set(name: str, text: str) -> tuple[str, Json]:
-    return name, set_to_bytes(parse_set(text))
-
-
-def _signal(name: str, text: str) -> tuple[str, Json]:
-    return name, parse_signal(text)
-
-
-def _delegate(name: str, text: str) -> tuple[str, Json]:
+def _delegate(name: str, text: str) -> Mapping[str, Json]:
     try:
-        return name, parse_boolean(text)
+        return {name: parse_boolean(text)}
     except ValueError:
-        return "DelegateControllers", shlex.split(text)
+        return {"DelegateControllers": split_words(text)}
 
 
-def _device(name: str, text: str) -> tuple[str, Json]:
+def _device(name: str, text: str) -> Mapping[str, Json]:
     path, _, access = text.partition(" ")
-    return name, [[path, access.strip()]] if text else []
+    return {name: [[path, access.strip()]] if text else []}
 
 
 def _device_value(parse: Callable[[str], Json], example: str) -> Converter:
-    def converter(name: str, text: str) -> tuple[str, Json]:
+    def converter(name: str, text: str) -> Mapping[str, Json]:
         path, _, value = text.partition(" ")
         value = value.strip()
         if text and not value:
             raise ValueError(f"{text!r} is not a device and a value, such as {example!r}")
-        return name, [[path, parse(value)]] if text else []
+        return {name: [[path, parse(value)]] if text else []}
 
     return converter
 
@@ -203,16 +185,19 @@ def _rate(text: str) -> Json:
     return INFINITY if text == INFINITY else parse_size(text, base=1000)
 
 
-def _latency(name: str, text: str) -> tuple[str, Json]:
-    _, value = _device_value(lambda span: _span("", span)[1], "/dev/vda 25ms")(name, text)
-    return "IODeviceLatencyTargetUSec", value
+_with_span: Final = _device_value(lambda text: span("", text)["USec"], "/dev/vda 25ms")
 
 
-def _program(name: str, text: str) -> tuple[str, Json]:
+def _latency(name: str, text: str) -> Mapping[str, Json]:
+    del name
+    return _with_span("IODeviceLatencyTargetUSec", text)
+
+
+def _program(name: str, text: str) -> Mapping[str, Json]:
     kind, separator, path = text.partition(":")
     if text and not separator:
         raise ValueError(f"{text!r} is not TYPE:PATH")
-    return name, [[kind, path]] if text else []
+    return {name: [[kind, path]] if text else []}
 
 
 _NETWORKS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -224,9 +209,9 @@ _NETWORKS: Final[Mapping[str, tuple[str, ...]]] = {
 """Words for addresses, of systemd.resource-control(5)."""
 
 
-def _networks(name: str, text: str) -> tuple[str, Json]:
+def _networks(name: str, text: str) -> Mapping[str, Json]:
     networks = [network for word in text.split() for network in _NETWORKS.get(word, (word,))]
-    return name, [_network(network) for network in networks]
+    return {name: [_network(network) for network in networks]}
 
 
 def _network(text: str) -> Json:
@@ -240,28 +225,29 @@ def _network(text: str) -> Json:
 
 
 _TABLE: Final[Mapping[str, Converter]] = {
+    **service_properties.TABLE,
     # cgroup_properties
     **dict.fromkeys(
         ("DevicePolicy", "Slice", "ManagedOOMSwap", "ManagedOOMMemoryPressure", "ManagedOOMPreference",
          "MemoryPressureWatch", "CPUPressureWatch", "IOPressureWatch", "DelegateSubgroup", "CPUSetPartition",
          "BindNetworkInterface"),
-        _text,
+        text_as_it_is,
     ),
     **dict.fromkeys(
         ("CPUAccounting", "MemoryAccounting", "MemoryZSwapWriteback", "IOAccounting", "TasksAccounting",
          "IPAccounting", "CoredumpReceive"),
-        _boolean,
+        boolean,
     ),
     **dict.fromkeys(("CPUWeight", "StartupCPUWeight", "IOWeight", "StartupIOWeight"), _weight),
     **dict.fromkeys(
-        ("AllowedCPUs", "StartupAllowedCPUs", "AllowedMemoryNodes", "StartupAllowedMemoryNodes"), _set
+        ("AllowedCPUs", "StartupAllowedCPUs", "AllowedMemoryNodes", "StartupAllowedMemoryNodes"), number_set
     ),
-    **dict.fromkeys(("DisableControllers", "OOMRules"), _words),
+    **dict.fromkeys(("DisableControllers", "OOMRules"), words),
     **dict.fromkeys(
         ("MemoryMin", "MemoryLow", "MemoryHigh", "MemoryMax", "MemorySwapMax", "MemoryZSwapMax", "TasksMax"),
         _limit,
     ),
-    "ManagedOOMMemoryPressureLimit": _share,
+    "ManagedOOMMemoryPressureLimit": parsed(scale_of_percent),
     "Delegate": _delegate,
     "CPUQuota": _quota,
     "DeviceAllow": _device,
@@ -270,38 +256,46 @@ _TABLE: Final[Mapping[str, Converter]] = {
     **dict.fromkeys(("IOReadBandwidthMax", "IOWriteBandwidthMax"), _device_value(_rate, "/dev/vda 10M")),
     **dict.fromkeys(("IOReadIOPSMax", "IOWriteIOPSMax"), _device_value(_rate, "/dev/vda 1K")),
     **dict.fromkeys(("IPAddressAllow", "IPAddressDeny"), _networks),
-    **dict.fromkeys(("IPIngressFilterPath", "IPEgressFilterPath"), _one),
+    **dict.fromkeys(("IPIngressFilterPath", "IPEgressFilterPath"), one),
     "BPFProgram": _program,
     **dict.fromkeys(("CPUQuotaPeriodSec", "ManagedOOMMemoryPressureDurationSec"), _span_or_default),
     **dict.fromkeys(
-        ("MemoryPressureThresholdSec", "CPUPressureThresholdSec", "IOPressureThresholdSec"), _span
+        ("MemoryPressureThresholdSec", "CPUPressureThresholdSec", "IOPressureThresholdSec"), span
     ),
     # kill_properties
-    "KillMode": _text,
-    **dict.fromkeys(("SendSIGHUP", "SendSIGKILL"), _boolean),
-    **dict.fromkeys(("KillSignal", "RestartKillSignal", "FinalKillSignal", "WatchdogSignal"), _signal),
+    "KillMode": text_as_it_is,
+    **dict.fromkeys(("SendSIGHUP", "SendSIGKILL"), boolean),
+    **dict.fromkeys(("KillSignal", "RestartKillSignal", "FinalKillSignal", "WatchdogSignal"), parsed(parse_signal)),
     # scope_properties
-    **dict.fromkeys(("OOMPolicy", "User", "Group"), _text),
-    **dict.fromkeys(("RuntimeMaxSec", "RuntimeRandomizedExtraSec", "TimeoutStopSec"), _span),
+    **dict.fromkeys(("OOMPolicy", "User", "Group"), text_as_it_is),
+    **dict.fromkeys(("RuntimeMaxSec", "RuntimeRandomizedExtraSec", "TimeoutStopSec"), span),
     # unit_properties
     **dict.fromkeys(
         ("Description", "SourcePath", "OnFailureJobMode", "JobTimeoutAction", "JobTimeoutRebootArgument",
          "StartLimitAction", "FailureAction", "SuccessAction", "RebootArgument", "CollectMode"),
-        _text,
+        text_as_it_is,
     ),
     **dict.fromkeys(
         ("StopWhenUnneeded", "RefuseManualStart", "RefuseManualStop", "AllowIsolate", "IgnoreOnIsolate",
          "SurviveFinalKillSignal", "DefaultDependencies"),
-        _boolean,
+        boolean,
     ),
-    **dict.fromkeys(("JobTimeoutSec", "JobRunningTimeoutSec", "StartLimitIntervalSec"), _span),
-    "StartLimitBurst": _number,
-    **dict.fromkeys(("Documentation", "RequiresMountsFor", "WantsMountsFor", "Markers"), _words),
+    **dict.fromkeys(("JobTimeoutSec", "JobRunningTimeoutSec", "StartLimitIntervalSec"), span),
+    "StartLimitBurst": number,
+    **dict.fromkeys(("Documentation", "RequiresMountsFor", "WantsMountsFor", "Markers"), words),
     # unit_dependency_table of unit-def.c: those that can be set
     **dict.fromkeys(
         ("Requires", "Requisite", "Wants", "BindsTo", "PartOf", "Upholds", "Conflicts", "Before", "After",
          "OnSuccess", "OnFailure", "PropagatesReloadTo", "ReloadPropagatedFrom", "PropagatesStopTo",
          "StopPropagatedFrom", "JoinsNamespaceOf"),
-        _words,
+        words,
     ),
 }  # fmt: skip
+
+_SPANS: Final = frozenset({span, _span_or_default})
+
+_LISTS: Final = service_properties.LISTS | {
+    "DeviceAllow", "IODeviceWeight", "IODeviceLatencyTargetSec", "IOReadBandwidthMax", "IOWriteBandwidthMax",
+    "IOReadIOPSMax", "IOWriteIOPSMax", "IPAddressAllow", "IPAddressDeny", "BPFProgram",
+}  # fmt: skip
+"""Properties that are lists of something else than texts."""

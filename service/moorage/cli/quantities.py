@@ -135,6 +135,15 @@ def parse_percent(text: str) -> int:
     return int(match[1]) * 100 + int((match[2] or "").ljust(2, "0"))
 
 
+def scale_of_percent(text: str) -> int:
+    """Parse a share to what the service manager takes: 2³²-1 is all (``UINT32_SCALE_FROM_PERMYRIAD()``).
+
+    Raises:
+        ValueError: it is none.
+    """
+    return (min(parse_percent(text), 10_000) * UINT32_MAX + 5_000) // 10_000
+
+
 def parse_signal(text: str) -> int:
     """Parse a signal: its number, or its name with or without SIG; also ``RTMIN+3``, ``RTMAX-1``.
 

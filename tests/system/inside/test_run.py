@@ -1,5 +1,6 @@
 """moorctl run against the real moored: what a person or a script starts a machine with."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,14 @@ pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl, a_name  # noqa: E402
 from moored import run, scopes, show  # noqa: E402
+from unit_file_settings import (  # noqa: E402
+    SCOPE,
+    SERVICE,
+    SERVICE_257,
+    SERVICE_262,
+    SERVICE_DEFAULTS,
+    in_force,
+)
 
 moorctl = Moorctl()
 Starter = Callable[..., subprocess.Popen[str]]
@@ -267,3 +276,66 @@ def test_check_tells_the_names_that_it_will_have(tmp_path: Path, start: Starter)
     assert sum(line.startswith("  Unit: ") for line in told.splitlines()) == 2
     process.send_signal(signal.SIGTERM)
     assert process.wait(RUN_SECONDS) == 128 + signal.SIGTERM
+
+
+class TestSettingsAsInAUnitFile:
+    """What moorctl sets is what systemd-run sets."""
+
+    def test_of_a_helper(self, tmp_path: Path, start: Starter) -> None:
+        version = int(run("systemctl", "--version").split()[1])
+        settings = SERVICE | (SERVICE_257 if version < 262 else SERVICE_262)
+        lines = [f"{name} = {json.dumps(in_a_file(value))}" for name, value in settings.items()]
+        file = tmp_path / "set.toml"
+        file.write_text(
+            "\n".join(
+                [
+                    "[helpers.h]",
+                    'execStart = ["/usr/bin/sleep", "infinity"]',
+                    "[helpers.h.properties]",
+                    *lines,
+                ]
+            )
+        )
+        name = a_name()
+        process = start(
+            "--name", name, "--helpers", str(file), "--", "sh", "-c", "echo ready; exec sleep infinity"
+        )
+        assert line_of(process) == "ready"
+        found = in_force(f"machine-{name}-h.service", settings)
+        own = f"/run/moorage/m/{name}"  # in the sandbox of every helper
+        assert found["BindPaths"].pop(0)[:2] == [own, own]
+
+        given = [f"--property={name}={value}" for name, value in settings.items()]
+        run("systemd-run", "--unit=like", *SERVICE_DEFAULTS, *given, "sleep", "infinity")
+        expected = in_force("like.service", settings)
+        run("systemctl", "stop", "like.service")
+        assert found == expected
+        assert [name for name, value in found.items() if value is None] == []
+
+    def test_of_a_scope(self, start: Starter) -> None:
+        given = [f"--property={name}={value}" for name, value in SCOPE.items()]
+        name = a_name()
+        process = start("--name", name, *given, "--", "sh", "-c", "echo ready; exec sleep infinity")
+        assert line_of(process) == "ready"
+        found = in_force(f"machine-{name}.scope", SCOPE)
+
+        like = [
+            "systemd-run",
+            "--scope",
+            "--unit=like",
+            *given,
+            "sh",
+            "-c",
+            "echo ready; exec sleep infinity",
+        ]
+        with subprocess.Popen(like, stdout=subprocess.PIPE, text=True) as process:
+            assert line_of(process) == "ready"
+            expected = in_force("like.scope", SCOPE)
+            run("systemctl", "stop", "like.scope")
+        assert found == expected
+        assert [name for name, value in found.items() if value is None] == []
+
+
+def in_a_file(value: str) -> str:
+    """With percent signs as a file of helpers has them, but where a share is meant."""
+    return value if value.removesuffix("%").replace(".", "").isdecimal() else value.replace("%", "%%")

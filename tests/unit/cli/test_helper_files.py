@@ -92,7 +92,7 @@ def test_every_field_of_the_interface_can_be_given() -> None:
         ("[helpers.a]\nexecStart = ['/x']\nonFailure = 'panic'", "helpers.a.onFailure: Invalid enum value 'panic'"),
         ("[helpers.a]\nexecStart = ['/x']\nsockets = ['s']", "helpers.a.sockets[0]: Expected `object`"),
         ("[helpers.a]\nexecStart = ['/x']\nsockets = [{}]", "helpers.a.sockets[0]: Object missing required field"),
-        ("[helpers.a]\nexecStart = ['/x']\nproperties = {TasksMax = 'x'}", "helpers.a.properties: TasksMax: 'x'"),
+        ("[helpers.a]\nexecStart = ['/x']\nproperties = {A = " + "[" * 500 + "]" * 500 + "}", "nested too deeply"),
         ("[helpers.a]\nexecStart = ['/x']\nproperties = 1", "helpers.a.properties: Expected `object`"),
         ("a = " + "[" * 5000, "nested too deeply"),
     ],
@@ -110,14 +110,61 @@ def test_what_may_not_be_said_is_named(text: str, words: str) -> None:
         ("[helpers.a]\nexecStart = ['/x', '%x']", "helpers.a: there is no specifier '%x'"),
         (
             "[helpers.a]\nexecStart = ['/x']\nproperties = {A = [['%x']]}",
-            "helpers.a: there is no specifier '%x'",
+            "helpers.a.properties: there is no specifier '%x'",
+        ),
+        (
+            "[helpers.a]\nexecStart = ['/x']\nproperties = {TasksMax = 'x'}",
+            "helpers.a.properties: TasksMax: 'x'",
+        ),
+        (
+            "[helpers.a]\nexecStart = ['/x']\nproperties = {SyslogIdentifier = '50%x'}",
+            "helpers.a.properties: there is no specifier '%x'",
         ),
     ],
 )
-def test_a_specifier_that_there_is_not(text: str, words: str) -> None:
+def test_what_cannot_be_expanded(text: str, words: str) -> None:
     given_ = parse(text)
     with pytest.raises(ValueError, match=re.escape(words)):
         expand(given_, SPECIFIERS)
+
+
+def test_properties_as_in_a_unit_file() -> None:
+    text = """
+[helpers.a]
+execStart = ["/x"]
+[helpers.a.properties]
+MemoryMax = "64M"
+MemoryHigh = "50%"
+CPUQuota = "150%"
+TimeoutStopSec = 5
+RestartSec = 0.5
+RuntimeMaxSec = "5min"
+NoNewPrivileges = "yes"
+PrivateTmp = true
+UMask = "0027"
+LogExtraFields = ["MACHINE=%n", "SHARE=50%"]
+DeviceAllow = ["/dev/kvm rw", "/dev/net/tun r"]
+ReadWritePaths = ["/a b", "/%n"]
+BindPaths = "/srv/%n:/srv"
+Environment = "A=%u 'B=%t x'"
+"""
+    [helper] = sent(text)
+    assert helper["properties"] == {
+        "MemoryMax": 64 << 20,
+        "MemoryHighScale": 2147483648,
+        "CPUQuotaPerSecUSec": 1_500_000,
+        "TimeoutStopUSec": 5_000_000,
+        "RestartUSec": 500_000,
+        "RuntimeMaxUSec": 300_000_000,
+        "NoNewPrivileges": True,
+        "PrivateTmp": True,
+        "UMask": 0o27,
+        "LogExtraFields": [list(b"MACHINE=web"), list(b"SHARE=50%")],
+        "DeviceAllow": [["/dev/kvm", "rw"], ["/dev/net/tun", "r"]],
+        "ReadWritePaths": ["/a b", "/web"],
+        "BindPaths": [["/srv/web", "/srv", False, 16384]],
+        "Environment": ["A=0", "B=/run/moorage/m/web x"],
+    }
 
 
 @given(st.text())

@@ -1,12 +1,14 @@
 """Properties as people write them."""
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.cli.properties import convert
+from moorage.cli import properties
+from moorage.cli.properties import convert, convert_values
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,93 @@ def test_one(text: str, expected: dict[str, Any]) -> None:
     assert convert([text]) == expected
 
 
+EVERY = 0x7E020080
+"""All namespaces, as flags of clone(2)."""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("NoNewPrivileges=yes", {"NoNewPrivileges": True}),
+        ("TimeoutSec=5", {"TimeoutStartUSec": 5_000_000, "TimeoutStopUSec": 5_000_000}),
+        ("Environment=A=1 'B=x y' C=\\n", {"Environment": ["A=1", "B=x y", "C=\n"]}),
+        (r"Environment=\xc3\xa4\u00e4\101 a\sb", {"Environment": ["ääA", "a b"]}),
+        ("ReadWritePaths=a\\b 'c d'e", {"ReadWritePaths": ["ab", "c de"]}),
+        ("ExecSearchPath=/a:/b /c", {"ExecSearchPath": ["/a", "/b", "/c"]}),
+        ("SystemCallFilter=~@mount", {"SystemCallFilter": [False, ["@mount"]]}),
+        ("RestrictAddressFamilies=", {"RestrictAddressFamilies": [True, []]}),
+        ("SystemCallErrorNumber=EPERM", {"SystemCallErrorNumber": 1}),
+        ("SystemCallErrorNumber=kill", {"SystemCallErrorNumber": 2**31 - 2}),
+        ("CapabilityBoundingSet=CAP_CHOWN 1", {"CapabilityBoundingSet": 3}),
+        ("CapabilityBoundingSet=~cap_chown", {"CapabilityBoundingSet": 2**64 - 2}),
+        ("CapabilityBoundingSet=", {"CapabilityBoundingSet": 0}),
+        ("AmbientCapabilities=CAP_CHECKPOINT_RESTORE", {"AmbientCapabilities": 1 << 40}),
+        ("RestrictNamespaces=yes", {"RestrictNamespaces": 0}),
+        ("RestrictNamespaces=no", {"RestrictNamespaces": EVERY}),
+        ("RestrictNamespaces=user", {"RestrictNamespaces": 0x10000000}),
+        ("RestrictNamespaces=~user", {"RestrictNamespaces": EVERY & ~0x10000000}),
+        ("DelegateNamespaces=yes", {"DelegateNamespaces": EVERY & ~0x10000000}),
+        ("BindPaths=/a", {"BindPaths": [["/a", "/a", False, 16384]]}),
+        ("BindPaths=-/a:/b:norbind '/c d'", {"BindPaths": [["/a", "/b", True, 0], ["/c d", "/c d", False, 16384]]}),
+        ("TemporaryFileSystem=/a:ro,size=1 /b", {"TemporaryFileSystem": [["/a", "ro,size=1"], ["/b", ""]]}),
+        ("StateDirectory=a b:c", {"StateDirectory": ["a"], "StateDirectorySymlink": [["b", "c", 0]]}),
+        ("StateDirectory=d::ro", {"StateDirectorySymlink": [["d", "", 1]]}),
+        ("StateDirectoryQuota=50%", {"StateDirectoryQuota": [2**64 - 1, 2147483648, "yes"]}),
+        ("StateDirectoryQuota=1M", {"StateDirectoryQuota": [1 << 20, 2**32 - 1, "yes"]}),
+        ("StateDirectoryQuota=off", {"StateDirectoryQuota": [2**64 - 1, 2**32 - 1, "no"]}),
+        ("PrivateTmp=disconnected", {"PrivateTmpEx": "disconnected"}),
+        ("PrivateUsers=no", {"PrivateUsers": False}),
+        ("ProtectHostname=private:a", {"ProtectHostnameEx": ["private", "a"]}),
+        ("LimitNOFILE=1:2", {"LimitNOFILE": 2, "LimitNOFILESoft": 1}),
+        ("LimitNOFILE=infinity", {"LimitNOFILE": "infinity", "LimitNOFILESoft": "infinity"}),
+        ("LimitCORE=1K:infinity", {"LimitCORE": "infinity", "LimitCORESoft": 1024}),
+        ("LimitCPU=1ms", {"LimitCPU": 1, "LimitCPUSoft": 1}),
+        ("LimitRTTIME=7", {"LimitRTTIME": 7, "LimitRTTIMESoft": 7}),
+        ("LimitNICE=-20", {"LimitNICE": 40, "LimitNICESoft": 40}),
+        ("EnvironmentFile=-/a", {"EnvironmentFiles": [["/a", True]]}),
+        ("LoadCredential=a", {"LoadCredential": [["a", "a"]]}),
+        ("ImportCredential=a.*:b.", {"ImportCredentialEx": [["a.*", "b."]]}),
+        ("SetCredential=a:b\\x00:'c'", {"SetCredential": [["a", list(b"b\0:'c'")]]}),
+        ("SetCredentialEncrypted=a:YWI=", {"SetCredentialEncrypted": [["a", list(b"ab")]]}),
+        ("StandardInputText='a", {"StandardInputData": list(b"'a\n")}),
+        ("StandardOutput=file:/a", {"StandardOutputFile": "/a"}),
+        ("StandardOutput=journal", {"StandardOutput": "journal"}),
+        ("AppArmorProfile=-x", {"AppArmorProfile": [True, "x"]}),
+        ("CPUAffinity=numa", {"CPUAffinityFromNUMA": True}),
+        ("UMask=027", {"UMask": 0o27}),
+        ("Nice=-5", {"Nice": -5}),
+        ("TimerSlackNSec=50", {"TimerSlackNSec": 50}),
+        ("TimerSlackNSec=1ms", {"TimerSlackNSec": 1_000_000}),
+        ("SyslogLevel=err", {"SyslogLevel": 3}),
+        ("CoredumpFilter=default 0x100", {"CoredumpFilter": 0x133}),
+        ("SuccessExitStatus=7 SIGKILL EXCEPTION", {"SuccessExitStatus": [[7, 255], [9]]}),
+        ("ExecReload=-/bin/kill 'a b'", {"ExecReload": [["/bin/kill", ["/bin/kill", "a b"], True]]}),
+        ("ExecReload=@/bin/kill k", {"ExecReload": [["/bin/kill", ["k"], False]]}),
+        ("ExecReload=", {"ExecReload": []}),
+        ("OpenFile=/a/b", {"OpenFile": [["/a/b", "b", 0]]}),
+        ("OpenFile=/a/b:c:append,graceful", {"OpenFile": [["/a/b", "c", 10]]}),
+        ("RefreshOnReload=~extensions", {"RefreshOnReload": [[True, "extensions"]]}),
+        ("ConditionPathExists=|!/a", {"Conditions": [["ConditionPathExists", True, True, "/a"]]}),
+        ("AssertUser=", {"Asserts": []}),
+        ("LogFilterPatterns=~a", {"LogFilterPatterns": [[False, "a"]]}),
+    ],
+)  # fmt: skip
+def test_one_of_a_service(text: str, expected: dict[str, Any]) -> None:
+    assert convert([text]) == expected
+
+
+def test_values_of_a_file() -> None:
+    assert convert_values({"ExecReload": ["/a", "-/b c"], "Environment": ["A=x y"], "NUMAMask": [1]}) == {
+        "ExecReload": [["/a", ["/a"], False], ["/b", ["/b", "c"], True]],
+        "Environment": ["A=x y"],
+        "NUMAMask": [1],
+    }
+    as_over_dbus = {
+        "RestartSec": True, "TimerSlackNSec": 5, "Whatever": ["a"], "DeviceAllow": [["/a", "r"]]
+    }  # fmt: skip
+    assert convert_values(as_over_dbus) == as_over_dbus
+
+
 def test_lists_are_joined_and_reset_and_other_values_replaced() -> None:
     assert convert(["After=a b", "After=c"]) == {"After": ["a", "b", "c"]}
     assert convert(["After=a b", "After=", "After=c"]) == {"After": ["c"]}
@@ -78,6 +167,14 @@ def test_lists_are_joined_and_reset_and_other_values_replaced() -> None:
         "CPUQuota=12.345%", "AllowedCPUs=3-0", "AllowedCPUs=9999", "TimeoutStopSec=", "TimeoutStopSec=5 apples",
         "TimeoutStopSec=-5s", "Delegate='", "KillSignal=SIGNONE", "SendSIGHUP=maybe", "IOReadBandwidthMax=/dev/vda",
         "IPAddressAllow=300.0.0.1", "BPFProgram=/sys/fs/bpf/x", "Odd=text", "Odd=NaN", "Odd=Infinity",
+        "NoNewPrivileges=maybe", "Environment='a", "Environment=a\\", "Environment=\\q", "Environment=\\xff",
+        "Environment=\\ud800", "SystemCallErrorNumber=ENONE", "CapabilityBoundingSet=CAP_NONE",
+        "AmbientCapabilities=63",
+        "RestrictNamespaces=house", "BindPaths=/a:/b:ro", "BindPaths=:/b", "StateDirectory=a:b:rw", "LimitNOFILE=2:1",
+        "LimitNOFILE=infinity:1", "LimitNOFILE=1K", "LimitNICE=-21", "SetCredential=a", "SetCredentialEncrypted=a:?",
+        "StandardInputData=?", "UMask=8", "UMask=10000", "Nice=20", "SyslogLevel=loud", "CoredumpFilter=much",
+        "SuccessExitStatus=256", "SuccessExitStatus=SIGNONE", "ExecReload=+/bin/kill", "ExecReload=--/bin/kill",
+        "ExecReload=@/bin/kill", "OpenFile=/a:b:c", "ProtectHostname=private:", "NUMAMask=all", "MountImages=/a:/b",
     ],
 )  # fmt: skip
 def test_what_cannot_be_converted_is_named(text: str) -> None:
@@ -91,22 +188,13 @@ def test_what_is_no_assignment(text: str) -> None:
         convert([text])
 
 
-NAMES = [
-    "MemoryMax",
-    "TimeoutStopSec",
-    "AllowedCPUs",
-    "CPUQuota",
-    "Delegate",
-    "IPAddressDeny",
-    "KillSignal",
-    "Odd",
-]
+MARKS = st.text(alphabet="~-:@!|%\\'\" axKM019.,/=", max_size=20)
 
 
-@given(st.sampled_from(NAMES), st.text())
+@given(st.sampled_from([*sorted(properties._TABLE), "Odd"]), st.one_of(st.text(), MARKS))
 def test_any_text_is_converted_or_refused(name: str, text: str) -> None:
     try:
         converted = convert([f"{name}={text}"])
     except ValueError:
         return
-    assert len(converted) == 1
+    json.dumps(converted, ensure_ascii=False).encode()  # no surrogates, and nothing that is no JSON
