@@ -124,19 +124,12 @@ class Terminals:
         def one(
             *command: str,
             name: str | None = None,
+            options: Sequence[str] = (),
             stdin: Stream = subprocess.DEVNULL,
             stdout: Stream = subprocess.PIPE,
         ) -> subprocess.Popen[bytes]:
-            argv = [
-                moorctl.program,
-                *moorctl.options,
-                "run",
-                "--pty",
-                "--name",
-                name or a_name(),
-                "--",
-                *command,
-            ]
+            run = [moorctl.program, *moorctl.options, "run", "--pty", "--name", name or a_name()]
+            argv = [*run, *options, "--", *command]
             environment = moorctl.whole_environment
             started.append(
                 subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=environment)

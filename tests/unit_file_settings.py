@@ -74,7 +74,7 @@ SCOPE = {
     "CPUWeight": "200", "IOWeight": "50", "AllowedCPUs": "0-0", "TimeoutStopSec": "1min 5s", "RuntimeMaxSec": "1h",
     "KillMode": "mixed", "KillSignal": "SIGINT", "SendSIGHUP": "yes", "OOMPolicy": "kill", "Delegate": "memory pids",
     "DevicePolicy": "closed", "DeviceAllow": "/dev/null rw", "IPAddressDeny": "any", "IPAddressAllow": "127.0.0.1/8",
-    "ManagedOOMMemoryPressure": "kill", "ManagedOOMMemoryPressureLimit": "60%", "Documentation": "man:a(1)",
+    "ManagedOOMMemoryPressure": "kill", "ManagedOOMMemoryPressureLimit": "60%",
 }  # fmt: skip
 
 PROPERTIES = {

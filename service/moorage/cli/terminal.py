@@ -201,12 +201,18 @@ class Terminal:
             await self._write_rest(lost)
 
     async def _drain(self, lost: Callable[[OSError], None]) -> None:
+        # What the kernel had kept when the payload ended; processes that it left behind may write without an end.
+        left = CHUNK_BYTES
         while True:
             await self._write_rest(lost)
             try:
-                self._unwritten = memoryview(os.read(self._ours, CHUNK_BYTES))
+                output = os.read(self._ours, left)
             except OSError:  # there is nothing left
                 return
+            if not output:
+                return
+            left -= len(output)
+            self._unwritten = memoryview(output)
 
     async def _write_rest(self, lost: Callable[[OSError], None]) -> None:
         """Write what was read; what is not written when this is cancelled, is kept."""

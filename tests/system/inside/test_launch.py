@@ -159,6 +159,17 @@ async def test_one_that_waited_too_long_is_gone_with_its_scope() -> None:
         await until(lambda: not scopes())
 
 
+async def test_one_that_is_cancelled_is_gone_with_its_scope() -> None:
+    async with await connect() as client:
+        with trio.CancelScope() as scope:
+            async with await hold() as payload:
+                await register(client, "web", payload.pidfd)
+                scope.cancel()
+                await payload.run(["sleep", "infinity"])
+        assert scope.cancelled_caught
+        await until(lambda: not scopes())
+
+
 async def test_many_at_once() -> None:
     async def one(number: int) -> None:
         async with await hold() as payload:
@@ -200,8 +211,6 @@ def content_of(fd: int) -> str:
 async def test_a_user_that_it_may_not_become(spawn: Processes) -> None:
     script = """
 import os, trio
-from moorage import launch
-from moorage.holder import FDS_MAX
 from moorage.launch import StartFailed, hold
 async def main():
     try:

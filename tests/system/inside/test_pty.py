@@ -64,8 +64,12 @@ class TestOverTheRealOne(PtyBattery):
         person.end()
         assert person.modes() == person.modes_before
 
-    def test_what_is_left_writes_nothing_more(self, piped: Piped) -> None:
-        output, _ = piped(
-            "sh", "-c", "(trap '' HUP TERM; while echo more; do :; done) & echo said"
-        ).communicate(timeout=RUN_SECONDS)
+    def test_what_is_left_without_a_lease_loses_the_terminal(self, piped: Piped) -> None:
+        """It writes until it cannot; moorctl does not wait for that."""
+        name = a_name()
+        script = "trap '' HUP; while echo more; do :; done & echo said; exit 8"
+        process = piped("sh", "-c", script, name=name, options=["--no-lease"])
+        output, _ = process.communicate(timeout=RUN_SECONDS)
+        assert process.returncode == 8
         assert b"said\r\n" in output
+        wait_for(lambda: not units(name))
