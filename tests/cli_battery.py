@@ -265,6 +265,25 @@ class Battery:
         name = a_name()
         refused(moorctl(command, name), 3, f"There is no machine {name}.", "moorctl list")
 
+    def test_names_are_completed_in_bash(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name = a_name()
+        moorctl.output("register", name, "--leader", str(leaders().pid))
+        words = " ".join(["moorctl", *moorctl.options, "status", name[:-2]])
+        script = f"""
+eval "$(moorctl completion bash)"
+COMP_WORDS=({words})
+COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+registered=$(complete -p moorctl)
+registered=${{registered#*-F }}
+${{registered% *}} moorctl
+echo "${{COMPREPLY[@]}}"
+"""
+        done = subprocess.run(
+            ["bash", "-c", script], capture_output=True, text=True, timeout=RUN_SECONDS, check=False,
+            env={**moorctl.whole_environment, "PATH": f"{Path(moorctl.program).parent}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == (f"{name}\n", "")
+
     def test_names_are_completed(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name = a_name()
         moorctl.output("register", name, "--leader", str(leaders().pid))

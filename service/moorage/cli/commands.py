@@ -89,6 +89,11 @@ def _finite_span(text: str) -> int:
     return usec
 
 
+def _name_slice(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Complete the name of a slice, as systemd-run(1) does."""
+    return value if value is None or "." in value else f"{value}.slice"
+
+
 def _find_user(text: str) -> pwd.struct_passwd:
     try:
         return pwd.getpwuid(int(text)) if text.isdecimal() else pwd.getpwnam(text)
@@ -186,7 +191,11 @@ def _describing(command: F) -> F:
                 help="What runs in it.",
             ),
             click.option(
-                "--slice", "slice_", metavar="SLICE", help="Slice for the scope.  [default: machine.slice]"
+                "--slice",
+                "slice_",
+                metavar="SLICE",
+                callback=_name_slice,
+                help="Slice for the scope.  [default: machine.slice]",
             ),
             click.option("--description", metavar="TEXT", help="Description of the scope."),
             click.option(
@@ -442,12 +451,11 @@ def run_(
     argv = [*given.command, *command]
     if not argv:
         raise click.UsageError("There is no command to run.")
-    if every:
-        parameters["helpers"] = every
     return run.run(
         address,
         run.Order(
             registration=parameters,
+            helpers=every,
             register_seconds=_register_seconds(described["timeout"]),
             stop_seconds=STOP_SECONDS + ANSWER_SECONDS,
             directory=directory if given.helpers else None,
@@ -496,7 +504,9 @@ def _identity(user: pwd.struct_passwd | None, gid: int | None) -> dict[str, Any]
     return {"uid": user.pw_uid, "gid": user.pw_gid if gid is None else gid, "groups": groups}
 
 
-def _helper(text: str) -> dict[str, Any]:
+def _helper(text: str) -> helper_files.Helper:
+    from moorage.cli import helper_files
+
     name, separator, command = text.partition("=")
     try:
         words = shlex.split(command)
@@ -505,8 +515,11 @@ def _helper(text: str) -> dict[str, Any]:
     if not separator or not words:
         raise click.BadParameter(f"{text!r} is not NAME=COMMAND", param_hint="'--helper'")
     # The service has no PATH of its own to look in.
-    words[0] = shutil.which(words[0]) or words[0]
-    return {"name": name, "execStart": words}
+    found = shutil.which(words[0])
+    if found is None:
+        raise click.BadParameter(f"{name}: there is no program {words[0]!r}", param_hint="'--helper'")
+    words[0] = os.path.abspath(found)
+    return helper_files.Helper(name, words)
 
 
 def _read(path: str, machine: str, directory: str) -> helper_files.HelperSet:

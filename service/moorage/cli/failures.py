@@ -94,8 +94,9 @@ _WORDS: Final[Mapping[str, _Words]] = {
     ),
     _MACHINE + "NoSuchProperty": _Words(
         Exit.REFUSED,
-        "A scope has no property {property} that can be set.",
-        hint="Those there are: systemd.scope(5), systemd.resource-control(5), systemd.kill(5)",
+        "There is no property {property} that can be set.",
+        hint="Those there are: systemd.scope(5), systemd.resource-control(5), systemd.kill(5);"
+        " for helpers also systemd.service(5), systemd.exec(5)",
     ),
     _MACHINE + "InvalidProperty": _Words(Exit.REFUSED, "Property {property} is refused: {reason}."),
     _MACHINE + "JobFailed": _Words(
@@ -116,7 +117,9 @@ _WORDS: Final[Mapping[str, _Words]] = {
         Exit.TIMED_OUT, "It took too long: {operation}.", hint="It may still happen: moorctl list"
     ),
     _MACHINE + "ManagerUnavailable": _Words(Exit.REFUSED, "The service manager does not do it: {reason}."),
-    _SERVICE + "InvalidParameter": _Words(Exit.REFUSED, "The service does not accept {option}."),
+    _SERVICE + "InvalidParameter": _Words(
+        Exit.REFUSED, "The service does not accept {option}.", hint="{right}"
+    ),
     _SERVICE + "PermissionDenied": _Words(
         Exit.PERMISSION_DENIED,
         "The service does not let you do this.",
@@ -164,6 +167,27 @@ _OPTIONS: Final[Mapping[str, str]] = {
 """Where a parameter has another name on the command line than its own with dashes."""
 
 
+_ID128: Final = "It has 32 hexadecimal digits."
+_RIGHT: Final[Mapping[str, str]] = {
+    "name": "A name has 1 to 64 characters of A-Z a-z 0-9 _ . @ \\ : -, and begins with neither . nor -",
+    "slice": "It is the name of a slice, such as vms-prod.slice: systemd.slice(5)",
+    "id": _ID128,
+    "invocationId": _ID128,
+    "leaderFileDescriptor": "It must be a process, not a thread, and neither the service manager nor a kernel thread.",
+    "controlGroup": "It begins with a slash, and is below /sys/fs/cgroup: see /proc/PID/cgroup",
+    "timeoutUSec": "It is 10 minutes at most.",
+    "helpers": "There are 64 at most.",
+    "name of a helper": "Each has a name of its own, of the characters that names of machines have.",
+    "execStart of a helper": "It begins with the absolute path of a program that is there.",
+    "after of a helper": "They are names of other helpers, and none waits for itself.",
+    "sockets of a helper": "Each has a name of its own that is a file name, and all have the same mode, without rights"
+    " beyond 0777.",
+    "type of a helper": "There are simple, exec, notify, notify-reload and oneshot.",
+    "restart of a helper": "There are those of systemd.service(5), such as on-failure.",
+}
+"""What would be accepted, by parameter."""
+
+
 def explain(error: Exception, address: Address) -> Failure:
     """Return the end of a command for what a call raised; an exception that is not expected is raised again."""
     match error:
@@ -183,6 +207,10 @@ def _refusal(name: str, parameters: Mapping[str, Any], address: Address) -> Fail
     values = {key: _shown(value) for key, value in parameters.items() if value is not None}
     if "parameter" in values:
         values["option"] = _option(values["parameter"])
+        if right := _RIGHT.get(
+            re.sub(r"^helpers\[[0-9]+\]\.(\w+).*", r"\1 of a helper", values["parameter"])
+        ):
+            values["right"] = right
     if isinstance(number := parameters.get("errno"), int):
         values["message"] = os.strerror(number)
     manager = address.manager or "systemctl"

@@ -165,6 +165,8 @@ def expand(helpers: HelperSet, specifiers: Mapping[str, str]) -> HelperSet:
         where = f"helpers.{helper.name}"
         try:
             command = _in_texts(helper.exec_start, replaced)
+            if not command or not os.path.isabs(command[0]):
+                raise ValueError("execStart: it begins with the absolute path of a program")
             where += ".properties"
             properties = convert_values(
                 {name: _in_texts(value, replaced_in_property) for name, value in helper.properties.items()}

@@ -18,6 +18,7 @@ import trio
 from moorage.cli import views
 from moorage.cli.address import Address
 from moorage.cli.failures import Exit, Failure, explain
+from moorage.cli.helper_files import Helper
 from moorage.cli.quantities import printable
 from moorage.cli.replies import Machine
 from moorage.cli.service import INTERFACE, Reply
@@ -49,6 +50,7 @@ class Order:
 
     Attributes:
         registration: parameters of Register; those that are None are not sent.
+        helpers: of the machine.
         register_seconds: how long its answer may take.
         stop_seconds: how long the answer of Stop may take.
         directory: the runtime directory that the helpers were told of; None where they were not.
@@ -59,6 +61,7 @@ class Order:
     """
 
     registration: Mapping[str, Any]
+    helpers: Sequence[Helper]
     register_seconds: float
     stop_seconds: float
     directory: str | None
@@ -145,6 +148,8 @@ def _not_run(error: Exception, address: Address) -> Failure:
 
 async def _registered(client: Client, address: Address, order: Order, payload: Payload) -> Reply:
     given = {name: value for name, value in order.registration.items() if value is not None}
+    if order.helpers:
+        given["helpers"] = order.helpers
     try:
         return await client.call(
             f"{INTERFACE}.Register",
@@ -154,7 +159,21 @@ async def _registered(client: Client, address: Address, order: Order, payload: P
             timeout=order.register_seconds,
         )
     except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
-        raise _not_run(error, address) from None
+        failure = _not_run(error, address)
+        concerned = _helpers_with(error, order)
+    raise Failure(Exit.NOT_RUN, f"{failure}\n{concerned}" if concerned else str(failure))
+
+
+def _helpers_with(error: Exception, order: Order) -> str:
+    """Tell which helpers have the property that was refused: the service names the property only."""
+    if not isinstance(error, VarlinkError) or not isinstance(
+        name := error.parameters().get("property"), str
+    ):
+        return ""
+    helpers = [helper.name for helper in order.helpers if name in helper.properties]
+    return (
+        f"It is set for {', '.join(f'helper {printable(helper)}' for helper in helpers)}." if helpers else ""
+    )
 
 
 async def _execute(payload: Payload, order: Order, terminal: Terminal | None) -> None:

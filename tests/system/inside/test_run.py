@@ -12,7 +12,7 @@ import pytest
 
 pytest.register_assert_rewrite("cli_battery")
 
-from cli_battery import RUN_SECONDS, Moorctl, a_name  # noqa: E402
+from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
 from moored import run, scopes, show  # noqa: E402
 from unit_file_settings import (  # noqa: E402
     SCOPE,
@@ -172,7 +172,8 @@ def test_the_service_may_be_gone_in_between(start: Starter) -> None:
     [
         (["--property=Foo=1", "--", "true"], 125, "no property Foo"),
         (["--slice=../x", "--", "true"], 125, "the value of --slice"),
-        (["--helper=a=/nowhere/at/all", "--", "true"], 125, "--helper or --helpers (helpers[0].execStart"),
+        (["--helper=a=/etc/passwd", "--", "true"], 2, "there is no program '/etc/passwd'"),
+        (["--helper=a=sleep 1", "--helper=a=sleep 2", "--", "true"], 125, "helpers[1].name"),
         (["--subgroup=payload", "--", "true"], 125, "--class container"),
         (["--working-directory=/nowhere", "--", "true"], 125, "--working-directory: /nowhere: No such file"),
         (["--", "no-such-program"], 127, "Failed to execute no-such-program: No such file or directory."),
@@ -203,6 +204,18 @@ type = "notify"
     assert f"Helper bad did not start: machine-{name}-bad.service ended with 'exit-code'.\n" in done.stderr
     assert "  went wrong\n" in done.stderr
     wait_for(lambda: units(name) == [])
+
+
+def test_the_helper_of_a_property_that_is_refused_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    text = '[helpers.{}]\nexecStart = ["/usr/bin/sleep", "9"]\nproperties = {{ {} }}\n'
+    for setting, words in (
+        ("Nonsense = 5", "There is no property Nonsense that can be set."),
+        ('KeyringMode = "odd"', "Property KeyringMode is refused: Invalid KeyringMode setting: odd."),
+    ):
+        file.write_text(text.format("good", "Nice = 5") + text.format("bad", setting))
+        done = moorctl("run", "--name", a_name(), "--helpers", str(file), "--", "echo", "never")
+        refused(done, 125, words, "It is set for helper bad.\n")
 
 
 def test_file_descriptors_environment_and_user(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ USER = Address("/run/u", "systemctl --user")
         ("ProcessGone", {"pid": None}, 1, "The process has ended."),
         ("ProcessNotOwned", {"pid": 5, "uid": 7}, 4, "Process 5 belongs to user 7"),
         ("UnitNotOwned", {"unit": "cron.service"}, 4, "The process is in cron.service, which is not yours"),
-        ("NoSuchProperty", {"property": "X"}, 1, "A scope has no property X that can be set."),
+        ("NoSuchProperty", {"property": "X"}, 1, "There is no property X that can be set."),
         ("InvalidProperty", {"property": "X", "reason": "too big."}, 1, "Property X is refused: too big."),
         (
             "JobFailed", {"unit": "a.scope", "jobResult": "failed", "unitResult": "resources"}, 1,
@@ -89,3 +89,21 @@ def test_no_connection(number: int, status: int, *, hint: bool) -> None:
 def test_a_bug_is_not_explained_away() -> None:
     with pytest.raises(ZeroDivisionError):
         explain(ZeroDivisionError(), SYSTEM)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("name", "1 to 64 characters"),
+        ("slice", "systemd.slice(5)"),
+        ("id", "32 hexadecimal digits"),
+        ("helpers", "64 at most"),
+        ("helpers[2].name", "name of its own"),
+        ("helpers[0].sockets[1].mode", "0777"),
+        ("helpers[0].execStart[0]", "absolute path"),
+        ("helpers[0].type", "notify"),
+    ],
+)
+def test_what_would_be_accepted_is_told(parameter: str, words: str) -> None:
+    failure = explain(RemoteError("org.varlink.service.InvalidParameter", {"parameter": parameter}), SYSTEM)
+    assert words in str(failure)

@@ -49,6 +49,10 @@ def fake(moorctl: Moorctl, listener: socket.socket) -> Generator[Moorctl]:
         (["--name", "web", "--helper", "fs", "true"], "'fs' is not NAME=COMMAND"),
         (["--name", "web", "--helper", "fs=", "true"], "'fs=' is not NAME=COMMAND"),
         (["--name", "web", "--helper", "fs='x", "true"], "No closing quotation"),
+        (
+            ["--name", "web", "--helper", "fs=no-such-program", "true"],
+            "fs: there is no program 'no-such-program'",
+        ),
         (["--name", "web", "--helpers", "/nowhere", "true"], "Failed to read /nowhere: No such file"),
         (["--name", "web", "--helpers", "/dev/zero", "true"], "/dev/zero: it is larger than"),
         (["--name", "web", "--pass-fd", "x", "true"], "'x' is not FD or FD:AS"),
@@ -76,7 +80,7 @@ def test_what_is_asked_for(moorctl: Moorctl, listener: socket.socket, tmp_path: 
         "[helpers.fs]\nexecStart = ['/fs', '%n', '%t']\nsockets = [{name = 's', mode = 0o600}]\n"
     )
     arguments = [
-        "run", "--name", "web", "--slice", "a.slice", "--class", "container", "-p", "TasksMax=5", "--timeout", "5s",
+        "run", "--name", "web", "--slice", "a", "--class", "container", "-p", "TasksMax=5", "--timeout", "5s",
         "--helpers", str(file), "--helper", "b=sh -c 'a b'", "--", "true", "--name", "x",
     ]  # fmt: skip
     with subprocess.Popen(
@@ -143,7 +147,12 @@ class TestCheck:
 
     @pytest.mark.parametrize(
         ("text", "words"),
-        [("x = 1", "unknown field"), ("command = ['%x']", "no specifier"), ("=", "Invalid statement")],
+        [
+            ("x = 1", "unknown field"),
+            ("command = ['%x']", "no specifier"),
+            ("=", "Invalid statement"),
+            ("[helpers.a]\nexecStart = ['sleep']", "helpers.a: execStart: it begins with the absolute path"),
+        ],
     )
     def test_a_bad_one(self, moorctl: Moorctl, tmp_path: Path, text: str, words: str) -> None:
         file = tmp_path / "set.toml"
