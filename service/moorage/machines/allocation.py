@@ -37,7 +37,6 @@ from moorage.pid1.manager import (
     InvalidProperty,
     Job,
     Json,
-    Look,
     Manager,
     ManagerError,
     ManagerRefused,
@@ -353,7 +352,7 @@ class Allocator:
                 status = await self._manager.status(spec.unit, deadline=deadline)
                 if status is not None and mark in status.documentation:
                     # The link broke, and the call was repeated before the first one had been read.
-                    await self._wait_without_job(spec.unit, None, waits=False, deadline=deadline)
+                    await self._wait_without_job(spec.unit, waits=False, deadline=deadline)
                     return Job("done", spec.unit, 0)
                 for unit in (spec.unit, *(each.unit for each in spec.auxiliary)):
                     await self._make_room(unit, deadline=deadline)
@@ -618,7 +617,7 @@ class Allocator:
         deadline = trio.current_time() + UNDO_USEC / 1e6
         # The manager asserts when a scope with User= and Delegate= is stopped while its start job runs. One that still
         # waits for its helpers may be stopped.
-        await self._wait_without_job(unit, None, waits=bool(auxiliary), deadline=deadline)
+        await self._wait_without_job(unit, waits=bool(auxiliary), deadline=deadline)
         # What is bound to the scope is stopped by the same job, even where the scope was not started.
         with contextlib.suppress(NoSuchUnit):
             await self._manager.stop(unit, deadline=deadline)
@@ -698,14 +697,14 @@ class Allocator:
         finally:
             self._awaited.pop(unit, None)
 
-    async def _wait_without_job(self, unit: str, pidfd: int | None, *, waits: bool, deadline: float) -> Look:
+    async def _wait_without_job(self, unit: str, *, waits: bool, deadline: float) -> None:
         """Wait until a unit has no job, or only one that waits for others, should it have any to wait for."""
         while True:
             event = self._awaited.setdefault(unit, trio.Event())
             try:
-                look = await self._manager.look(unit, pidfd, deadline=deadline)
+                look = await self._manager.look(unit, None, deadline=deadline)
                 if not look.job_id or (waits and look.active_state == "inactive"):
-                    return look
+                    return
                 with trio.move_on_after(SETTLE_USEC / 1e6):
                     await event.wait()
             finally:
