@@ -1,7 +1,7 @@
 """A link to a message bus, or to a peer that speaks D-Bus on a socket of its own.
 
-jeepney is the codec: SASL lines, marshalling of messages, unmarshalling of bodies. The socket, the framing and the
-matching of replies are here, because a lost signal is a lost machine and a link has to end in a known state:
+jeepney has the SASL lines and unmarshals bodies; `moorage.marshalling` writes messages. The socket, the framing and
+the matching of replies are here, because a lost signal is a lost machine and a link has to end in a known state:
 
 - One task reads. Signals are handed over synchronously; there is no queue between the socket and the owner that
   could be full.
@@ -25,16 +25,10 @@ from typing import Any, Final, Literal, NamedTuple
 
 import trio
 from jeepney.auth import BEGIN, AuthenticationError, Authenticator
-from jeepney.low_level import (
-    Endianness,
-    Header,
-    HeaderFields,
-    Message,
-    MessageFlag,
-    MessageType,
-    Struct,
-    parse_signature,
-)
+from jeepney.low_level import Endianness, HeaderFields, MessageFlag, MessageType, Struct, parse_signature
+
+from moorage.marshalling import Unmarshallable
+from moorage.marshalling import message as marshal
 
 AUTH_LINE_MAX: Final = 8192
 """Bytes of one line of the authentication dialogue; jeepney's own limit, lines of the specification have < 100."""
@@ -71,7 +65,8 @@ _UINT32: Final = {_LITTLE: struct.Struct("<I"), _BIG: struct.Struct(">I")}
 _ENDIANNESS: Final = {_LITTLE: Endianness.little, _BIG: Endianness.big}
 _PATH, _INTERFACE, _MEMBER = HeaderFields.path.value, HeaderFields.interface.value, HeaderFields.member.value
 _ERROR_NAME, _REPLY_SERIAL = HeaderFields.error_name.value, HeaderFields.reply_serial.value
-_SENDER, _SIGNATURE = HeaderFields.sender.value, HeaderFields.signature.value
+_DESTINATION, _SENDER = HeaderFields.destination.value, HeaderFields.sender.value
+_SIGNATURE = HeaderFields.signature.value
 
 
 class LinkError(Exception):
@@ -588,15 +583,17 @@ class Link:
         """Answer a call: on a bus anybody can make one, and would wait for the reply."""
         if received.flags & _NO_REPLY_EXPECTED or len(self._outgoing) >= BACKLOG_MAX:
             return
-        fields: dict[HeaderFields, str | int] = {
-            HeaderFields.error_name: "org.freedesktop.DBus.Error.UnknownMethod",
-            HeaderFields.reply_serial: received.serial,
-        }
+        fields: tuple[tuple[int, str, str | int], ...] = (
+            (_ERROR_NAME, "s", "org.freedesktop.DBus.Error.UnknownMethod"),
+            (_REPLY_SERIAL, "u", received.serial),
+        )
         if sender := received.text(_SENDER):
-            fields[HeaderFields.destination] = sender
-        serial = self._next_serial()
-        header = Header(Endianness.little, MessageType.error, 0, _PROTOCOL_VERSION, 0, serial, fields)
-        self._send(0, Message(header, ()).serialise(serial), ())
+            fields = (*fields, (_DESTINATION, "s", sender))
+        try:
+            data, _ = marshal(_ERROR, 0, self._next_serial(), fields)
+        except Unmarshallable:
+            return  # a name that is no text
+        self._send(0, data, ())
 
 
 async def _authenticate(sock: socket.socket) -> None:
@@ -628,20 +625,18 @@ async def _send_line(sock: socket.socket, line: bytes) -> None:
 
 
 def _serialise(call: Call, serial: int) -> tuple[bytes, Sequence[int]]:
-    fields: dict[HeaderFields, str | int] = {
-        HeaderFields.path: call.path,
-        HeaderFields.interface: call.interface,
-        HeaderFields.member: call.member,
-        HeaderFields.destination: call.destination,
-    }
+    fields: tuple[tuple[int, str, str | int], ...] = (
+        (_PATH, "o", call.path),
+        (_INTERFACE, "s", call.interface),
+        (_MEMBER, "s", call.member),
+        (_DESTINATION, "s", call.destination),
+    )
     if call.signature:
-        fields[HeaderFields.signature] = call.signature
-    flags = MessageFlag.allow_interactive_authorization if call.interactive else 0
-    header = Header(Endianness.little, MessageType.method_call, flags, _PROTOCOL_VERSION, 0, serial, fields)
-    fds = array.array("i")
+        fields = (*fields, (_SIGNATURE, "g", call.signature))
+    flags = MessageFlag.allow_interactive_authorization.value if call.interactive else 0
     try:
-        return Message(header, call.body).serialise(serial, fds), fds
-    except (ValueError, TypeError, KeyError, IndexError, struct.error, OverflowError) as exc:
+        return marshal(_METHOD_CALL, flags, serial, fields, call.signature, call.body)
+    except Unmarshallable as exc:
         raise BadCall(f"arguments of {call.member} do not fit {call.signature!r}: {exc}") from exc
 
 

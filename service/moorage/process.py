@@ -15,7 +15,7 @@ import os
 import select
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _SO_PEERPIDFD = getattr(
@@ -23,6 +23,7 @@ _SO_PEERPIDFD = getattr(
 )  # asm-generic/socket.h; not in Python's socket module before 3.14
 _UCRED = struct.Struct("iII")
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
+_PIDFD_THREAD = os.O_EXCL  # include/uapi/linux/pidfd.h, Linux 6.9
 PID_MAX = 2**22
 """PID_MAX_LIMIT of the kernel's include/linux/threads.h: no PID is larger on any 64 bit machine."""
 
@@ -89,10 +90,13 @@ def _read(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _stat_flags(pid: int) -> int:
+def _is_kernel_thread(pid: int) -> bool:
+    # Threads of the kernel have no memory (proc_pid_statm(5)), but who has ended has none either.
+    if not _read(f"/proc/{pid}/statm").startswith(b"0 "):
+        return False
     # The second field of proc_pid_stat(5), the command, may hold anything: what counts starts after its last ')'.
     text = _read(f"/proc/{pid}/stat")
-    return int(text[text.rindex(b")") + 2 :].split()[6])
+    return bool(int(text[text.rindex(b")") + 2 :].split()[6]) & _PF_KTHREAD)
 
 
 def _thread_group(pid: int) -> int:
@@ -102,6 +106,21 @@ def _thread_group(pid: int) -> int:
     raise ProcessGone(pid)
 
 
+def _pid_and_flags(pidfd: int) -> tuple[int, int]:
+    flags = 0
+    for line in _read(f"/proc/self/fdinfo/{pidfd}").splitlines():
+        if line.startswith(b"flags:"):
+            flags = int(line[6:], 8)
+        elif line.startswith(b"Pid:"):
+            pid = int(line[4:])
+            if pid < 0:
+                raise ProcessGone(None)
+            if pid == 0:
+                raise NotAProcess("the process is in another PID namespace")
+            return pid, flags
+    raise NotAProcess("the file descriptor is no pidfd")
+
+
 def pid_of(pidfd: int) -> int:
     """Return the PID that a pidfd stands for (proc_pid_fdinfo(5)).
 
@@ -109,15 +128,7 @@ def pid_of(pidfd: int) -> int:
         ProcessGone: it has been reaped.
         NotAProcess: the fd is no pidfd, or its process is not visible in this PID namespace.
     """
-    for line in _read(f"/proc/self/fdinfo/{pidfd}").splitlines():
-        if line.startswith(b"Pid:"):
-            pid = int(line[4:])
-            if pid < 0:
-                raise ProcessGone(None)
-            if pid == 0:
-                raise NotAProcess("the process is in another PID namespace")
-            return pid
-    raise NotAProcess("the file descriptor is no pidfd")
+    return _pid_and_flags(pidfd)[0]
 
 
 def has_exited(pidfd: int) -> bool:
@@ -134,14 +145,20 @@ def process_id(pidfd: int) -> ProcessId:
         ProcessGone: it has ended.
         NotAProcess: no pidfd, or that of a thread or a kernel thread.
     """
-    pid = pid_of(pidfd)
+    pid, flags = _pid_and_flags(pidfd)
     try:
-        if _thread_group(pid) != pid:
+        # Any other pidfd is that of a process (pidfd_open(2)).
+        if flags & _PIDFD_THREAD and _thread_group(pid) != pid:
             raise NotAProcess(f"{pid} is a thread of another process")
-        if _stat_flags(pid) & _PF_KTHREAD:
-            raise NotAProcess(f"{pid} is a thread of the kernel")
+        return _named(pid, pidfd)
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
+
+
+def _named(pid: int, pidfd: int) -> ProcessId:
+    """Name a process by both."""
+    if _is_kernel_thread(pid):
+        raise NotAProcess(f"{pid} is a thread of the kernel")
     # Only now is it sure that what was read above was read of this process, not of its successor.
     if has_exited(pidfd):
         raise ProcessGone(pid)
@@ -150,7 +167,7 @@ def process_id(pidfd: int) -> ProcessId:
     return ProcessId(pid, os.fstat(pidfd).st_ino, boot_id())
 
 
-def open_process(pid: int, pidfd_id: int | None = None, boot: str | None = None) -> int:
+def open_and_name(pid: int, pidfd_id: int | None = None, boot: str | None = None) -> tuple[int, ProcessId]:
     """Open a process by its number, and check that it is the one that was meant.
 
     Args:
@@ -159,7 +176,7 @@ def open_process(pid: int, pidfd_id: int | None = None, boot: str | None = None)
         boot: ID of the boot that the PID is from, 32 hexadecimal digits or a UUID.
 
     Returns:
-        A pidfd, close-on-exec, owned by the caller.
+        A pidfd, close-on-exec, owned by the caller, and what names the process for good.
 
     Raises:
         ProcessGone: there is no such process; it is a zombie; or the number belongs to another one now.
@@ -180,23 +197,28 @@ def open_process(pid: int, pidfd_id: int | None = None, boot: str | None = None)
             raise NotAProcess(f"{pid} is a thread of another process") from None
         raise
     try:
-        found = process_id(pidfd)
+        found = _named(pid, pidfd)
+        if pidfd_id is not None and found.pidfd_id is not None and pidfd_id != found.pidfd_id:
+            raise ProcessGone(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        os.close(pidfd)
+        raise ProcessGone(pid) from None
     except BaseException:
         os.close(pidfd)
         raise
-    if pidfd_id is not None and found.pidfd_id is not None and pidfd_id != found.pidfd_id:
-        os.close(pidfd)
-        raise ProcessGone(pid)
-    return pidfd
+    return pidfd, found
+
+
+def open_process(pid: int, pidfd_id: int | None = None, boot: str | None = None) -> int:
+    """Open a process as :func:`open_and_name` does, with the same errors, and return its pidfd alone."""
+    return open_and_name(pid, pidfd_id, boot)[0]
 
 
 def identify(pid: int, pidfd_id: int | None = None, boot: str | None = None) -> ProcessId:
-    """Name a process by its number, checked as :func:`open_process` does, and with the same errors."""
-    pidfd = open_process(pid, pidfd_id, boot)
-    try:
-        return process_id(pidfd)
-    finally:
-        os.close(pidfd)
+    """Name a process by its number, checked as :func:`open_and_name` does, and with the same errors."""
+    pidfd, found = open_and_name(pid, pidfd_id, boot)
+    os.close(pidfd)
+    return found
 
 
 def control_group(pid: int) -> str:
@@ -237,7 +259,7 @@ def owner(pid: int) -> int:
         ProcessGone: it does not exist.
     """
     try:
-        return Path(f"/proc/{pid}").stat().st_uid
+        return os.stat(f"/proc/{pid}").st_uid
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
 
@@ -288,6 +310,7 @@ class Peer:
     uid: int
     gid: int
     _socket: socket.socket
+    _known: list[ProcessId] = field(default_factory=list[ProcessId], compare=False, repr=False)
 
     def pidfd(self) -> int:
         """Open the peer (SO_PEERPIDFD, Linux 6.5).
@@ -311,6 +334,22 @@ class Peer:
             if error.errno in {22, 61}:
                 raise ProcessGone(self.pid) from None
             raise
+
+    def process_id(self) -> ProcessId:
+        """Name the peer. The kernel is asked once; who has been named may have ended since.
+
+        Raises:
+            ProcessGone: it had ended when it was first asked for.
+            NotAProcess: it is not visible in this PID namespace.
+            OSError: no file descriptor is left.
+        """
+        if not self._known:
+            pidfd = self.pidfd()
+            try:
+                self._known.append(process_id(pidfd))
+            finally:
+                os.close(pidfd)
+        return self._known[0]
 
 
 def peer_of(connection: socket.socket) -> Peer:

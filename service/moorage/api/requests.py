@@ -168,19 +168,17 @@ async def open_leader(
         NotOwned: the caller may not claim it.
         OSError: no file descriptor is left.
     """
-    caller_pidfd = None
     try:
-        caller_pidfd = call.peer.pidfd()
-        caller = process.process_id(caller_pidfd)
-        if pidfd is None:
-            pidfd = (
-                os.dup(caller_pidfd)
-                if given is None
-                else process.open_process(given.pid, given.pidfdId, given.bootId)
-            )
-        leader = process.process_id(pidfd)
-        if given is not None and not _is_meant(leader, given):
-            raise InvalidParameter(field)
+        caller = call.peer.process_id()
+        if pidfd is not None:
+            leader = process.process_id(pidfd)
+            if given is not None and not _is_meant(leader, given):
+                raise InvalidParameter(field)
+        elif given is not None:
+            pidfd, leader = process.open_and_name(given.pid, given.pidfdId, given.bootId)
+        else:
+            pidfd = call.peer.pidfd()
+            leader = process.process_id(pidfd)
         if leader.pid in {1, os.getpid()}:
             # Moving the manager, or this service, into a machine would end both.
             raise InvalidParameter(field)
@@ -198,9 +196,6 @@ async def open_leader(
         if pidfd is not None:
             os.close(pidfd)
         raise
-    finally:
-        if caller_pidfd is not None:
-            os.close(caller_pidfd)
     return Leader(leader, pidfd, owner, None if caller == leader else caller)
 
 

@@ -149,10 +149,6 @@ class TooOld(Exception):
         self.version = version
 
 
-class _Abandoned(Exception):
-    """The caller hung up before anything was asked of the manager."""
-
-
 def now() -> Timestamp:
     """Return the time, µs since the epoch and since boot."""
     return Timestamp(time.time_ns() // 1000, time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
@@ -166,9 +162,10 @@ def accounting(control_group: str) -> Accounting:
 class _Mark:
     """Why a machine is to be looked at."""
 
-    __slots__ = ("ask", "removed")
+    __slots__ = ("ask", "new", "removed")
 
     def __init__(self) -> None:
+        self.new = False  # registered a moment ago: what the caller's answer need not wait for is still to be done
         self.ask = False  # the kernel's word is not enough
         self.removed = False  # the manager has forgotten the unit
 
@@ -207,6 +204,7 @@ class Lifecycle:
         self._adding: dict[Machine, trio.Lock] = {}  # of machines whose helpers are being changed
         self._under_way: Counter[tuple[Machine, str]] = Counter()
         self._nursery: trio.Nursery | None = None
+        self._shields: set[trio.CancelScope] = set()  # around what outlives its caller
         manager.watch(self._hint, self._interested)
 
     # --- running -----------------------------------------------------------------------------------------------------
@@ -230,6 +228,12 @@ class Lifecycle:
                 nursery.start_soon(self._recheck_for_ever)
                 nursery.start_soon(self._tidy_for_ever)
                 task_status.started()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    # Nothing waits for callers' tasks any more: the next instance finds what they have made.
+                    for scope in self._shields:
+                        scope.shield = False
         finally:
             self._nursery = None
             self._watch.close()
@@ -420,6 +424,11 @@ class Lifecycle:
         marked, self._marked = self._marked, {}
         async with trio.open_nursery() as nursery:
             for number, (machine, mark) in enumerate(marked.items(), start=1):
+                if mark.new:
+                    _log.info("New machine %s in %s.", machine.name, machine.unit)
+                    # Beside the record it means nothing any more; but by now it may be that of a successor.
+                    if machine.name not in self._claims:
+                        self._withdraw(machine.name)
                 if self.registry.get(machine.name) is machine and not self._settled_by_kernel(machine, mark):
                     nursery.start_soon(self._recheck, machine)
                 # When hundreds of leaders die at once, others wait no longer.
@@ -585,38 +594,34 @@ class Lifecycle:
             undo.callback(os.close, pidfd)
             steps = undo.pop_all()
 
-        abandoned = False
-
         async def complete() -> Machine:
-            with steps:
-                async with self._starts:
-                    if abandoned:
-                        raise _Abandoned
-                    if machine.allocated:
-                        self._store.intend(machine)
-                        steps.push(self._withdrawal(machine.name))
-                    try:
-                        place = await self._place(registration, pidfd, self._store.mark(machine), deadline)
-                    except (ManagerTimeout, ManagerUnavailable):
-                        # It may have been done all the same, or be done yet: the name stays claimed until then.
-                        if machine.allocated:
-                            assert self._nursery is not None
-                            self._nursery.start_soon(self._take_back, machine, steps.pop_all())
-                        raise
-                await self._enter(machine, place, claim, lambda: self._keep_leader(machine, pidfd))
-                steps.pop_all()
+            if machine.allocated:
+                self._store.intend(machine)
+                steps.push(self._withdrawal(machine.name))
+            try:
+                place = await self._place(registration, pidfd, self._store.mark(machine), deadline)
+            except (ManagerTimeout, ManagerUnavailable):
+                # It may have been done all the same, or be done yet: the name stays claimed until then.
                 if machine.allocated:
-                    self._withdraw(machine.name)
-                self._claims.pop(machine.name).set()
-                if lease is not None:
-                    self.lease(machine, lease)
-                return machine
+                    assert self._nursery is not None
+                    self._nursery.start_soon(self._take_back, machine, steps.pop_all())
+                raise
+            await self._enter(machine, place, claim, lambda: self._keep_leader(machine, pidfd))
+            steps.pop_all()
+            self._claims.pop(machine.name).set()
+            if lease is not None:
+                self.lease(machine, lease)
+            return machine
 
-        try:
-            return await self._detached(complete)
-        except trio.Cancelled:
-            abandoned = True
-            raise
+        with steps:
+            try:
+                self._starts.acquire_nowait()
+            except trio.WouldBlock:
+                await self._starts.acquire()
+            try:
+                return await self._shielded(complete)
+            finally:
+                self._starts.release()
 
     async def _enter(
         self, machine: Machine, place: Place, claim: Claim, keep_leader: Callable[[], None]
@@ -642,8 +647,7 @@ class Lifecycle:
                 await self._allocator.undo(machine.unit, auxiliary_names(machine.name, machine.helpers))
             raise
         self.registry.commit(claim, machine)
-        self._mark(machine)  # for what happened before the watch was there
-        _log.info("New machine %s in %s.", machine.name, machine.unit)
+        self._mark(machine).new = True  # to be looked at: for what happened before the watch was there
 
     async def _take_back(self, machine: Machine, steps: contextlib.ExitStack) -> None:
         with steps:
@@ -867,7 +871,7 @@ class Lifecycle:
                 async with self._changing(machine):
                     await self._remove_helper(machine, name)
 
-        await self._detached(remove)
+        await self._shielded(remove)
 
     async def _remove_helper(self, machine: Machine, name: str) -> None:
         helper = next((helper for helper in machine.helpers if helper.name == name), None)
@@ -1172,6 +1176,23 @@ class Lifecycle:
         values = await self._manager.properties(machine.unit, names, deadline=deadline)
         return {name: value for name, value in values.items() if value is not None}
 
+    async def _shielded(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Run something to its end in the caller's task, even if that is cancelled; but not if it was before."""
+        assert self._nursery is not None, "the lifecycle is not running"
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.CancelScope(shield=True) as scope:
+            self._shields.add(scope)
+            try:
+                return await function()
+            except Exception as error:
+                scope.shield = False
+                if trio.current_effective_deadline() == -math.inf:  # nobody is there to be told
+                    _log.info("Failed to complete what a caller left behind, ignoring: %r", error)
+                raise
+            finally:
+                self._shields.discard(scope)
+        raise AssertionError("nobody cancels that scope")
+
     async def _detached(self, function: Callable[[], Awaitable[T]]) -> T:
         """Run something to its end in the lifecycle's nursery, whoever stops waiting for it."""
         return await self._begin(function)()
@@ -1189,7 +1210,7 @@ class Lifecycle:
                 results.append(await function())
             except Exception as error:  # noqa: BLE001 - it is raised again where it is waited for
                 errors.append(error)
-                if not awaited and not isinstance(error, _Abandoned):
+                if not awaited:
                     _log.info("Failed to complete what a caller left behind, ignoring: %r", error)
             finally:
                 done.set()
