@@ -1,6 +1,12 @@
 """moored: the daemon's command line."""
+# ruff: noqa: E402 - the imports come after what makes them faster
 
 from __future__ import annotations
+
+import gc
+
+# Nothing of what is imported is ever garbage, and looking for some takes a tenth of the start. See app.run().
+gc.disable()
 
 import argparse
 import logging

@@ -8,9 +8,9 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import trio
 
 from moorage import __version__, activation
@@ -41,8 +41,7 @@ class NoRecords(Exception):
     """The directory of the records cannot be made or opened."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(msgspec.Struct, frozen=True):
     """How to run.
 
     Attributes:
@@ -95,6 +94,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     server = Server(service)
     # What exists by now exists until the end: the collector need not look at it again and again.
     gc.freeze()
+    gc.enable()
     async with trio.open_nursery() as background:
         await background.start(manager.run)
         await background.start(lifecycle.run)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 LINES_MAX = 20
 """Lines kept of each unit: what fits on a screen together with the error."""
@@ -22,8 +23,7 @@ ENTRIES_MAX = 4096
 _ERR = 3  # LOG_ERR of syslog(3)
 
 
-@dataclass(slots=True)
-class UnitLog:
+class UnitLog(msgspec.Struct):
     """The end of a unit's log.
 
     Attributes:
@@ -32,7 +32,7 @@ class UnitLog:
     """
 
     result: str | None = None
-    lines: list[str] = field(default_factory=list[str])
+    lines: list[str] = msgspec.field(default_factory=list[str])
 
 
 def read(

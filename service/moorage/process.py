@@ -15,8 +15,9 @@ import os
 import select
 import socket
 import struct
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 _SO_PEERPIDFD = getattr(
     socket, "SO_PEERPIDFD", 77
@@ -48,8 +49,7 @@ class NotAProcess(Exception):
     """What was given can never name a process: a bad PID, a thread, a kernel thread, an fd that is no pidfd."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessId:
+class ProcessId(msgspec.Struct, frozen=True):
     """A process, named so that a later one with the same PID cannot be taken for it.
 
     Attributes:
@@ -296,8 +296,7 @@ def shares_our_ids(pid: int) -> bool:
         raise ProcessGone(pid) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True):
     """Who is at the other end of a Unix socket, as the kernel recorded it when the connection was made (unix(7)).
 
     Attributes:
@@ -310,7 +309,7 @@ class Peer:
     uid: int
     gid: int
     _socket: socket.socket
-    _known: list[ProcessId] = field(default_factory=list[ProcessId], compare=False, repr=False)
+    _known: list[ProcessId] = msgspec.field(default_factory=list[ProcessId])
 
     def pidfd(self) -> int:
         """Open the peer (SO_PEERPIDFD, Linux 6.5).

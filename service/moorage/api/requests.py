@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 
 from moorage import process
@@ -61,8 +61,7 @@ def timestamp(found: model.Timestamp) -> Timestamp:
     return Timestamp(realtime=found.realtime, monotonic=found.monotonic)
 
 
-@dataclass(frozen=True, slots=True)
-class Authority:
+class Authority(msgspec.Struct, frozen=True):
     """Who decides about calls.
 
     Attributes:
@@ -129,8 +128,7 @@ async def authorize(
         raise PermissionDenied
 
 
-@dataclass(slots=True)
-class Leader:
+class Leader(msgspec.Struct):
     """The leader of a registration, opened.
 
     Attributes:

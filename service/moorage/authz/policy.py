@@ -7,8 +7,9 @@ What a caller may say yes to here is the call as such. Which processes it may re
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+import msgspec
 
 IN_PLACE: Final = "(allocateUnit: false)"
 """Variant of Register: without a scope. The parameter is false by default in io.systemd.Machine."""
@@ -17,8 +18,7 @@ METADATA: Final = "(acquireMetadata)"
 """Variant of List: looks into the machines."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """Polkit decides.
 
     Attributes:
@@ -31,8 +31,7 @@ class Ask:
 Decision: TypeAlias = bool | Ask
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """Who may make a call to the system's instance. Root may make every call.
 
     Attributes:
@@ -86,8 +85,7 @@ TABLE: Final[Mapping[str, Row]] = {
 """All methods that are served; those that anybody may call at any time do not come here to ask."""
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """The rules of one instance.
 
     Attributes:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import trio
 
 from moorage import process
@@ -114,8 +114,7 @@ class JobFailed(Exception):
         self.unit_result = unit_result
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where a machine is.
 
     Attributes:

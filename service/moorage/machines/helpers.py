@@ -25,9 +25,9 @@ import stat
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 import trio
 
 from moorage import journal, process
@@ -192,8 +192,7 @@ class NoIdMapping(Exception):
         self.property = property_
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
+class Home(msgspec.Struct, frozen=True):
     """Where the services of a manager have their runtime directories.
 
     Attributes:
@@ -214,8 +213,7 @@ class Home:
         return f"{self.root}/{relative_directory(machine)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(msgspec.Struct, frozen=True):
     """The machine that helpers are for.
 
     Attributes:
@@ -490,8 +488,7 @@ def _service(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
     return properties
 
 
-@dataclass(frozen=True, slots=True)
-class Types:
+class Types(msgspec.Struct, frozen=True):
     """What services and sockets have."""
 
     service: PropertyTypes

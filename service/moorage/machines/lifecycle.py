@@ -8,7 +8,6 @@ has crossed into the service manager runs in the lifecycle's own nursery: a clie
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import logging
@@ -20,6 +19,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from typing import Literal, TypeVar
 
+import msgspec
 import trio
 
 from moorage import process
@@ -156,7 +156,7 @@ def now() -> Timestamp:
 
 def accounting(control_group: str) -> Accounting:
     """Read the counters of a control group; those that are not there are None."""
-    return Accounting(**dataclasses.asdict(cgroup.usage(control_group)))
+    return Accounting(**msgspec.structs.asdict(cgroup.usage(control_group)))
 
 
 class _Mark:
@@ -165,7 +165,9 @@ class _Mark:
     __slots__ = ("ask", "new", "removed")
 
     def __init__(self) -> None:
-        self.new = False  # registered a moment ago: what the caller's answer need not wait for is still to be done
+        self.new = (
+            False  # registered a moment ago: what the caller's answer need not wait for is still to be done
+        )
         self.ask = False  # the kernel's word is not enough
         self.removed = False  # the manager has forgotten the unit
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import Json
@@ -38,8 +39,7 @@ _UNREADABLE = {
 """What the kernel keeps in other words (sets, a line for each device), of which only a missing controller is told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(msgspec.Struct, frozen=True):
     """A property whose value in force is not the one asked for.
 
     Attributes:

@@ -11,7 +11,6 @@ import errno
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -62,8 +61,7 @@ _NOT_SUPPORTED: Final = frozenset(
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """A network address of a machine.
 
     Attributes:
@@ -77,8 +75,7 @@ class Address:
     address: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Metadata:
+class Metadata(msgspec.Struct, frozen=True):
     """What was found; None for what could not be had.
 
     Attributes:
@@ -198,8 +195,7 @@ def _value(text: str, at: int) -> tuple[str, int]:
     return "".join([*parts, plain.rstrip(_BLANKS)]), at
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     addresses: tuple[Address, ...] | MetadataError
     os_release: list[str] | MetadataError
     uid_shift: int | MetadataError

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+import msgspec
 
 from moorage.pid1.manager import Json
 from moorage.process import ProcessId
@@ -84,8 +85,7 @@ class HelperFailure(StrEnum):
     stop_machine = "stopMachine"
 
 
-@dataclass(frozen=True, slots=True)
-class HelperSocket:
+class HelperSocket(msgspec.Struct, frozen=True):
     """A socket that the service manager binds for a helper.
 
     Attributes:
@@ -99,8 +99,7 @@ class HelperSocket:
     mode: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HelperSpec:
+class HelperSpec(msgspec.Struct, frozen=True):
     """A helper that a caller wants.
 
     Attributes:
@@ -121,11 +120,10 @@ class HelperSpec:
     after: tuple[str, ...] = ()
     on_failure: HelperFailure = HelperFailure.ignore
     restart: str | None = None
-    properties: dict[str, Json] = field(default_factory=dict[str, Json])
+    properties: dict[str, Json] = msgspec.field(default_factory=dict[str, Json])
 
 
-@dataclass(frozen=True, slots=True)
-class Helper:
+class Helper(msgspec.Struct, frozen=True):
     """A helper that a machine has.
 
     Attributes:
@@ -141,8 +139,7 @@ class Helper:
     sockets: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class HelperStatus:
+class HelperStatus(msgspec.Struct, frozen=True):
     """A helper as the manager has it at this moment.
 
     Attributes:
@@ -164,16 +161,14 @@ class HelperStatus:
     reloadable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Timestamp:
+class Timestamp(msgspec.Struct, frozen=True):
     """A moment: µs since the epoch, and µs since boot (CLOCK_MONOTONIC)."""
 
     realtime: int
     monotonic: int
 
 
-@dataclass(frozen=True, slots=True)
-class Accounting:
+class Accounting(msgspec.Struct, frozen=True):
     """Counters of a control group; what could not be had is None, never 0.
 
     Attributes:
@@ -201,8 +196,7 @@ class Accounting:
     oom_kills: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What became of a machine.
 
     Attributes:
@@ -219,8 +213,7 @@ class Verdict:
     accounting: Accounting
 
 
-@dataclass(slots=True, eq=False)
-class Machine:
+class Machine(msgspec.Struct, eq=False):
     """A machine that moored keeps.
 
     Attributes:
@@ -287,8 +280,7 @@ class Machine:
         return self.subgroup is None
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
+class Registration(msgspec.Struct, frozen=True):
     """What a caller wants registered. Field names as in :class:`Machine`.
 
     Attributes:
@@ -321,7 +313,7 @@ class Registration:
     control_address: str | None = None
     slice: str | None = None
     description: str | None = None
-    properties: dict[str, Json] = field(default_factory=dict[str, Json])
+    properties: dict[str, Json] = msgspec.field(default_factory=dict[str, Json])
     helpers: tuple[HelperSpec, ...] = ()
     lease: bool = False
     dry_run: bool = False

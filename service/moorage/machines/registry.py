@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from moorage.machines.model import Machine, Phase
 from moorage.process import ProcessId
@@ -56,8 +57,7 @@ class Full(Exception):
     """There are as many machines as one instance keeps, in all or of one uid."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """A name and a leader, held while a machine is being registered.
 
     Attributes:

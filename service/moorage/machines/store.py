@@ -17,12 +17,11 @@ never followed by a start.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
+import re
 import stat
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -92,7 +91,8 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
     verdict: Verdict | None = None
 
 
-_FIELDS = [field.name for field in dataclasses.fields(Machine)]
+_FIELDS = Machine.__struct_fields__
+_RESERVED = re.compile(rb"[^A-Za-z0-9/._~-]")
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(StoredMachine)
 
@@ -158,7 +158,9 @@ class Store:
     def __init__(self, path: str) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
         self.path = path
-        self.marks = f"file:{quote(os.path.abspath(path))}/"
+        # RFC 3986, 2.1; urllib.parse would be a fiftieth of the start.
+        whole = _RESERVED.sub(lambda match: b"%%%02X" % ord(match[0]), os.fsencode(os.path.abspath(path)))
+        self.marks = f"file:{whole.decode()}/"
         self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def close(self) -> None:
@@ -220,7 +222,7 @@ class Store:
         Raises:
             OSError: it could not be written; the intent is as it was.
         """
-        self._replace(_INTENT + machine.name, dataclasses.replace(machine, phase=Phase.stopping))
+        self._replace(_INTENT + machine.name, msgspec.structs.replace(machine, phase=Phase.stopping))
 
     def withdraw(self, name: str) -> None:
         """Remove an intent; nothing happens if there is none.

@@ -14,8 +14,9 @@ import fnmatch
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from moorage import process
 
@@ -28,16 +29,14 @@ _EVENT = struct.Struct("iIII")
 _CGROUP2_SUPER_MAGIC = 0x63677270  # statfs(2)
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
+class Events(msgspec.Struct, frozen=True):
     """``cgroup.events``: whether any process is in the group or below it, and whether it is frozen."""
 
     populated: bool
     frozen: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Counters of a group; None where the controller is not there. CPU in ns, memory and I/O in bytes."""
 
     cpu_usage_nsec: int | None

@@ -9,8 +9,9 @@ Pure: no I/O, no waiting, no clock.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+import msgspec
 
 RECORDS_MAX: Final = 16_384
 """Ends of jobs that are remembered for calls without a reply. Booting a large machine ends some thousand jobs; a
@@ -25,8 +26,7 @@ class JobEnd(NamedTuple):
     result: str
 
 
-@dataclass(eq=False, slots=True)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """One call's claim to the end of its job.
 
     Attributes:

@@ -9,8 +9,9 @@ that was given up may still have taken effect: ask for the state of the unit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+import msgspec
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 """A value as it came from, or goes to, JSON."""
@@ -120,8 +121,7 @@ class ManagerRefused(ManagerError):
         self.name = name
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """A finished job.
 
     Attributes:
@@ -144,16 +144,14 @@ class TypedProperty(NamedTuple):
     value: object
 
 
-@dataclass(frozen=True, slots=True)
-class AuxiliaryUnit:
+class AuxiliaryUnit(msgspec.Struct, frozen=True):
     """A transient unit created together with another one, in the same transaction or not at all."""
 
     unit: str
     properties: tuple[TypedProperty, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ScopeSpec:
+class ScopeSpec(msgspec.Struct, frozen=True):
     """A scope to start.
 
     Attributes:
@@ -174,8 +172,7 @@ class ScopeSpec:
     auxiliary: tuple[AuxiliaryUnit, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceSpec:
+class ServiceSpec(msgspec.Struct, frozen=True):
     """A service to start. All file descriptors are borrowed: they must stay open until the call returns.
 
     Attributes:
@@ -195,8 +192,7 @@ class ServiceSpec:
     auxiliary: tuple[AuxiliaryUnit, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(msgspec.Struct, frozen=True):
     """The second look after a start.
 
     Attributes:
@@ -214,8 +210,7 @@ class Look:
     invocation_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class UnitStatus:
+class UnitStatus(msgspec.Struct, frozen=True):
     """A unit as the manager has it at this moment.
 
     Attributes:
@@ -252,13 +247,12 @@ class UnitStatus:
     transient: bool
     job_id: int
     freezer_state: str
-    dependants: tuple[str, ...] = field(default=())
+    dependants: tuple[str, ...] = ()
     collect_mode: str = "inactive"
-    documentation: tuple[str, ...] = field(default=())
+    documentation: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class UnitHint:
+class UnitHint(msgspec.Struct, frozen=True):
     """Something may have changed: ask for the state. Hints may be repeated, late, or about nothing.
 
     Attributes:

@@ -12,11 +12,10 @@ import os
 import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
-from urllib.parse import unquote
 
+import msgspec
 import trio
 
 from moorage.dbus import (
@@ -102,6 +101,8 @@ _MATCHES: Final = (
     f"type='signal',sender='{_NAME}',interface='{_PROPERTIES}',member='PropertiesChanged',arg0='{_UNIT}'",
 )
 
+_ESCAPED: Final = re.compile(rb"_([0-9a-f]{2})")
+
 _GROUPED: Final = {"scope", "service", "slice", "socket", "mount", "swap"}
 """Types of units that have a control group; of these all but slices have a result."""
 
@@ -153,8 +154,7 @@ _ABOUT_PROPERTY: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
+class Endpoints(msgspec.Struct, frozen=True):
     """Where one manager listens; "@" begins the name of an abstract socket."""
 
     private: str
@@ -709,7 +709,8 @@ def _escape(match: re.Match[str]) -> str:
 @lru_cache(maxsize=4096)
 def _unit_of(path: str) -> str:
     """Name of the unit of an object path. Cached: each start of a unit comes with eight signals from there."""
-    return unquote(path[len(_UNITS) :].replace("_", "%"))
+    name = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), path[len(_UNITS) :].encode())
+    return name.decode(errors="replace")
 
 
 def _job_id(path: str) -> int:

@@ -22,7 +22,6 @@ Pure: no I/O.
 
 import math
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -129,6 +128,9 @@ class UnitProperties:
         Raises:
             ValueError: it is none, or too large.
         """
+        # Not with the others: who does not ask for a property starts without it.
+        import xml.etree.ElementTree as ET
+
         # No DOCTYPE but the one that every such text has, and expat does not fetch that; entities cannot be
         # declared without an internal subset.
         if len(text) > INTROSPECTION_MAX or "<!ENTITY" in text:

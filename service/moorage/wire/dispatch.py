@@ -42,7 +42,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
 
@@ -76,15 +75,13 @@ class Empty(Parameters):
     """What a method takes that takes nothing, and gives that gives nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Last(Generic[T]):
+class Last(msgspec.Struct, Generic[T], frozen=True):
     """The reply that ends a stream: goes out without ``continues``."""
 
     reply: T
 
 
-@dataclass(frozen=True, slots=True)
-class WithFds(Generic[T]):
+class WithFds(msgspec.Struct, Generic[T], frozen=True):
     """A reply that file descriptors go with. The connection owns them once this is returned or yielded.
 
     Attributes:
@@ -183,8 +180,7 @@ class Kind(enum.Enum):
     ASYNC_GENERATOR = enum.auto()
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
+class _Mark(msgspec.Struct, frozen=True):
     name: str
     requires_more: bool
 
@@ -264,8 +260,7 @@ def invalid_field(error: msgspec.ValidationError) -> str:
     return match.group(1) if match is not None else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(msgspec.Struct, frozen=True):
     """What the annotations of a handler say.
 
     Attributes:

@@ -16,10 +16,10 @@ import logging
 import select
 import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
+import msgspec
 import trio
 
 from moorage.process import Peer
@@ -69,8 +69,7 @@ class HandlerError(Exception):
     """A handler answered in a way that its call does not allow: a bug of the service."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(msgspec.Struct, frozen=True):
     """What all connections of a server share.
 
     Attributes:

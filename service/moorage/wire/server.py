@@ -12,9 +12,9 @@ import os
 import select
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import trio
 
 from moorage.process import Peer, peer_of
@@ -30,8 +30,7 @@ ACCEPTS_PER_TURN = 16
 """Connections to accept before those that exist get their turn again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What the peers may cost.
 
     Attributes:

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import hostile
 from authority import (

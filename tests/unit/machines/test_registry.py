@@ -1,11 +1,10 @@
 """Which machines there are: every index agrees with every other, whatever happens in which order."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec.structs import replace
 
 from moorage.machines.model import Accounting, Machine, MachineClass, Phase, Timestamp, Verdict
 from moorage.machines.registry import (

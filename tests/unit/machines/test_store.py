@@ -1,6 +1,5 @@
 """Records on disk: everything comes back, and whatever lies there does not get further than it should."""
 
-import dataclasses
 import os
 import resource
 from collections.abc import Generator
@@ -39,7 +38,7 @@ FULL = Machine(
 )  # fmt: skip
 """A machine of which no field is at its default."""
 
-BEGUN = dataclasses.replace(
+BEGUN = msgspec.structs.replace(
     FULL, subgroup=None, control_group="", control_group_id=0, invocation_id="", phase=Phase.starting, verdict=None
 )  # fmt: skip
 """The same before it has its place."""
@@ -53,15 +52,15 @@ LEAST = Machine(
 
 
 def values(machine: Machine) -> dict[str, Any]:
-    return {field.name: getattr(machine, field.name) for field in dataclasses.fields(Machine)}
+    return {name: getattr(machine, name) for name in Machine.__struct_fields__}
 
 
 def test_the_full_machine_is_full() -> None:
-    for field in dataclasses.fields(Machine):
+    for field in msgspec.structs.fields(Machine):
         assert getattr(FULL, field.name) not in {None, field.default}, field.name
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Machine)])
+@pytest.mark.parametrize("field", Machine.__struct_fields__)
 def test_every_field_comes_back(field: str) -> None:
     assert getattr(decode(encode(FULL), "web"), field) == getattr(FULL, field)
     assert getattr(decode(encode(LEAST), "a"), field) == getattr(LEAST, field)
@@ -69,7 +68,7 @@ def test_every_field_comes_back(field: str) -> None:
 
 def test_the_stored_form_has_the_fields_of_the_model_and_two_more() -> None:
     stored = set(store.StoredMachine.__struct_fields__)
-    assert stored == {field.name for field in dataclasses.fields(Machine)} | {"version", "boot_id"}
+    assert stored == {*Machine.__struct_fields__, "version", "boot_id"}
 
 
 TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -86,7 +85,7 @@ HELPERS = st.lists(
     max_size=3,
 )
 TIMES = st.builds(Timestamp, INTS, INTS)
-COUNTS = st.builds(Accounting, *[st.none() | INTS] * len(dataclasses.fields(Accounting)))
+COUNTS = st.builds(Accounting, *[st.none() | INTS] * len(Accounting.__struct_fields__))
 VERDICTS = st.builds(Verdict, st.sampled_from(["success", "oom-kill"]), TIMES, st.booleans(), COUNTS)
 PATHS = st.from_regex(r"(/[a-z☃\\]{1,9}){1,3}", fullmatch=True)
 MACHINES = st.builds(
@@ -111,7 +110,7 @@ def test_any_machine_comes_back(machine: Machine, verdict: Verdict | None) -> No
 
 def test_the_largest_record_is_small_enough() -> None:
     text = "\N{SNOWMAN}" * model.TEXT_MAX
-    machine = dataclasses.replace(
+    machine = msgspec.structs.replace(
         FULL, service=text, root_directory=text, ssh_address=text, ssh_private_key_path=text, control_address=text,
         if_indices=(2**31 - 1,) * model.IF_INDICES_MAX,
     )  # fmt: skip
@@ -179,9 +178,7 @@ def test_a_record_that_cannot_be_used(record: bytes, reason: str) -> None:
         decode(record, "web")
 
 
-@pytest.mark.parametrize(
-    "field", ["version", "boot_id", *(field.name for field in dataclasses.fields(Machine))]
-)
+@pytest.mark.parametrize("field", ["version", "boot_id", *Machine.__struct_fields__])
 def test_every_field_without_a_default_is_needed(field: str) -> None:
     stored = msgspec.json.decode(encode(LEAST))
     if field not in stored:
@@ -243,7 +240,7 @@ def test_saved_is_loaded_until_it_is_removed(records: Store) -> None:
     assert sorted(loaded) == ["a", "web"]
     assert isinstance(found := loaded["web"], Machine)
     assert values(found) == values(FULL)
-    records.save(dataclasses.replace(FULL, uid=5))
+    records.save(msgspec.structs.replace(FULL, uid=5))
     assert names(records) == ["a", "web"]
     records.remove("web")
     records.remove("web")
@@ -288,7 +285,7 @@ def test_an_intent_that_is_not_whole_was_never_followed_by_a_start(records: Stor
 
 
 def test_an_intent_has_no_place_and_a_record_has(records: Store) -> None:
-    records.intend(dataclasses.replace(FULL, phase=Phase.starting, verdict=None))
+    records.intend(msgspec.structs.replace(FULL, phase=Phase.starting, verdict=None))
     ((_, found),) = records.intents()
     assert isinstance(found, BadRecord)
     records.save(BEGUN)
@@ -308,7 +305,7 @@ def test_an_intent_that_cannot_be_written_leaves_nothing(records: Store) -> None
 
 
 def test_a_mark_is_an_address_that_tells_two_starts_apart(records: Store) -> None:
-    later = dataclasses.replace(FULL, timestamp=Timestamp(8, 10))
+    later = msgspec.structs.replace(FULL, timestamp=Timestamp(8, 10))
     assert records.mark(FULL) == f"file:{records.path}/web#9"
     assert records.mark(later) != records.mark(FULL)
     assert records.mark(FULL).startswith(records.marks)
@@ -324,7 +321,7 @@ def test_what_does_not_belong_there_is_reported_and_the_rest_loaded(records: Sto
     (directory / "bad name").write_bytes(encode(FULL))
     (directory / "directory").mkdir()
     os.mkfifo(directory / "fifo")
-    (tmp_path / "elsewhere").write_bytes(encode(dataclasses.replace(FULL, name="link")))
+    (tmp_path / "elsewhere").write_bytes(encode(msgspec.structs.replace(FULL, name="link")))
     (directory / "link").symlink_to(tmp_path / "elsewhere")
     (directory / "dangling").symlink_to("/nowhere")
     before = names(records)
@@ -346,7 +343,7 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(records: Store) -> N
     before = (Path(records.path) / "web").read_bytes()
     (Path(records.path) / ".new-web").symlink_to("/nowhere")
     with pytest.raises(OSError, match="symbolic"):
-        records.save(dataclasses.replace(FULL, uid=7))
+        records.save(msgspec.structs.replace(FULL, uid=7))
     assert (Path(records.path) / "web").read_bytes() == before
 
 
