@@ -165,9 +165,7 @@ class _Mark:
     __slots__ = ("ask", "new", "removed")
 
     def __init__(self) -> None:
-        self.new = (
-            False  # registered a moment ago: what the caller's answer need not wait for is still to be done
-        )
+        self.new = False  # registered a moment ago: what its caller need not wait for is still to be done
         self.ask = False  # the kernel's word is not enough
         self.removed = False  # the manager has forgotten the unit
 
@@ -428,9 +426,7 @@ class Lifecycle:
             for number, (machine, mark) in enumerate(marked.items(), start=1):
                 if mark.new:
                     _log.info("New machine %s in %s.", machine.name, machine.unit)
-                    # Beside the record it means nothing any more; but by now it may be that of a successor.
-                    if machine.name not in self._claims:
-                        self._withdraw(machine.name)
+                    self._withdraw_done(machine)
                 if self.registry.get(machine.name) is machine and not self._settled_by_kernel(machine, mark):
                     nursery.start_soon(self._recheck, machine)
                 # When hundreds of leaders die at once, others wait no longer.
@@ -667,6 +663,11 @@ class Lifecycle:
             self._store.withdraw(name)
         except OSError as error:
             _log.warning("Failed to remove the intent of machine %s, ignoring: %s", name, error)
+
+    def _withdraw_done(self, machine: Machine) -> None:
+        """Remove the intent of a machine that was entered: beside the record it means nothing any more."""
+        if machine.name not in self._claims:  # else it is that of a successor
+            self._withdraw(machine.name)
 
     def _withdrawal(self, name: str) -> Callable[..., None]:
         """What removes an intent at the end, unless that is our own: the next instance goes on from there."""
@@ -1122,6 +1123,7 @@ class Lifecycle:
         self.registry.drop_verdict(machine.name)
         self._release(machine)
         self._last.pop(machine, None)
+        self._withdraw_done(machine)
         self._remove_record(machine.name)
         _log.info("Machine %s forgotten.", machine.name)
 
