@@ -88,7 +88,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     tasks: trio.Nursery
     stall_seconds: float
     ended: Callable[[Link], None]
-    resting: dict[int, float] = field(default_factory=dict[int, float])
+    resting: dict[int, float] = msgspec.field(default_factory=dict[int, float])
 
 
 class Link:
