@@ -212,9 +212,3 @@ class TestOverTheFake(PtyBattery):
                 process.wait(0.1)
         assert process.returncode in {6, -signal.SIGTERM}  # at the very end, it has no handler any more
         os.close(read)
-
-
-def test_nothing_is_left_of_the_terminal(moorctl: Moorctl) -> None:
-    before = sorted(os.listdir("/dev/pts"))
-    assert moorctl("run", "--pty", "--name", "web", "true").returncode == 0
-    assert sorted(os.listdir("/dev/pts")) == before
