@@ -89,7 +89,7 @@ import subprocess, sys
 sys.path[:0] = ["/moorage/tests"]
 import trio
 from moorage.api.machine_types import Timeout
-from moored import Processes, connect, control_group, listed, living_records, register, run, scopes, until
+from moored import Processes, connect, control_group, kill, listed, living_records, register, run, scopes
 
 async def held():
     print("hold", flush=True)
@@ -104,7 +104,17 @@ async def main():
     processes = Processes()
     async with await connect() as client, await connect() as other:
         machine = (await register(client, "web", processes()))["machine"]
+        dying = processes()
+        await register(client, "dying", dying)
         await held()
+        # A machine whose processes are dead has a name that is free as soon as the manager knows.
+        kill(dying)
+        try:
+            await register(client, "dying", processes(), timeoutUSec=1_000_000)
+        except Timeout:
+            pass
+        else:
+            raise AssertionError("it was registered without a manager")
         # Nobody waits for the manager but who needs it.
         async with trio.open_nursery() as nursery:
             async def late():
@@ -125,10 +135,11 @@ async def main():
             nursery.start_soon(second)
             await go_on()
         assert control_group(leader) == done[0]["controlGroup"]
+        again = (await register(client, "dying", processes()))["machine"]
         found = await listed(other)
-        assert found == {"web": machine, "late": done[0]}
-        assert sorted(scopes()) == ["machine-late.scope", "machine-web.scope"]
-        assert sorted(living_records()) == ["late", "web"]
+        assert found == {"web": machine, "late": done[0], "dying": again}
+        assert sorted(scopes()) == ["machine-dying.scope", "machine-late.scope", "machine-web.scope"]
+        assert sorted(living_records()) == ["dying", "late", "web"]
     processes.bury()
     print("done", flush=True)
 

@@ -726,8 +726,10 @@ class Lifecycle:
         if state is not None and state.populated:
             return
         self._mark(machine)
-        with trio.move_on_at(deadline):
+        with trio.move_on_at(deadline) as waiting:
             await self._gone.setdefault(machine, trio.Event()).wait()
+        if waiting.cancelled_caught:  # the manager does not say what became of it
+            raise ManagerTimeout(f"end of {machine.unit}")
 
     async def _place(self, registration: Registration, pidfd: int, mark: str, deadline: float) -> Place:
         await self._check_unit(registration, pidfd, deadline)
