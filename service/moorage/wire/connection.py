@@ -34,8 +34,9 @@ from moorage.wire.message import (
 )
 
 CALL_MAX = 256 * 1024
-"""Most bytes of a call that a server receives. sd-varlink takes 16 MiB, but everybody waits while a call is decoded:
-8 ms for the most tangled one of this size. A Register with 64 helpers of a hundred arguments each is not as long."""
+"""Most bytes of a call of who is not trusted. sd-varlink takes 16 MiB of anybody, but everybody waits while a call is
+decoded: 8 ms for the most tangled one of this size. A Register with 64 helpers of a hundred arguments each is not as
+long."""
 
 INPUT_MAX = 16 * 1024 * 1024
 """Most bytes of any other message, sent or received (JSON_STREAM_BUFFER_MAX_DEFAULT of systemd's json-stream.c)."""
@@ -191,6 +192,7 @@ class Connection:
 
     Args:
         role: which end.
+        input_max: most bytes of a message that is received.
 
     Attributes:
         role: which end.
@@ -210,13 +212,13 @@ class Connection:
         "role",
     )
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, input_max: int = INPUT_MAX) -> None:
         self.role = role
         self.fds_truncated = False
         """Whether file descriptors that came with the message last returned were lost on their way (MSG_CTRUNC)."""
         self._state = State.IDLE
         self._awaited: deque[State] = deque()  # of a client: calls sent, the oldest first
-        self._input_max = CALL_MAX if role is Role.SERVER else INPUT_MAX
+        self._input_max = input_max
         self._buffer = bytearray()
         self._scanned = 0  # bytes at the front of the buffer that hold no NUL
         self._eof = False

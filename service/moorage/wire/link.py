@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import select
 import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
@@ -25,7 +26,9 @@ import trio
 from moorage.process import Peer
 from moorage.readiness import Readiness
 from moorage.wire.connection import (
+    CALL_MAX,
     CLOSED,
+    INPUT_MAX,
     NEED_DATA,
     Connection,
     LocalProtocolError,
@@ -51,7 +54,7 @@ LONG_INPUT = 16 * 1024
 """Bytes of calls that have arrived but are not yet decoded at which a user is taken to send long ones."""
 
 REST_SECONDS = 0.02
-"""For how long no connection of such a user is read from, unless it is root. Long calls cost: so a user who sends
+"""For how long no connection of such a user is read from, unless it is trusted. Long calls cost: so a user who sends
 nothing else keeps the service busy a tenth of the time, however often it connects; a call of 256 KiB takes 80 ms."""
 
 OUTPUT_HIGH_WATER = 256 * 1024
@@ -120,6 +123,7 @@ class Link:
         "_socket",
         "_stalled",
         "_stream",
+        "_trusted",
         "peer",
         "refusal",
     )
@@ -131,7 +135,9 @@ class Link:
         self.refusal = refusal
         self._shared = surroundings
         self._socket = connected
-        self._connection = Connection(Role.SERVER)
+        # Root, and whose service this is, could do worse than to send long calls.
+        self._trusted = peer.uid in {0, os.geteuid()}
+        self._connection = Connection(Role.SERVER, INPUT_MAX if self._trusted else CALL_MAX)
         self._interest: int | None = None  # what the socket is watched for; None where it is not
         self._call: Call | None = None  # the call at hand, of a task or a stream
         self._scope: trio.CancelScope | None = None  # of the task
@@ -308,7 +314,7 @@ class Link:
         except BlockingIOError:
             return False
         finally:
-            if self._connection.buffered > LONG_INPUT and self.peer.uid != 0:
+            if self._connection.buffered > LONG_INPUT and not self._trusted:
                 self._shared.resting[self.peer.uid] = trio.current_time() + REST_SECONDS
         return True
 

@@ -23,7 +23,7 @@ import hostile
 from hostile import ask, call, dial, encode
 from moorage.api import machine_types
 from moorage.process import PID_MAX
-from moorage.wire.connection import CALL_MAX, FDS_MAX
+from moorage.wire.connection import FDS_MAX, INPUT_MAX
 from moorage.wire.errors import VarlinkError
 from moored import (
     OURS,
@@ -666,14 +666,14 @@ def test_a_flood_of_nothing() -> None:
 def test_a_message_without_an_end() -> None:
     with dial() as connected:
         piece = b" " * 65536
-        for _ in range(CALL_MAX // len(piece) + 1):
+        for _ in range(INPUT_MAX // len(piece) + 1):
             hostile.send(connected, piece)
         assert hostile.receive(connected) == b""
 
 
 def test_a_message_that_is_just_small_enough() -> None:
     tail = encode("io.systemd.service.Ping")
-    for size, answers in ((CALL_MAX - 1, 1), (CALL_MAX + 1, 0)):
+    for size, answers in ((INPUT_MAX - 1, 1), (INPUT_MAX + 1, 0)):
         assert len(ask(b" " * (size - len(tail) + 1) + tail)) == answers
 
 

@@ -214,6 +214,14 @@ async def without_helpers(client: Client) -> bool:
     return (await describe(client, "web"))["helpers"] == []
 
 
+def test_a_user_sends_shorter_calls_than_root() -> None:
+    with connect_as(UIDS[0]) as connected:
+        hostile.send(connected, PING.rjust(CALL_MAX))
+        assert connected.recv(len(PONG) + 1) == PONG
+        hostile.send(connected, PING.rjust(CALL_MAX + 1))
+        assert hostile.receive(connected) == b""
+
+
 CROWD = 4
 LONG = encode(f"{OURS}Register", {"name": "x" * (CALL_MAX - 200), "class": "vm"})
 """As long a call as there may be; anybody else gets some answers while it is read."""

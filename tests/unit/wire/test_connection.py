@@ -277,7 +277,7 @@ def test_whole_and_byte_by_byte_are_the_same(chunks: list[bytes]) -> None:
 
 
 def test_longest_message() -> None:
-    server = Connection(Role.SERVER)
+    server = Connection(Role.SERVER, CALL_MAX)
     padding = CALL_MAX - 1 - len(b'{"method":"a.B","parameters":{"x":""}}')
     server.receive_data(b'{"method":"a.B","parameters":{"x":"%b"}}\0' % (b"y" * padding))
     assert isinstance(server.next_event(), CallMessage)
@@ -291,10 +291,12 @@ def test_longest_reply() -> None:
     assert isinstance(client.next_event(), ReplyMessage)
 
 
-@pytest.mark.parametrize(("role", "longest"), [(Role.SERVER, CALL_MAX), (Role.CLIENT, INPUT_MAX)])
+@pytest.mark.parametrize(
+    ("role", "longest"), [(Role.SERVER, CALL_MAX), (Role.SERVER, INPUT_MAX), (Role.CLIENT, INPUT_MAX)]
+)
 @pytest.mark.parametrize("whole", [True, False])
 def test_too_long_a_message(role: Role, longest: int, whole: bool) -> None:
-    end = Connection(role)
+    end = Connection(role, longest)
     if role is Role.CLIENT:
         end.send_call("a.B")
     with pytest.raises(ProtocolError, match="too long"):  # noqa: PT012  # at whichever piece
