@@ -34,6 +34,9 @@ END_SECONDS: Final = 0.05
 END_SECONDS_MAX: Final = 5.0
 """Pause between two looks at whether the payload has read all that there was; it doubles, as that may never be."""
 
+END_KEYS: Final = 3
+"""So often in a row a payload that reads keys is told: to the guest of a VMM it would go on and on as a key."""
+
 _CTRL_D: Final = b"\x04"
 _STDIN, _STDOUT = 0, 1
 _IFLAG, _OFLAG, _LFLAG, _CC = 0, 1, 3, 6
@@ -179,19 +182,20 @@ class Terminal:
         await self._end_input(line_ended)
 
     async def _end_input(self, line_ended: bool) -> None:
-        """Let the payload find the end of its input, each time that it reads lines, once if it reads keys.
+        """Let the payload find the end of its input: each time that it reads lines, a few times if it reads keys.
 
-        Ctrl-D must not come before it waits for input: between the two ways of reading it loses its meaning.
+        Ctrl-D must not come before the payload waits for input, for between the two ways of reading it loses its
+        meaning. Nor does once do: a shell may have handed over to a command that reads lines at that very moment.
         """
-        pause, told = END_SECONDS, False
+        pause, told = END_SECONDS, 0
         while True:
             attributes = termios.tcgetattr(self._ours)
             reads_lines = bool(attributes[_LFLAG] & termios.ICANON)
-            if (reads_lines or not told) and not _readable(self.payload_fd):
+            if (reads_lines or told < END_KEYS) and not _readable(self.payload_fd):
                 end = attributes[_CC][termios.VEOF] if reads_lines else _CTRL_D
                 # Within a line the first one ends the line only.
                 await _write(self._ours, end * 2 if reads_lines and not line_ended else end)
-                line_ended, told = True, not reads_lines
+                line_ended, told = True, 0 if reads_lines else told + 1
             await trio.sleep(pause)
             pause = min(pause * 2, END_SECONDS_MAX)
 
