@@ -7,7 +7,7 @@ import errno
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,6 +32,9 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SIGNALS_WITH_TERMINAL: Final = (*SIGNALS, signal.SIGQUIT)
 """The same where moorctl must not end without a look at its terminal."""
+
+LEASE_RETRY_SECONDS: Final = 1.0
+"""Between attempts to take a lease again: a fifth of the time that a service that was restarted waits for it."""
 
 _OPTIONS: Final = {
     "argv": "COMMAND",
@@ -95,12 +98,13 @@ async def _run(address: Address, order: Order) -> int:
                 client = await Client.connect(address.path)
             except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
                 raise _not_run(error, address) from None
-            async with client:  # for as long as the machine is to live, where it has a lease
+            async with client:
                 reply = await _registered(client, address, order, payload)
                 if order.registration["dryRun"]:
                     views.show_registered(reply)
                     return Exit.OK
-                return await _executed(address, order, payload, views.machine_registered(reply), terminal)
+                machine = views.machine_registered(reply)
+                return await _executed(address, order, payload, machine, terminal, client)
 
 
 def _terminal(order: Order) -> AbstractContextManager[Terminal | None]:
@@ -113,7 +117,12 @@ def _terminal(order: Order) -> AbstractContextManager[Terminal | None]:
 
 
 async def _executed(
-    address: Address, order: Order, payload: Payload, machine: Machine, terminal: Terminal | None
+    address: Address,
+    order: Order,
+    payload: Payload,
+    machine: Machine,
+    terminal: Terminal | None,
+    client: Client,
 ) -> int:
     """Execute the command as the payload of a machine, and return its exit status when it has ended."""
     if order.directory not in {None, machine.runtime_directory}:
@@ -133,6 +142,8 @@ async def _executed(
         async with trio.open_nursery() as nursery:
             end = _End(address, order, machine, payload, nursery, raw=terminal is not None)
             nursery.start_soon(end.on_signals, signals)
+            if order.registration["lease"]:
+                nursery.start_soon(_keep_lease, address, order, payload, client, end.say)
             async with end.forwarding(terminal):
                 status = await payload.wait()
                 if order.registration["lease"]:
@@ -162,6 +173,28 @@ async def _registered(client: Client, address: Address, order: Order, payload: P
         failure = _not_run(error, address)
         concerned = _helpers_with(error, order)
     raise Failure(Exit.NOT_RUN, f"{failure}\n{concerned}" if concerned else str(failure))
+
+
+async def _keep_lease(
+    address: Address, order: Order, payload: Payload, client: Client, say: Callable[[str], None]
+) -> None:
+    """Hold the connection that the machine lives as long as; take the lease again after a restart of the service."""
+    try:
+        while True:
+            await client.wait_closed()
+            complained = False
+            while client.closed:
+                try:
+                    client = await Client.connect(address.path)
+                    await _registered(client, address, order, payload)
+                except (Failure, OSError, VarlinkError) as error:
+                    client.close()
+                    if not complained:
+                        say(f"Failed to take the lease again, trying on: {error}")
+                    complained = True
+                    await trio.sleep(LEASE_RETRY_SECONDS)
+    finally:
+        client.close()
 
 
 def _helpers_with(error: Exception, order: Order) -> str:
@@ -242,10 +275,10 @@ class _End:
             self._nursery.cancel_scope.cancel()
         elif not self._asked:
             self._asked = True
-            self._say(f"Stopping {name}. Once more, and it is killed.")
+            self.say(f"Stopping {name}. Once more, and it is killed.")
             self._nursery.start_soon(self.stop)
         else:
-            self._say(f"Killing {name}.")
+            self.say(f"Killing {name}.")
             self._nursery.start_soon(self.kill)
 
     def forwarding(self, terminal: Terminal | None) -> AbstractAsyncContextManager[None]:
@@ -258,10 +291,11 @@ class _End:
 
     def _output_lost(self, error: OSError) -> None:
         # The command itself cannot notice: it writes to its terminal.
-        self._say(f"Error: Failed to write: {error.strerror}")
+        self.say(f"Error: Failed to write: {error.strerror}")
         self.ask()
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Tell the person at the terminal."""
         try:
             click.echo(self._line.format(text), err=True)
         except OSError:  # a terminal that was closed: no reason not to wait for the end of the machine
@@ -290,6 +324,6 @@ class _End:
         except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
             if isinstance(error, VarlinkError) and error.error == f"{INTERFACE}.NoSuchMachine":
                 return True
-            self._say(f"Error: {explain(error, self._address)}")
+            self.say(f"Error: {explain(error, self._address)}")
             return False
         return True

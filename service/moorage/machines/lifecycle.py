@@ -105,6 +105,10 @@ their callers, so that whoever hangs up and calls again would leave any number o
 CHANGES_MAX = 256
 """Changes of helpers that wait to be told; who does not keep up is told the last."""
 
+LEASE_GRACE_USEC = 5_000_000
+"""For how long a machine is spared whose lease another instance held, µs: a launcher that lives notices at once that
+its connection has ended, and registers the machine again. An upgrade of this service is no reason to stop machines."""
+
 TIDY_USEC = 60_000_000
 """How often old verdicts are dropped, µs."""
 
@@ -221,8 +225,8 @@ class Lifecycle:
                 self._restore()
                 await self._recheck_marked()
                 for machine in self.registry:
-                    if machine.lease:  # the connection was another instance's
-                        nursery.start_soon(self._end_lease, machine)
+                    if machine.lease:
+                        nursery.start_soon(self._await_lease, machine)
                 nursery.start_soon(self._look_around, self._begun())
                 nursery.start_soon(self._readiness.run)
                 nursery.start_soon(self._recheck_for_ever)
@@ -301,8 +305,8 @@ class Lifecycle:
                     await self._enter(machine, place, claim, lambda: self._open_leader(machine))
                 except (OSError, NotOwned, ManagerError) as error:
                     _log.warning("Failed to keep machine %s, ignoring: %s", machine.name, error)
-        if machine.lease:  # the connection was another instance's
-            await self._end_lease(machine)
+        if machine.lease:
+            await self._await_lease(machine)
 
     async def _resumed(self, machine: Machine) -> Place | None:
         keep = machine.phase is Phase.starting
@@ -969,6 +973,12 @@ class Lifecycle:
                 nursery.start_soon(wait, ended)
                 nursery.start_soon(wait, gone.wait)
         await self._end_lease(machine)
+
+    async def _await_lease(self, machine: Machine) -> None:
+        """End a machine whose lease was a connection to another instance, unless somebody takes it again."""
+        await trio.sleep(LEASE_GRACE_USEC / 1e6)
+        if not self._under_way[machine, "lease"]:
+            await self._end_lease(machine)
 
     async def _end_lease(self, machine: Machine) -> None:
         while self.registry.get(machine.name) is machine:

@@ -163,6 +163,13 @@ class _Exchange:
                 self._turns[0].arrived.set()
         return event
 
+    async def end(self) -> None:
+        # Nobody is asked anything: what comes is the end, or else no reply to anything.
+        with contextlib.suppress(trio.ClosedResourceError):
+            if not self.closed:
+                await trio.lowlevel.wait_readable(self._socket)
+        self.close()
+
     def take_fds(self) -> list[int]:
         return self._connection.take_fds()
 
@@ -244,6 +251,10 @@ class Client:
     def closed(self) -> bool:
         """Whether the connection has ended."""
         return self._exchange.closed
+
+    async def wait_closed(self) -> None:
+        """Wait until the service ends the connection; meanwhile nothing may be called on it."""
+        await self._exchange.end()
 
     def close(self) -> None:
         """End the connection; calls under way raise Disconnected. May be called again."""

@@ -13,6 +13,7 @@ import pytest
 pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
+from moorage.machines.lifecycle import LEASE_GRACE_USEC  # noqa: E402
 from moored import run, scopes, show  # noqa: E402
 from unit_file_settings import (  # noqa: E402
     SCOPE,
@@ -165,6 +166,19 @@ def test_the_service_may_be_gone_in_between(start: Starter) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(RUN_SECONDS) == 128 + signal.SIGTERM
     assert units(name) == []
+
+
+@pytest.mark.parametrize("how", [["restart"], ["kill", "--signal=KILL"]], ids=["restarted", "killed"])
+def test_the_lease_is_taken_again(start: Starter, how: list[str]) -> None:
+    name = a_name()
+    process = start("--name", name, "--", "sh", "-c", "echo ready; exec sleep infinity")
+    assert line_of(process) == "ready"
+    run("systemctl", *how, "moored.service")
+    before = time.monotonic()
+    wait_for(lambda: time.monotonic() > before + LEASE_GRACE_USEC / 1e6 + 1)
+    assert show(f"machine-{name}.scope", "ActiveState") == {"ActiveState": "active"}
+    process.kill()
+    wait_for(lambda: units(name) == [])
 
 
 @pytest.mark.parametrize(
