@@ -1,5 +1,6 @@
 """On a system without a bus (seed: appliances without a broker) everything works over the manager's own socket."""
 
+import re
 from collections.abc import Callable
 
 from sandboxes import Sandbox
@@ -38,6 +39,8 @@ def test_a_life_without_a_broker(boot: Callable[..., Sandbox]) -> None:
     asking = ["varlinkctl", "call", socket, "io.moorage.Machine.Register", '{"name":"hers","class":"vm"}']
     done = sandbox.run(asking, user=1000, check=False)
     assert done.returncode != 0
-    assert "Permission denied" in done.stderr
+    assert re.search(
+        "permission ?denied", done.stderr, re.IGNORECASE
+    )  # varlinkctl of 262 knows the error's words
     listing = ["varlinkctl", "call", "--more", socket, "io.systemd.Machine.List", "{}"]
     assert '".host"' in sandbox.run(listing, user=1000).stdout

@@ -17,7 +17,7 @@ import trio
 from moorage.api import machine_types, systemd_machine
 from moorage.api.machine_types import MachineExists, ProcessGone, Timeout
 from moorage.wire.client import Client
-from moorage.wire.errors import ExpectedMore, InvalidParameter, PermissionDenied, System, VarlinkError
+from moorage.wire.errors import ExpectedMore, InvalidParameter, System, VarlinkError
 from moored import (
     OURS,
     SOCKET,
@@ -380,16 +380,6 @@ async def test_the_caller_is_the_leader_where_none_is_named(nothing_left: None) 
         assert "supervisor" not in machine
         async with await connect() as client:
             assert (await verdict(client, "self"))["result"] == "success"
-
-
-async def test_only_root_may_register(nothing_left: None) -> None:
-    parameters = json.dumps({"name": "mine", "class": "vm"})
-    for interface in (OURS, THEIRS):
-        argv = ["varlinkctl", "call", SOCKET, f"{interface}Register", parameters]
-        done = await trio.run_process(argv, user=1000, capture_stderr=True, check=False)
-        assert done.returncode != 0
-        assert re.search(rb"permission ?denied", done.stderr, re.IGNORECASE)
-    assert scopes() == []
 
 
 # Once more
@@ -849,31 +839,3 @@ async def test_a_process_in_a_machine_finds_itself(spawn: Processes) -> None:
         assert found["leader"]["pid"] == leader.pid
     leader.stdin.close()
     leader.wait(UNTIL_SECONDS)
-
-
-async def test_others_than_root_may_not_look(spawn: Processes) -> None:
-    async with await connect() as client:
-        await register(client, "web", spawn())
-    program = f"""
-import sys, trio
-sys.path.insert(0, "/moorage/tests")
-from moored import *
-from moorage.wire.errors import PermissionDenied
-async def main():
-    async with await connect() as client:
-        for method, parameters in (
-            ("List", {{}}), ("Describe", {{"name": "web"}}), ("Find", {{"unit": "machine-web.scope"}}),
-            ("Kill", {{"name": "web", "signal": 9}}), ("Stop", {{"name": "web"}}), ("Forget", {{"name": "web"}}),
-        ):
-            try:
-                async with client.call_more("{OURS}" + method, parameters) as replies:
-                    print([reply async for reply in replies])
-            except PermissionDenied:
-                print("denied")
-trio.run(main)
-"""
-    done = await trio.run_process([sys.executable, "-c", program], user=1000, capture_stdout=True)
-    assert done.stdout == b"denied\n" * 6
-    assert PermissionDenied.error.endswith("PermissionDenied")
-    async with await connect() as client:
-        assert list(await listed(client)) == ["web"]
