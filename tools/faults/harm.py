@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ async def back(before: int) -> None:
     """Wait for another moored than that one; the manager need not take its time."""
     with trio.move_on_after(RESTART_SECONDS):
         while True:
-            await command("systemctl", "start", "moored.service")
+            # In vain where this waits for a start that was already killed.
+            await trio.to_thread.run_sync(partial(run, "systemctl", "start", "moored.service", check=False))
             if await trio.to_thread.run_sync(main_pid) not in {0, before}:
                 return
             await trio.sleep(0.05)
