@@ -95,8 +95,9 @@ Sit = Callable[..., Person]
 Stream = int | IO[bytes]
 Piped = Callable[..., subprocess.Popen[bytes]]
 
-WAIT = "sleep 100 & wait"
-"""Does nothing, and can be interrupted."""
+WAIT = "sh -c 'echo ready; exec sleep 100' & wait"
+"""Does nothing, and can be interrupted. That it is ready says the child: a signal that came before there was one would
+find nobody to end, and one that came to a child that had not yet executed anything might be lost."""
 
 
 class Terminals:
@@ -145,7 +146,7 @@ class Terminals:
 def told_to_end(sit: Sit, number: int) -> None:
     """A signal has the machine stopped, and the terminal is as before."""
     name = a_name()
-    person = sit("sh", "-c", f"trap 'exit 3' TERM; echo ready; {WAIT}", name=name)
+    person = sit("sh", "-c", f"trap 'exit 3' TERM; {WAIT}", name=name)
     person.read("ready\r\n")
     assert person.sees_keys()
     person.process.send_signal(number)
@@ -179,7 +180,7 @@ class PtyBattery(Terminals):
         assert ids.split() == [pid, pid]  # it leads the session, and has the foreground
 
     def test_the_size_of_the_window(self, sit: Sit) -> None:
-        person = sit("sh", "-c", f"stty size; trap 'stty size; exit 4' WINCH; echo ready; {WAIT}")
+        person = sit("sh", "-c", f"stty size; trap 'stty size; exit 4' WINCH; {WAIT}")
         person.read("24 80\r\n")
         person.read("ready\r\n")
         person.resize(50, 132)
@@ -187,7 +188,7 @@ class PtyBattery(Terminals):
         assert (status, text) == (4, "50 132\r\n")
 
     def test_keys_are_the_commands(self, sit: Sit) -> None:
-        person = sit("sh", "-c", f"trap 'echo interrupted; exit 5' INT; echo ready; {WAIT}")
+        person = sit("sh", "-c", f"trap 'echo interrupted; exit 5' INT; {WAIT}")
         person.read("ready\r\n")
         person.type("\x03")
         assert person.end() == (5, "^Cinterrupted\r\n")
@@ -216,9 +217,7 @@ class PtyBattery(Terminals):
 
     def test_escape(self, sit: Sit) -> None:
         name = a_name()
-        person = sit(
-            "sh", "-c", f"trap 'echo no' TERM; stty -echo; echo ready; while :; do {WAIT}; done", name=name
-        )
+        person = sit("sh", "-c", f"trap 'echo no' TERM; stty -echo; while :; do {WAIT}; done", name=name)
         person.read("ready\r\n")
         person.type("\x1d\x1d\x1d")
         person.read(f"Stopping {name}. Once more, and it is killed.\r\n")
@@ -228,7 +227,7 @@ class PtyBattery(Terminals):
         assert person.end()[0] == 137
 
     def test_a_terminal_that_is_closed(self, sit: Sit) -> None:
-        person = sit("sh", "-c", f"trap 'exit 3' HUP; trap 'exit 4' TERM; echo ready; {WAIT}")
+        person = sit("sh", "-c", f"trap 'exit 3' HUP; trap 'exit 4' TERM; {WAIT}")
         person.read("ready\r\n")
         os.close(person._ours)
         person._ours = os.open(os.devnull, os.O_RDWR)

@@ -32,9 +32,7 @@ class TestOverTheRealOne(PtyBattery):
 
     def test_moorctl_that_is_killed_leaves_nothing(self, sit: Sit) -> None:
         name = a_name()
-        person = sit(
-            "sh", "-c", f"trap '' HUP; echo ready; {WAIT}", name=name, options=["--helper", "a=sleep 100"]
-        )
+        person = sit("sh", "-c", f"trap '' HUP; {WAIT}", name=name, options=["--helper", "a=sleep 100"])
         person.read("ready\r\n")
         ptys = os.listdir("/dev/pts")
         assert f"machine-{name}-a.service" in units(name)
@@ -58,8 +56,9 @@ class TestOverTheRealOne(PtyBattery):
         person.read("\r\n/dev/pts/")
         person.read("\r\nbob\r\n")
         person.resize(40, 100)
-        person.type("stty size\r")
-        person.read("\r\n40 100\r\n")
+        # What is typed may arrive before the signal that tells of the other size.
+        person.type('until [ "$(stty size)" = "40 100" ]; do sleep 0.1; done; echo as large\r')
+        person.read("\r\nas large\r\n")
         person.type("exit 6\r")
         person.end()
         assert person.modes() == person.modes_before
