@@ -32,7 +32,7 @@ from moored import (
 )
 
 FEW = 100
-CYCLES = int(os.environ.get("MOORAGE_CYCLES", "3000"))
+CYCLES = int(os.environ.get("MOORAGE_CYCLES", "10000"))
 """Register and Stop."""
 CONNECTIONS = 1000
 LEASES = 200
