@@ -13,6 +13,7 @@ from moorage.api.requests import (
     Authority,
     Leader,
     authorize,
+    authorize_managing,
     check_identity,
     find_named,
     open_leader,
@@ -423,7 +424,9 @@ class MoorageMachine(Interface):
     async def forget(self, call: Call, params: wire.ManageIn) -> None:
         """Drop the record of a machine, living or gone; its unit goes on."""
         machine = self._known(params.name)
-        await self._authorize(call, machine, params)
+        await authorize_managing(
+            call, self._authority, machine, interactive=params.allowInteractiveAuthentication
+        )
         if self._known(params.name) is not machine:
             raise wire.NoSuchMachine(params.name)
         self._lifecycle.forget(machine)
@@ -443,19 +446,12 @@ class MoorageMachine(Interface):
         machine = self._registry.get(params.name)
         if machine is None or (invocation_id is not None and machine.invocation_id != invocation_id):
             raise wire.NoSuchMachine(params.name)
-        await self._authorize(call, machine, params)
+        await authorize_managing(
+            call, self._authority, machine, interactive=params.allowInteractiveAuthentication
+        )
         if self._registry.get(params.name) is not machine:  # the name may be another's by now
             raise wire.NoSuchMachine(params.name)
         return machine
-
-    async def _authorize(self, call: Call, machine: model.Machine, params: wire.ManageIn) -> None:
-        await authorize(
-            call,
-            self._authority,
-            {"name": machine.name, "verb": call.method.rpartition(".")[2].lower()},
-            owner=machine.uid,
-            interactive=params.allowInteractiveAuthentication,
-        )
 
     def _machine(
         self, call: Call, machine: model.Machine, helpers: Sequence[model.HelperStatus] | None = None

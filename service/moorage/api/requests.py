@@ -128,6 +128,14 @@ async def authorize(
         raise PermissionDenied
 
 
+async def authorize_managing(
+    call: Call, authority: Authority, machine: model.Machine, *, interactive: bool | None
+) -> None:
+    """Let a call that does something with a machine pass or not, as :func:`authorize` does."""
+    details = {"name": machine.name, "verb": call.method.rpartition(".")[2].lower()}
+    await authorize(call, authority, details, owner=machine.uid, interactive=interactive)
+
+
 class Leader(msgspec.Struct):
     """The leader of a registration, opened.
 

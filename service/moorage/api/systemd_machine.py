@@ -22,6 +22,7 @@ from moorage.api.requests import (
     Signal,
     Timestamp,
     authorize,
+    authorize_managing,
     check_identity,
     find_named,
     open_leader,
@@ -421,12 +422,8 @@ class SystemdMachine(Interface):
         if params.name is not None and self._registry.is_claimed(params.name):
             await self._lifecycle.wait_registered(params.name)
         machine = self._lookup(call, params)
-        await authorize(
-            call,
-            self._authority,
-            {"name": machine.name, "verb": call.method.rpartition(".")[2].lower()},
-            owner=machine.uid,
-            interactive=params.allowInteractiveAuthentication,
+        await authorize_managing(
+            call, self._authority, machine, interactive=params.allowInteractiveAuthentication
         )
         if self._lookup(call, params) is not machine:  # it may be another one by now
             raise NoSuchMachine
