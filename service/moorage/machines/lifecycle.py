@@ -35,6 +35,7 @@ from moorage.machines.helpers import (
     recorded,
     together,
 )
+from moorage.machines.latest import Latest
 from moorage.machines.metadata import Metadata, acquire
 from moorage.machines.model import (
     Accounting,
@@ -101,9 +102,6 @@ HELPERS_USEC = 90_000_000
 UNDER_WAY_MAX = 64
 """Stops of one machine that are under way at once, and as many leases and changes of its helpers: they go on without
 their callers, so that whoever hangs up and calls again would leave any number of them behind."""
-
-CHANGES_MAX = 256
-"""Changes of helpers that wait to be told; who does not keep up is told the last."""
 
 LEASE_GRACE_USEC = 5_000_000
 """For how long a machine is spared whose lease another instance held, µs: a launcher that lives notices at once that
@@ -528,6 +526,14 @@ class Lifecycle:
         if (gone := self._gone.pop(machine, None)) is not None:
             gone.set()
 
+    def _end_of(self, machine: Machine) -> trio.Event:
+        """Return an event that is set when a machine is gone; set already if it is."""
+        if self.registry.get(machine.name) is machine:
+            return self._gone.setdefault(machine, trio.Event())
+        gone = trio.Event()
+        gone.set()
+        return gone
+
     def _remove_record(self, name: str) -> None:
         try:
             self._store.remove(name)
@@ -731,7 +737,7 @@ class Lifecycle:
             return
         self._mark(machine)
         with trio.move_on_at(deadline) as waiting:
-            await self._gone.setdefault(machine, trio.Event()).wait()
+            await self._end_of(machine).wait()
         if waiting.cancelled_caught:  # the manager does not say what became of it
             raise ManagerTimeout(f"end of {machine.unit}")
 
@@ -813,7 +819,8 @@ class Lifecycle:
             timeout_usec: µs.
 
         Yields:
-            Their state whenever it has changed; at last that in which all are active.
+            Their state whenever it has changed, but not each change for a slow reader; at last always that in which
+            all are active.
 
         Raises:
             NotWhole: the machine is a part of a unit.
@@ -825,26 +832,17 @@ class Lifecycle:
         if not machine.owns_unit:
             raise NotWhole
         deadline = trio.current_time() + timeout_usec / 1e6
-        send, receive = trio.open_memory_channel[list[HelperStatus]](CHANGES_MAX)
-        last: list[HelperStatus] = []
-
-        def tell(statuses: list[HelperStatus]) -> None:
-            nonlocal last
-            if statuses != last:
-                last = statuses
-                with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
-                    send.send_nowait(statuses)
+        news = Latest[list[HelperStatus]]()
 
         async def add() -> None:
-            with send, self._one_more(machine, "change"):
+            with contextlib.closing(news), self._one_more(machine, "change"):
                 async with self._changing(machine):
-                    await self._add_helpers(machine, specs, uid, tell, deadline)
+                    await self._add_helpers(machine, specs, uid, news.set, deadline)
 
-        with receive:
-            done = self._begin(add)
-            async for statuses in receive:
-                yield statuses
-            await done()
+        done = self._begin(add)
+        async for statuses in news:
+            yield statuses
+        await done()
 
     async def _add_helpers(
         self,
@@ -962,7 +960,7 @@ class Lifecycle:
     async def _hold_lease(
         self, machine: Machine, ended: Callable[[], Awaitable[None]], held: contextlib.ExitStack
     ) -> None:
-        gone = self._gone.setdefault(machine, trio.Event())
+        gone = self._end_of(machine)
 
         async def wait(until: Callable[[], Awaitable[None]]) -> None:
             await until()
@@ -1010,7 +1008,7 @@ class Lifecycle:
         """
         if self.registry.get(machine.name) is not machine:
             return True
-        gone = self._gone.setdefault(machine, trio.Event())
+        gone = self._end_of(machine)
         if not machine.owns_unit:
             self._ask_to_stop(machine)
         machine.phase = Phase.stopping

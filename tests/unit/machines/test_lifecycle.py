@@ -1,0 +1,75 @@
+"""The life of machines, with a service manager that the test plays."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from fake_manager import FakeManager
+from moorage.machines.helpers import Home
+from moorage.machines.lifecycle import Lifecycle
+from moorage.machines.model import HelperSpec, Machine, MachineClass, Timestamp
+from moorage.machines.store import Store
+from moorage.pid1.manager import ServiceSpec, UnitHint
+
+MACHINES = 20
+"""So many, since trio runs the tasks of a turn in any order: what depends on it goes wrong for some of them."""
+
+
+def machine(name: str) -> Machine:
+    """A machine in a scope that the kernel knows nothing of."""
+    return Machine(
+        name=name, class_=MachineClass.vm, uid=0, unit=f"machine-{name}.scope", subgroup=None, slice="machine.slice",
+        control_group=f"/none/machine-{name}.scope", control_group_id=1, invocation_id="", allocated=True, leader=None,
+        supervisor=None, id=None, service=None, root_directory=None, if_indices=(), vsock_cid=None, ssh_address=None,
+        ssh_private_key_path=None, control_address=None, timestamp=Timestamp(0, 0), runtime_directory="/run/m",
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def running(manager: FakeManager, directory: Path) -> AsyncGenerator[Lifecycle]:
+    """A lifecycle that runs."""
+    lifecycle = Lifecycle(manager.manager, Store(str(directory)), Home(user=False, root="/run"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lifecycle.run)
+        yield lifecycle
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lease_on_what_ends_at_once_leaves_nothing(tmp_path: Path) -> None:
+    manager = FakeManager()
+    async with running(manager, tmp_path) as lifecycle:
+        for number in range(MACHINES):
+            found = machine(f"m{number}")
+            lifecycle.registry.add(found)
+            lifecycle.lease(found, trio.sleep_forever)
+            manager.tell(UnitHint("removed", found.unit))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(lifecycle.registry) == 0
+        assert lifecycle.idle
+
+
+async def test_a_slow_reader_of_changes_gets_the_last(tmp_path: Path) -> None:
+    manager = FakeManager()
+    unit = "machine-web-fs.service"
+
+    async def start(_spec: ServiceSpec) -> None:
+        for number in range(1000):
+            manager.set(unit, active_state="activating", sub_state=f"step-{number}")
+            manager.tell(UnitHint("changed", unit, "activating"))
+            await trio.testing.wait_all_tasks_blocked()
+        manager.set(unit, active_state="active", sub_state="running")
+        manager.tell(UnitHint("changed", unit, "active"))
+
+    manager.starting = start
+    async with running(manager, tmp_path) as lifecycle:
+        web = machine("web")
+        lifecycle.registry.add(web)
+        async with aclosing(lifecycle.add_helpers(web, [HelperSpec("fs", ("/bin/sh",))], 0)) as changes:
+            seen = [await anext(changes)]
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            seen += [statuses async for statuses in changes]
+        assert [each.active_state for each in seen[-1]] == ["active"]
+        assert len(seen) == 2, "a slow reader is told of what is, not of all that was"
