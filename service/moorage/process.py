@@ -239,6 +239,22 @@ def control_group(pid: int) -> str:
     raise NotAProcess(f"{pid} is in no control group of the unified hierarchy")
 
 
+def numbers_like_us(pid: int) -> bool:
+    """Whether a PID means the same to another process as to us: it is in our PID namespace (pid_namespaces(7)).
+
+    Raises:
+        ProcessGone: it does not exist.
+    """
+    try:
+        text = _read(f"/proc/{pid}/status")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(pid) from None
+    for line in text.splitlines():
+        if line.startswith(b"NSpid:"):  # one number for each namespace, from that of /proc downwards
+            return len(line.split()) == 2
+    return True  # a kernel without PID namespaces
+
+
 def parent(pid: int) -> int:
     """Return the PID of a process's parent, 0 where it has none in this PID namespace.
 

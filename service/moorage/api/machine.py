@@ -11,10 +11,12 @@ from moorage.api import machine_helpers
 from moorage.api import machine_types as wire
 from moorage.api.requests import (
     Authority,
+    ForeignNumber,
     Leader,
     authorize,
     authorize_managing,
     check_identity,
+    check_number,
     find_named,
     open_leader,
     permit,
@@ -91,6 +93,11 @@ def _error(error: Exception) -> VarlinkError | None:
             return wire.JobFailed(error.unit, error.job_result, error.unit_result)
         case process.ProcessGone():
             return wire.ProcessGone(error.pid)
+        case ForeignNumber():
+            return wire.NotSupported(
+                "PIDs of another PID namespace",
+                "send a pidfd along (leaderFileDescriptor, processFileDescriptor), or name its pidfdId",
+            )
         case NotOwned():
             return wire.ProcessNotOwned(error.pid, error.uid)
         case UnitNotOwned():
@@ -350,6 +357,7 @@ class MoorageMachine(Interface):
                 os.close(pidfd)
         else:
             assert params.process is not None
+            check_number(call, params.process)
             try:
                 target = process.identify(params.process.pid, params.process.pidfdId, params.process.bootId)
             except process.NotAProcess:

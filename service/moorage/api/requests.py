@@ -6,6 +6,7 @@ first half is settled here and in the handlers, the rest in :mod:`moorage.machin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -170,6 +171,7 @@ async def open_leader(
 
     Raises:
         ProcessGone: it does not exist, or is not the one that was meant.
+        ForeignNumber: the caller counts processes in another way than we do.
         InvalidParameter: it can be no leader; the two ways of naming it do not agree.
         NotOwned: the caller may not claim it.
         OSError: no file descriptor is left.
@@ -181,6 +183,7 @@ async def open_leader(
             if given is not None and not _is_meant(leader, given):
                 raise InvalidParameter(field)
         elif given is not None:
+            check_number(call, given)
             pidfd, leader = process.open_and_name(given.pid, given.pidfdId, given.bootId)
         else:
             pidfd = call.peer.pidfd()
@@ -188,10 +191,12 @@ async def open_leader(
         if leader.pid in {1, os.getpid()}:
             # Moving the manager, or this service, into a machine would end both.
             raise InvalidParameter(field)
-        if call.peer.uid == 0:
+        # Root has the rights of the manager that is asked: in a user's instance, those of that user.
+        claimant = call.peer.uid or os.geteuid()
+        if claimant == 0:
             owner = process.owner(leader.pid)
         else:
-            owner = await lifecycle.check_owner(leader.pid, pidfd, call.peer.uid)
+            owner = await lifecycle.check_owner(leader.pid, pidfd, claimant)
         if process.has_exited(pidfd):  # so that the uid above is sure to be its own
             raise process.ProcessGone(leader.pid)
     except process.NotAProcess:
@@ -203,6 +208,26 @@ async def open_leader(
             os.close(pidfd)
         raise
     return Leader(leader, pidfd, owner, None if caller == leader else caller)
+
+
+class ForeignNumber(Exception):
+    """A process is named by a number alone, by a peer to which it means another process."""
+
+
+def check_number(call: Call, given: ProcessId) -> None:
+    """Refuse a bare PID from a peer that is in another PID namespace: here it would be some other process's.
+
+    Raises:
+        ForeignNumber: that is the case.
+    """
+    if given.pidfdId is not None:
+        return
+    with contextlib.suppress(
+        process.ProcessGone
+    ):  # and where the number means something is not known any more
+        if call.peer.pid and process.numbers_like_us(call.peer.pid):
+            return
+    raise ForeignNumber
 
 
 def _is_meant(leader: process.ProcessId, given: ProcessId) -> bool:

@@ -18,12 +18,14 @@ from msgspec import field
 from moorage import process
 from moorage.api.requests import (
     Authority,
+    ForeignNumber,
     ProcessId,
     Signal,
     Timestamp,
     authorize,
     authorize_managing,
     check_identity,
+    check_number,
     find_named,
     open_leader,
     permit,
@@ -301,7 +303,7 @@ class SystemdMachine(Interface):
             raise InvalidParameter("leader")
         try:
             leader = await open_leader(call, self._lifecycle, given, None, blamed)
-        except process.ProcessGone:
+        except (process.ProcessGone, ForeignNumber):
             raise InvalidParameter(blamed) from None
         except NotOwned:
             raise PermissionDenied from None
@@ -456,6 +458,11 @@ class SystemdMachine(Interface):
             or (given.bootId is not None and not model.is_id128(given.bootId))
         ):
             raise InvalidParameter("pid")
+        else:
+            try:
+                check_number(call, given)
+            except ForeignNumber:
+                raise InvalidParameter("pid") from None
         machine = self._lifecycle.find_process(given.pid, given.pidfdId, given.bootId)
         if machine is None:
             raise NoSuchMachine

@@ -28,7 +28,7 @@ import msgspec
 import trio
 from msgspec import UNSET, Struct
 
-from moorage.wire.connection import NEED_DATA, Connection, Role, close_all
+from moorage.wire.connection import NEED_DATA, Connection, NotSent, Role, close_all
 from moorage.wire.errors import (
     Disconnected,
     ProtocolError,
@@ -98,6 +98,8 @@ class _Exchange:
             except (OSError, trio.ClosedResourceError) as error:
                 self.close()
                 raise Disconnected from error
+            except NotSent:
+                raise  # nothing of it was sent: the calls of others on this connection go on
             except BaseException:
                 self.close()
                 raise
@@ -305,6 +307,7 @@ class Client:
             Disconnected: the connection has ended.
             TimedOut: no reply came in time. The connection has ended.
             ProtocolError: the service broke the protocol. The connection has ended.
+            NotSent: the call is too long, has too many file descriptors, or is one too many. The connection goes on.
         """
         reply, received = await self.call_with_fds(
             method, parameters, reply_type=reply_type, fds=fds, timeout=timeout

@@ -58,6 +58,10 @@ class LocalProtocolError(Exception):
     """The program used the connection in a way that the protocol does not allow: a bug on this side."""
 
 
+class NotSent(LocalProtocolError):
+    """A call that is too long, has too many file descriptors, or is one too many. Nothing of it was queued."""
+
+
 class Role(enum.Enum):
     """Which end of the connection this is."""
 
@@ -388,7 +392,8 @@ class Connection:
             fds: file descriptors to go with it; the connection owns them from now on.
 
         Raises:
-            LocalProtocolError: not a client, no connection any more, both flags, or too much at once.
+            NotSent: the call is too much; the connection goes on.
+            LocalProtocolError: not a client, no connection any more, or both flags.
         """
         fds = tuple(fds)
         if (
@@ -401,8 +406,12 @@ class Connection:
             raise LocalProtocolError(f"cannot send a call in state {self._state.name}")
         if len(self._awaited) >= QUEUE_MAX:
             close_all(fds)
-            raise LocalProtocolError("too many calls under way")
-        self._queue(encode_call(method, parameters, more=more, oneway=oneway), fds)
+            raise NotSent("too many calls under way")
+        text = encode_call(method, parameters, more=more, oneway=oneway)
+        if len(text) >= INPUT_MAX or len(fds) > FDS_MAX:
+            close_all(fds)
+            raise NotSent(f"a call of {len(text)} bytes and {len(fds)} file descriptors")
+        self._queue(text, fds)
         if not oneway:
             self._awaited.append(State.STREAM if more else State.CALL)
             self._state = self._awaited[0]

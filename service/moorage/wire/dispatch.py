@@ -43,7 +43,7 @@ from collections.abc import (
     Sequence,
 )
 from pathlib import Path
-from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Final, Generic, Protocol, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -51,7 +51,7 @@ from msgspec import Meta, Raw, Struct
 from moorage.process import Peer
 from moorage.wire.connection import close_all
 from moorage.wire.errors import InterfaceNotFound, InvalidParameter, MethodNotFound, MethodNotImplemented
-from moorage.wire.message import CallMessage, decode_parameters
+from moorage.wire.message import CallMessage, decode_parameters, repeated_key
 
 Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """An ``int`` of varlink: 64 bits, signed. msgspec alone would take any number."""
@@ -235,9 +235,52 @@ class Method:
             ProtocolError: they are not JSON.
         """
         try:
-            return decode_parameters(parameters, self._decoder)
+            decoded = decode_parameters(parameters, self._decoder)
         except msgspec.ValidationError as error:
-            raise InvalidParameter(invalid_field(error)) from None
+            decoded = self._decode_leniently(parameters, error)
+        if (key := repeated_key(parameters)) is not None:
+            raise InvalidParameter(key)
+        return decoded
+
+    def _decode_leniently(self, parameters: Raw, error: msgspec.ValidationError) -> Struct:
+        """Decode parameters whose integers are written in another way, such as ``65.0`` or ``"65"``.
+
+        sd-json takes those too (``json_dispatch_int64()``).
+        """
+        values: dict[str, Any] | None = None
+        for _ in range(len(self.parameters_type.__struct_fields__)):
+            if not _EXPECTED_INT.match(str(error)):
+                break
+            try:
+                values = values or decode_parameters(parameters, _ANYTHING)
+                if not _make_integer(values, invalid_field(error)):
+                    break
+                return msgspec.convert(values, self.parameters_type)
+            except msgspec.ValidationError as other:
+                error = other
+        raise InvalidParameter(invalid_field(error)) from None
+
+
+_ANYTHING = msgspec.json.Decoder(dict[str, Any])
+_EXPECTED_INT = re.compile(r"Expected `int(?: \| null)?`, got `(?:str|float)`")
+_DECIMAL = re.compile(r"[+-]?[0-9]{1,20}")
+
+
+def _make_integer(values: dict[str, Any], path: str) -> bool:
+    """Replace the text or the float at a path such as ``leader.pid`` by the integer that it stands for, if it does."""
+    *above, name = path.split(".")
+    for each in above:
+        below = values.get(each)
+        if not isinstance(below, dict):
+            return False
+        values = cast("dict[str, Any]", below)
+    found = values.get(name)
+    if (isinstance(found, str) and _DECIMAL.fullmatch(found)) or (
+        isinstance(found, float) and found.is_integer()
+    ):
+        values[name] = int(found)
+        return True
+    return False
 
 
 _FIELD = re.compile(

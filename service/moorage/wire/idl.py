@@ -104,10 +104,20 @@ class _Any:
 
 
 class _Scanner(_scanner.Scanner):
-    # The scanner of the package is older than the type `any`.
+    # The scanner of the package is older than the type `any`, and takes a single name in brackets for a field that
+    # lacks its type, where sd-varlink sees an enumeration of one value.
     def read_type(self, lastmaybe: bool = False) -> object:  # noqa: FBT001, FBT002  # not ours
         base: Any = super()
         return _Any() if self.get("any") else base.read_type(lastmaybe)
+
+    def read_struct(self) -> object:
+        base: Any = super()
+        scanner: Any = self
+        start = scanner.pos
+        if scanner.get("(") and (name := scanner.get("identifier")) and scanner.get(")"):
+            return _scanner._Enum([name])  # noqa: SLF001  # there is no other way to make one
+        scanner.pos = start
+        return base.read_struct()
 
 
 def parse(text: str) -> Description:
@@ -116,7 +126,8 @@ def parse(text: str) -> Description:
     Raises:
         ValueError: it is none.
     """
-    scanner: Any = _Scanner(text)
+    # To sd-varlink a carriage return is white space. In place of it another one, so that positions stay what they are.
+    scanner: Any = _Scanner(text.replace("\r", " "))
     types: dict[str, Type] = {}
     methods: dict[str, tuple[Fields, Fields]] = {}
     errors: dict[str, Fields] = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -72,9 +73,19 @@ class ReplyMessage(Struct, forbid_unknown_fields=True, gc=False):
 
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_KEY = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?')
 _OPENING, _CLOSING = b"[{", b"]}"
 _NO_BRACKETS = bytes(set(range(256)) - {*_OPENING, *_CLOSING})
 _STEPS = bytes(1 if byte in _OPENING else 255 for byte in range(256))  # 255: -1, as a signed byte
+
+_UNREADABLE = re.compile(
+    rb"\\u0000|\\.|\x7f|\xef\xb7[\x90-\xaf]|\xef\xbf[\xbe\xbf]|[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf]"
+)
+"""What sd-json refuses to read, and with it the whole reply: U+0000 even as an escape, DEL as it is, the noncharacters
+of Unicode (tried with systemd 257 and 262). The second alternative steps over other escapes, so that an escaped
+backslash is not taken for the beginning of one."""
+_ESCAPED_DEL = rb"\u007f"
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 _decode_call = msgspec.json.Decoder(CallMessage).decode
 _decode_reply = msgspec.json.Decoder(ReplyMessage).decode
@@ -92,8 +103,27 @@ def encode_call(method: str, parameters: bytes, *, more: bool = False, oneway: b
     return b'{"method":%b,"parameters":%b%b}' % (_encode(method), parameters, flag)
 
 
+def _readable(parameters: bytes) -> bytes:
+    """Return JSON text that every peer can read.
+
+    Replies quote what others wrote: logs, descriptions, paths. One character that sd-json does not know must not make
+    the whole reply unreadable.
+    """
+    if parameters.isascii() and b"\x7f" not in parameters and b"u0000" not in parameters:
+        return parameters
+    return _UNREADABLE.sub(_replaced, parameters)
+
+
+def _replaced(match: re.Match[bytes]) -> bytes:
+    found = match[0]
+    if found == b"\x7f":
+        return _ESCAPED_DEL
+    return found if found.startswith(b"\\") and found != rb"\u0000" else _REPLACEMENT
+
+
 def encode_reply(parameters: bytes, *, continues: bool = False) -> bytes:
     """Return a reply as JSON text, without the NUL that ends it on the wire."""
+    parameters = _readable(parameters)
     if continues:
         return b'{"parameters":%b,"continues":true}' % parameters
     return b'{"parameters":%b}' % parameters
@@ -101,6 +131,7 @@ def encode_reply(parameters: bytes, *, continues: bool = False) -> bytes:
 
 def encode_error(error: str, parameters: bytes) -> bytes:
     """Return an error reply as JSON text, without the NUL that ends it on the wire."""
+    parameters = _readable(parameters)
     return b'{"error":%b,"parameters":%b}' % (_encode(error), parameters)
 
 
@@ -172,6 +203,31 @@ def decode_parameters(parameters: Raw, decoder: msgspec.json.Decoder[T]) -> T:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"parameters are not JSON: {error}") from None
+
+
+def repeated_key(parameters: Raw) -> str | None:
+    """Return a key that an object within the parameters has twice; None if there is no such key.
+
+    msgspec keeps the last of several equal keys without a word, where sd-json refuses the call.
+
+    Args:
+        parameters: text that was decoded without an error.
+    """
+    text = bytes(parameters)
+    if text.count(b":") < 2:
+        return None
+    keys = [key for key, colon in _KEY.findall(text) if colon]
+    # In almost every call no key occurs twice at all, in whatever objects.
+    if len(set(keys)) == len(keys) and b"\\" not in b"".join(keys):
+        return None
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+
+    # Numbers as text: Python refuses to read an integer of more than 4,300 digits.
+    json.loads(text, object_pairs_hook=note, parse_int=str)
+    return repeated[0] if repeated else None
 
 
 def _as_object(parameters: Raw) -> Raw:

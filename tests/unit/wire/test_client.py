@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from moorage.wire.client import Client
+from moorage.wire.connection import FDS_MAX, INPUT_MAX, NotSent
 from moorage.wire.errors import (
     Disconnected,
     ExpectedMore,
@@ -49,6 +50,30 @@ async def test_call(serve: Serve) -> None:
         assert await client.call(f"{TEST}.Echo", {"text": "a"}) == {"text": "a"}
         assert await client.call(f"{TEST}.Echo", Text("b"), reply_type=Text) == Text("b")
     assert client.closed
+
+
+async def test_a_call_that_is_too_large_is_an_error_of_that_call_alone(
+    serve: Serve, open_fds: Callable[[], int]
+) -> None:
+    async with serve() as running, await Client.connect(running.path) as client:
+        replies = client.call_more(f"{TEST}.Watch")
+        first = await anext(replies)
+        before = open_fds()
+        with pytest.raises(NotSent):
+            await client.call(f"{TEST}.Echo", {"text": "x" * INPUT_MAX})
+        with pytest.raises(NotSent):
+            await anext(client.call_more(f"{TEST}.Echo", {"text": "x" * INPUT_MAX}))
+        with pytest.raises(NotSent):
+            await client.call_oneway(f"{TEST}.Echo", {"text": "x" * INPUT_MAX})
+        assert open_fds() == before
+        assert not client.closed
+        assert first["number"] == 0
+        running.interface.go_on.set()
+        assert [reply["number"] async for reply in replies] == [1, 2, -1]
+        with pytest.raises(NotSent):
+            await client.call(f"{TEST}.Echo", {"text": "x"}, fds=[0] * (FDS_MAX + 1))
+        assert open_fds() == before
+        assert await client.call(f"{TEST}.Echo", {"text": "a"}) == {"text": "a"}
 
 
 async def test_errors(serve: Serve) -> None:

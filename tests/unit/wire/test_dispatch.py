@@ -126,7 +126,14 @@ def test_methods_that_are_not_there(name: str, error: Exception) -> None:
         (b'{"name":"a","kind":1}', "kind"),
         (b'{"name":"a","leader":1}', "leader"),
         (b'{"name":"a","leader":{}}', "leader.pid"),
-        (b'{"name":"a","leader":{"pid":"1"}}', "leader.pid"),
+        (b'{"name":"a","leader":{"pid":"x"}}', "leader.pid"),
+        (b'{"name":"a","leader":{"pid":"1 "}}', "leader.pid"),
+        (b'{"name":"a","leader":{"pid":"9223372036854775808"}}', "leader.pid"),
+        (b'{"name":"a","leader":{"pid":"1","start":"x"}}', "leader.start"),
+        (b'{"name":"a","flag":"true"}', "flag"),
+        (b'{"name":"a","name":"a"}', "name"),
+        (b'{"name":"a","leader":{"pid":1,"pid":1}}', "pid"),
+        (b'{"name":"a","named":{"x":1,"x":2}}', "x"),
         (b'{"name":"a","leader":{"pid":true}}', "leader.pid"),
         (b'{"name":"a","leader":{"pid":1.5}}', "leader.pid"),
         (b'{"name":"a","leader":{"pid":9223372036854775808}}', "leader.pid"),
@@ -144,6 +151,11 @@ def test_the_field_that_is_wrong_is_named(parameters: bytes, field: str) -> None
     with pytest.raises(InvalidParameter) as caught:
         Kinds().methods["Plain"].decode(Raw(parameters))
     assert caught.value.parameter == field
+
+
+def test_an_integer_may_be_written_as_sd_json_reads_it() -> None:
+    decoded = Kinds().methods["Plain"].decode(Raw(b'{"name":"1","leader":{"pid":"65","start":66.0}}'))
+    assert decoded == Everything(name="1", leader=Process(pid=65, start=66))
 
 
 def test_the_largest_integers() -> None:

@@ -63,6 +63,19 @@ def test_everything_there_is() -> None:
     )
 
 
+def test_lines_may_end_as_on_other_systems() -> None:
+    assert parse(TEXT.replace("\n", "\r\n")) == parse(TEXT)
+
+
+def test_an_enumeration_may_have_one_value() -> None:
+    found = parse("interface org.example.a\ntype Only (one)\nmethod Do(a: ( one )) -> (b: ?Only)")
+    assert found.types == {"Only": Values(frozenset({"one"}))}
+    assert found.methods["Do"] == (
+        Fields({"a": Values(frozenset({"one"}))}),
+        Fields({"b": Nullable(Named("Only"))}),
+    )
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -72,7 +85,8 @@ def test_everything_there_is() -> None:
         "interface org.example.a\nmethod Do()",
         "interface org.example.a\nmethod do() -> ()",
         "interface org.example.a\nmethod Do(a: ??int) -> ()",
-        "interface org.example.a\nmethod Do(a) -> ()",
+        "interface org.example.a\nmethod Do(a, b: int) -> ()",
+        "interface org.example.a\nerror Bad (a)",
         "interface org.example.a\nerror Bad int",
         "interface org.example.a\ntype A (x: int)\ntype A (x: int)",
         "interface org.example.a\nmethod A() -> ()\nerror A ()",

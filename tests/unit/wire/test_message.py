@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from moorage.wire.errors import ProtocolError
 from moorage.wire.message import (
@@ -20,6 +20,7 @@ from moorage.wire.message import (
     encode_error,
     encode_parameters,
     encode_reply,
+    repeated_key,
 )
 
 
@@ -180,11 +181,21 @@ def test_what_is_around_the_parameters_is_looked_at_twice_only_where_it_is_short
         decode_call(b'{"method":"a","parameters":{"a":1},"parameters":{}}')
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=10,
-)
+def json_of(texts: st.SearchStrategy[str]) -> st.SearchStrategy[object]:
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+        lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+        max_leaves=10,
+    )
+
+
+def is_readable(character: str) -> bool:
+    number = ord(character)
+    return number > 0 and not 0xFDD0 <= number <= 0xFDEF and number & 0xFFFE != 0xFFFE
+
+
+json_values = json_of(st.text())
+readable = st.text(st.characters(exclude_categories=["Cs"]).filter(is_readable))
 keys = st.sampled_from(["method", "parameters", "more", "oneway", "upgrade", "error", "continues", "x"])
 
 
@@ -197,7 +208,7 @@ def test_a_call_comes_back_as_it_was(method: str, parameters: dict[str, object],
     assert b"\0" not in text
 
 
-@given(st.dictionaries(st.text(), json_values), st.booleans(), st.none() | st.text())
+@given(st.dictionaries(readable, json_of(readable)), st.booleans(), st.none() | st.text())
 def test_a_reply_comes_back_as_it_was(
     parameters: dict[str, object], continues: bool, error: str | None
 ) -> None:
@@ -234,3 +245,54 @@ def test_any_garbage_is_a_message_or_a_protocol_error(text: bytes) -> None:
         except ProtocolError:
             continue
         assert isinstance(message, CallMessage | ReplyMessage)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "key"),
+    [
+        ("{}", None),
+        ('{"a":1}', None),
+        ('{"a":1,"b":{"a":2}}', None),
+        ('[{"a":1},{"a":1}]', None),
+        ('{"a":"\\"a\\":1","b":"a"}', None),
+        ('{"a\\\\":1,"a":2}', None),
+        ('{"a":1,"a":1}', "a"),
+        ('{"a":1, "b":2, "a" :3}', "a"),
+        ('{"a":1,"\\u0061":2}', "a"),
+        ('{"x":[{"a":1,"b":[{"c":1,"c":null}]}]}', "c"),
+        ('{"n":' + "9" * 5000 + ',"a":{},"a":{}}', "a"),
+    ],
+)
+def test_a_key_that_an_object_has_twice(parameters: str, key: str | None) -> None:
+    assert repeated_key(Raw(parameters.encode())) == key
+
+
+@pytest.mark.parametrize(
+    ("text", "readable"),
+    [
+        ("plain \u0085 \u202e \ue000 é", None),
+        ("a\x7fb", None),
+        ("a\0b", "a\ufffdb"),
+        ("a\ufdd0b\ufdefc", "a\ufffdb\ufffdc"),
+        ("\ufffe\uffff", "\ufffd\ufffd"),
+        ("\U0001fffe\U0010ffff", "\ufffd\ufffd"),
+        ("\ufdcf\ufdf0\ufffd\U0001fffd\U00020000", None),
+        ("\\u0000 \\\\u0000 \\\0", "\\u0000 \\\\u0000 \\\ufffd"),
+        ('"\x01\n', None),
+    ],
+)
+def test_what_replies_quote_is_readable_for_everybody(text: str, readable: str | None) -> None:
+    for encoded in (
+        encode_reply(encode_parameters({"log": text})),
+        encode_error("a.B", encode_parameters({"log": text})),
+    ):
+        assert b"\x7f" not in encoded
+        assert json.loads(encoded)["parameters"] == {"log": text if readable is None else readable}
+
+
+@given(st.text())
+def test_what_anybody_can_read_is_left_as_it_is(text: str) -> None:
+    decoded = json.loads(encode_reply(encode_parameters({"log": text})))["parameters"]["log"]
+    assert len(decoded) == len(text)
+    for found, wrote in zip(decoded, text, strict=True):
+        assert found == (wrote if is_readable(wrote) else "\ufffd")
