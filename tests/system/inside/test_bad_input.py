@@ -522,7 +522,8 @@ def test_file_descriptors_in_the_middle_of_a_message() -> None:
 def test_a_property_that_cannot_be(spawn: Processes, name: str, value: Any, error: str) -> None:
     parameters = {"name": "web", "class": "vm", "leader": {"pid": spawn().pid}, "properties": {name: value}}
     found, told = error_of(call(f"{OURS}Register", parameters))
-    assert (found, told.get("property")) == (f"{OURS}{error}", name), told
+    quoted = name.replace("\0", "\ufffd")  # sd-json cannot read U+0000
+    assert (found, told.get("property")) == (f"{OURS}{error}", quoted), told
     assert scopes() == []
 
 
@@ -590,7 +591,7 @@ def test_what_is_no_call_ends_the_connection(message: bytes) -> None:
         ("io.moorage.Machine.__init__", "MethodNotFound", {"method": "io.moorage.Machine.__init__"}),
         ("io.moorage.Machine.Freeze", "MethodNotImplemented", {"method": "io.moorage.Machine.Freeze"}),
         ("io.systemd.Machine.Open", "MethodNotImplemented", {"method": "io.systemd.Machine.Open"}),
-        ("a\0b.c", "InterfaceNotFound", {"interface": "a\0b"}),
+        ("a\0b.c", "InterfaceNotFound", {"interface": "a\ufffdb"}),  # sd-json cannot read U+0000
         ("\u00e4.\u00e4", "InterfaceNotFound", {"interface": "\u00e4"}),
     ],
 )
@@ -679,7 +680,7 @@ def test_a_message_that_is_just_small_enough() -> None:
 
 def test_numbers_that_never_end() -> None:
     digits = b"9" * 1_000_000
-    for number in (digits, b"-" + digits, b"1e" + digits, b"0." + digits):
+    for number in (digits, b"-" + digits, b"1e" + digits, b"0.5" + digits):
         replies = ask(b'{"method":"io.systemd.service.SetLogLevel","parameters":{"level":%b}}\0' % number)
         assert [error_of(reply)[0] for reply in replies] in ([], [INVALID])
 
