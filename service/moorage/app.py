@@ -101,6 +101,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         if polkit is not None:
             await background.start(polkit.run)
         await background.start(server.serve, listeners)
+        lifecycle.serve()
         background.start_soon(_feed_watchdog)
         activation.notify("READY=1", f"STATUS=Keeping {len(lifecycle.registry)} machines.")
         _log.debug("Serving over the %s link of systemd %d.", manager.link_kind, manager.version)
@@ -109,6 +110,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
             if options.idle_usec is not None:
                 until.start_soon(_wait_until_idle, options.idle_usec, server, lifecycle, until.cancel_scope)
         activation.notify("STOPPING=1")
+        lifecycle.end()
         await server.drain(DRAIN_USEC / 1e6)
         background.cancel_scope.cancel()
     store.close()

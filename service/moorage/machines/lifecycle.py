@@ -36,6 +36,7 @@ from moorage.machines.helpers import (
     together,
 )
 from moorage.machines.latest import Latest
+from moorage.machines.leases import Leases
 from moorage.machines.metadata import Metadata, acquire
 from moorage.machines.model import (
     Accounting,
@@ -102,10 +103,6 @@ HELPERS_USEC = 90_000_000
 UNDER_WAY_MAX = 64
 """Stops of one machine that are under way at once, and as many leases and changes of its helpers: they go on without
 their callers, so that whoever hangs up and calls again would leave any number of them behind."""
-
-LEASE_GRACE_USEC = 5_000_000
-"""For how long a machine is spared whose lease another instance held, µs: a launcher that lives notices at once that
-its connection has ended, and registers the machine again. An upgrade of this service is no reason to stop machines."""
 
 TIDY_USEC = 60_000_000
 """How often old verdicts are dropped, µs."""
@@ -205,6 +202,7 @@ class Lifecycle:
         self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
         self._adding: dict[Machine, trio.Lock] = {}  # of machines whose helpers are being changed
         self._under_way: Counter[tuple[Machine, str]] = Counter()
+        self._leases = Leases(self._end, lambda machine: bool(self._under_way[machine, "lease"]))
         self._nursery: trio.Nursery | None = None
         self._shields: set[trio.CancelScope] = set()  # around what outlives its caller
         manager.watch(self._hint, self._interested)
@@ -222,9 +220,7 @@ class Lifecycle:
                 self._nursery = nursery
                 self._restore()
                 await self._recheck_marked()
-                for machine in self.registry:
-                    if machine.lease:
-                        nursery.start_soon(self._await_lease, machine)
+                nursery.start_soon(self._leases.spare, [each for each in self.registry if each.lease])
                 nursery.start_soon(self._look_around, self._begun())
                 nursery.start_soon(self._readiness.run)
                 nursery.start_soon(self._recheck_for_ever)
@@ -244,6 +240,14 @@ class Lifecycle:
                 os.close(pidfd)
             self._pidfds.clear()
             self._readiness.close()
+
+    def serve(self) -> None:
+        """Take note that calls are served from now on."""
+        self._leases.serve()
+
+    def end(self) -> None:
+        """Take note of the order to end: connections that close from now on are not the end of who made them."""
+        self._leases.close()
 
     @property
     def idle(self) -> bool:
@@ -304,7 +308,7 @@ class Lifecycle:
                 except (OSError, NotOwned, ManagerError) as error:
                     _log.warning("Failed to keep machine %s, ignoring: %s", machine.name, error)
         if machine.lease:
-            await self._await_lease(machine)
+            await self._leases.spare([machine])
 
     async def _resumed(self, machine: Machine) -> Place | None:
         keep = machine.phase is Phase.starting
@@ -955,31 +959,12 @@ class Lifecycle:
         assert self._nursery is not None, "the lifecycle is not running"
         with contextlib.ExitStack() as held:
             held.enter_context(self._one_more(machine, "lease"))
-            self._nursery.start_soon(self._hold_lease, machine, ended, held.pop_all())
+            gone = self._end_of(machine)
+            self._nursery.start_soon(self._leases.hold, machine, held.pop_all(), ended, gone.wait)
 
-    async def _hold_lease(
-        self, machine: Machine, ended: Callable[[], Awaitable[None]], held: contextlib.ExitStack
-    ) -> None:
-        gone = self._end_of(machine)
-
-        async def wait(until: Callable[[], Awaitable[None]]) -> None:
-            await until()
-            nursery.cancel_scope.cancel()
-
-        with held:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(wait, ended)
-                nursery.start_soon(wait, gone.wait)
-        await self._end_lease(machine)
-
-    async def _await_lease(self, machine: Machine) -> None:
-        """End a machine whose lease was a connection to another instance, unless somebody takes it again."""
-        await trio.sleep(LEASE_GRACE_USEC / 1e6)
-        if not self._under_way[machine, "lease"]:
-            await self._end_lease(machine)
-
-    async def _end_lease(self, machine: Machine) -> None:
-        while self.registry.get(machine.name) is machine:
+    async def _end(self, machine: Machine) -> None:
+        """Stop a machine that nothing holds any more."""
+        while self.registry.get(machine.name) is machine and not self._leases.closed:
             try:
                 await self.stop(machine)
             except (ManagerError, TooMuchUnderWay) as error:

@@ -13,7 +13,7 @@ import pytest
 pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
-from moorage.machines.lifecycle import LEASE_GRACE_USEC  # noqa: E402
+from moorage.machines.leases import LEASE_GRACE_USEC  # noqa: E402
 from moored import run, scopes, show  # noqa: E402
 from unit_file_settings import (  # noqa: E402
     SCOPE,
