@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 3: what lives
     (
         "moorage.machines.allocation", "moorage.machines.metadata", "moorage.machines.lifecycle",
+        "moorage.machines.leases", "moorage.machines.changes",
         "moorage.machines.helpers", "moorage.machines.latest", "moorage.machines.ownership", "moorage.machines.probe",
         "moorage.machines.events", "moorage.machines.limits", "moorage.wire.link", "moorage.wire.server",
         "moorage.wire.client", "moorage.launch",

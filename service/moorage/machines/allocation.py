@@ -16,6 +16,7 @@ import trio
 from moorage import process
 from moorage.machines import helpers as helping
 from moorage.machines.model import (
+    Change,
     Helper,
     HelperFailure,
     HelperSpec,
@@ -26,7 +27,6 @@ from moorage.machines.model import (
     adder_name,
     barrier_name,
     helper_unit,
-    place_name,
     scope_name,
     stopper_name,
 )
@@ -59,6 +59,9 @@ UNDO_USEC = 100_000_000
 RESUME_USEC = 90_000_000
 """For how long a start that was found under way is left to itself, µs: the manager's DefaultTimeoutStartUSec=, which
 its helpers have."""
+
+ASK_USEC = 10_000_000
+"""Deadline of a single question to the manager, µs: longer than it takes to reload its configuration."""
 
 UNSEEN_USEC = 2_000_000
 """For how long a start may be on its way to the manager after its sender has died, µs: it reads in turn from all that
@@ -262,7 +265,7 @@ class Allocator:
         self._check_stray(unit)
         slice_ = registration.slice or MACHINE_SLICE
         types = await self._manager.property_types("scope", deadline=deadline)
-        auxiliary = await self._auxiliary(registration, slice_, deadline=deadline)
+        auxiliary = await self._auxiliary(registration, slice_, mark, deadline=deadline)
         wanted: list[Json] = [
             each.unit for each in auxiliary if each.unit != stopper_name(registration.name)
         ]
@@ -295,7 +298,7 @@ class Allocator:
             failure = (
                 await self._helpers.failure(start) if auxiliary and (start.failed or not gone) else None
             )
-            await self.undo(unit, [each.unit for each in auxiliary])
+            await self.undo(unit, mark, [each.unit for each in auxiliary])
             if failure is not None:
                 raise failure
             if gone or process.has_exited(pidfd):
@@ -313,12 +316,14 @@ class Allocator:
         del self.stray[unit]
 
     async def _auxiliary(
-        self, registration: Registration, slice_: str, *, deadline: float
+        self, registration: Registration, slice_: str, mark: str, *, deadline: float
     ) -> tuple[AuxiliaryUnit, ...]:
         """Describe the units that come with the scope: those of its helpers."""
         if not registration.helpers:
             return ()
-        host = helping.Host(registration.name, scope_name(registration.name), slice_, registration.owner)
+        host = helping.Host(
+            registration.name, scope_name(registration.name), slice_, registration.owner, mark
+        )
         types = await self._helpers.types(deadline=deadline)
         barrier = helping.barrier(host, registration.helpers)
         barrier |= {"Before": [host.unit], "OnFailure": [stopper_name(host.name)]}
@@ -400,7 +405,7 @@ class Allocator:
         with_place: bool,
         deadline: float,
     ) -> list[HelperStatus]:
-        """Start helpers of a machine that runs, all of them or none.
+        """Start helpers of a machine that runs. Where that fails, some of their units may be there.
 
         Args:
             host: the machine.
@@ -414,8 +419,8 @@ class Allocator:
 
         Raises:
             UnitNameTaken: by something that does not go.
-            HelperFailed: one of them did not start. Nothing is left of the others.
-            JobFailed: the manager could not start them. Nothing is left.
+            HelperFailed: one of them did not start.
+            JobFailed: the manager could not start them.
             InvalidProperty: the manager does not like a property, or one of those named.
             ManagerError: as the manager says.
         """
@@ -429,25 +434,18 @@ class Allocator:
             auxiliary=types.helpers(host, specs, self._helpers.home, with_place=with_place),
         )
         records = helping.recorded(host.name, specs)
-        done = False
-        try:
-            with self._helpers.starting(host.name, specs) as start:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._tell_changes, start, records, tell)
-                    job = await self._tried(spec, specs, deadline=deadline)
-                    nursery.cancel_scope.cancel()
-                if isinstance(job, Exception):
-                    raise job
-                statuses = await self._helpers.statuses(records, deadline=deadline)
-                start.note(statuses)
-                done = job.result in {"done", "skipped"} and not start.failed  # its condition is never met
-                if not done:
-                    raise await self._helpers.failure(start) or JobFailed(spec.unit, job.result, None)
-                return statuses
-        finally:
-            if not done:
-                with trio.CancelScope(shield=True):
-                    await self._undo_helpers(host.name, specs, with_place=with_place)
+        with self._helpers.starting(host.name, specs) as start:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell_changes, start, records, tell)
+                job = await self._tried(spec, specs, deadline=deadline)
+                nursery.cancel_scope.cancel()
+            if isinstance(job, Exception):
+                raise job
+            statuses = await self._helpers.statuses(records, deadline=deadline)
+            start.note(statuses)
+            if job.result not in {"done", "skipped"} or start.failed:  # its condition is never met
+                raise await self._helpers.failure(start) or JobFailed(spec.unit, job.result, None)
+            return statuses
 
     async def _check_removed(
         self, host: helping.Host, specs: Sequence[HelperSpec], *, deadline: float
@@ -488,25 +486,82 @@ class Allocator:
             with contextlib.suppress(ManagerError):  # the start will tell
                 tell(await self._helpers.statuses(records, deadline=trio.current_time() + UNDO_USEC / 1e6))
 
-    async def _undo_helpers(self, machine: str, specs: Sequence[HelperSpec], *, with_place: bool) -> None:
+    async def resume_helpers(self, change: Change, mark: str) -> bool:
+        """Find what came of a start of helpers that was cut off: all that was asked for, or nothing.
+
+        Args:
+            change: what was asked for.
+            mark: what the start has put on its units.
+
+        Returns:
+            Whether they are there. If not, nothing is left of the start.
+
+        Raises:
+            ManagerError: the manager cannot be asked, or does not take it back; all may be there still.
+        """
+        deadline = trio.current_time() + RESUME_USEC / 1e6
+        units = helping.change_names(change)
+        if not await self._is_any_started(units, mark, deadline=deadline):
+            return False
+        adder = await self._made(adder_name(change.machine), mark, deadline=deadline)
+        adder = await self._until_started(adder, mark, deadline=deadline)
         deadline = trio.current_time() + UNDO_USEC / 1e6
-        units = helping.helper_names(machine, specs)
-        if with_place:
-            units.append(place_name(machine))
-        await helping.together([partial(self._stop, unit, deadline) for unit in units])
+        found = await self._all_made(units, mark, deadline=deadline)
+        states = {status.unit: status.active_state for status in found if status is not None}
+        started = adder is None or not adder.job_id
+        if started and all(
+            states.get(helper.unit, "inactive") not in helping.ENDED for helper in change.helpers
+        ):
+            return True
+        await self.take_back_helpers(change, mark, wait=False)
+        return False
 
-    async def _stop(self, unit: str, deadline: float) -> None:
-        with contextlib.suppress(NoSuchUnit):
-            await self._manager.stop(unit, deadline=deadline)
+    async def take_back_helpers(self, change: Change, mark: str, *, wait: bool) -> None:
+        """Take away what a start of helpers has made, and wait until the names are free.
 
-    async def stop_helper(self, helper: Helper, *, deadline: float) -> None:
-        """Stop a helper; its sockets are bound to it.
+        Args:
+            change: what was asked for; the names may be those of units of others as well.
+            mark: what the start has put on its units.
+            wait: it may be on its way to the manager still.
+
+        Raises:
+            ManagerError: it could not be done before the deadline; units may be there still.
+        """
+        deadline = trio.current_time() + UNDO_USEC / 1e6
+        units = helping.change_names(change)
+        if not wait or await self._is_any_started(units, mark, deadline=deadline):
+            await helping.together([partial(self._take_away, unit, mark, deadline) for unit in units])
+
+    async def _is_any_started(self, units: Sequence[str], mark: str, *, deadline: float) -> bool:
+        """Whether a start has made any of these units; one that is still on its way is waited for."""
+        given_up = trio.current_time() + UNSEEN_USEC / 1e6
+        while not any(await self._all_made(units, mark, deadline=deadline)):
+            if trio.current_time() >= given_up:
+                return False
+            await self._next_hint(units[0])
+        return True
+
+    async def _all_made(
+        self, units: Sequence[str], mark: str, *, deadline: float
+    ) -> list[UnitStatus | None]:
+        return await helping.together([partial(self._made, unit, mark, deadline=deadline) for unit in units])
+
+    async def stop_helper(self, helper: Helper, marks: str, *, deadline: float) -> None:
+        """Stop a helper; its sockets are bound to it. A unit of its name that is none of the machine's goes on.
+
+        Args:
+            helper: which one.
+            marks: what all marks begin with that units of its machine have.
+            deadline: on trio's clock.
 
         Raises:
             ManagerError: as the manager says.
         """
-        await self._stop(helper.unit, deadline)
-        await self._reset(helper.unit, deadline=deadline)
+        status = await self._manager.status(helper.unit, deadline=deadline)
+        if status is not None and any(address.startswith(marks) for address in status.documentation):
+            with contextlib.suppress(NoSuchUnit):
+                await self._manager.stop(helper.unit, deadline=deadline)
+            await self._reset(helper.unit, deadline=deadline)
 
     async def find(self, registration: Registration, pidfd: int, *, deadline: float) -> Place:
         """Find the unit that a process is in.
@@ -547,7 +602,7 @@ class Allocator:
         unit = scope_name(registration.name)
         self._check_stray(unit)
         scope_properties(registration, await self._manager.property_types("scope", deadline=deadline))
-        await self._auxiliary(registration, registration.slice or MACHINE_SLICE, deadline=deadline)
+        await self._auxiliary(registration, registration.slice or MACHINE_SLICE, "", deadline=deadline)
         status = await self._manager.status(unit, deadline=deadline)
         if status is not None and not _is_leftover(status):
             going = _is_going(status) and not await self._is_kept(status, deadline=deadline)
@@ -572,18 +627,21 @@ class Allocator:
         with contextlib.suppress(NoSuchUnit):  # it went by itself
             await self._manager.reset_failed(unit, deadline=deadline)
 
-    async def _wait_gone(self, unit: str, *, deadline: float) -> bool:
+    async def _wait_gone(self, unit: str, *, mark: str | None = None, deadline: float) -> bool:
         """Wait until a unit that is going is gone: inactive units leave the manager's memory a moment later.
 
-        A failed one is reset on the way. Returns whether it went before the deadline, and as long as nothing keeps it.
+        A failed one is reset on the way. Where a mark is given, one without it is none of ours, so that ours is gone.
+        Returns whether it went before the deadline, and as long as nothing keeps it.
         """
         kept_until = deadline
         while True:
             event = self._awaited.setdefault(unit, trio.Event())
             try:
                 status = await self._manager.status(unit, deadline=deadline)
-                if status is None or not (_is_going(status) or status.active_state == "failed"):
-                    return status is None
+                if status is None or (mark is not None and mark not in status.documentation):
+                    return True
+                if not (_is_going(status) or status.active_state == "failed"):
+                    return False
                 if _is_leftover(status):
                     await self._reset(unit, deadline=deadline)
                 if not await self._is_kept(status, deadline=deadline):
@@ -607,8 +665,13 @@ class Allocator:
                 return True
         return False
 
-    async def undo(self, unit: str, auxiliary: Sequence[str] = ()) -> None:
+    async def undo(self, unit: str, mark: str, auxiliary: Sequence[str] = ()) -> None:
         """Take a scope away again, with what came with it, and wait until the names are free.
+
+        Args:
+            unit: the scope.
+            mark: what its start has put on all units that it made; those without it belong to others.
+            auxiliary: units that came with it.
 
         Raises:
             ManagerError: it could not be done before the deadline; units may be there still.
@@ -618,10 +681,20 @@ class Allocator:
         # waits for its helpers may be stopped.
         await self._wait_without_job(unit, waits=bool(auxiliary), deadline=deadline)
         # What is bound to the scope is stopped by the same job, even where the scope was not started.
-        with contextlib.suppress(NoSuchUnit):
-            await self._manager.stop(unit, deadline=deadline)
-        for each in (unit, *auxiliary):
-            await self._wait_gone(each, deadline=deadline)
+        await self._take_away(unit, mark, deadline)
+        await helping.together([partial(self._take_away, each, mark, deadline) for each in auxiliary])
+
+    async def _take_away(self, unit: str, mark: str, deadline: float) -> None:
+        """Stop a unit if it is the one that a start has made, and wait until its name is free."""
+        if await self._made(unit, mark, deadline=deadline) is not None:
+            with contextlib.suppress(NoSuchUnit):
+                await self._manager.stop(unit, deadline=deadline)
+            await self._wait_gone(unit, mark=mark, deadline=deadline)
+
+    async def _made(self, unit: str, mark: str, *, deadline: float) -> UnitStatus | None:
+        """The unit that a start has made; None also for one of another that has its name."""
+        status = await self._manager.status(unit, deadline=deadline)
+        return status if status is not None and mark in status.documentation else None
 
     async def take_back(self, machine: Machine, mark: str) -> None:
         """Take away the scope that a start which was given up may have made all the same.
@@ -635,7 +708,7 @@ class Allocator:
         """
         deadline = trio.current_time() + UNDO_USEC / 1e6
         if await self._started(machine.unit, mark, deadline=deadline) is not None:
-            await self.undo(machine.unit, helping.auxiliary_names(machine.name, machine.helpers))
+            await self.undo(machine.unit, mark, helping.auxiliary_names(machine.name, machine.helpers))
 
     async def resume(self, machine: Machine, mark: str, *, keep: bool) -> Place | None:
         """Find what came of a start whose caller was killed: all that was asked for, or nothing.
@@ -654,14 +727,13 @@ class Allocator:
         if not keep:
             return await self.take_back(machine, mark)
         deadline = trio.current_time() + RESUME_USEC / 1e6
-        while (status := await self._started(machine.unit, mark, deadline=deadline)) is not None:
-            if not status.job_id or trio.current_time() >= deadline:
-                break
-            await self._next_hint(machine.unit)
+        status = await self._started(machine.unit, mark, deadline=deadline)
+        status = await self._until_started(status, mark, deadline=deadline)
+        deadline = trio.current_time() + UNDO_USEC / 1e6
         auxiliary = helping.auxiliary_names(machine.name, machine.helpers)
         if status is None:
             for each in auxiliary:  # what failed, and the scope with it
-                await self._wait_gone(each, deadline=deadline)
+                await self._take_away(each, mark, deadline)
             return None
         statuses = await self._helpers.statuses(machine.helpers, deadline=deadline)
         identity = cgroup.identity(status.control_group) if _is_populated(status) else None
@@ -673,15 +745,23 @@ class Allocator:
             return Place(
                 machine.unit, None, status.slice, status.control_group, identity, status.invocation_id
             )
-        await self.undo(machine.unit, auxiliary)
+        await self.undo(machine.unit, mark, auxiliary)
         return None
+
+    async def _until_started(
+        self, status: UnitStatus | None, mark: str, *, deadline: float
+    ) -> UnitStatus | None:
+        """Wait until the start of a unit has ended, or the deadline has passed; return what it has made by then."""
+        while status is not None and status.job_id and trio.current_time() < deadline:
+            await self._next_hint(status.unit)
+            status = await self._made(status.unit, mark, deadline=deadline + ASK_USEC / 1e6)
+        return status
 
     async def _started(self, unit: str, mark: str, *, deadline: float) -> UnitStatus | None:
         """The unit that a start has made, if it has; a start that is still on its way is waited for."""
         given_up = trio.current_time() + UNSEEN_USEC / 1e6
         while True:
-            status = await self._manager.status(unit, deadline=deadline)
-            if status is not None and mark in status.documentation:
+            if (status := await self._made(unit, mark, deadline=deadline)) is not None:
                 return status
             if trio.current_time() >= given_up:
                 return None

@@ -221,12 +221,14 @@ class Host(msgspec.Struct, frozen=True):
         unit: that it lives in.
         slice: of that unit.
         owner: uid of those who use its sockets.
+        mark: what tells the units that are started now from others of their names.
     """
 
     name: str
     unit: str
     slice: str
     owner: int
+    mark: str
 
 
 def relative_directory(machine: str) -> str:
@@ -386,6 +388,7 @@ def _without_process() -> dict[str, Json]:
 def _common(host: Host, description: str) -> dict[str, Json]:
     return {
         "Description": description,
+        "Documentation": [host.mark],
         "Slice": host.slice,
         "CollectMode": "inactive-or-failed",
         # At shutdown all of this is stopped with the scope, and in its order.
@@ -515,7 +518,11 @@ class Types(msgspec.Struct, frozen=True):
         for spec in specs:
             ours = self.service.convert(_service(host, spec, home))
             # The caller's come after the defaults: they take their place, or are added where a property is a list.
-            units.append(AuxiliaryUnit(model.helper_unit(host.name, spec.name), ours + self._convert(spec)))
+            if "Documentation" in spec.properties:  # an empty one would take the mark away
+                ours += self._convert(spec) + self.service.convert({"Documentation": [host.mark]})
+            else:
+                ours += self._convert(spec)
+            units.append(AuxiliaryUnit(model.helper_unit(host.name, spec.name), ours))
             if spec.sockets:
                 unit = model.helper_unit(host.name, spec.name, "socket")
                 units.append(AuxiliaryUnit(unit, self.socket.convert(_socket(host, spec, home))))
@@ -542,6 +549,14 @@ def auxiliary_names(machine: str, specs: Sequence[HelperSpec | Helper]) -> list[
         model.barrier_name(machine),
         *helper_names(machine, specs),
     ]
+
+
+def change_names(change: model.Change) -> list[str]:
+    """Return the names of all units that are started when helpers are added."""
+    place = (
+        [model.place_name(change.machine), model.stopper_name(change.machine)] if change.with_place else []
+    )
+    return [model.adder_name(change.machine), *helper_names(change.machine, change.helpers), *place]
 
 
 def helper_names(machine: str, specs: Iterable[HelperSpec | Helper]) -> list[str]:

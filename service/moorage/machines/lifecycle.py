@@ -23,11 +23,11 @@ import msgspec
 import trio
 
 from moorage import process
-from moorage.machines.allocation import Allocator, Place
+from moorage.machines.allocation import ASK_USEC, Allocator, Place
+from moorage.machines.changes import Changes
 from moorage.machines.helpers import (
     Helpers,
     Home,
-    Host,
     auxiliary_names,
     check,
     check_programs,
@@ -76,9 +76,6 @@ REGISTER_USEC = 30_000_000
 
 STOP_USEC = 200_000_000
 """Default deadline of a stop, µs: two times DefaultTimeoutStopUSec=90s (SIGTERM, then SIGKILL) and a little."""
-
-ASK_USEC = 10_000_000
-"""Deadline of a single question to the manager, µs: longer than it takes to reload its configuration."""
 
 STARTS_MAX = 128
 """Start jobs under way at once. The manager works on one at a time; what waits here does not fill its queue, so that
@@ -200,7 +197,9 @@ class Lifecycle:
         ] = {}  # of those that linger: the manager forgets it with its next reload
         self._starts = trio.CapacityLimiter(STARTS_MAX)
         self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
-        self._adding: dict[Machine, trio.Lock] = {}  # of machines whose helpers are being changed
+        self._changes = Changes(
+            self._allocator, store, self.registry, directory=home.directory, now=now, begin=self._begin
+        )
         self._under_way: Counter[tuple[Machine, str]] = Counter()
         self._leases = Leases(self._end, lambda machine: bool(self._under_way[machine, "lease"]))
         self._nursery: trio.Nursery | None = None
@@ -222,6 +221,8 @@ class Lifecycle:
                 await self._recheck_marked()
                 nursery.start_soon(self._leases.spare, [each for each in self.registry if each.lease])
                 nursery.start_soon(self._look_around, self._begun())
+                for change in self._changes.begun():
+                    await nursery.start(self._changes.resume, change)
                 nursery.start_soon(self._readiness.run)
                 nursery.start_soon(self._recheck_for_ever)
                 nursery.start_soon(self._tidy_for_ever)
@@ -645,6 +646,7 @@ class Lifecycle:
             NotOwned: its leader became somebody else's meanwhile. The same.
             ManagerError: nor of its scope, but for what the manager did not take away.
         """
+        mark = self._store.mark(machine)
         _put(machine, place).phase = Phase.running
         machine.timestamp = now()
         try:
@@ -656,7 +658,8 @@ class Lifecycle:
             self._watch.remove(machine.control_group)
             self._remove_record(machine.name)
             if machine.allocated:
-                await self._allocator.undo(machine.unit, auxiliary_names(machine.name, machine.helpers))
+                auxiliary = auxiliary_names(machine.name, machine.helpers)
+                await self._allocator.undo(machine.unit, mark, auxiliary)
             raise
         self.registry.commit(claim, machine)
         self._mark(machine).new = True  # to be looked at: for what happened before the watch was there
@@ -840,33 +843,14 @@ class Lifecycle:
 
         async def add() -> None:
             with contextlib.closing(news), self._one_more(machine, "change"):
-                async with self._changing(machine):
-                    await self._add_helpers(machine, specs, uid, news.set, deadline)
+                async with self._changes.alone(machine.name):
+                    await self.check_helpers(specs, machine.name, uid, machine.helpers)
+                    news.set(await self._changes.add(machine, specs, news.set, deadline=deadline))
 
         done = self._begin(add)
         async for statuses in news:
             yield statuses
         await done()
-
-    async def _add_helpers(
-        self,
-        machine: Machine,
-        specs: Sequence[HelperSpec],
-        uid: int,
-        tell: Callable[[list[HelperStatus]], None],
-        deadline: float,
-    ) -> None:
-        await self.check_helpers(specs, machine.name, uid, machine.helpers)
-        with_place = machine.runtime_directory is None
-        host = Host(machine.name, machine.unit, machine.slice, machine.owner)
-        statuses = await self._allocator.add_helpers(
-            host, specs, tell, with_place=with_place, deadline=deadline
-        )
-        machine.helpers += tuple(status.helper for status in statuses)
-        machine.runtime_directory = self._helpers.home.directory(machine.name)
-        if self.registry.get(machine.name) is machine:
-            self._store.save(machine)
-        tell(statuses)
 
     async def remove_helper(self, machine: Machine, name: str) -> None:
         """Stop a helper of a machine and forget it. Goes on without its caller.
@@ -879,19 +863,14 @@ class Lifecycle:
 
         async def remove() -> None:
             with self._one_more(machine, "change"):
-                async with self._changing(machine):
-                    await self._remove_helper(machine, name)
+                async with self._changes.alone(machine.name):
+                    helper = next((helper for helper in machine.helpers if helper.name == name), None)
+                    if helper is None:
+                        raise NoSuchHelper
+                    deadline = trio.current_time() + STOP_USEC / 1e6
+                    await self._changes.remove(machine, helper, deadline=deadline)
 
         await self._shielded(remove)
-
-    async def _remove_helper(self, machine: Machine, name: str) -> None:
-        helper = next((helper for helper in machine.helpers if helper.name == name), None)
-        if helper is None:
-            raise NoSuchHelper
-        await self._allocator.stop_helper(helper, deadline=trio.current_time() + STOP_USEC / 1e6)
-        machine.helpers = tuple(each for each in machine.helpers if each is not helper)
-        if self.registry.get(machine.name) is machine:
-            self._store.save(machine)
 
     async def reload_helpers(self, machine: Machine) -> tuple[list[str], list[str]]:
         """Reload the helpers of a machine that can be reloaded: a scope cannot pass it on.
@@ -918,17 +897,6 @@ class Lifecycle:
         for status, reloaded in zip(statuses, done, strict=True):
             names[reloaded].append(status.helper.name)
         return names[True], names[False]
-
-    @contextlib.asynccontextmanager
-    async def _changing(self, machine: Machine) -> AsyncGenerator[None]:
-        """Change the helpers of a machine, one caller after the other."""
-        lock = self._adding.setdefault(machine, trio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.statistics().tasks_waiting and not lock.locked():
-                self._adding.pop(machine, None)
 
     @contextlib.contextmanager
     def _one_more(self, machine: Machine, kind: Literal["stop", "lease", "change"]) -> Generator[None]:

@@ -168,6 +168,26 @@ class Timestamp(msgspec.Struct, frozen=True):
     monotonic: int
 
 
+class Change(msgspec.Struct, frozen=True):
+    """What is about to be done with the helpers of a machine.
+
+    Attributes:
+        machine: its name.
+        invocation_id: of its unit, so that it is not taken for a successor.
+        timestamp: when that began.
+        helpers: those that are added or removed.
+        removes: they are removed.
+        with_place: the machine's runtime directory is made for them.
+    """
+
+    machine: str
+    invocation_id: str
+    timestamp: Timestamp
+    helpers: tuple[Helper, ...]
+    removes: bool = False
+    with_place: bool = False
+
+
 class Accounting(msgspec.Struct, frozen=True):
     """Counters of a control group; what could not be had is None, never 0.
 

@@ -11,7 +11,8 @@ record is there or the start was taken back. The intent tells what was asked for
 the one that came of it, the scope tells by its mark (:meth:`Store.mark`), which only the manager keeps. Neither can
 do without the other: what was asked for holds things that are not for all who may look at units (the owner, paths of
 keys), and a name, or a leader that has moved on, proves nothing. An intent needs no rename: one that is not whole was
-never followed by a start.
+never followed by a start. Helpers that are added to a machine, or removed, have an intent of their own, and their
+units the mark of that.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
 from moorage.machines.model import (
+    Change,
     Helper,
     Machine,
     MachineClass,
@@ -51,6 +54,7 @@ CONTROL_GROUP_MAX = 4000
 # Names of machines do not start with a dot.
 _TEMPORARY = ".new-"
 _INTENT = ".start-"
+_CHANGE = ".change-"
 
 
 class BadRecord(Exception):
@@ -91,10 +95,22 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
     verdict: Verdict | None = None
 
 
+class StoredChange(msgspec.Struct, frozen=True):
+    """The stored form of :class:`moorage.machines.model.Change`, with version and boot."""
+
+    version: int
+    boot_id: str
+    change: Change
+
+
+T = TypeVar("T")
+Stored = TypeVar("Stored", StoredMachine, StoredChange)
+
 _FIELDS = Machine.__struct_fields__
 _RESERVED = re.compile(rb"[^A-Za-z0-9/._~-]")
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(StoredMachine)
+_change_decoder = msgspec.json.Decoder(StoredChange)
 
 
 def encode(machine: Machine) -> bytes:
@@ -114,21 +130,50 @@ def decode(record: bytes, name: str, *, intent: bool = False) -> Machine:
     Raises:
         BadRecord: it is damaged, of a newer version, of another boot, or of another machine.
     """
+    stored = _decoded(_decoder, record)
+    _check_machine(stored.name, name)
+    if (stored.phase is Phase.exited) != (stored.verdict is not None):
+        raise BadRecord("phase and verdict do not agree")
+    if stored.control_group if intent else not _may_be_control_group(stored.control_group):
+        raise BadRecord("its control group can be none")
+    return Machine(**{field: getattr(stored, field) for field in _FIELDS})
+
+
+def encode_change(change: Change) -> bytes:
+    """Return the intent of a change."""
+    return _encoder.encode(StoredChange(VERSION, boot_id(), change))
+
+
+def decode_change(record: bytes, name: str) -> Change:
+    """Read the intent of a change back.
+
+    Args:
+        record: its bytes.
+        name: the machine that it should be of.
+
+    Raises:
+        BadRecord: as :func:`decode` says.
+    """
+    change = _decoded(_change_decoder, record).change
+    _check_machine(change.machine, name)
+    return change
+
+
+def _decoded(decoder: msgspec.json.Decoder[Stored], record: bytes) -> Stored:
     try:
-        stored = _decoder.decode(record)
+        stored = decoder.decode(record)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRecord(str(error) or type(error).__name__) from None
     if stored.version > VERSION:
         raise BadRecord(f"it is of version {stored.version}, newer than {VERSION}")
     if stored.boot_id != boot_id():
         raise BadRecord("it is of another boot")
-    if stored.name != name:
-        raise BadRecord(f"it is of machine {stored.name!r}")
-    if (stored.phase is Phase.exited) != (stored.verdict is not None):
-        raise BadRecord("phase and verdict do not agree")
-    if stored.control_group if intent else not _may_be_control_group(stored.control_group):
-        raise BadRecord("its control group can be none")
-    return Machine(**{field: getattr(stored, field) for field in _FIELDS})
+    return stored
+
+
+def _check_machine(stored: str, name: str) -> None:
+    if stored != name:
+        raise BadRecord(f"it is of machine {stored!r}")
 
 
 def _may_be_control_group(path: str) -> bool:
@@ -200,13 +245,18 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def mark(self, machine: Machine) -> str:
-        """Return what tells the scope of an intent from all others: where its record will be, and the intent's time.
+    def mark(self, begun: Machine | Change) -> str:
+        """Return what tells the units of an intent from all others: where the record is, and the intent's time.
 
-        It is kept by the manager as ``Documentation=`` of the scope (systemd.unit(5)): there systemctl shows it to
+        It is kept by the manager as ``Documentation=`` of the units (systemd.unit(5)): there systemctl shows it to
         people as well, and no other property of a scope is both free for any text and without effect.
         """
-        return f"{self.marks}{machine.name}#{machine.timestamp.monotonic}"
+        name = begun.name if isinstance(begun, Machine) else begun.machine
+        return f"{self.marks_of(name)}{begun.timestamp.monotonic}"
+
+    def marks_of(self, machine: str) -> str:
+        """Return what all marks begin with that units of one machine have."""
+        return f"{self.marks}{machine}#"
 
     def intend(self, machine: Machine) -> None:
         """Write down what is about to be started.
@@ -232,17 +282,44 @@ class Store:
         """
         self.remove(_INTENT + name)
 
+    def intend_change(self, change: Change) -> None:
+        """Write down what is about to be done with helpers of a machine.
+
+        Raises:
+            OSError: it could not be written; nothing is left of it.
+        """
+        self._write(_CHANGE + change.machine, encode_change(change))
+
+    def withdraw_change(self, machine: str) -> None:
+        """Remove the intent of a change; nothing happens if there is none.
+
+        Raises:
+            OSError: it is there and stays.
+        """
+        self.remove(_CHANGE + machine)
+
+    def changes(self) -> Iterator[tuple[str, Change | BadRecord]]:
+        """Read what was being done with helpers when the service was killed, and remove what is of no use.
+
+        Yields:
+            The machine's name, with the change or with what is wrong with its intent.
+        """
+        return self._begun(_CHANGE, decode_change)
+
     def intents(self) -> Iterator[tuple[str, Machine | BadRecord]]:
         """Read what was about to be started when the service was killed, and remove what is of no use.
 
         Yields:
             The machine's name, with what was asked for or with what is wrong with it.
         """
+        return self._begun(_INTENT, partial(decode, intent=True))
+
+    def _begun(self, prefix: str, decoded: Callable[[bytes, str], T]) -> Iterator[tuple[str, T | BadRecord]]:
         for file in sorted(os.listdir(self._directory)):
-            if not file.startswith(_INTENT):
+            if not file.startswith(prefix):
                 continue
-            name = file.removeprefix(_INTENT)
-            found = self._found(name, file, intent=True)
+            name = file.removeprefix(prefix)
+            found = self._found(name, file, decoded)
             if isinstance(found, BadRecord):
                 self._tidy(file)
             yield name, found
@@ -270,13 +347,12 @@ class Store:
             if name.startswith(_TEMPORARY):
                 self._tidy(name)
                 continue
-            if name.startswith(_INTENT):
-                continue
-            yield name, self._found(name, name)
+            if not name.startswith((_INTENT, _CHANGE)):
+                yield name, self._found(name, name, decode)
 
-    def _found(self, name: str, file: str, *, intent: bool = False) -> Machine | BadRecord:
+    def _found(self, name: str, file: str, decoded: Callable[[bytes, str], T]) -> T | BadRecord:
         try:
-            return decode(self._read(name, file), name, intent=intent)
+            return decoded(self._read(name, file), name)
         except BadRecord as error:
             return error
         except OSError as error:

@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from moored import (
     run,
     scopes,
     show,
+    units,
     until,
     verdict,
 )
@@ -121,6 +123,50 @@ async def test_killed_at_each_step_of_a_registration(spawn: Processes, helpers: 
             break
     assert kept
     assert lost
+
+
+def helpers_loaded() -> list[str]:
+    """Services of helpers that the manager has loaded, in whatever state."""
+    return sorted(unit for unit in units() if fnmatch(unit, "machine-web-[!-]*.service"))
+
+
+@pytest.mark.parametrize("method", ["AddHelpers", "RemoveHelper"])
+async def test_killed_at_each_step_of_a_change_of_helpers(spawn: Processes, method: str) -> None:
+    """No helper runs that the record does not have, and none is stopped that runs."""
+    parameters = (
+        {"name": "web", "helpers": [HELPER]} if method == "AddHelpers" else {"name": "web", "helper": "fs"}
+    )
+    kept = lost = 0
+    leader = spawn()
+    async with await connect() as client:
+        await register(client, "web", leader)
+    for number in count(1):
+        assert number < STEPS_MAX
+        async with await connect() as client:
+            if method == "RemoveHelper":
+                await client.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [HELPER]})
+            with killed_at(STEPS, number):
+                try:
+                    await client.call(f"{OURS}{method}", parameters)
+                    answered = True
+                except Disconnected:
+                    answered = False
+        (found,) = (await settled()).values()
+        there = [helper["unit"] for helper in found["helpers"]]
+        await until(lambda wanted=there: helpers_loaded() == wanted, "each helper has its record")
+        assert [helper["activeState"] for helper in found["helpers"]] == ["active"] * len(there)
+        if answered:
+            assert bool(there) == (method == "AddHelpers")
+            break
+        kept, lost = kept + bool(there), lost + (not there)
+        async with await connect() as client:
+            if there:
+                await client.call(f"{OURS}RemoveHelper", {"name": "web", "helper": "fs"})
+    assert kept or method == "RemoveHelper"
+    assert lost
+    async with await connect() as client:
+        assert leader.poll() is None
+        await client.call(f"{OURS}Stop", {"name": "web"})
 
 
 async def kill_in_the_middle(leader_pid: int, **fields: Any) -> None:

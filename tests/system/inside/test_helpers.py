@@ -9,6 +9,8 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +468,72 @@ async def test_a_name_held_by_something_else(spawn: Processes) -> None:
             assert units() == ["machine-web-fs.service"]
     finally:
         run("systemctl", "stop", "machine-web-fs.service")
+
+
+@contextmanager
+def held_by_others(holder: str, unit: str) -> Generator[None]:
+    """Have a unit of somebody else run that has the name of one of a machine's."""
+    path = Path("/run/systemd/system") / unit
+    if holder == "a unit file":
+        path.write_text("[Service]\nExecStart=/usr/bin/sleep infinity\n")
+        run("systemctl", "daemon-reload")
+        run("systemctl", "start", unit)
+    else:
+        run("systemd-run", f"--unit={unit}", "sleep", "infinity")
+    before = show(unit, "InvocationID", "ActiveState")
+    assert before["ActiveState"] == "active"
+    try:
+        yield
+        assert show(unit, "InvocationID", "ActiveState") == before
+    finally:
+        path.unlink(missing_ok=True)
+        run("systemctl", "stop", unit)
+        run("systemctl", "daemon-reload")
+
+
+@pytest.mark.parametrize("holder", ["a transient unit", "a unit file"])
+@pytest.mark.parametrize(
+    "unit", ["machine-web-fs.service", "machine-web.service", "machine-web--add.service"]
+)
+async def test_units_of_others_run_on(spawn: Processes, holder: str, unit: str) -> None:
+    """What a call did not start, it does not stop when it fails."""
+    with held_by_others(holder, unit):
+        async with await connect() as client:
+            await register(client, "web", spawn())
+            wanted = {"name": "web", "helpers": [helper("fs", sockets=[{"name": "s"}])]}
+            with pytest.raises(UnitNameTaken) as failure:
+                await client.call(f"{OURS}AddHelpers", wanted)
+            assert failure.value.unit == unit
+            assert {*units()} == {"machine-web.scope", unit}
+            assert (await describe(client, "web"))["helpers"] == []
+            await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+async def test_helpers_of_a_machine_that_was_forgotten_run_on(spawn: Processes) -> None:
+    leader = spawn()
+    async with await connect() as client:
+        await register(client, "web", leader)
+        wanted = {"name": "web", "helpers": [helper("fs", sockets=[{"name": "s"}])]}
+        await client.call(f"{OURS}AddHelpers", wanted)
+        before = {unit: show(unit, "InvocationID") for unit in units()}
+        await client.call(f"{OURS}Forget", {"name": "web"})
+        await register(client, "web", leader, allocateUnit=False)
+        with pytest.raises(UnitNameTaken):
+            await client.call(f"{OURS}AddHelpers", wanted)
+        assert {unit: show(unit, "InvocationID") for unit in units()} == before
+        await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+async def test_a_successor_of_a_helper_that_is_none_runs_on(spawn: Processes) -> None:
+    """The helper ended by itself, and somebody else has taken its name."""
+    async with await connect() as client:
+        await register(client, "web", spawn())
+        await client.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [helper("fs")]})
+        run("systemctl", "stop", "machine-web-fs.service")
+        with held_by_others("a transient unit", "machine-web-fs.service"):
+            await client.call(f"{OURS}RemoveHelper", {"name": "web", "helper": "fs"})
+            assert (await describe(client, "web"))["helpers"] == []
+        await client.call(f"{OURS}Stop", {"name": "web"})
 
 
 # They fail

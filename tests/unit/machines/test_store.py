@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from moorage.machines import model, store
 from moorage.machines.model import (
     Accounting,
+    Change,
     Helper,
     HelperFailure,
     Machine,
@@ -302,6 +303,44 @@ def test_an_intent_that_cannot_be_written_leaves_nothing(records: Store) -> None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(records) == []
+
+
+CHANGE = Change("web", "1" * 32, Timestamp(8, 9), FULL.helpers, removes=True, with_place=True)
+
+
+def test_the_intent_of_a_change_is_neither_a_record_nor_that_of_a_start(records: Store) -> None:
+    records.intend(BEGUN)
+    records.intend_change(CHANGE)
+    records.save(LEAST)
+    assert [name for name, _ in records.load()] == ["a"]
+    assert [name for name, _ in records.intents()] == ["web"]
+    assert list(records.changes()) == [("web", CHANGE)]
+    records.withdraw_change("web")
+    records.withdraw_change("web")
+    assert list(records.changes()) == []
+    assert names(records) == [".start-web", "a"]
+
+
+def test_the_intent_of_a_change_that_is_not_whole_was_never_followed_by_one(records: Store) -> None:
+    whole = store.encode_change(CHANGE)
+    bad = [whole[:length] for length in range(len(whole))]
+    bad += [
+        store.encode_change(msgspec.structs.replace(CHANGE, machine="other")),
+        whole.replace(boot_id().encode(), b""),
+    ]
+    for content in bad:
+        (Path(records.path) / ".change-web").write_bytes(content)
+        ((name, found),) = records.changes()
+        assert name == "web"
+        assert isinstance(found, BadRecord)
+        assert names(records) == []
+
+
+def test_units_of_a_change_have_a_mark_of_their_own(records: Store) -> None:
+    later = msgspec.structs.replace(CHANGE, timestamp=Timestamp(8, 10))
+    assert len({records.mark(CHANGE), records.mark(later)}) == 2
+    assert all(records.mark(each).startswith(records.marks_of("web")) for each in (CHANGE, later))
+    assert not records.mark(CHANGE).startswith(records.marks_of("we"))
 
 
 def test_a_mark_is_an_address_that_tells_two_starts_apart(records: Store) -> None:
