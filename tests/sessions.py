@@ -44,6 +44,9 @@ REGISTRANT = Kind("registrant", 2002, seat="seat0")
 STRANGER = Kind("stranger", 2003)
 """Has nothing but a shell."""
 
+HOLDER = Kind("holder", 2004, actions=("io.moorage.manage-units",))
+"""Has been given ``io.moorage.manage-units``: no attacker, as that is to be root."""
+
 
 @dataclass(frozen=True)
 class Done:

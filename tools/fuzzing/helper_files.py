@@ -36,7 +36,7 @@ def _examine(content: bytes) -> str:
     try:
         check(specs, MACHINE, (), HOME)
         for spec in specs:
-            check_properties(spec, trusted=False)
+            check_properties(spec)
     except (InvalidHelper, InvalidProperty):
         return "refused by the service"
     return "taken"

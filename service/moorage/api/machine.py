@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+
+from msgspec.structs import replace
 
 from moorage import process
 from moorage.api import machine_helpers
 from moorage.api import machine_types as wire
 from moorage.api.requests import (
+    AsRoot,
     Authority,
     ForeignNumber,
     Leader,
@@ -24,7 +27,7 @@ from moorage.api.requests import (
     timestamp,
 )
 from moorage.authz.policy import IN_PLACE
-from moorage.machines import model
+from moorage.machines import model, rights
 from moorage.machines.allocation import JobFailed, UnitNameTaken
 from moorage.machines.helpers import HelperFailed, InvalidHelper, NoIdMapping
 from moorage.machines.lifecycle import (
@@ -34,6 +37,7 @@ from moorage.machines.lifecycle import (
     NoSuchHelper,
     NotStoppable,
     NotWhole,
+    RegisteredByUser,
     TooMuchUnderWay,
     TooOld,
     accounting,
@@ -88,6 +92,10 @@ def _error(error: Exception) -> VarlinkError | None:
         case NotWhole():
             return wire.NotSupported(
                 "helpers", "the machine is part of a unit, which they cannot be bound to"
+            )
+        case RegisteredByUser():
+            return wire.NotSupported(
+                "helpers", "the machine was registered by a user, without the rights of root that they take"
             )
         case JobFailed():
             return wire.JobFailed(error.unit, error.job_result, error.unit_result)
@@ -155,13 +163,9 @@ class MoorageMachine(Interface):
     async def register(self, call: Call, params: wire.RegisterIn) -> wire.RegisterOut:
         """Register a machine, and give it a scope."""
         self._check(params)
-        await authorize(
-            call,
-            self._authority,
-            {"name": params.name, "class": params.class_, "verb": "register"},
-            variant=IN_PLACE if params.allocateUnit is False else "",
-            interactive=params.allowInteractiveAuthentication,
-        )
+        details = {"name": params.name, "class": params.class_, "verb": "register"}
+        as_root = AsRoot(call, self._authority, details, interactive=params.allowInteractiveAuthentication)
+        await self._authorize(call, params, details, as_root)
         pidfd = (
             None
             if params.leaderFileDescriptor is None
@@ -169,13 +173,18 @@ class MoorageMachine(Interface):
         )
         blamed = "leader" if pidfd is None else "leaderFileDescriptor"
         with _errors():
-            leader = await open_leader(call, self._lifecycle, params.leader, pidfd, blamed)
+            leader = await open_leader(call, self._lifecycle, params.leader, pidfd, blamed, as_root)
             try:
-                registration = self._registration(call, params, leader)
-                await self._lifecycle.check_helpers(
-                    registration.helpers, registration.name, registration.uid
-                )
-                machine = await self._registered(call, registration, params.timeoutUSec or REGISTER_USEC)
+                registration = self._registration(call, params, leader, as_root)
+                await self._lifecycle.check_helpers(registration.helpers, registration.name)
+                timeout_usec = params.timeoutUSec or REGISTER_USEC
+                try:
+                    machine = await self._registered(call, registration, timeout_usec)
+                except UnitNotOwned:
+                    if registration.privileged or not await as_root.ask_for_others():
+                        raise
+                    registration = replace(registration, privileged=True)
+                    machine = await self._registered(call, registration, timeout_usec)
                 (helpers,) = await self._lifecycle.helper_statuses(machine)
             finally:
                 leader.close()
@@ -221,7 +230,39 @@ class MoorageMachine(Interface):
                 if value:
                     raise InvalidParameter(name)  # of a unit that is somebody else's
 
-    def _registration(self, call: Call, params: wire.RegisterIn, leader: Leader) -> model.Registration:
+    async def _authorize(
+        self, call: Call, params: wire.RegisterIn, details: Mapping[str, str], as_root: AsRoot
+    ) -> None:
+        """Let a registration pass or not.
+
+        Raises:
+            PermissionDenied, InteractiveAuthenticationRequired, System: as polkit says.
+            InvalidProperty: of all that it asks for, this takes the rights of root.
+        """
+        if params.helpers:
+            await as_root.require()
+        excess: manager.InvalidProperty | None = None
+        try:
+            rights.check(params.properties or {}, params.slice, call.peer.uid)
+        except manager.InvalidProperty as error:
+            excess = error
+            await as_root.ask()
+        if as_root.granted:
+            return
+        await authorize(
+            call,
+            self._authority,
+            details,
+            variant=IN_PLACE if params.allocateUnit is False else "",
+            # Who has just been asked for more is not asked again.
+            interactive=params.allowInteractiveAuthentication if excess is None else False,
+        )
+        if excess is not None:
+            raise wire.InvalidProperty(excess.property, excess.reason)
+
+    def _registration(
+        self, call: Call, params: wire.RegisterIn, leader: Leader, as_root: AsRoot
+    ) -> model.Registration:
         return model.Registration(
             name=params.name,
             class_=model.MachineClass(params.class_),
@@ -245,6 +286,7 @@ class MoorageMachine(Interface):
             helpers=machine_helpers.specs(params.helpers),
             lease=bool(params.lease),
             dry_run=bool(params.dryRun),
+            privileged=as_root.granted,
         )
 
     async def _registered(
@@ -403,7 +445,7 @@ class MoorageMachine(Interface):
             raise InvalidParameter("helpers")
         last = wire.HelpersOut(helpers=[])
         with _errors():
-            async with aclosing(self._lifecycle.add_helpers(machine, specs, call.peer.uid)) as changes:
+            async with aclosing(self._lifecycle.add_helpers(machine, specs)) as changes:
                 async for statuses in changes:
                     last = wire.HelpersOut(helpers=[machine_helpers.status(each) for each in statuses])
                     if call.more:

@@ -16,10 +16,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from moorage import process
-from moorage.authz.policy import Policy
+from moorage.authz.policy import AS_ROOT, Policy
 from moorage.authz.polkit import Answer, Polkit, TooManyQuestions
 from moorage.machines import model
 from moorage.machines.lifecycle import Lifecycle
+from moorage.machines.ownership import NotOwned
 from moorage.machines.registry import Registry
 from moorage.wire.dispatch import Call, Int
 from moorage.wire.errors import (
@@ -137,6 +138,55 @@ async def authorize_managing(
     await authorize(call, authority, details, owner=machine.uid, interactive=interactive)
 
 
+class AsRoot:
+    """Whether the caller of a registration is treated as root is. Polkit is asked once, and only where it matters.
+
+    Attributes:
+        granted: it is, as far as is known.
+    """
+
+    def __init__(
+        self, call: Call, authority: Authority, details: Mapping[str, str], *, interactive: bool | None
+    ) -> None:
+        self.granted = authority.policy.is_root(call.peer.uid)
+        self._asked = self.granted
+        self._call = call
+        self._authority = authority
+        self._details = details
+        self._interactive = interactive
+
+    async def require(self) -> None:
+        """Let the call pass if it is.
+
+        Raises:
+            PermissionDenied, InteractiveAuthenticationRequired, System: as :func:`authorize` does.
+        """
+        if not self._asked:
+            self._asked = True
+            await authorize(
+                self._call, self._authority, self._details, variant=AS_ROOT, interactive=self._interactive
+            )
+            self.granted = True
+
+    async def ask(self) -> bool:
+        """Return whether it is.
+
+        Raises:
+            System: too many questions are pending (EBUSY).
+        """
+        with contextlib.suppress(PermissionDenied, InteractiveAuthenticationRequired):
+            await self.require()
+        return self.granted
+
+    async def ask_for_others(self) -> bool:
+        """Return whether that goes for processes and units of others: the manager of a user has no such rights.
+
+        Raises:
+            System: too many questions are pending (EBUSY).
+        """
+        return self._authority.policy.user is None and await self.ask()
+
+
 class Leader(msgspec.Struct):
     """The leader of a registration, opened.
 
@@ -158,7 +208,12 @@ class Leader(msgspec.Struct):
 
 
 async def open_leader(
-    call: Call, lifecycle: Lifecycle, given: ProcessId | None, pidfd: int | None, field: str
+    call: Call,
+    lifecycle: Lifecycle,
+    given: ProcessId | None,
+    pidfd: int | None,
+    field: str,
+    as_root: AsRoot | None = None,
 ) -> Leader:
     """Open the process that is to lead a machine: the one that is named, the one that was sent, or the caller.
 
@@ -168,12 +223,14 @@ async def open_leader(
         given: the process as the parameters name it.
         pidfd: one that came with the call; owned by this function.
         field: name of the parameter to blame.
+        as_root: asked where the process is somebody else's; None where only root may have such a one.
 
     Raises:
         ProcessGone: it does not exist, or is not the one that was meant.
         ForeignNumber: the caller counts processes in another way than we do.
         InvalidParameter: it can be no leader; the two ways of naming it do not agree.
         NotOwned: the caller may not claim it.
+        System: too many questions to polkit are pending (EBUSY).
         OSError: no file descriptor is left.
     """
     try:
@@ -196,7 +253,12 @@ async def open_leader(
         if claimant == 0:
             owner = process.owner(leader.pid)
         else:
-            owner = await lifecycle.check_owner(leader.pid, pidfd, claimant)
+            try:
+                owner = await lifecycle.check_owner(leader.pid, pidfd, claimant)
+            except NotOwned:
+                if as_root is None or not await as_root.ask_for_others():
+                    raise
+                owner = process.owner(leader.pid)
         if process.has_exited(pidfd):  # so that the uid above is sure to be its own
             raise process.ProcessGone(leader.pid)
     except process.NotAProcess:

@@ -326,6 +326,7 @@ class SystemdMachine(Interface):
                     ssh_address=params.sshAddress,
                     ssh_private_key_path=params.sshPrivateKeyPath,
                     control_address=params.controlAddress,
+                    privileged=self._authority.policy.is_root(call.peer.uid),
                 )
             )
         except _DOMAIN_ERRORS as error:

@@ -1,7 +1,9 @@
 """Who may do what, as one table. Pure: the caller's uid comes from the socket, the machine's owner from the registry.
 
-What a caller may say yes to here is the call as such. Which processes it may register is for
-:mod:`moorage.machines.ownership`, what it may set on units for :mod:`moorage.machines.rights`.
+The boundary runs along the service manager, not through it. What a call asks of the system's manager is either
+harmless in the hands of a hostile user, which has to be shown (:mod:`moorage.machines.rights` for the properties of
+scopes, :mod:`moorage.machines.ownership` for processes), or it takes the rights of root: the variant `AS_ROOT` of
+Register, and all methods that deal with helpers. Whoever polkit gives the action for these is treated as root is.
 """
 
 from __future__ import annotations
@@ -14,8 +16,15 @@ import msgspec
 IN_PLACE: Final = "(allocateUnit: false)"
 """Variant of Register: without a scope. The parameter is false by default in io.systemd.Machine."""
 
+AS_ROOT: Final = "(helpers, other properties or slices, processes of others)"
+"""Variant of Register: beyond what a user may have done. No list could make services of the system's manager harmless
+in the hands of a hostile user: whoever may set up one of them is as good as root, as with systemd-run(1)."""
+
 METADATA: Final = "(acquireMetadata)"
 """Variant of List: looks into the machines."""
+
+AS_ROOT_ACTION: Final = "io.moorage.manage-units"
+"""What gives the rights of root, as ``org.freedesktop.systemd1.manage-units`` does."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -64,13 +73,16 @@ TABLE: Final[Mapping[str, Row]] = {
     f"io.systemd.Machine.List{METADATA}": _asked("org.freedesktop.machine1.inspect-machines", own=True),
     "io.moorage.Machine.Register": _asked("io.moorage.create-machine"),
     f"io.moorage.Machine.Register{IN_PLACE}": _asked("io.moorage.register-machine"),
+    f"io.moorage.Machine.Register{AS_ROOT}": _asked(AS_ROOT_ACTION),
     "io.systemd.Machine.Register": _asked("org.freedesktop.machine1.create-machine"),
     f"io.systemd.Machine.Register{IN_PLACE}": _asked("org.freedesktop.machine1.register-machine"),
     **_rows(
         "io.moorage.Machine",
-        ("Kill", "Stop", "Forget", "AddHelpers", "RemoveHelper", "Reload"),
+        ("Kill", "Stop", "Forget"),
         _asked("io.moorage.manage-machines", own=True),
     ),
+    # Services of the system's manager, whosever machine they are for.
+    **_rows("io.moorage.Machine", ("AddHelpers", "RemoveHelper", "Reload"), _asked(AS_ROOT_ACTION)),
     **_rows(
         "io.systemd.Machine",
         ("Unregister", "Terminate", "Kill"),
@@ -102,12 +114,16 @@ class Policy(msgspec.Struct, frozen=True):
             uid: the caller's effective uid when it connected.
             owner: uid that registered the machine that the call is about.
         """
-        if uid == 0:
+        if self.is_root(uid):
             return True
         if self.user is not None:
-            return uid == self.user
+            return False
         row = TABLE[call]
         return row.own if uid == owner else row.others
+
+    def is_root(self, uid: int) -> bool:
+        """Whether a caller is treated as root is, without a question: it has the rights of the manager anyway."""
+        return uid == 0 or uid == self.user
 
     def tells_all(self, uid: int, owner: int) -> bool:
         """Whether a caller sees a machine whole: where it can be controlled, and with which key one gets into it."""

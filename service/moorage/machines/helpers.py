@@ -31,7 +31,7 @@ import msgspec
 import trio
 
 from moorage import journal, process
-from moorage.machines import model, rights
+from moorage.machines import model
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, HelperStatus, SocketType
 from moorage.pid1.manager import (
     AuxiliaryUnit,
@@ -338,12 +338,8 @@ def _missing(programs: Sequence[tuple[int, str]]) -> int | None:
     return None
 
 
-def check_properties(spec: HelperSpec, *, trusted: bool) -> None:
+def check_properties(spec: HelperSpec) -> None:
     """Check which properties a caller sets on a helper; their values are the manager's to judge.
-
-    Args:
-        spec: the helper.
-        trusted: the caller has the rights of the manager anyway.
 
     Raises:
         InvalidProperty: one that is not the caller's to set.
@@ -360,8 +356,6 @@ def check_properties(spec: HelperSpec, *, trusted: bool) -> None:
                 path = command[0] if isinstance(command, list) and command else None
                 if isinstance(path, str) and not model.is_path(path):
                     raise InvalidProperty(name, f"helper {spec.name}: {path!r} is no absolute path")
-    if not trusted:
-        rights.check_properties(spec.properties, rights.HELPER, f"helper {spec.name}: ")
 
 
 def _options(item: Json) -> Json:

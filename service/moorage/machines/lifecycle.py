@@ -54,8 +54,7 @@ from moorage.machines.model import (
 )
 from moorage.machines.ownership import NotOwned, check_unit, is_in_namespace_of, runs_as
 from moorage.machines.registry import Claim, Full, LeaderTaken, NameTaken, Registry
-from moorage.machines.rights import SCOPE, check_slice
-from moorage.machines.rights import check_properties as check_rights
+from moorage.machines.rights import check as check_rights
 from moorage.machines.store import BadRecord, Store
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
@@ -114,6 +113,10 @@ T = TypeVar("T")
 
 class NotWhole(Exception):
     """The machine is a part of a unit: there is nothing that helpers could be bound to."""
+
+
+class RegisteredByUser(Exception):
+    """Whoever registered the machine had no rights to helpers: root adds none either, to what a user controls."""
 
 
 class TooMuchUnderWay(Exception):
@@ -580,15 +583,14 @@ class Lifecycle:
             ProcessGone: the leader died meanwhile.
             NotOwned: it became somebody else's meanwhile.
             UnitNotOwned: it is in a unit that is not the caller's.
-            InvalidProperty: one that is not the caller's to set.
+            InvalidProperty: one that takes the rights of the manager, which the caller has not.
             ManagerError: as the manager says. Nothing is left of a registration that failed.
             OSError: no file descriptor is left, or the record could not be written.
         """
         deadline = trio.current_time() + timeout_usec / 1e6
         self._check_leader(registration)
-        if registration.uid not in self._trusted:
-            check_rights(registration.properties, SCOPE)
-            check_slice(registration.slice, registration.uid)
+        if not registration.privileged:
+            check_rights(registration.properties, registration.slice, registration.uid)
         await self._wait_until_gone(registration.name, deadline)
         claim = self.registry.begin(registration.name, registration.leader, registration.uid)
         if registration.dry_run:
@@ -759,7 +761,7 @@ class Lifecycle:
         return place
 
     async def _check_unit(self, registration: Registration, pidfd: int, deadline: float) -> None:
-        if registration.uid not in self._trusted:
+        if not registration.privileged:
             group = process.control_group(registration.leader.pid)
             await check_unit(group, pidfd, registration.uid, self._manager, deadline=deadline)
 
@@ -774,28 +776,25 @@ class Lifecycle:
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     async def check_helpers(
-        self, specs: Sequence[HelperSpec], machine: str, uid: int, existing: Sequence[Helper] = ()
+        self, specs: Sequence[HelperSpec], machine: str, existing: Sequence[Helper] = ()
     ) -> None:
         """Check whether a machine may have helpers.
 
         Args:
             specs: what is wanted.
             machine: name of the machine.
-            uid: who wants it.
             existing: what the machine has already.
 
         Raises:
             InvalidHelper: a field is not what it should be.
-            InvalidProperty: a property that is not the caller's to set.
+            InvalidProperty: a property that is not a caller's to set.
         """
         if not specs:
             return
         check(specs, machine, existing, self._helpers.home)
-        trusted = uid in self._trusted
         for spec in specs:
-            check_properties(spec, trusted=trusted)
-        if trusted:  # others would learn what is where they may not look
-            await check_programs(specs)
+            check_properties(spec)
+        await check_programs(specs)
 
     async def helper_statuses(self, *machines: Machine) -> list[list[HelperStatus]]:
         """Ask for the state of the helpers of machines, all at once.
@@ -815,14 +814,13 @@ class Lifecycle:
         ]
 
     async def add_helpers(
-        self, machine: Machine, specs: Sequence[HelperSpec], uid: int, *, timeout_usec: int = HELPERS_USEC
+        self, machine: Machine, specs: Sequence[HelperSpec], *, timeout_usec: int = HELPERS_USEC
     ) -> AsyncGenerator[list[HelperStatus]]:
         """Start helpers for a machine that runs: all of them or none. Goes on without its caller.
 
         Args:
             machine: one of the registry's.
             specs: what is wanted.
-            uid: who wants it.
             timeout_usec: µs.
 
         Yields:
@@ -831,6 +829,7 @@ class Lifecycle:
 
         Raises:
             NotWhole: the machine is a part of a unit.
+            RegisteredByUser: it is in the hands of somebody without the rights of the manager.
             InvalidHelper, InvalidProperty: as :meth:`check_helpers` says.
             HelperFailed, UnitNameTaken, JobFailed: as the allocation says. The machine has none of them.
             ManagerError: as the manager says.
@@ -838,13 +837,15 @@ class Lifecycle:
         """
         if not machine.owns_unit:
             raise NotWhole
+        if not machine.privileged and machine.uid not in self._trusted:
+            raise RegisteredByUser
         deadline = trio.current_time() + timeout_usec / 1e6
         news = Latest[list[HelperStatus]]()
 
         async def add() -> None:
             with contextlib.closing(news), self._one_more(machine, "change"):
                 async with self._changes.alone(machine.name):
-                    await self.check_helpers(specs, machine.name, uid, machine.helpers)
+                    await self.check_helpers(specs, machine.name, machine.helpers)
                     news.set(await self._changes.add(machine, specs, news.set, deadline=deadline))
 
         done = self._begin(add)
@@ -1224,6 +1225,7 @@ def _machine(registration: Registration) -> Machine:
         owner=registration.owner,
         helpers=recorded(registration.name, registration.helpers),
         lease=registration.lease,
+        privileged=registration.privileged,
     )
 
 

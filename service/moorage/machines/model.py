@@ -262,6 +262,7 @@ class Machine(msgspec.Struct, eq=False):
         runtime_directory: its own directory, where the sockets of its helpers are; None while it has none.
         helpers: the services that exist for it.
         lease: it ends with the connection that registered it.
+        privileged: whoever registered it had the rights of the manager: it may have helpers.
         phase: where it is in its life.
         verdict: after the end.
     """
@@ -291,6 +292,7 @@ class Machine(msgspec.Struct, eq=False):
     runtime_directory: str | None = None
     helpers: tuple[Helper, ...] = ()
     lease: bool = False
+    privileged: bool = False
     phase: Phase = Phase.starting
     verdict: Verdict | None = None
 
@@ -313,6 +315,7 @@ class Registration(msgspec.Struct, frozen=True):
         helpers: services to start with it, checked.
         lease: it is to end with the caller's connection.
         dry_run: check everything, create nothing.
+        privileged: the caller has the rights of the manager: whatever it wants may be done.
     """
 
     name: str
@@ -337,6 +340,7 @@ class Registration(msgspec.Struct, frozen=True):
     helpers: tuple[HelperSpec, ...] = ()
     lease: bool = False
     dry_run: bool = False
+    privileged: bool = False
 
 
 def is_host_name(name: str) -> bool:

@@ -1,20 +1,36 @@
-"""What a caller without rights of its own may have done to units: the service manager does it as root.
+"""What a user without rights may have done to the scope of a machine: the service manager does it as root.
 
-Allowed is what takes something away from the caller's own machine, or is of no concern to anybody else; whatever is
-not named here is root's to set. What that keeps away, for example: ``User=``, ``Group=``, ``LoadCredential=`` (the
-rights of others), ``ExecStartPre=`` with "+" (root's), ``DeviceAllow=``, ``BPFProgram=``, ``IPIngressFilterPath=``
-(what the kernel does for root only), ``Slice=``, ``MemoryMin=``, ``MemoryLow=``, ``ManagedOOMPreference=`` (at the
-expense of others), ``SendSIGKILL=``, ``SurviveFinalKillSignal=`` (processes that cannot be got rid of), dependencies
-on units of others. ``User=`` of a scope is not even set by us: the manager asserts when such a scope is stopped while
-it is being started, and a caller could bring that about at every shutdown.
+A privilege boundary runs along a manager, not through one. So this is no list of what is dangerous: whatever is not
+named here takes the rights of root (``authz/policy.py``), and what is named has been shown to be harmless in the hands
+of a hostile user. Each value is so as well when the manager has read it back, with a ``daemon-reload``, from the file
+of the unit that it wrote itself: it rounds on the way, and takes what became too small or too large for "no limit".
+
+Named are limits, and weights up to the default, which only take something away from the machine itself; accounting,
+which may be switched on; and what its owner can bring about by other means, with as much right:
+
+- ``KillSignal=``, ``SendSIGHUP=``: ``Kill`` sends any signal to all processes of the machine.
+- ``RuntimeMaxUSec=``: so does ``Stop``, at any time.
+- ``TimeoutStopUSec=``: nothing outlives it, and it is no longer than the default.
+- ``OOMPolicy=``: what becomes of the other processes of the machine when one of them is killed.
+- ``Delegate=``: without ``User=`` the control group stays root's. Nobody unprivileged can make groups in it; off those
+  of whoever else can, the manager keeps its hands, and still kills all that is in them.
+
+Not named, for example: ``KillMode=``, ``SendSIGKILL=`` (a stop that leaves processes, and the name taken),
+``CPUQuotaPeriodUSec=`` (longer bursts, at the expense of others), ``MemoryMin=``, ``ManagedOOMPreference=`` (at the
+expense of others), all that is relative (``TasksMaxScale=``), ``AllowedCPUs=``, ``DeviceAllow=``, ``BPFProgram=``
+(what the kernel does for root only), dependencies on units of others. ``User=`` of a scope is not even set by us: the
+manager asserts when such a scope is stopped while it is being started, and a caller could bring that about at every
+shutdown.
 
 Pure: no I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+import msgspec
 
 from moorage.pid1.manager import InvalidProperty, Json
 
@@ -24,64 +40,127 @@ MACHINE_SLICE: Final = "machine.slice"
 TASKS_MAX: Final = 16384
 """Default limit of tasks, machined's own: the manager's default for a unit is too low for a whole container."""
 
-_LIMITS: Final = frozenset(
-    {"CPUWeight", "CPUQuotaPerSecUSec", "IOWeight", "MemoryHigh", "MemoryMax", "MemorySwapMax", "TasksMax",
-     "TimeoutStopUSec"}
-)  # fmt: skip
+WEIGHT_MAX: Final = 100
+"""``CGROUP_WEIGHT_DFL`` of the kernel, what a group has that does not ask: more would be at the expense of others."""
 
-SCOPE: Final = _LIMITS | {
-    "CPUQuotaPeriodUSec", "RuntimeMaxUSec", "OOMPolicy", "Delegate", "KillMode", "KillSignal", "SendSIGHUP",
-    "CPUAccounting", "IOAccounting", "MemoryAccounting", "TasksAccounting", "IPAccounting",
-}  # fmt: skip
-"""Properties of the scope of a machine. ``Delegate=`` gives nothing without ``User=``, but for software that was
-delegated to, or is root in a user namespace by other ways, it keeps the manager's hands off."""
+STOP_MAX_USEC: Final = 90_000_000
+"""``DefaultTimeoutStopUSec=``, µs: a shutdown waits as long."""
 
-HELPER: Final = _LIMITS | {
-    "Environment", "ExecReload", "KillSignal", "TimeoutStartUSec", "RestartUSec", "WatchdogUSec", "NotifyAccess",
-    "SyslogIdentifier", "LogLevelMax", "WorkingDirectory", "UMask",
-}  # fmt: skip
-"""Properties of a helper in the system's manager, where it has a uid of its own: nothing that the manager would read,
-write or own for it. Commands run with the helper's own rights."""
+RUNTIME_MAX_USEC: Final = 10 * 365 * 86_400_000_000
+"""Ten years, µs. The manager writes it in words, and cannot read back the largest numbers."""
 
-CEILINGS: Final[Mapping[str, int]] = {
-    # More would be at the expense of the other machines: what the manager gives who does not ask.
-    "CPUWeight": 100,
-    "IOWeight": 100,
-    "TasksMax": TASKS_MAX,
-    # A shutdown waits as long: DefaultTimeoutStopUSec=.
-    "TimeoutStopUSec": 90_000_000,
+QUOTA_MIN_USEC: Final = 10_000
+"""A hundredth of a CPU, in µs of each second. What the manager writes as "0.00%" is no limit when it is read back."""
+
+QUOTA_MAX_USEC: Final = 10_000_000_000
+"""Ten thousand CPUs, in µs of each second. Nor is a percentage of more than 31 bits."""
+
+SIGNAL_MAX: Final = 64
+"""SIGRTMAX of Linux (signal(7))."""
+
+_UINT64_MAX: Final = 2**64 - 1  # "infinity"
+
+
+class Values(Protocol):
+    """The values that may be set."""
+
+    def allows(self, value: Json) -> bool:
+        """Whether a value may be set; one of another type may not."""
+        ...
+
+    def __str__(self) -> str:
+        """Say which they are."""
+        ...
+
+
+class Range(msgspec.Struct, frozen=True):
+    """Integers.
+
+    Attributes:
+        least: the smallest.
+        most: the largest.
+        unlimited: "infinity" may be set as well, as that is the default.
+    """
+
+    least: int
+    most: int
+    unlimited: bool = False
+
+    def allows(self, value: Json) -> bool:
+        """Whether a value may be set."""
+        if value in ("infinity", _UINT64_MAX):
+            return self.unlimited
+        return isinstance(value, int) and not isinstance(value, bool) and self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        """Say which values may be set."""
+        return f"{self.least} to {self.most}" + (", or infinity" if self.unlimited else "")
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """Booleans or words.
+
+    Attributes:
+        values: all of them.
+    """
+
+    values: Sequence[bool | str]
+
+    def allows(self, value: Json) -> bool:
+        """Whether a value may be set: 1 is not true."""
+        return isinstance(value, bool | str) and value in self.values
+
+    def __str__(self) -> str:
+        """Say which values may be set."""
+        return ", ".join(value if isinstance(value, str) else str(value).lower() for value in self.values)
+
+
+SCOPE: Final[Mapping[str, Values]] = {
+    # 0 stands for idle, which is less than 1; infinity for "not set".
+    "CPUWeight": Range(0, WEIGHT_MAX, unlimited=True),
+    "IOWeight": Range(1, WEIGHT_MAX, unlimited=True),
+    "CPUQuotaPerSecUSec": Range(QUOTA_MIN_USEC, QUOTA_MAX_USEC, unlimited=True),
+    "MemoryHigh": Range(1, _UINT64_MAX - 1, unlimited=True),
+    "MemoryMax": Range(1, _UINT64_MAX - 1, unlimited=True),
+    "MemorySwapMax": Range(0, _UINT64_MAX - 1, unlimited=True),
+    "TasksMax": Range(1, TASKS_MAX),
+    "RuntimeMaxUSec": Range(1, RUNTIME_MAX_USEC, unlimited=True),
+    # 0 is no limit in unit files, and every reload reads them.
+    "TimeoutStopUSec": Range(1, STOP_MAX_USEC),
+    "KillSignal": Range(1, SIGNAL_MAX),
+    "SendSIGHUP": Choice((False, True)),
+    "OOMPolicy": Choice(("continue", "stop", "kill")),
+    "Delegate": Choice((False, True)),
+    # What a machine uses is not its owner's to hide from the administrator.
+    "CPUAccounting": Choice((True,)),
+    "IOAccounting": Choice((True,)),
+    "IPAccounting": Choice((True,)),
+    "MemoryAccounting": Choice((True,)),
+    "TasksAccounting": Choice((True,)),
 }
-"""The most that may be set."""
+"""Properties of the scope of a machine, and what a user may set each of them to."""
 
 
-def check_properties(properties: Mapping[str, Json], allowed: frozenset[str], where: str = "") -> None:
-    """Check which properties a caller without rights sets. Whether they make sense is the manager's to judge.
+def check(properties: Mapping[str, Json], slice_: str | None, uid: int) -> None:
+    """Check whether a user without rights may have a scope like this.
 
     Args:
-        properties: names and values.
-        allowed: `SCOPE` or `HELPER`.
-        where: begins the reason of an error.
+        properties: of the scope, by name.
+        slice_: where it goes; None for machine.slice.
+        uid: of the user.
 
     Raises:
-        InvalidProperty: one that is not the caller's to set, or not as high.
+        InvalidProperty: the first thing that takes the rights of root.
     """
     for name, value in properties.items():
-        if name not in allowed:
-            raise InvalidProperty(name, f"{where}only root may set it")
-        ceiling = CEILINGS.get(name)
-        if ceiling is not None and (value == "infinity" or (isinstance(value, int) and value > ceiling)):
-            raise InvalidProperty(name, f"{where}only root may set more than {ceiling}")
-
-
-def check_slice(slice_: str | None, uid: int) -> None:
-    """Check where a caller without rights puts its scope: into the machines' slice, or into its own.
-
-    Raises:
-        InvalidProperty: a slice with limits, or favours, that were meant for others.
-    """
+        values = SCOPE.get(name)
+        if values is None:
+            raise InvalidProperty(name, "setting it takes the rights of root")
+        if not values.allows(value):
+            raise InvalidProperty(name, f"without the rights of root, it may be {values}")
     if slice_ not in {None, MACHINE_SLICE, _slice_of(uid)}:
         raise InvalidProperty(
-            "Slice", f"only root may choose another one than {MACHINE_SLICE} and {_slice_of(uid)}"
+            "Slice", f"without the rights of root, it may be {MACHINE_SLICE}, {_slice_of(uid)}"
         )
 
 

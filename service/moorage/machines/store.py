@@ -39,7 +39,7 @@ from moorage.machines.model import (
 )
 from moorage.process import ProcessId, boot_id
 
-VERSION = 1
+VERSION = 2
 """Version of the records. A reader takes its own and older ones."""
 
 RECORD_MAX = 256 * 1024
@@ -92,6 +92,7 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
     runtime_directory: str | None = None
     helpers: tuple[Helper, ...] = ()
     lease: bool = False
+    privileged: bool = False
     verdict: Verdict | None = None
 
 

@@ -80,6 +80,17 @@ def test_each_interface_has_its_actions(nothing_left: None) -> None:
         assert tries_theirs(ALICE, name, unit=unit) == answer, (name, unit)
 
 
+def test_what_takes_the_rights_of_root_has_an_action_of_its_own(nothing_left: None) -> None:
+    helper = {"name": "a", "execStart": ["/bin/sleep", "infinity"]}
+    for more in ({"helpers": [helper]}, {"properties": {"User": "root"}}, {"slice": "system.slice"}):
+        assert tries(ALICE, "as-root", **more) == "allowed"
+        assert tries(ALICE, "default", **more) == CHALLENGED, "neither may she create any"
+    assert tries(ALICE, "yes", helpers=[helper]) == CHALLENGED
+    assert tries(ALICE, "yes", properties={"User": "root"})["error"] == f"{OURS}InvalidProperty"
+    # It implies the others (pkaction(1)): whoever may do all may do less.
+    assert tries(ALICE, "as-root") == tries(ALICE, "as-root", allocateUnit=False) == "allowed"
+
+
 def test_rules_know_what_it_is_about(spawn: Processes) -> None:
     assert tries(ALICE, "vm") == "allowed"
     assert tries(ALICE, "vm", **{"class": "container"}) == CHALLENGED

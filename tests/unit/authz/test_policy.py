@@ -9,7 +9,17 @@ import pytest
 from moorage.api.generic_service import GenericService
 from moorage.api.machine import MoorageMachine
 from moorage.api.systemd_machine import SystemdMachine
-from moorage.authz.policy import IN_PLACE, METADATA, TABLE, Ask, Decision, Policy, Row
+from moorage.authz.policy import (
+    AS_ROOT,
+    AS_ROOT_ACTION,
+    IN_PLACE,
+    METADATA,
+    TABLE,
+    Ask,
+    Decision,
+    Policy,
+    Row,
+)
 from moorage.wire.dispatch import Interface, ServiceInterface, handlers_of
 
 ROOT, ALICE, BOB = 0, 1000, 1001
@@ -29,10 +39,33 @@ def served() -> set[str]:
 
 
 def test_every_method_that_is_served_has_a_row() -> None:
-    plain = {call for call in TABLE if not call.endswith((IN_PLACE, METADATA))}
+    plain = {call for call in TABLE if "(" not in call}
     assert plain == served()
-    variants = {call.removesuffix(IN_PLACE).removesuffix(METADATA) for call in TABLE.keys() - plain}
-    assert variants <= plain
+    variants = {call.partition("(") for call in TABLE.keys() - plain}
+    assert {call for call, _, _ in variants} <= plain
+    assert {"".join(variant) for _, *variant in variants} == {IN_PLACE, METADATA, AS_ROOT}
+
+
+def test_whatever_deals_with_helpers_takes_the_rights_of_root() -> None:
+    names = ("AddHelpers", "RemoveHelper", "Reload", f"Register{AS_ROOT}")
+    for name in names:
+        row = TABLE[f"io.moorage.Machine.{name}"]
+        assert (row.own, row.others) == (Ask(AS_ROOT_ACTION), Ask(AS_ROOT_ACTION)), name
+    assert all(
+        row.others != Ask(AS_ROOT_ACTION)
+        for call, row in TABLE.items()
+        if call.rpartition("Machine.")[2] not in names
+    )
+
+
+def test_who_is_root() -> None:
+    assert [Policy(None).is_root(uid) for uid in (ROOT, ALICE, NOBODY, INVALID)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert [Policy(ALICE).is_root(uid) for uid in (ROOT, ALICE, BOB)] == [True, True, False]
 
 
 @pytest.mark.parametrize("call", TABLE)

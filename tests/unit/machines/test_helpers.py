@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.machines import model, rights
+from moorage.machines import model
 from moorage.machines.helpers import (
     COMMANDS,
     REFUSED,
@@ -115,45 +115,28 @@ def test_directories_can_be_told_apart(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-@pytest.mark.parametrize("trusted", [True, False])
-def test_refused_by_name(name: str, trusted: bool) -> None:
+def test_refused_by_name(name: str) -> None:
     with pytest.raises(InvalidProperty) as failure:
-        check_properties(spec(properties={name: True}), trusted=trusted)
+        check_properties(spec(properties={name: True}))
     assert failure.value.property == name
 
 
 def test_the_lists_do_not_contradict_each_other() -> None:
-    assert not REFUSED.keys() & rights.HELPER
     assert not REFUSED.keys() & COMMANDS
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("User", "root"), ("User", "0"), ("Group", "root"), ("SupplementaryGroups", ["disk"]), ("DynamicUser", False),
-        ("AmbientCapabilities", 1), ("NoNewPrivileges", False), ("LoadCredential", []), ("BindPaths", []),
-        ("StandardOutputFile", "/etc/x"), ("EnvironmentFiles", []), ("OpenFile", []), ("StateDirectory", ["x"]),
-        ("ExecStartPre", []), ("PAMName", "login"), ("RootDirectory", "/x"), ("LimitNPROC", 1),
-    ],
-)  # fmt: skip
-def test_what_only_root_may_set(name: str, value: Any) -> None:
-    with pytest.raises(InvalidProperty, match="only root"):
-        check_properties(spec(properties={name: value}), trusted=False)
-    check_properties(spec(properties={name: value}), trusted=True)
-
-
-def test_what_anybody_may_set() -> None:
-    check_properties(spec(properties=dict.fromkeys(rights.HELPER - COMMANDS, 1)), trusted=False)
+def test_everything_else_may_be_set_by_whoever_may_have_helpers() -> None:
+    check_properties(
+        spec(properties={"User": "root", "DynamicUser": False, "BindPaths": [], "PAMName": "login"})
+    )
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 @pytest.mark.parametrize("path", ["+/bin/true", "!/bin/true", "true", "-/bin/true", "", "/bin/../true"])
 def test_commands_are_absolute_paths(name: str, path: str) -> None:
     with pytest.raises(InvalidProperty, match=name):
-        check_properties(
-            spec(properties={name: [["/bin/true", ["true"], False], [path, ["x"], False]]}), trusted=True
-        )
-    check_properties(spec(properties={name: [["/bin/true", ["true"], False]]}), trusted=True)
+        check_properties(spec(properties={name: [["/bin/true", ["true"], False], [path, ["x"], False]]}))
+    check_properties(spec(properties={name: [["/bin/true", ["true"], False]]}))
 
 
 async def test_programs_that_are_there_and_that_are_not() -> None:

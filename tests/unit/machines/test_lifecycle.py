@@ -67,7 +67,7 @@ async def test_a_slow_reader_of_changes_gets_the_last(tmp_path: Path) -> None:
     async with running(manager, tmp_path) as lifecycle:
         web = machine("web")
         lifecycle.registry.add(web)
-        async with aclosing(lifecycle.add_helpers(web, [HelperSpec("fs", ("/bin/sh",))], 0)) as changes:
+        async with aclosing(lifecycle.add_helpers(web, [HelperSpec("fs", ("/bin/sh",))])) as changes:
             seen = [await anext(changes)]
             await trio.testing.wait_all_tasks_blocked(0.01)
             seen += [statuses async for statuses in changes]

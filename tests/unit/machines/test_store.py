@@ -32,7 +32,7 @@ FULL = Machine(
     invocation_id="1" * 32, allocated=True, leader=ProcessId(2, 3, "2" * 32), supervisor=ProcessId(4, 5, "3" * 32),
     id="4" * 32, service="a service", root_directory="/root", if_indices=(1, 2), vsock_cid=7, ssh_address="vsock/7",
     ssh_private_key_path="/key", control_address="/control", timestamp=Timestamp(8, 9), phase=Phase.exited,
-    owner=1001, runtime_directory="/run/moorage/m/web", lease=True,
+    owner=1001, runtime_directory="/run/moorage/m/web", lease=True, privileged=True,
     helpers=(Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ("fs.sock", "other")),),
     verdict=Verdict("oom-kill", Timestamp(10, 11), oom_killed=True,
                     accounting=Accounting(12, 13, 14, 15, 16, 17, 18, 19, 20, 21)),
