@@ -228,7 +228,7 @@ class Battery:
         moorctl.output("register", name, "--leader", first)
         assert moorctl.output("register", name, "--leader", first) == f"machine-{name}.scope\n"
         done = moorctl("register", name, "--leader", str(leaders().pid))
-        refused(done, 1, f"Machine {name} exists already, in machine-{name}.scope.", f"moorctl stop {name}")
+        refused(done, 1, f"Machine {name} exists already, in machine-{name}.scope.", f" stop {name}")
 
     def test_refusals(self, moorctl: Moorctl, leaders: Leaders) -> None:
         leader = str(leaders().pid)
@@ -263,7 +263,7 @@ class Battery:
     @pytest.mark.parametrize("command", ["status", "kill", "stop", "forget"])
     def test_no_such_machine(self, moorctl: Moorctl, command: str) -> None:
         name = a_name()
-        refused(moorctl(command, name), 3, f"There is no machine {name}.", "moorctl list")
+        refused(moorctl(command, name), 3, f"There is no machine {name}.", "List all machines: moorctl ")
 
     def test_names_are_completed_in_bash(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name = a_name()

@@ -78,7 +78,7 @@ def test_a_launcher_that_is_killed_leaves_nothing(sandbox: Sandbox, place: str, 
 @pytest.mark.parametrize("file", sorted((EXAMPLES / "helpers").glob("*.toml")), ids=lambda path: path.stem)
 def test_a_file_of_helpers_can_be_told(sandbox: Sandbox, file: Path) -> None:
     inside = f"/moorage/examples/helpers/{file.name}"
-    told = sandbox.run(["moorctl", "check", "--name", "web", inside]).stdout
+    told = sandbox.run(["moorctl", "check", "--offline", "--name", "web", inside]).stdout
     assert "Runtime directory: /run/moorage/m/web\n" in told
     assert "%" not in told
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,17 @@ class Address:
 
     path: str
     manager: str | None
+
+    @property
+    def moorctl(self) -> str:
+        """The command line that calls this service, as a person types it."""
+        match self.manager:
+            case "systemctl":
+                return "moorctl"
+            case "systemctl --user":
+                return "moorctl --user"
+            case _:
+                return f"moorctl --address {shlex.quote(self.path)}"
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
 import pwd
 import shlex
@@ -14,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from moorage import __version__
-from moorage.cli.address import VARIABLE, Choice
+from moorage.cli.address import VARIABLE, Address, Choice
 from moorage.cli.failures import Exit, Failure
 from moorage.cli.properties import convert
 from moorage.cli.quantities import parse_signal, parse_span, printable
@@ -404,6 +405,7 @@ def register(
     metavar="NAME",
     help="Control group for the command below that of the machine, which must be delegated.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print the service's answer as JSON, to stderr.")
 @_addressed
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @_choice
@@ -420,14 +422,16 @@ def run_(
     run_as: pwd.struct_passwd | None,
     gid: int | None,
     subgroup: str | None,
+    as_json: bool,
     command: tuple[str, ...],
     **described: Any,
 ) -> int:
     """Run a command as the payload of a machine.
 
     The machine has its scope, and its helpers run, before the command is executed; nothing else is in the scope.
-    Ctrl-C and SIGTERM have the machine stopped; once more, and it is killed. With --pty, Ctrl-C is the command's, and
-    Ctrl-] three times within a second has the machine stopped.
+    Ctrl-C and SIGTERM have the machine stopped; once more, and it is killed. SIGUSR1, SIGUSR2 and the real-time
+    signals are passed on to the command. With --pty, Ctrl-C is the command's, and Ctrl-] three times within a second
+    has the machine stopped.
 
     Exit status: that of the command, or 128 + N where signal N ended it; 125 the machine could not be registered,
     126 the command could not be executed, 127 it does not exist.
@@ -463,6 +467,7 @@ def run_(
             argv=argv,
             settings=settings,
             terminal=pty,
+            as_json=as_json,
         ),
     )
 
@@ -528,7 +533,9 @@ def _read(path: str, machine: str, directory: str) -> helper_files.HelperSet:
 
     specifiers = {"n": machine, "t": directory, "u": str(os.geteuid())}
     try:
-        return helper_files.expand(helper_files.load(path), specifiers)
+        expanded = helper_files.expand(helper_files.load(path), specifiers)
+        helper_files.check_sockets(expanded.helpers, directory)
+        return expanded
     except OSError as error:
         raise Failure(Exit.USAGE, f"Failed to read {path}: {error.strerror}.") from None
     except ValueError as error:
@@ -538,14 +545,18 @@ def _read(path: str, machine: str, directory: str) -> helper_files.HelperSet:
 @moorctl.command()
 @click.argument("file", type=click.Path())
 @click.option("--name", default="NAME", show_default=True, metavar="NAME", help="Name of the machine.")
+@click.option("--offline", is_flag=True, help="Look at the file only, and ask no service.")
+@_JSON
 @_addressed
 @_choice
-def check(choice: Choice, file: str, name: str) -> None:
-    """Tell what a file of helpers would create.
+def check(choice: Choice, file: str, name: str, offline: bool, as_json: bool) -> None:
+    """Show what a file of helpers would create, and have the service check it.
 
     Such a file is TOML. A table "helpers" has one for each helper, with the fields that a helper has in
     io.moorage.Machine; "command" is what moorctl run puts before the arguments that it is given. In texts, %n is the
     machine's name, %t its runtime directory, %u the number of the user, %% a percent sign.
+
+    The service checks it as a dry run of moorctl run does: nothing is created.
     """
     address = choice.resolve()
     from moorage.cli import helper_files
@@ -556,8 +567,38 @@ def check(choice: Choice, file: str, name: str) -> None:
         lines = list(helper_files.explain(given, name, directory))
     except ValueError as error:
         raise Failure(Exit.USAGE, f"{file}: {error}") from None
-    for line in lines:
-        click.echo(printable(line))
+    helpers = helper_files.as_sent(given.helpers)
+    if as_json:
+        click.echo(json.dumps({"command": given.command, "runtimeDirectory": directory, "helpers": helpers}))
+    else:
+        for line in lines:
+            click.echo(printable(line))
+    if not offline:
+        _rehearse(address, name, helpers)
+
+
+def _rehearse(address: Address, name: str, helpers: Sequence[dict[str, Any]]) -> None:
+    """Have the service check whether it would start helpers; this process stands in for the machine's leader."""
+    from moorage.cli import service
+
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        service.call(
+            address,
+            "Register",
+            {
+                "name": name,
+                "class": "vm",
+                "leaderFileDescriptor": 0,
+                "helpers": helpers or None,
+                "dryRun": True,
+            },
+            fds=[pidfd],
+            timeout=REGISTER_SECONDS + ANSWER_SECONDS,
+            helpers=helpers,
+        )
+    finally:
+        os.close(pidfd)
 
 
 def _open_process(pid: int) -> int:
@@ -673,14 +714,17 @@ def find(
     show_default=True,
     help="Which of its processes.",
 )
+@_JSON
 @_addressed
 @_choice
-def kill(choice: Choice, name: str, signal: int, whom: str) -> None:
+def kill(choice: Choice, name: str, signal: int, whom: str, as_json: bool) -> None:
     """Send a signal to processes of a machine."""
     address = choice.resolve()
-    from moorage.cli import service
+    from moorage.cli import service, views
 
-    service.call(address, "Kill", {"name": name, "signal": signal, "whom": whom})
+    reply = service.call(address, "Kill", {"name": name, "signal": signal, "whom": whom})
+    if as_json:
+        views.show_json(reply)
 
 
 @moorctl.command()
@@ -714,14 +758,17 @@ def stop(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
 
 @moorctl.command()
 @_NAME
+@_JSON
 @_addressed
 @_choice
-def forget(choice: Choice, name: str) -> None:
+def forget(choice: Choice, name: str, as_json: bool) -> None:
     """Drop the record of a machine. Its unit and its processes are left alone."""
     address = choice.resolve()
-    from moorage.cli import service
+    from moorage.cli import service, views
 
-    service.call(address, "Forget", {"name": name})
+    reply = service.call(address, "Forget", {"name": name})
+    if as_json:
+        views.show_json(reply)
 
 
 @moorctl.command()

@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -51,7 +52,8 @@ class _Words:
         status: exit status.
         text: what happened.
         without: the same where the error came without one of the parameters.
-        hint: what to do; left out where a parameter is missing. {manager} and {journalctl} are commands.
+        hint: what to do; left out where a parameter is missing. {manager}, {journalctl} and {moorctl} are commands
+            that speak to the same service manager; parameters are quoted for a shell.
     """
 
     status: Exit
@@ -68,13 +70,13 @@ _WORDS: Final[Mapping[str, _Words]] = {
         Exit.NO_SUCH_MACHINE,
         "There is no machine {name}.",
         without="There is no such machine.",
-        hint="Those there are: moorctl list",
+        hint="List all machines: {moorctl} list",
     ),
     _MACHINE + "MachineExists": _Words(
         Exit.REFUSED,
         "Machine {name} exists already, in {unit}.",
         without="Machine {name} exists already.",
-        hint="Stop it first, or take another name: moorctl stop {name}",
+        hint="Stop it first, or take another name: {moorctl} stop {name}",
     ),
     _MACHINE + "UnitNameTaken": _Words(
         Exit.REFUSED,
@@ -114,7 +116,7 @@ _WORDS: Final[Mapping[str, _Words]] = {
     _MACHINE + "Busy": _Words(Exit.REFUSED, "The service is busy: {operation}.", hint="Try again."),
     _MACHINE + "NotSupported": _Words(Exit.REFUSED, "{what} is not supported: {reason}."),
     _MACHINE + "Timeout": _Words(
-        Exit.TIMED_OUT, "It took too long: {operation}.", hint="It may still happen: moorctl list"
+        Exit.TIMED_OUT, "It took too long: {operation}.", hint="It may still happen: {moorctl} list"
     ),
     _MACHINE + "ManagerUnavailable": _Words(Exit.REFUSED, "The service manager does not do it: {reason}."),
     _SERVICE + "InvalidParameter": _Words(
@@ -148,7 +150,7 @@ _WORDS: Final[Mapping[str, _Words]] = {
     "io.systemd.TimedOut": _Words(
         Exit.TIMED_OUT,
         "The service did not answer in time.",
-        hint="It may still have been done: moorctl list",
+        hint="It may still have been done: {moorctl} list",
     ),
 }
 
@@ -188,11 +190,17 @@ _RIGHT: Final[Mapping[str, str]] = {
 """What would be accepted, by parameter."""
 
 
-def explain(error: Exception, address: Address) -> Failure:
-    """Return the end of a command for what a call raised; an exception that is not expected is raised again."""
+def explain(error: Exception, address: Address, helpers: Sequence[Mapping[str, Any]] = ()) -> Failure:
+    """Return the end of a command for what a call raised; an exception that is not expected is raised again.
+
+    Args:
+        error: what was raised.
+        address: where the service listens.
+        helpers: those of the call, as they were sent; an error names them by their place only.
+    """
     match error:
         case VarlinkError():
-            return _refusal(error.error, error.parameters(), address)
+            return _refusal(error.error, error.parameters(), address, helpers)
         case ProtocolError():
             return Failure(
                 Exit.NO_SERVICE, f"What answers at {address.path} does not keep to the protocol: {error}"
@@ -203,19 +211,26 @@ def explain(error: Exception, address: Address) -> Failure:
             raise error
 
 
-def _refusal(name: str, parameters: Mapping[str, Any], address: Address) -> Failure:
+def _refusal(
+    name: str, parameters: Mapping[str, Any], address: Address, helpers: Sequence[Mapping[str, Any]]
+) -> Failure:
     values = {key: _shown(value) for key, value in parameters.items() if value is not None}
+    quoted = {key: shlex.quote(value) for key, value in values.items()}
+    words = _WORDS.get(name, _Words(Exit.REFUSED, ""))
     if "parameter" in values:
-        values["option"] = _option(values["parameter"])
-        if right := _RIGHT.get(
-            re.sub(r"^helpers\[[0-9]+\]\.(\w+).*", r"\1 of a helper", values["parameter"])
-        ):
-            values["right"] = right
+        field = re.sub(r"^helpers\[[0-9]+\]\.(\w+).*", r"\1 of a helper", values["parameter"])
+        concerned = _helper_field(values["parameter"], helpers)
+        values["option"] = concerned or _option(values["parameter"])
+        if right := _RIGHT.get(field):
+            quoted["right"] = right
     if isinstance(number := parameters.get("errno"), int):
         values["message"] = os.strerror(number)
     manager = address.manager or "systemctl"
-    values |= {"manager": manager, "journalctl": manager.replace("systemctl", "journalctl")}
-    words = _WORDS.get(name, _Words(Exit.REFUSED, ""))
+    quoted |= {
+        "manager": manager,
+        "journalctl": manager.replace("systemctl", "journalctl"),
+        "moorctl": address.moorctl,
+    }
     text = _filled(words.text, values) or _filled(words.without, values)
     if not text:
         text = f"The service answered {printable(name)}: {printable(json.dumps(parameters, default=str))}"
@@ -224,7 +239,24 @@ def _refusal(name: str, parameters: Mapping[str, Any], address: Address) -> Fail
             lines = [f"  {_shown(line)}" for line in log]
         case _:
             lines = []
-    return Failure(words.status, "\n".join(filter(None, [text, *lines, _filled(words.hint, values)])))
+    return Failure(words.status, "\n".join(filter(None, [text, *lines, _filled(words.hint, quoted)])))
+
+
+def _helper_field(parameter: str, helpers: Sequence[Mapping[str, Any]]) -> str:
+    """Return a field of a helper in words that name the helper and what was given; empty if it is not one of those."""
+    match = re.fullmatch(r"helpers\[([0-9]+)\]\.(.+)", parameter)
+    if match is None or int(match[1]) >= len(helpers):
+        return ""
+    helper = helpers[int(match[1])]
+    found: Any = helper
+    for key, index in re.findall(r"(\w+)|\[([0-9]+)\]", match[2]):
+        try:
+            found = found[key or int(index)]
+        except (LookupError, TypeError):
+            found = None
+            break
+    given = "" if found is None else f": {_shown(found)}"
+    return f"{printable(match[2])} of helper {_shown(helper.get('name'))}{given}"
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

@@ -22,13 +22,14 @@ systemd.unit(5):
 
 from __future__ import annotations
 
+import difflib
 import graphlib
 import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Struct
@@ -38,6 +39,9 @@ from moorage.cli.properties import convert_values
 
 FILE_BYTES_MAX: Final = 1024 * 1024
 """A file that is read by mistake (a disk image) is refused before it is understood."""
+
+SOCKET_PATH_MAX: Final = 107
+"""Bytes of the path of a socket, which ``sun_path`` of sockaddr_un holds with a NUL behind it (unix(7))."""
 
 T = TypeVar("T")
 
@@ -122,9 +126,31 @@ def _converted(value: Any, kind: type[T], where: str) -> T:
     except msgspec.ValidationError as error:
         # "… - at `$.execStart[0]`"
         reason, _, path = str(error).partition(" - at `$")
+        path = path.rstrip("`")
         raise ValueError(
-            f"{where}{path.rstrip('`')}: {reason}".removeprefix(".").removeprefix(": ")
+            f"{where}{path}: {reason}{_instead(reason, path, kind)}".removeprefix(".").removeprefix(": ")
         ) from None
+
+
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`")
+_NO_VALUE: Final = re.compile(r"Invalid enum value '(.*)'")
+
+
+def _instead(reason: str, path: str, kind: Any) -> str:
+    """Return what could be meant by a field that does not exist, or what may be said in place of a value."""
+    structs = {"": kind, ".sockets": HelperSocket}
+    if match := _UNKNOWN.fullmatch(reason):
+        struct = structs.get(re.sub(r"\[[0-9.]+\]", "", path))
+        names = [] if struct is None else [field.encode_name for field in msgspec.structs.fields(struct)]
+        near = difflib.get_close_matches(match[1], names, n=1) or names
+        return f"; there is {', '.join(near)}" if near else ""
+    if _NO_VALUE.fullmatch(reason):
+        above, _, name = re.sub(r"\[[0-9.]+\]", "", path).rpartition(".")
+        for field in msgspec.structs.fields(structs.get(above, kind)):
+            words = [str(word) for each in get_args(field.type) for word in get_args(each)]
+            if field.encode_name == name and words:
+                return f"; there is {', '.join(words)}"
+    return ""
 
 
 def runtime_directory(machine: str, address: Address) -> str:
@@ -200,6 +226,31 @@ def _in_texts(value: Any, replaced: Callable[[str], str]) -> Any:
             return value
 
 
+def as_sent(helpers: Iterable[Helper]) -> list[dict[str, Any]]:
+    """Return helpers as parameters of a call."""
+    return [msgspec.to_builtins(helper) for helper in helpers]
+
+
+def check_sockets(helpers: Iterable[Helper], directory: str) -> None:
+    """Check that the paths of all sockets fit into an address.
+
+    Args:
+        helpers: of the machine.
+        directory: its runtime directory.
+
+    Raises:
+        ValueError: one is too long; the message says by how much, and what to shorten.
+    """
+    for helper in helpers:
+        for socket in helper.sockets:
+            path = f"{directory}/{socket.name}"
+            if (length := len(os.fsencode(path))) > SOCKET_PATH_MAX:
+                raise ValueError(
+                    f"helpers.{helper.name}.sockets: {path} has {length} bytes, and a socket's path {SOCKET_PATH_MAX} "
+                    f"at most: shorten the name of the machine or of the socket by {length - SOCKET_PATH_MAX}"
+                )
+
+
 def explain(helpers: HelperSet, machine: str, directory: str) -> Iterator[str]:
     """Tell what would be created for a machine, a line each.
 
@@ -209,8 +260,10 @@ def explain(helpers: HelperSet, machine: str, directory: str) -> Iterator[str]:
         directory: its runtime directory.
 
     Raises:
-        ValueError: the helpers cannot be started in any order; the message names the field.
+        ValueError: the helpers cannot be started in any order, or a socket's path is too long; the message names the
+            field.
     """
+    check_sockets(helpers.helpers, directory)
     by_name = {helper.name: helper for helper in helpers.helpers}
     for helper in helpers.helpers:
         if unknown := set(helper.after) - {*by_name}:

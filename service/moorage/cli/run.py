@@ -18,7 +18,7 @@ import trio
 from moorage.cli import views
 from moorage.cli.address import Address
 from moorage.cli.failures import Exit, Failure, explain
-from moorage.cli.helper_files import Helper
+from moorage.cli.helper_files import Helper, as_sent
 from moorage.cli.quantities import printable
 from moorage.cli.replies import Machine
 from moorage.cli.service import INTERFACE, Reply
@@ -32,6 +32,9 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SIGNALS_WITH_TERMINAL: Final = (*SIGNALS, signal.SIGQUIT)
 """The same where moorctl must not end without a look at its terminal."""
+
+PASSED_ON: Final = (signal.SIGUSR1, signal.SIGUSR2, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
+"""What means something to programs only, such as SIGRTMIN+4 to a systemd in a container (systemd(1), "Signals")."""
 
 LEASE_RETRY_SECONDS: Final = 1.0
 """Between attempts to take a lease again: a fifth of the time that a service that was restarted waits for it."""
@@ -61,6 +64,7 @@ class Order:
         argv: program and arguments.
         settings: further arguments of :meth:`moorage.launch.Payload.run`.
         terminal: whether the program gets a terminal of its own.
+        as_json: whether to print what the service answered: to stderr, as standard output is the program's.
     """
 
     registration: Mapping[str, Any]
@@ -72,6 +76,7 @@ class Order:
     argv: Sequence[str]
     settings: Mapping[str, Any]
     terminal: bool = False
+    as_json: bool = False
 
 
 def run(address: Address, order: Order) -> int:
@@ -101,8 +106,10 @@ async def _run(address: Address, order: Order) -> int:
             async with client:
                 reply = await _registered(client, address, order, payload)
                 if order.registration["dryRun"]:
-                    views.show_registered(reply)
+                    (views.show_json if order.as_json else views.show_registered)(reply)
                     return Exit.OK
+                if order.as_json:
+                    views.show_json(reply, err=True)
                 machine = views.machine_registered(reply)
                 return await _executed(address, order, payload, machine, terminal, client)
 
@@ -131,7 +138,7 @@ async def _executed(
             f"The helpers were told of {order.directory}, but the machine has {machine.runtime_directory}.",
         )
     wanted = SIGNALS if terminal is None else SIGNALS_WITH_TERMINAL
-    handled = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+    handled = [number for number in (*wanted, *PASSED_ON) if signal.getsignal(number) is not signal.SIG_IGN]
     if terminal is not None and terminal.interactive:
         click.echo(f"Press ^] three times within 1 s to have {printable(machine.name)} stopped.", err=True)
     with (
@@ -153,8 +160,8 @@ async def _executed(
     return status if status >= 0 else 128 - status
 
 
-def _not_run(error: Exception, address: Address) -> Failure:
-    return Failure(Exit.NOT_RUN, str(explain(error, address)))
+def _not_run(error: Exception, address: Address, helpers: Sequence[Helper] = ()) -> Failure:
+    return Failure(Exit.NOT_RUN, str(explain(error, address, as_sent(helpers))))
 
 
 async def _registered(client: Client, address: Address, order: Order, payload: Payload) -> Reply:
@@ -170,7 +177,7 @@ async def _registered(client: Client, address: Address, order: Order, payload: P
             timeout=order.register_seconds,
         )
     except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
-        failure = _not_run(error, address)
+        failure = _not_run(error, address, order.helpers)
         concerned = _helpers_with(error, order)
     raise Failure(Exit.NOT_RUN, f"{failure}\n{concerned}" if concerned else str(failure))
 
@@ -264,9 +271,13 @@ class _End:
         self._asked = False
 
     async def on_signals(self, signals: AsyncIterator[int]) -> None:
-        """Take each signal for a request."""
-        async for _ in signals:
-            self.ask()
+        """Pass on what is for the command, and take every other signal for a request."""
+        async for number in signals:
+            if number not in PASSED_ON:
+                self.ask()
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._payload.pidfd, number)
 
     def ask(self) -> None:
         """Stop the machine when asked first, kill it each time that follows; do not wait once all is over."""

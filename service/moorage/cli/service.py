@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -28,6 +28,7 @@ def call(
     *,
     fds: Sequence[int] = (),
     timeout: float = CALL_SECONDS,
+    helpers: Sequence[Mapping[str, Any]] = (),
 ) -> Reply:
     """Call a method of io.moorage.Machine.
 
@@ -37,6 +38,7 @@ def call(
         parameters: those that are None are not sent.
         fds: file descriptors to go along.
         timeout: seconds until the reply must be there.
+        helpers: those among the parameters, to be named in an error.
 
     Raises:
         Failure: it did not work out.
@@ -46,7 +48,7 @@ def call(
     async def talk(client: Client) -> Reply:
         return await client.call(f"{INTERFACE}.{method}", given, reply_type=Reply, fds=fds, timeout=timeout)
 
-    return _run(address, talk, timeout)
+    return _run(address, talk, timeout, helpers)
 
 
 def list_machines(address: Address, *, timeout: float = CALL_SECONDS) -> list[Reply]:
@@ -72,7 +74,12 @@ def list_machines(address: Address, *, timeout: float = CALL_SECONDS) -> list[Re
     return _run(address, talk, timeout)
 
 
-def _run(address: Address, talk: Callable[[Client], Awaitable[T]], timeout: float) -> T:
+def _run(
+    address: Address,
+    talk: Callable[[Client], Awaitable[T]],
+    timeout: float,
+    helpers: Sequence[Mapping[str, Any]] = (),
+) -> T:
     async def session() -> T:
         async with await Client.connect(address.path, timeout=timeout) as client:
             return await talk(client)
@@ -80,4 +87,4 @@ def _run(address: Address, talk: Callable[[Client], Awaitable[T]], timeout: floa
     try:
         return trio.run(session)
     except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
-        raise explain(error, address) from None
+        raise explain(error, address, helpers) from None

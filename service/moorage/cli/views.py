@@ -52,10 +52,10 @@ def _decoded(text: msgspec.Raw, kind: type[T]) -> T:
         raise Failure(Exit.NO_SERVICE, f"What the service answered is not understood: {error}") from None
 
 
-def show_json(reply: Reply) -> None:
-    """Print a reply as it came, on one line."""
+def show_json(reply: Reply, *, err: bool = False) -> None:
+    """Print a reply as it came, on one line, to standard output or to stderr."""
     # The service need not write it without line breaks.
-    click.echo(msgspec.json.format(bytes(reply), indent=-1))
+    click.echo(msgspec.json.format(bytes(reply), indent=-1), err=err)
 
 
 def show_machine_json(reply: Reply) -> None:

@@ -187,7 +187,7 @@ def test_the_lease_is_taken_again(start: Starter, how: list[str]) -> None:
         (["--property=Foo=1", "--", "true"], 125, "no property Foo"),
         (["--slice=../x", "--", "true"], 125, "the value of --slice"),
         (["--helper=a=/etc/passwd", "--", "true"], 2, "there is no program '/etc/passwd'"),
-        (["--helper=a=sleep 1", "--helper=a=sleep 2", "--", "true"], 125, "helpers[1].name"),
+        (["--helper=a=sleep 1", "--helper=a=sleep 2", "--", "true"], 125, "name of helper a"),
         (["--subgroup=payload", "--", "true"], 125, "--class container"),
         (["--working-directory=/nowhere", "--", "true"], 125, "--working-directory: /nowhere: No such file"),
         (["--", "no-such-program"], 127, "Failed to execute no-such-program: No such file or directory."),
@@ -303,6 +303,51 @@ def test_check_tells_the_names_that_it_will_have(tmp_path: Path, start: Starter)
     assert sum(line.startswith("  Unit: ") for line in told.splitlines()) == 2
     process.send_signal(signal.SIGTERM)
     assert process.wait(RUN_SECONDS) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("helper", "words"),
+    [
+        ("[helpers.a]\nexecStart = ['/usr/bin/no-such-program']", "of helper a: /usr/bin/no-such-program"),
+        ("[helpers.'my fs']\nexecStart = ['/usr/bin/sleep']", "name of helper my fs"),
+        (
+            "[helpers.a]\nexecStart = ['/usr/bin/sleep']\nsockets = [{ name = '/run/fs.sock' }]",
+            "/run/fs.sock",
+        ),
+        ("[helpers.a]\nexecStart = ['/usr/bin/sleep']\nrestart = 'allways'", "restart of helper a: allways"),
+        ("[helpers.a]\nexecStart = ['/usr/bin/sleep']\nproperties = { MemoryMaxx = 1 }", "MemoryMaxx"),
+    ],
+)
+def test_check_finds_what_run_would(tmp_path: Path, helper: str, words: str) -> None:
+    file = tmp_path / "set.toml"
+    file.write_text(helper)
+    done = moorctl("check", str(file))
+    assert done.returncode != 0
+    assert words in done.stderr
+    refused(moorctl("run", "--name", a_name(), "--helpers", str(file), "--", "true"), 125, words)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN + 4])
+def test_signals_that_mean_something_to_the_command_only_are_passed_on(start: Starter, number: int) -> None:
+    process = start(
+        "--name",
+        a_name(),
+        "--",
+        "sh",
+        "-c",
+        f"trap 'echo got it; exit 5' {number}; echo ready; sleep infinity & wait",
+    )
+    assert line_of(process) == "ready"
+    process.send_signal(number)
+    assert line_of(process) == "got it"
+    assert process.wait(RUN_SECONDS) == 5
+
+
+def test_the_answer_as_json() -> None:
+    name = a_name()
+    done = moorctl("run", "--json", "--name", name, "--", "echo", "said")
+    assert (done.returncode, done.stdout) == (0, "said\n")
+    assert json.loads(done.stderr.splitlines()[0])["machine"]["name"] == name
 
 
 class TestSettingsAsInAUnitFile:

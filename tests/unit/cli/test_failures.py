@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shlex
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ USER = Address("/run/u", "systemctl --user")
 @pytest.mark.parametrize(
     ("error", "parameters", "status", "text"),
     [
-        ("NoSuchMachine", {"name": "web"}, 3, "There is no machine web.\nThose there are: moorctl list"),
-        ("NoSuchMachine", {}, 3, "There is no such machine.\nThose there are: moorctl list"),
+        ("NoSuchMachine", {"name": "web"}, 3, "There is no machine web.\nList all machines: moorctl --user list"),
+        ("NoSuchMachine", {}, 3, "There is no such machine.\nList all machines: moorctl --user list"),
         ("MachineExists", {"name": "web"}, 1, "Machine web exists already.\n"),
         ("UnitNameTaken", {"unit": "a.scope", "holder": "a job"}, 1, "The unit name a.scope is taken: a job.\n"),
         ("ProcessGone", {"pid": 5}, 1, "Process 5 has ended."),
@@ -64,6 +65,50 @@ def test_no_error_of_the_interface_is_without_words() -> None:
         parameters = dict.fromkeys(re.findall(r"(\w+):", fields), "given")
         failure = explain(RemoteError(f"io.moorage.Machine.{name}", parameters), SYSTEM)
         assert str(failure).startswith("The service answered") is (name in NOT_ASKED)
+
+
+@pytest.mark.parametrize(
+    ("address", "command"),
+    [
+        (SYSTEM, "moorctl stop web-1"),
+        (USER, "moorctl --user stop web-1"),
+        (Address("/run/my socket", None), "moorctl --address '/run/my socket' stop web-1"),
+    ],
+)
+def test_hints_speak_to_the_same_service(address: Address, command: str) -> None:
+    error = RemoteError("io.moorage.Machine.MachineExists", {"name": "web-1", "unit": "a.scope"})
+    assert str(explain(error, address)).endswith(command)
+
+
+def test_a_hint_can_be_pasted_into_a_shell() -> None:
+    unit = r"machine-web\x2d1-fs.service"
+    error = RemoteError(
+        "io.moorage.Machine.HelperFailed", {"helper": "fs", "unit": unit, "result": "exit-code", "log": []}
+    )
+    assert shlex.split(str(explain(error, SYSTEM)).splitlines()[-1])[-1] == unit
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        (
+            "helpers[1].execStart[0]",
+            "execStart[0] of helper tpm: /usr/bin/swtmp.\nIt begins with the absolute path",
+        ),
+        ("helpers[0].name", "name of helper my fs: my fs.\nEach has a name of its own"),
+        ("helpers[0].sockets[0].name", "sockets[0].name of helper my fs: /run/s.\n"),
+        ("helpers[1].restart", "restart of helper tpm.\n"),
+        ("helpers[7].name", "the value of --helper or --helpers (helpers[7].name).\n"),
+        ("helpers", "the value of --helper or --helpers.\n"),
+    ],
+)
+def test_a_helper_is_named(parameter: str, words: str) -> None:
+    helpers: list[dict[str, Any]] = [
+        {"name": "my fs", "execStart": ["/x"], "sockets": [{"name": "/run/s"}]},
+        {"name": "tpm", "execStart": ["/usr/bin/swtmp", "socket"]},
+    ]
+    error = RemoteError("org.varlink.service.InvalidParameter", {"parameter": parameter})
+    assert words in str(explain(error, SYSTEM, helpers))
 
 
 def test_errors_of_every_service() -> None:

@@ -96,9 +96,9 @@ def test_what_is_asked_for(moorctl: Moorctl, listener: socket.socket, tmp_path: 
             reply = {"error": "io.moorage.Machine.MachineExists", "parameters": {"name": "web"}}
             connected.sendall(json.dumps(reply).encode() + b"\0")
             output, errors = process.communicate(timeout=RUN_SECONDS)
-    assert (process.returncode, output, errors) == (
-        125, "", "Error: Machine web exists already.\nStop it first, or take another name: moorctl stop web\n",
-    )  # fmt: skip
+    command = f"moorctl --address {tmp_path}/socket stop web"
+    words = f"Error: Machine web exists already.\nStop it first, or take another name: {command}\n"
+    assert (process.returncode, output, errors) == (125, "", words)
     assert json.loads(call[:-1]) == {
         "method": "io.moorage.Machine.Register",
         "parameters": {
@@ -134,10 +134,10 @@ def test_helpers_that_were_told_of_another_directory(fake: Moorctl, tmp_path: Pa
 
 
 class TestCheck:
-    def test_a_good_file(self, moorctl: Moorctl, tmp_path: Path) -> None:
+    def test_a_good_file(self, fake: Moorctl, tmp_path: Path) -> None:
         file = tmp_path / "set.toml"
         file.write_text('[helpers.fs]\nexecStart = ["/fs", "%n", "\\u001b"]\n')
-        assert moorctl.output("check", str(file), "--name", "web").splitlines() == [
+        assert fake.output("check", str(file), "--name", "web").splitlines() == [
             "Runtime directory: /run/moorage/m/web",
             "Helper fs",
             "  Unit: machine-web-fs.service",
@@ -152,9 +152,31 @@ class TestCheck:
             ("command = ['%x']", "no specifier"),
             ("=", "Invalid statement"),
             ("[helpers.a]\nexecStart = ['sleep']", "helpers.a: execStart: it begins with the absolute path"),
+            ("[helpers.a]\nexecStrat = ['/sleep']", "there is execStart"),
+            ("[helpers.a]\nexecStart = ['/x']\nonFailure = 'stop'", "there is ignore, stopMachine"),
+            (
+                f"[helpers.a]\nexecStart = ['/x']\nsockets = [{{ name = '{'s' * 90}' }}]",
+                "110 bytes, and a socket's path 107 at most: shorten the name of the machine or of the socket by 3",
+            ),
         ],
     )
     def test_a_bad_one(self, moorctl: Moorctl, tmp_path: Path, text: str, words: str) -> None:
         file = tmp_path / "set.toml"
         file.write_text(text)
         refused(moorctl("check", str(file)), 2, f"{file}: ", words)
+
+    def test_the_same_words_from_run(self, moorctl: Moorctl, tmp_path: Path) -> None:
+        file = tmp_path / "set.toml"
+        file.write_text(f"[helpers.a]\nexecStart = ['/x']\nsockets = [{{ name = '{'s' * 90}' }}]")
+        refused(moorctl("run", "--name", "NAME", "--helpers", str(file), "--", "true"), 2, "107 at most")
+
+    def test_it_is_a_dry_run(self, moorctl: Moorctl, tmp_path: Path) -> None:
+        file = tmp_path / "set.toml"
+        file.write_text("[helpers.a]\nexecStart = ['/x']\n")
+        away = ("--address", str(tmp_path / "none"))
+        done = moorctl("check", str(file), *away)
+        assert done.returncode == 5, done
+        assert "there is no such socket" in done.stderr
+        assert moorctl.output("check", "--offline", str(file), *away).endswith("the machine goes on\n")
+        [told] = moorctl.objects("check", "--offline", str(file), *away)
+        assert told["helpers"] == [{"name": "a", "execStart": ["/x"]}]
