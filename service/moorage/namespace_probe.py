@@ -8,10 +8,10 @@ the container's leader is its file descriptor 3 (sd_listen_fds(3)), its answer i
 TEXT is the file with each byte as the character of that number: what is in it is for the reader to judge.
 
 It enters the network, mount and user namespaces and the root directory of the leader, all by the pidfd. Before it
-looks up any path in there it gives up what it is here: it becomes root of the container where that is an ordinary user
-of the host, and nobody elsewhere, without a capability in either. So it can read no more than the container itself, and
-a container whose users are mapped to nobody that is safe to be is not read at all. It does not enter the PID namespace,
-where processes of the container could find it; and once inside, it imports nothing.
+looks up any path in there it gives up what it is here: it becomes root of the container where that is an ordinary
+user of the host, and nobody elsewhere, without a capability in either. So it can read no more than the container
+itself, and a container whose users are mapped to nobody that is safe to be is not read at all. It does not enter the
+PID namespace, where processes of the container could find it; and once inside, it imports nothing.
 
 Only the standard library, and nothing of this package: it is run by its path, without site-packages.
 """
@@ -79,7 +79,9 @@ _AT_FDCWD: Final = -100
 
 # Of linux/capability.h and linux/prctl.h.
 _CAPABILITY_HEADER: Final = struct.pack("=Ii", 0x20080522, 0)  # version 3, of this process
-_CAPABILITY_SETS: Final = struct.Struct("=6I")  # effective, permitted, inheritable; lower halves, upper halves
+_CAPABILITY_SETS: Final = struct.Struct(
+    "=6I"
+)  # effective, permitted, inheritable; lower halves, upper halves
 _CAP_SYS_CHROOT: Final = 1 << 18
 _PR_SET_KEEPCAPS: Final = 8
 
