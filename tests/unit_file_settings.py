@@ -37,7 +37,7 @@ SERVICE = {
     # names of numbers
     "SyslogLevel": "warning", "SyslogFacility": "local3", "LogLevelMax": "6", "CPUSchedulingPolicy": "batch",
     "IOSchedulingClass": "idle", "UMask": "0027", "StateDirectoryMode": "700", "KillSignal": "SIGINT",
-    "FinalKillSignal": "9", "ReloadSignal": "RTMIN+3", "NUMAPolicy": "preferred", "NUMAMask": "0",
+    "FinalKillSignal": "9", "ReloadSignal": "RTMIN+3", "NUMAMask": "0",
     # limits
     "LimitNOFILE": "1024:2048", "LimitCORE": "1G", "LimitCPU": "1500ms", "LimitNICE": "+5",
     "LimitRTTIME": "2s", "LimitNPROC": "infinity", "LimitMEMLOCK": "64K:infinity",

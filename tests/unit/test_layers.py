@@ -19,7 +19,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 1: pure decisions
     (
         "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
-        "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.jobs", "moorage.authz.policy",
+        "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
+        "moorage.authz.policy",
         "moorage.machines.rights", "moorage.owner_probe", "moorage.marshalling",
     ),
     # 2: adapters to the outside

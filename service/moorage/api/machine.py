@@ -45,7 +45,7 @@ from moorage.machines.lifecycle import (
 from moorage.machines.limits import differences
 from moorage.machines.ownership import NotOwned, UnitNotOwned
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
-from moorage.pid1 import manager
+from moorage.pid1 import manager, unit_files
 from moorage.wire.dispatch import Call, Empty, Interface, Last, load_description, method
 from moorage.wire.errors import InvalidParameter, PermissionDenied, VarlinkError
 
@@ -218,7 +218,9 @@ class MoorageMachine(Interface):
         )
         if params.slice is not None and not model.is_slice_name(params.slice):
             raise InvalidParameter("slice")
-        if params.description is not None and not model.is_text(params.description):
+        if params.description is not None and not (
+            model.is_text(params.description) and unit_files.LINE.broken_by(params.description) is None
+        ):
             raise InvalidParameter("description")
         if params.allocateUnit is False:
             for name, value in (

@@ -364,16 +364,20 @@ def _timeouts(name: str, text: str) -> Mapping[str, Json]:
 
 
 def _command(name: str, text: str) -> Mapping[str, Json]:
-    """Convert a command; the prefixes "-" and "@" are those of systemd.service(5), others are refused for helpers."""
+    """Convert a command with the prefixes "-", "@" and ":" of systemd.service(5); others are refused for helpers."""
     prefix = re.match(r"[-@:+!|]*", text)
     assert prefix is not None
     flags, line = prefix[0], text[prefix.end() :]
-    if further := flags.replace("-", "", 1).replace("@", "", 1):
+    if further := flags.replace("-", "", 1).replace("@", "", 1).replace(":", "", 1):
         raise ValueError(f"commands of helpers have no prefix {further[0]!r}")
     argv = split_words(line, unescape=True)
     path = argv.pop(0) if "@" in flags and argv else argv[0] if argv else ""
     if text and not argv:
         raise ValueError(f"{text!r} is no command")
+    if ":" in flags and argv:
+        return {
+            f"{name}Ex": [[path, argv, ["no-env-expand", *(["ignore-failure"] if "-" in flags else [])]]]
+        }
     return {name: [[path, argv, "-" in flags]] if argv else []}
 
 

@@ -27,6 +27,7 @@ from moorage.machines.model import (
     adder_name,
     barrier_name,
     helper_unit,
+    in_description,
     scope_name,
     stopper_name,
 )
@@ -169,7 +170,7 @@ def scope_properties(registration: Registration, types: PropertyTypes) -> tuple[
 def scope_description(registration: Registration) -> str:
     """Return the description of a machine's scope, in machined's words where the caller has none."""
     kind = "Virtual Machine" if registration.class_ is MachineClass.vm else "Container"
-    return registration.description or f"{kind} {registration.name}"
+    return registration.description or f"{kind} {in_description(registration.name)}"
 
 
 def split_control_group(path: str, unit: str) -> tuple[str, str | None] | None:
@@ -429,7 +430,7 @@ class Allocator:
         barrier = types.unit(adder_name(host.name), helping.barrier(host, specs))
         spec = ServiceSpec(
             unit=barrier.unit,
-            description=f"More helpers of machine {host.name}",
+            description=f"More helpers of machine {in_description(host.name)}",
             properties=barrier.properties,
             auxiliary=types.helpers(host, specs, self._helpers.home, with_place=with_place),
         )

@@ -2,8 +2,7 @@
 
 How the units hang together. All of it is the service manager's own: none of it needs this service to be alive.
 
-- The *place*, a service whose process ends at once, has the runtime directory of the machine made and removed. Where
-  that belongs to anybody but root it is a file system of its own, which bounds what can be put there.
+- The *place*, a service whose process ends at once, has the runtime directory of the machine made and removed.
 - The *sockets* of a helper are one unit of its name, bound in that directory, passed by socket activation.
 - A *helper* is started before the scope and stopped after it: a VMM that is told to stop needs its disk until it has
   stopped. It is bound to the scope (``BindsTo=``): whatever ends the machine ends the helper.
@@ -34,6 +33,7 @@ import trio
 from moorage import journal, process
 from moorage.machines import model
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, HelperStatus, SocketType
+from moorage.pid1 import unit_files
 from moorage.pid1.manager import (
     AuxiliaryUnit,
     InvalidProperty,
@@ -61,14 +61,6 @@ RESTARTS = frozenset({"no", "on-success", "on-failure", "on-abnormal", "on-watch
 
 ENDED = frozenset({"inactive", "failed", "deactivating"})
 """States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
-
-DIRECTORY_BYTES_MAX = 64 * 1024 * 1024
-"""Bytes in the runtime directory of a machine: sockets have none, the state of a TPM and the variables of a firmware
-have up to 4 MiB each, and a launcher may leave a kernel and its initrd there."""
-
-DIRECTORY_INODES_MAX = 4096
-"""Files in it, sockets and directories counted: its helpers' sockets are 1024 at most, and the rest is the launcher's.
-Each takes 1 KiB of the kernel's memory."""
 
 _MS_REC = 16384  # BindPaths=…:rbind
 _EPERM = 1
@@ -103,7 +95,6 @@ _BINDS = frozenset({"BindPaths", "BindReadOnlyPaths"})
 
 _DEPENDENCY = "how the units of a machine depend on each other is not the caller's to change"
 _COMMAND = "the parameter 'execStart' sets it"
-_PLAIN = "commands of helpers have no flags: use the property without 'Ex'"
 _ACTION = "what a failure leads to is said by the parameter 'onFailure'"
 _DIRECTORY = "the runtime directory is the machine's"
 
@@ -129,10 +120,6 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("ExecStart", "ExecStartEx"), _COMMAND),
     **dict.fromkeys(("ExecCondition", "ExecConditionEx"), "a helper that is not needed should not be asked for"),
     **dict.fromkeys(
-        ("ExecStartPreEx", "ExecStartPostEx", "ExecReloadEx", "ExecReloadPostEx", "ExecStopEx", "ExecStopPostEx"),
-        _PLAIN,
-    ),
-    **dict.fromkeys(
         ("SuccessAction", "FailureAction", "StartLimitAction", "JobTimeoutAction", "SuccessActionExitStatus",
          "FailureActionExitStatus", "JobTimeoutRebootArgument", "RebootArgument", "OnSuccessJobMode",
          "OnFailureJobMode"),
@@ -150,9 +137,13 @@ REFUSED: Mapping[str, str] = {
 }  # fmt: skip
 """Properties that no caller may set on a helper, each with the reason."""
 
-COMMANDS = frozenset({"ExecStartPre", "ExecStartPost", "ExecReload", "ExecStop", "ExecStopPost"})
-"""Commands that a caller may add. They run with the helper's own rights: the prefixes "+" and "!" are flags of the
-variants with "Ex"."""
+COMMANDS = frozenset(
+    {"ExecStartPre", "ExecStartPost", "ExecReload", "ExecReloadPost", "ExecStop", "ExecStopPost"}
+)
+"""Commands that a caller may add, also with flags, as properties whose names end in "Ex"."""
+
+COMMAND_FLAGS = frozenset({"ignore-failure", unit_files.NO_EXPANSION})
+"""Flags of such a command: it runs with the helper's own rights, so not those of the prefixes "+" and "!"."""
 
 _log = logging.getLogger(__name__)
 
@@ -279,8 +270,10 @@ def check(specs: Sequence[HelperSpec], machine: str, existing: Iterable[Helper],
 def _check_command(command: Sequence[str], where: str) -> None:
     if not 0 < len(command) <= ARGUMENTS_MAX or not model.is_path(command[0]):
         raise InvalidHelper(where)
+    if unit_files.broken_command(command[0], command, expands=False) is not None:
+        raise InvalidHelper(f"{where}[0]")
     for number, argument in enumerate(command):
-        if "\0" in argument:
+        if unit_files.QUOTED.broken_by(argument) is not None:
             raise InvalidHelper(f"{where}[{number}]")
 
 
@@ -360,11 +353,15 @@ def check_properties(spec: HelperSpec) -> None:
         # With another type than the flags of the mount have: nobody means anything else by it.
         if name in _BINDS and isinstance(value, list) and any(_options(item) == "idmap" for item in value):
             raise NoIdMapping(name)
-        if name in COMMANDS and isinstance(value, list):
+        if name.removesuffix("Ex") in COMMANDS and isinstance(value, list):
             for command in value:
-                path = command[0] if isinstance(command, list) and command else None
-                if isinstance(path, str) and not model.is_path(path):
-                    raise InvalidProperty(name, f"helper {spec.name}: {path!r} is no absolute path")
+                flags = command[-1] if isinstance(command, list) and command else None
+                if isinstance(flags, list) and not COMMAND_FLAGS.issuperset(
+                    flag for flag in flags if isinstance(flag, str)
+                ):
+                    raise InvalidProperty(
+                        name, f"helper {spec.name}: its flags are {', '.join(sorted(COMMAND_FLAGS))}"
+                    )
 
 
 def _options(item: Json) -> Json:
@@ -378,13 +375,13 @@ def _options(item: Json) -> Json:
 
 
 @functools.cache
-def _program(name: str) -> str:
-    return shutil.which(name) or f"/usr/bin/{name}"
+def _true() -> str:
+    return shutil.which("true") or "/usr/bin/true"
 
 
 def _without_process() -> dict[str, Json]:
     """Properties of a service that is started for its dependencies only: its condition is never met."""
-    return {"Type": "oneshot", "ExecStart": [[_program("true"), ["true"], False]],
+    return {"Type": "oneshot", "ExecStart": [[_true(), [_true()], False]],
             "Conditions": [["ConditionPathExists", False, True, "/"]]}  # fmt: skip
 
 
@@ -406,40 +403,15 @@ def _bound(host: Host, description: str) -> dict[str, Json]:
 
 def _place(host: Host, home: Home) -> dict[str, Json]:
     return {
-        **_bound(host, f"Runtime directory of machine {host.name}"),
+        **_bound(host, f"Runtime directory of machine {model.in_description(host.name)}"),
         # Before the stopper only to keep it loaded for as long as there may be helpers.
         "Before": [host.unit, model.stopper_name(host.name)],
         "Type": "oneshot",
         "RemainAfterExit": True,
+        "ExecStart": [[_true(), [_true()], False]],
         "RuntimeDirectory": [relative_directory(host.name)],
         "RuntimeDirectoryMode": 0o700,
-        **(
-            {"ExecStart": [[_program("true"), ["true"], False]]}
-            if home.user or host.owner == 0
-            else _mounted(home.directory(host.name), host.owner)
-        ),
-    }
-
-
-def _mounted(directory: str, owner: int) -> dict[str, Json]:
-    """Properties of a service that mounts a file system on its runtime directory.
-
-    What is below stays root's, so that there is no moment in which others can write to the file system of ``/run``. It
-    is no unit of the type mount, which would be ordered before the service that makes the directory
-    (RequiresMountsFor= of RuntimeDirectory=, systemd.exec(5)). It is taken away whoever is in it: what is open there
-    goes when it is closed.
-
-    Every sandboxed service gets a copy of every mount, so that a hundred of these make the next start of helpers take
-    twice as long. Where it would bound nobody there is none: root can fill ``/run`` anyway, and what a user's manager
-    makes is on that user's own bounded file system.
-    """
-    bounds = f"size={DIRECTORY_BYTES_MAX},nr_inodes={DIRECTORY_INODES_MAX}"
-    options = f"nosuid,nodev,noexec,mode=0700,uid={owner},{bounds}"
-    return {
-        "ExecStart": [
-            [_program("mount"), ["mount", "-t", "tmpfs", "-o", options, "moorage", directory], False]
-        ],
-        "ExecStopPost": [[_program("umount"), ["umount", "-l", directory], True]],
+        **({} if home.user else {"User": str(host.owner)}),
     }
 
 
@@ -455,7 +427,7 @@ def barrier(host: Host, specs: Sequence[HelperSpec]) -> dict[str, Json]:
     """Describe a service whose start succeeds when all helpers are ready."""
     units: list[Json] = [model.helper_unit(host.name, spec.name) for spec in specs]
     return {
-        **_common(host, f"Helpers of machine {host.name}"),
+        **_common(host, f"Helpers of machine {model.in_description(host.name)}"),
         **_without_process(),
         "Requires": units,
         "After": units,
@@ -477,7 +449,7 @@ def _socket(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
         # do with them what the mode says of an owner.
         mode |= mode >> 6 & 0o7
     return {
-        **_bound(host, f"Sockets of helper {spec.name} of machine {host.name}"),
+        **_bound(host, f"Sockets of helper {spec.name} of machine {model.in_description(host.name)}"),
         # Bound to the helper as well: nobody shall wait on a socket that nobody will ever accept from.
         "BindsTo": [host.unit, model.helper_unit(host.name, spec.name)],
         "Requires": [place],
@@ -495,7 +467,7 @@ def _service(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
         needed.append(model.helper_unit(host.name, spec.name, "socket"))
     directory = home.directory(host.name)
     properties: dict[str, Json] = {
-        **_bound(host, f"Helper {spec.name} of machine {host.name}"),
+        **_bound(host, f"Helper {spec.name} of machine {model.in_description(host.name)}"),
         # Without them systemd 262 gives a service with PrivateTmp= a /tmp that only root can use.
         "DefaultDependencies": True,
         "Requires": needed,

@@ -381,6 +381,11 @@ def scope_name(machine: str) -> str:
     return f"machine-{escape(machine)}.scope"
 
 
+def in_description(machine: str) -> str:
+    """Name of a machine for the end of a unit's description, which must not be a backslash."""
+    return f"“{machine}”" if machine.endswith("\\") else machine
+
+
 def machine_of_scope(unit: str) -> str | None:
     """Name of the machine that a scope's name is for; None where it is for none."""
     if not (unit.startswith("machine-") and unit.endswith(".scope")):

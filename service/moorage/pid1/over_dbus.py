@@ -54,7 +54,7 @@ from moorage.pid1.manager import (
     UnitStatus,
     UnitType,
 )
-from moorage.pid1.properties import UnitProperties, blamed_property, to_json
+from moorage.pid1.properties import UnitProperties, blamed_property, check_text, to_json
 
 VERSION_MIN: Final = 257
 """The oldest systemd that this is tested with (design.md, decision 11); GetUnitByPIDFD came with 253."""
@@ -556,7 +556,7 @@ class DBusManager:
             call = Call(_NAME, path, "org.freedesktop.DBus.Introspectable", "Introspect", reply="s")
             (text,) = await self._ask_one(call, deadline=deadline)
             try:
-                types = self._types[unit_type] = UnitProperties.from_introspection(text)
+                types = self._types[unit_type] = UnitProperties.from_introspection(text, self._version)
             except ValueError as exc:
                 raise BadReply(f"introspection of a {unit_type}: {exc}") from exc
         return types
@@ -679,8 +679,10 @@ def _variants(properties: Sequence[TypedProperty]) -> list[tuple[str, tuple[str,
 
 
 def _scope_properties(spec: ScopeSpec) -> list[tuple[str, tuple[str, object]]]:
+    check_text("Description", spec.description)
     properties: list[tuple[str, tuple[str, object]]] = [("Description", ("s", spec.description))]
     if spec.slice is not None:
+        check_text("Slice", spec.slice)
         properties.append(("Slice", ("s", spec.slice)))
     if spec.pidfds:
         properties.append(("PIDFDs", ("ah", list(spec.pidfds))))
@@ -688,6 +690,7 @@ def _scope_properties(spec: ScopeSpec) -> list[tuple[str, tuple[str, object]]]:
 
 
 def _service_properties(spec: ServiceSpec) -> list[tuple[str, tuple[str, object]]]:
+    check_text("Description", spec.description)
     properties: list[tuple[str, tuple[str, object]]] = [("Description", ("s", spec.description))]
     if spec.standard_output is not None:
         properties.append(("StandardOutputFileDescriptor", ("h", spec.standard_output)))

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from moorage.pid1 import unit_files
 from moorage.pid1.manager import InvalidProperty, Json, NoSuchProperty, TypedProperty
 
 PROPERTIES_MAX: Final = 512
@@ -109,9 +110,10 @@ _HINTS: Final = (
 class UnitProperties:
     """What one type of unit has, for one version of the manager."""
 
-    def __init__(self, types: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(self, types: Mapping[str, tuple[str, str]], version: int) -> None:
         """`types` maps the name of each property to its interface and its signature when read."""
         self._types = types
+        self._version = version
         interfaces = {interface.removeprefix(_PREFIX) for interface, _ in types.values()}
         self._settable = {
             name: _COMMANDS.get(signature, signature) for name, (_, signature) in types.items()
@@ -122,8 +124,12 @@ class UnitProperties:
                 self._settable[name] = signature
 
     @classmethod
-    def from_introspection(cls, text: str) -> "UnitProperties":
+    def from_introspection(cls, text: str, version: int) -> "UnitProperties":
         """Read the manager's description of an object.
+
+        Args:
+            text: the description.
+            version: of the manager, such as 257.
 
         Raises:
             ValueError: it is none, or too large.
@@ -148,7 +154,7 @@ class UnitProperties:
                 name, signature = each.get("name", ""), each.get("type", "")
                 split_signature(signature)
                 types[name] = (interface_name, signature)
-        return cls(types)
+        return cls(types, version)
 
     @property
     def settable(self) -> Mapping[str, str]:
@@ -176,7 +182,11 @@ class UnitProperties:
             signature = self._settable.get(name)
             if signature is None:
                 raise NoSuchProperty(name)
-            converted.append(TypedProperty(name, signature, _from_json(signature, value, name, "", budget)))
+            rules = unit_files.rules(name, signature)
+            asked = _from_json(signature, value, name, "", budget, rules)
+            converted.append(
+                TypedProperty(name, signature, unit_files.settle(name, signature, asked, self._version))
+            )
         return tuple(converted)
 
 
@@ -238,7 +248,24 @@ def _type_end(signature: str, at: int, depth: int) -> int:
     return at + 1
 
 
-def _from_json(signature: str, value: Json, name: str, where: str, budget: _Budget) -> object:
+def check_text(name: str, text: str) -> None:
+    """Check the string of a property that is not from JSON.
+
+    Raises:
+        InvalidProperty: no unit file can hold it.
+    """
+    _check_text(name, "", text, unit_files.rules(name, "s"))
+
+
+def _check_text(name: str, where: str, text: str, rules: unit_files.Rules) -> None:
+    assert isinstance(rules, unit_files.Rule)
+    if (what := rules.broken_by(text)) is not None:
+        raise InvalidProperty(name, f"{where or 'it'} has {what}, which no unit file can hold")
+
+
+def _from_json(
+    signature: str, value: Json, name: str, where: str, budget: _Budget, rules: unit_files.Rules
+) -> object:
     """Convert one complete type; `where` locates the value within the property, for the message."""
 
     def wrong(expected: str) -> InvalidProperty:
@@ -272,8 +299,7 @@ def _from_json(signature: str, value: Json, name: str, where: str, budget: _Budg
             encoded = value.encode()
         except UnicodeEncodeError:
             raise wrong("valid Unicode") from None
-        if b"\0" in encoded:
-            raise wrong("a string without NUL")
+        _check_text(name, where, value, rules)
         budget.take(name, 0, len(encoded))
         return value
     if signature == "ay":
@@ -284,34 +310,37 @@ def _from_json(signature: str, value: Json, name: str, where: str, budget: _Budg
         if not isinstance(value, dict) or signature[2] != "s":
             raise wrong("an object")
         return {
-            _key(key, name, budget): _from_json(signature[3:-1], item, name, f"{where}.{key}", budget)
+            _key(key, name, budget): _from_json(signature[3:-1], item, name, f"{where}.{key}", budget, rules)
             for key, item in value.items()
         }
     if signature.startswith("a"):
         if not isinstance(value, list):
             raise wrong("an array")
         return [
-            _from_json(signature[1:], item, name, f"{where}[{n}]", budget) for n, item in enumerate(value)
+            _from_json(signature[1:], item, name, f"{where}[{n}]", budget, rules)
+            for n, item in enumerate(value)
         ]
     if signature.startswith("("):
         members = split_signature(signature[1:-1])
         if not isinstance(value, list) or len(value) != len(members):
             raise wrong(f"an array of {len(members)}")
         return tuple(
-            _from_json(member, item, name, f"{where}[{n}]", budget)
+            _from_json(
+                member, item, name, f"{where}[{n}]", budget, rules[n] if type(rules) is tuple else rules
+            )
             for n, (member, item) in enumerate(zip(members, value, strict=True))
         )
     raise InvalidProperty(name, "it takes what JSON cannot express")
 
 
 def _byte(value: Json, name: str, where: str, budget: _Budget) -> int:
-    converted = _from_json("y", value, name, where, budget)
+    converted = _from_json("y", value, name, where, budget, unit_files.QUOTED)
     assert isinstance(converted, int)
     return converted
 
 
 def _key(value: str, name: str, budget: _Budget) -> str:
-    return str(_from_json("s", value, name, "", budget))
+    return str(_from_json("s", value, name, "", budget, unit_files.LINE))
 
 
 def to_json(signature: str, value: Any) -> Json:

@@ -712,7 +712,7 @@ async def test_reloaded(spawn: Processes) -> None:
         "signal.signal(signal.SIGHUP, lambda *_: print('again', flush=True))\n"
         "while True: signal.pause()\n"
     )
-    reload = {"ExecReload": [["/bin/kill", ["kill", "-HUP", "$MAINPID"], False]]}
+    reload = {"ExecReloadEx": [["/bin/sh", ["sh", "-c", "kill -HUP $MAINPID"], ["no-env-expand"]]]}
     async with await connect() as client:
         wanted = [
             helper("a", python(text), properties=reload),
@@ -845,6 +845,7 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
     "a command that is a directory": ([helper("a", ["/usr/bin"])], "helpers[0].execStart[0]"),
     "a command that is no program": ([helper("a", ["/etc/passwd"])], "helpers[0].execStart[0]"),
     "NUL": ([helper("a", ["/usr/bin/sleep", "a\0b"])], "helpers[0].execStart[1]"),
+    "a command that no unit file can hold": ([helper("a", ["/usr/bin/sle*p"])], "helpers[0].execStart[0]"),
     "a type": ([helper("a", type="forking")], "helpers[0].type"),
     "a type with a bus": ([helper("a", type="dbus")], "helpers[0].type"),
     "a restart": ([helper("a", restart="often")], "helpers[0].restart"),
@@ -887,6 +888,7 @@ async def test_bad_helpers(spawn: Processes, case: str) -> None:
         ("OnFailure", ["x.service"]), ("ExecStart", []), ("ExecStartEx", []),
         ("ExecStartPreEx", [["/bin/true", ["true"], ["privileged"]]]), ("ExecCondition", []),
         ("ExecStartPre", [["+/bin/true", ["true"], False]]), ("ExecReload", [["true", ["true"], False]]),
+        ("ExecReload", [["/bin/kill", ["kill", "$MAINPID"], False]]), ("ExecReload", [["/bin/true a", ["x"], False]]),
         ("Type", "forking"), ("Restart", "always"), ("RemainAfterExit", True), ("RuntimeDirectory", ["x"]),
         ("CollectMode", "inactive"), ("FailureAction", "reboot"), ("DefaultDependencies", True),
         ("Sockets", ["x.socket"]),

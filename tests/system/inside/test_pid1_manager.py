@@ -537,8 +537,7 @@ SETTABLE: dict[str, Json] = {
     "NFTSet": [[3, 1, "filter", "machines"]],
     "ManagedOOMSwap": "kill", "ManagedOOMMemoryPressure": "kill", "ManagedOOMMemoryPressureLimit": 2_147_483_647,
     "ManagedOOMMemoryPressureDurationUSec": 2_000_000, "ManagedOOMPreference": "avoid", "OOMRules": ["rule"],
-    "MemoryPressureWatch": "on", "MemoryPressureThresholdUSec": 200_000, "CPUPressureWatch": "on",
-    "CPUPressureThresholdUSec": 200_000, "IOPressureWatch": "on", "IOPressureThresholdUSec": 200_000,
+    "MemoryPressureWatch": "on", "CPUPressureWatch": "on", "IOPressureWatch": "on",
     "CoredumpReceive": False, "Delegate": True, "DelegateControllers": ["cpu", "pids"], "DelegateSubgroup": "x",
     "DisableControllers": ["io"], "MemoryAccounting": True, "IOAccounting": True, "TasksAccounting": True,
     "Documentation": ["man:x(1)"], "CollectMode": "inactive-or-failed",
@@ -560,7 +559,7 @@ SETTABLE: dict[str, Json] = {
 
 SINCE: dict[str, int] = {
     "CPUSetPartition": 262, "BindNetworkInterface": 260, "OOMRules": 262, "CPUPressureWatch": 262,
-    "CPUPressureThresholdUSec": 262, "IOPressureWatch": 262, "IOPressureThresholdUSec": 262,
+    "IOPressureWatch": 262,
 }  # fmt: skip
 """The version that a property came with, for those that 257 does not have."""
 

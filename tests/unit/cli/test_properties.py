@@ -123,6 +123,10 @@ EVERY = 0x7E020080
         ("SuccessExitStatus=7 SIGKILL EXCEPTION", {"SuccessExitStatus": [[7, 255], [9]]}),
         ("ExecReload=-/bin/kill 'a b'", {"ExecReload": [["/bin/kill", ["/bin/kill", "a b"], True]]}),
         ("ExecReload=@/bin/kill k", {"ExecReload": [["/bin/kill", ["k"], False]]}),
+        ("ExecReload=:/bin/sh -c 'kill $MAINPID'",
+         {"ExecReloadEx": [["/bin/sh", ["/bin/sh", "-c", "kill $MAINPID"], ["no-env-expand"]]]}),
+        ("ExecReload=@-:/bin/sh a $B",
+         {"ExecReloadEx": [["/bin/sh", ["a", "$B"], ["no-env-expand", "ignore-failure"]]]}),
         ("ExecReload=", {"ExecReload": []}),
         ("OpenFile=/a/b", {"OpenFile": [["/a/b", "b", 0]]}),
         ("OpenFile=/a/b:c:append,graceful", {"OpenFile": [["/a/b", "c", 10]]}),
@@ -174,6 +178,7 @@ def test_lists_are_joined_and_reset_and_other_values_replaced() -> None:
         "LimitNOFILE=infinity:1", "LimitNOFILE=1K", "LimitNICE=-21", "SetCredential=a", "SetCredentialEncrypted=a:?",
         "StandardInputData=?", "UMask=8", "UMask=10000", "Nice=20", "SyslogLevel=loud", "CoredumpFilter=much",
         "SuccessExitStatus=256", "SuccessExitStatus=SIGNONE", "ExecReload=+/bin/kill", "ExecReload=--/bin/kill",
+        "ExecReload=::/bin/kill",
         "ExecReload=@/bin/kill", "OpenFile=/a:b:c", "ProtectHostname=private:", "NUMAMask=all", "MountImages=/a:/b",
     ],
 )  # fmt: skip

@@ -47,7 +47,7 @@ INTROSPECTION = """\
  </interface>
 </node>
 """
-TYPES = UnitProperties.from_introspection(INTROSPECTION)
+TYPES = UnitProperties.from_introspection(INTROSPECTION, 262)
 
 # D-Bus values as they are sent, and the JSON that they come from.
 GOOD: list[tuple[str, Json, str, object]] = [
@@ -80,7 +80,7 @@ GOOD: list[tuple[str, Json, str, object]] = [
     ("ExecStart", [["/bin/a", ["a", "b"], False]], "a(sasb)", [("/bin/a", ["a", "b"], False)]),
     ("User", "alice", "s", "alice"),
     ("PIDs", [5], "au", [5]),
-    ("TasksMaxScale", 5, "u", 5),
+    ("TasksMaxScale", 2**31, "u", 2**31),
     ("AddRef", True, "b", True),
 ]
 
@@ -259,7 +259,7 @@ def test_any_signature_is_split_or_refused(signature: str) -> None:
 )  # fmt: skip
 def test_bad_introspection(text: str) -> None:
     with pytest.raises(ValueError, match=r"introspection|dictionary"):
-        UnitProperties.from_introspection(text)
+        UnitProperties.from_introspection(text, 262)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,426 @@
+"""Whatever is written into a unit file reads back as what was asked for.
+
+The service manager writes the properties of transient units into files and reads these again at each daemon-reload.
+Each property that can be set is given hostile values: what moored passes on, and the manager takes, must be the same
+after a reload, and so must all other properties of the unit. What does not come back the same moored has to refuse
+(`moorage.pid1.unit_files`).
+"""
+
+import os
+import secrets
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import trio
+
+from moorage.dbus import Call, LinkError
+from moorage.pid1.manager import (
+    AuxiliaryUnit,
+    InvalidProperty,
+    Json,
+    ManagerError,
+    ScopeSpec,
+    ServiceSpec,
+    TypedProperty,
+    UnitType,
+)
+from moorage.pid1.over_dbus import DBusManager, Endpoints, _path_of
+from moorage.pid1.properties import UnitProperties
+
+SYSTEM = Endpoints("/run/systemd/private", "/run/dbus/system_bus_socket")
+BATCH = 400
+"""Units at a time: a reload takes as long as there are units."""
+
+AT_ONCE = 50
+SECONDS = 120.0
+PROPERTIES = "org.freedesktop.DBus.Properties"
+
+HOSTILE = (
+    # controls
+    "x\ny", "x\ry", "x\ty", "x\x01y", "x\x1by", "x\x7fy", "x\x85y", "x\u2028y", "x\n", "\nx", "x\nUser=root",
+    "x\\\nUser=root", "x\n[Unit]\nx=y",
+    # ends
+    " x", "x ", "\u00a0x", "x\\", "x \\", "\\", "\\x", " ", "\ufeffx",
+    # words and quotes
+    "x y", "x  y", 'x"y', "x'y", '"x"', "'x'", '"x y"', "'x' y", '"', "x ; y", ";", "; x", "#x", "x#y", "x #y",
+    # escapes, specifiers, variables
+    "x\\y", "x\\ny", "x\\x41y", "x\\\\y", "x%y", "x%ny", "x%%y", "%", "%n", "x$y", "$HOME", "${HOME}", "$$",
+    # what separates or marks in one property or the other
+    "x=y", "=x", "x=", "x:y", ":x", "x:", "a:b:c", "x,y", "~x", "*x", "x[y]?", "@x", "-x", "+x", "!x", "!!x", "|x",
+    ".x", "x&y", "<x>", "(x)", "{a,b}", "`x`", "^x",
+    # paths
+    "/", "//x", "x//y", "x/../y", "../x", "x/..", "x/./y", "x/", "..", ".",
+    # words of systemd
+    "", "infinity", "yes", "no", "none", "null", "self", "-1", "0",
+    "ü\U0001f600",
+)  # fmt: skip
+
+# "§" is where the hostile string comes; of the templates of a type, a property is tested with those that it takes with
+# a harmless one.
+TEXTS: Sequence[Any] = ("§", "/usr/§", "A=§", "man:§", "§.service", "§.slice", "path:/usr/§")
+LISTS: Sequence[Any] = (
+    ["a", "§"], ["/usr/a", "/usr/§"], ["A=§", "B=c"], ["man:§"], ["§.service"], ["§.slice"], ["-/usr/§"], ["§"],
+)  # fmt: skip
+DIRECTORIES: Sequence[Any] = [[["§", "a", 0]], [["a", "§", 0]], [["a", "b/§", 1]]]
+LABELS: Sequence[Any] = [[False, "§"], [True, "§"]]
+SETS: Sequence[Any] = [[False, ["§"]], [True, ["§"]], [False, ["read", "§"]]]
+IMAGE: Any = [["root", "§"]]
+TRUE = "/usr/bin/true"
+COMMANDS: Sequence[Any] = [
+    [["/usr/§", [TRUE], False]], [["/usr/§", ["/usr/§"], False]], [["/usr/§", ["/usr/§", "a"], True]],
+    [["§", ["§"], False]], [[TRUE, ["§"], False]], [[TRUE, [TRUE, "§"], False]], [[TRUE, [TRUE, "a", "§", "b"], True]],
+    [[TRUE, [TRUE, "§"], False], [TRUE, ["a"], True]],
+]  # fmt: skip
+COMMANDS_EX: Sequence[Any] = [
+    [["/usr/§", [TRUE], []]], [["/usr/§", ["/usr/§"], ["no-env-expand"]]], [[TRUE, ["§"], []]],
+    [[TRUE, [TRUE, "a", "§"], []]], [[TRUE, [TRUE, "a", "§", "b"], ["ignore-failure", "no-env-expand"]]],
+    [[TRUE, ["a", "§"], ["privileged", "no-env-expand"]]],
+]  # fmt: skip
+CONDITIONS: Sequence[Any] = [
+    [[f"{condition}", False, False, "§"]]
+    for condition in ("ConditionHost", "ConditionKernelCommandLine", "ConditionEnvironment", "ConditionUser")
+] + [
+    [["ConditionPathExists", True, False, "/§"]], [["ConditionPathExistsGlob", False, True, "/§"]],
+    [["ConditionFileNotEmpty", True, True, "/usr/§"]],
+]  # fmt: skip
+BINDS: Sequence[Any] = [[["/§", "/x", False, 0]], [["/x", "/§", False, 16384]], [["/§", "/§", True, 16384]]]
+
+TEMPLATES: dict[str, Sequence[Any]] = {
+    "s": TEXTS, "as": LISTS, "a(sst)": DIRECTORIES, "(bs)": LABELS, "(bas)": SETS, "a(sasb)": COMMANDS,
+    "a(sasas)": COMMANDS_EX, "a(sbbs)": CONDITIONS, "a(ssbt)": BINDS, "(ss)": [["private", "§"]],
+    "a(bs)": [[[True, "§"]], [[False, "§"]]], "a(iiss)": [[[3, 2, "§", "s"]], [[3, 2, "t", "§"]]],
+    "a(say)": [[["§", [65]]]], "a(sb)": [[["/usr/§", True]], [["/usr/§", False]]],
+    "a(sba(ss))": [[["/usr/§", False, []]], [["/usr/x", True, IMAGE]]],
+    "a(ssba(ss))": [[["/usr/§", "/x", False, []]], [["/x", "/usr/§", False, []]], [["/x", "/y", True, IMAGE]]],
+    "a(st)": [[["/§", 1_000_000]], [["/dev/§", 100]]],
+}  # fmt: skip
+
+CREDENTIALS = ([["§", "/x"]], [["a", "/§"]], [["a", "§"]])
+ATTRIBUTES = ([["user.§", "x"]], [["user.x", "§"]])
+PORTS = ([0, 0, 0, 0], [2, 6, 1, 8080], [10, 17, 65535, 1], [2, 0, 0, 1], [2, 0, 10, 5])
+NAMES = ([], ["AF_UNIX"], ["@mount:5"], ["lo"], ["ext4"])
+
+BY_NAME: dict[str, Sequence[Any]] = {
+    "DeviceAllow": [[["/dev/§", "rw"]], [["char-§", "rw"]]],
+    "BPFProgram": [[["device", "/§"]]],
+    "RootImageOptions": [IMAGE],
+    **dict.fromkeys(("LoadCredential", "LoadCredentialEncrypted"), CREDENTIALS),
+    "ImportCredentialEx": [[["§", "x"]], [["x.§*", "y"]], [["x", "§"]]],
+    "TemporaryFileSystem": [[["/§", "ro"]], [["/x", "mode=§"]], [["/x", "§"]]],
+    "OpenFile": [[["/§", "n", 0]], [["/x", "§", 0]], [["/§", "", 1]]],
+    "Listen": [
+        [[kind, f"{first}§"]] for kind, first in (
+            ("Stream", "/"), ("Stream", "@"), ("Datagram", "/"), ("FIFO", "/"), ("Special", "/"),
+            ("MessageQueue", "/"), ("Netlink", "kobject-uevent "), ("USBFunction", "/"),
+        )
+    ],
+    **dict.fromkeys(("XAttrEntryPoint", "XAttrListen", "XAttrAccept"), ATTRIBUTES),
+}  # fmt: skip
+
+NUMBERS = (
+    0, 1, 2, 7, 40, 41, 64, 65, 99, 100, 999, 1000, 1001, 4095, 4096, 10_000, 65_535, 65_536, 1_500_500, 3_600_000_001,
+    0o777, 0o7777, 0o10000, 2**31 - 1, 2**31, 2**32 - 1, 2**32 + 1, 2**40 + 1, 10**12, 10**13, 10**14, 2**53 + 1,
+    2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1, -1, -20, -1000, -(2**31), 1 << 17, 0x7E020080, 50_000_000,
+)  # fmt: skip
+
+BYTES: Sequence[Any] = (
+    [], [0], [1], [255], [0, 1], [10], [65, 10, 66], [37, 110], [92], [34], [0] * 15 + [1], [0] * 16 + [1], [255] * 64,
+)  # fmt: skip
+VALUES: dict[str, Sequence[Any]] = {
+    "b": (True, False),
+    **dict.fromkeys("ynqiuxt", NUMBERS),
+    "d": (0, 0.5, 1e9),
+    "ay": BYTES,
+    "a(st)": [[["/dev/null", number]] for number in NUMBERS],
+    "(aiai)": [[[status], []] for status in (0, 1, 127, 255)] + [[[], [number]] for number in (0, 1, 64, 65, 255)],
+    "a(iayu)": [[[2, [192, 0, 2, 1], bits]] for bits in (0, 8, 31, 32)] + [[[10, [32] * 16, 127]]],
+    "a(iiqq)": [[ports] for ports in PORTS],
+    "(bas)": [[allow, names] for allow in (True, False) for names in NAMES],
+    "(bs)": [[ignore, text] for ignore in (True, False) for text in ("", "x")],
+    "a(say)": [[["a", data]] for data in BYTES],
+    "(tus)": [[0, 0, "off"], [2**63, 0, "hard"], [5 << 20, 2**31, "soft"]],
+    "a(ssbt)": [[["/a", "/b", ignore, flags]] for ignore in (True, False) for flags in (0, 16384)],
+    "a(iiss)": [[[source, protocol, "t", "s"]] for source in range(4) for protocol in range(4)],
+}  # fmt: skip
+
+DEPENDENCIES = {
+    "Requires", "Requisite", "Wants", "BindsTo", "PartOf", "Upholds", "Conflicts", "Before", "After", "OnSuccess",
+    "OnFailure", "PropagatesReloadTo", "ReloadPropagatedFrom", "PropagatesStopTo", "StopPropagatedFrom",
+    "JoinsNamespaceOf", "RequiresMountsFor", "WantsMountsFor", "Triggers",
+}  # fmt: skip
+"""Sets, which are read in any order."""
+
+MAY_DIFFER = ("NeedDaemonReload", "Timestamp", "TimestampMonotonic")
+CAPABILITIES = {"CapabilityBoundingSet", "AmbientCapabilities"}
+CAPABILITIES_KNOWN = 2**41 - 1
+"""The others of the 64 the kernel does not have."""
+NAMESPACES = 0x7E020080
+NO_QUOTA = (2**64 - 1, 2**32 - 1, "no")
+
+
+class Case(NamedTuple):
+    """One property and a value for it."""
+
+    name: str
+    value: Json
+    converted: TypedProperty
+
+
+Reading = dict[str, Any]
+
+
+def never(kind: UnitType) -> dict[str, Any]:
+    """A unit that is loaded, and nothing more: its condition is never met."""
+    properties: dict[str, Any] = {
+        "Conditions": [["ConditionPathExists", False, True, "/"]],
+        "DefaultDependencies": False,
+    }
+    if kind == "service":
+        return properties | {"Type": "oneshot", "ExecStart": [[TRUE, [TRUE], False]]}
+    return properties | ({"Listen": [["Stream", "/run/t-unit-files"]]} if kind == "socket" else {})
+
+
+class Files:
+    """Sets properties of units of one type, and reads what has become of them."""
+
+    def __init__(
+        self,
+        manager: DBusManager,
+        kind: UnitType,
+        types: UnitProperties,
+        service: UnitProperties,
+        pidfd: int,
+    ) -> None:
+        self._manager = manager
+        self._kind: UnitType = kind
+        self._pidfd = pidfd
+        self._number = 0
+        self._token = secrets.token_hex(4)
+        self.types = types
+        self.service = service
+
+    def case(self, name: str, value: Json) -> Case | None:
+        """Return a case; None where moored refuses the value."""
+        try:
+            (converted,) = self.types.convert({name: value})
+        except InvalidProperty:
+            return None
+        return Case(name, value, converted)
+
+    async def _start(self, unit: str, further: tuple[TypedProperty, ...]) -> bool:
+        """Make a unit; returns whether the manager took the properties."""
+        deadline = trio.current_time() + SECONDS
+        properties = self.types.convert(never(self._kind)) + further
+        try:
+            if self._kind == "scope":
+                await self._manager.start_scope(
+                    ScopeSpec(unit, (self._pidfd,), None, unit, properties), deadline=deadline
+                )
+            elif self._kind == "service":
+                await self._manager.start_service(ServiceSpec(unit, unit, properties), deadline=deadline)
+            else:
+                trigger = f"{unit.removesuffix('.socket')}-trigger.service"
+                spec = ServiceSpec(
+                    trigger,
+                    unit,
+                    self.service.convert(never("service")),
+                    auxiliary=(AuxiliaryUnit(unit, properties),),
+                )
+                await self._manager.start_service(spec, deadline=deadline)
+        except ManagerError:
+            return False
+        return True
+
+    async def _read(self, units: Sequence[str]) -> list[Reading]:
+        link = self._manager._link
+        assert link is not None
+        readings: list[Reading] = []
+        for first in range(0, len(units), AT_ONCE):
+            calls = [
+                Call("org.freedesktop.systemd1", _path_of(unit), PROPERTIES, "GetAll", "s", ("",), "a{sv}")
+                for unit in units[first : first + AT_ONCE]
+            ]
+            for reply in await link.calls(calls, deadline=trio.current_time() + SECONDS):
+                assert not isinstance(reply, LinkError), reply
+                readings.append({name: value for name, (_, value) in reply[0].items()})
+        return readings
+
+    @asynccontextmanager
+    async def _kept(self, units: Sequence[str]) -> AsyncGenerator[None]:
+        """Keep units in the manager's memory that nothing else needs."""
+        keeper = f"t-{self._token}-keeper-{self._number}.service"
+        properties = self.service.convert(
+            {"Type": "oneshot", "RemainAfterExit": True, "ExecStart": [[TRUE, [TRUE], False]],
+             "DefaultDependencies": False, "Wants": list(units)}
+        )  # fmt: skip
+        deadline = trio.current_time() + SECONDS
+        await self._manager.start_service(ServiceSpec(keeper, keeper, properties), deadline=deadline)
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._manager.stop(keeper, deadline=trio.current_time() + SECONDS)
+
+    async def read(self, cases: Sequence[Case]) -> AsyncGenerator[tuple[Case, Reading, Reading]]:
+        """Set each property on a unit of its own; yield those that the manager takes, read before and after a reload.
+
+        The first is a unit with none of them.
+        """
+        for first in range(0, len(cases), BATCH):
+            self._number += 1
+            batch = {
+                f"t-{self._token}-{self._number}-{number}.{self._kind}": case
+                for number, case in enumerate(cases[first : first + BATCH])
+            }
+            async with self._kept([*batch]):
+                taken: list[str] = []
+
+                async def start(
+                    unit: str, case: Case, limit: trio.CapacityLimiter, taken: list[str] = taken
+                ) -> None:
+                    async with limit:
+                        if await self._start(unit, (case.converted,)):
+                            taken.append(unit)
+
+                async with trio.open_nursery() as nursery:
+                    limit = trio.CapacityLimiter(AT_ONCE)
+                    for unit, case in batch.items():
+                        nursery.start_soon(start, unit, case, limit)
+                before = await self._read(taken)
+                await trio.run_process(["systemctl", "daemon-reload"])
+                after = await self._read(taken)
+            for unit, one, other in zip(taken, before, after, strict=True):
+                yield batch[unit], one, other
+            await trio.run_process(["systemctl", "reset-failed"])
+
+
+@asynccontextmanager
+async def files(kind: UnitType) -> AsyncGenerator[Files]:
+    manager = DBusManager(SYSTEM, "private")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(manager.run)
+        deadline = trio.current_time() + SECONDS
+        types = await manager.property_types(kind, deadline=deadline)
+        service = await manager.property_types("service", deadline=deadline)
+        # Any process will do: no scope is ever started around it.
+        sleeper = await nursery.start(trio.run_process, ["/usr/bin/sleep", "infinity"])
+        pidfd = os.pidfd_open(sleeper.pid)
+        try:
+            yield Files(manager, kind, types, service, pidfd)
+        finally:
+            os.close(pidfd)
+            nursery.cancel_scope.cancel()
+
+
+def filled(template: Any, text: str) -> Any:
+    """Put a string into a template."""
+    if isinstance(template, list):
+        return [filled(item, text) for item in template]
+    return template.replace("§", text) if isinstance(template, str) else template
+
+
+def simple(value: Any) -> Any:
+    """A value with paths as the manager simplifies them, and sets in order."""
+    if isinstance(value, list | tuple):
+        return [simple(item) for item in value]
+    if isinstance(value, str) and "/" in value:
+        return "/".join(part for n, part in enumerate(value.split("/")) if part not in {"", "."} or n == 0)
+    return value.rstrip(b"\0") if isinstance(value, bytes) else value
+
+
+def comparable(name: str, value: Any) -> Any:
+    """A value so that two that mean the same are equal."""
+    if name in DEPENDENCIES:
+        return sorted(value)
+    if name in {"Conditions", "Asserts"}:
+        return simple([condition[:4] for condition in value])  # without their last results
+    if name in CAPABILITIES:
+        return value & CAPABILITIES_KNOWN
+    if name == "DelegateNamespaces":
+        return value & NAMESPACES  # those that exist
+    if name.endswith("Quota") and isinstance(value, tuple) and value[2] == "no":
+        return NO_QUOTA
+    return simple(value)
+
+
+def differences(before: Reading, after: Reading) -> dict[str, tuple[Any, Any]]:
+    """What a reload has changed, by property."""
+    return {
+        name: (value, after.get(name))
+        for name, value in before.items()
+        if value != after.get(name)
+        and not name.endswith(MAY_DIFFER)
+        and (name not in after or comparable(name, value) != comparable(name, after[name]))
+    }
+
+
+async def templates(kept: Files, names: Sequence[str]) -> list[tuple[str, Any]]:
+    """Return the templates that the manager takes with a harmless string: few of a property that takes everything."""
+    candidates: list[Case] = []
+    found: dict[str, list[Any]] = {}
+    originals: dict[int, Any] = {}
+    for name in names:
+        signature = kept.types.settable[name]
+        for template in BY_NAME.get(name, TEMPLATES.get(signature, ())):
+            if (case := kept.case(name, filled(template, "xy"))) is not None:
+                originals[id(case.value)] = template
+                candidates.append(case)
+    async for case, _, _ in kept.read(candidates):
+        found.setdefault(case.name, []).append(originals[id(case.value)])
+    return [
+        (name, template)
+        for name, accepted in found.items()
+        for template in (accepted[:2] if kept.types.settable[name] in {"s", "as"} else accepted)
+    ]
+
+
+async def compare(kept: Files, cases: Iterator[tuple[str, Json]]) -> tuple[int, dict[str, Any]]:
+    """Return how many values the manager took, and which of them changed with a reload, and how."""
+    wanted = [case for name, value in cases if (case := kept.case(name, value)) is not None]
+    taken, changed = 0, dict[str, Any]()
+    async for case, before, after in kept.read(wanted):
+        taken += 1
+        if (difference := differences(before, after)) != {}:
+            changed[f"{case.name} {case.value!r}"] = difference
+    return taken, changed
+
+
+SHARES: dict[UnitType, int] = {"scope": 8, "socket": 6, "service": 32}
+PARTS = [(kind, part, parts) for kind, parts in SHARES.items() for part in range(parts)]
+"""Type of units, and which share of their properties of how many: no test takes longer than others do."""
+
+
+def share(kept: Files, kind: UnitType, part: int, parts: int) -> list[str]:
+    """Names of a share of the properties of a type of unit; of sockets those that services do not have."""
+    names = [
+        name
+        for name in kept.types.settable
+        if kind != "socket" or name not in kept.service.settable or name in {"Description", "User"}
+    ]
+    return names[part::parts]
+
+
+@pytest.mark.parametrize(("kind", "part", "parts"), PARTS)
+async def test_strings_read_back_as_what_was_asked(kind: UnitType, part: int, parts: int) -> None:
+    async with files(kind) as kept:
+        accepted = await templates(kept, share(kept, kind, part, parts))
+        cases = ((name, filled(template, text)) for name, template in accepted for text in HOSTILE)
+        taken, changed = await compare(kept, cases)
+    print(f"{kind}: {taken} values")
+    assert changed == {}
+    assert taken > 0
+
+
+@pytest.mark.parametrize(("kind", "part", "parts"), PARTS)
+async def test_numbers_read_back_as_what_was_asked(kind: UnitType, part: int, parts: int) -> None:
+    async with files(kind) as kept:
+        cases = (
+            (name, value)
+            for name in share(kept, kind, part, parts)
+            for value in VALUES.get(kept.types.settable[name], ())
+        )
+        taken, changed = await compare(kept, cases)
+    print(f"{kind}: {taken} values")
+    assert changed == {}
