@@ -7,7 +7,9 @@
 
 #define _GNU_SOURCE
 #include <err.h>
+#include <poll.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,18 +24,22 @@
         "{\"method\":\"io.moorage.Machine.Register\",\"parameters\":" \
         "{\"name\":\"%s\",\"class\":\"vm\",\"leaderFileDescriptor\":0,\"lease\":true}}"
 
+#define RETRY_MSEC 500 /* the service waits five seconds */
+
 static int connect_to_service(void) {
         const char *path = getenv("MOORAGE_ADDRESS");
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
         snprintf(address.sun_path, sizeof address.sun_path, "%s", path ? path : SERVICE);
-        if (fd < 0 || connect(fd, (struct sockaddr *) &address, sizeof address) < 0)
-                err(125, "Failed to connect to %s", address.sun_path);
+        if (fd >= 0 && connect(fd, (struct sockaddr *) &address, sizeof address) < 0) {
+                close(fd);
+                fd = -1;
+        }
         return fd;
 }
 
-static void send_with_fd(int service, const char *message, int fd) {
+static bool send_with_fd(int service, const char *message, int fd) {
         union {
                 char room[CMSG_SPACE(sizeof fd)];
                 struct cmsghdr aligned;
@@ -48,24 +54,42 @@ static void send_with_fd(int service, const char *message, int fd) {
         rights->cmsg_type = SCM_RIGHTS;
         rights->cmsg_len = CMSG_LEN(sizeof fd);
         memcpy(CMSG_DATA(rights), &fd, sizeof fd);
-        if (sendmsg(service, &header, MSG_NOSIGNAL) != (ssize_t) bytes.iov_len)
-                err(125, "Failed to send the call");
+        return sendmsg(service, &header, MSG_NOSIGNAL) == (ssize_t) bytes.iov_len;
 }
 
-static void receive(int service, char *reply, size_t size) {
+static bool receive(int service, char *reply, size_t size) {
         size_t length = 0;
 
         do {
                 ssize_t count = length < size ? recv(service, reply + length, size - length, 0) : -1;
                 if (count <= 0)
-                        errx(125, "Failed to read the reply");
+                        return false;
                 length += (size_t) count;
         } while (reply[length - 1] != '\0');
+        return true;
+}
+
+/* Returns the connection that holds the lease, or -1. */
+static int register_machine(const char *name, int pidfd) {
+        static char reply[1024 * 1024];
+        char call[sizeof CALL + 64];
+        int service = connect_to_service();
+
+        snprintf(call, sizeof call, CALL, name);
+        if (service < 0)
+                warn("Failed to connect");
+        else if (!send_with_fd(service, call, pidfd) || !receive(service, reply, sizeof reply))
+                warnx("The service hung up");
+        else if (strstr(reply, "\"error\":"))
+                warnx("Failed to register: %s", reply);
+        else
+                return service;
+        close(service);
+        return -1;
 }
 
 int main(int argc, char **argv) {
-        static char reply[1024 * 1024];
-        char call[sizeof CALL + 64], released;
+        char released;
         int gate[2], status;
 
         /* A machine's name has no characters that mean something in JSON, but for the backslash. */
@@ -87,19 +111,30 @@ int main(int argc, char **argv) {
         }
         close(gate[0]);
 
-        int service = connect_to_service();
         int pidfd = (int) syscall(SYS_pidfd_open, child, 0);
         if (pidfd < 0)
                 err(125, "Failed to open the child");
-        snprintf(call, sizeof call, CALL, argv[1]);
-        send_with_fd(service, call, pidfd);
-        receive(service, reply, sizeof reply);
-        if (strstr(reply, "\"error\":"))
-                errx(125, "Failed to register: %s", reply);
+        int service = register_machine(argv[1], pidfd);
+        if (service < 0)
+                return 125;
 
         if (write(gate[1], "", 1) != 1)
                 err(125, "Failed to release the child");
         close(gate[1]);
+
+        /* A restart of the service, such as an upgrade, ends the connection, but need not end the machine: the new
+         * instance waits some seconds for the same call. */
+        for (;;) {
+                struct pollfd events[] = { { .fd = pidfd, .events = POLLIN }, { .fd = service, .events = POLLIN } };
+
+                if (poll(events, 2, service < 0 ? RETRY_MSEC : -1) < 0)
+                        err(125, "Failed to wait");
+                if (events[0].revents)
+                        break;
+                if (service >= 0)
+                        close(service);
+                service = register_machine(argv[1], pidfd);
+        }
         if (waitpid(child, &status, 0) < 0)
                 err(125, "Failed to wait");
         return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);

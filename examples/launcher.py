@@ -11,7 +11,7 @@ import sys
 
 import trio
 
-from moorage.launch import hold
+from moorage.launch import hold, keep_lease
 from moorage.wire.client import Client
 
 SOCKET = os.environ.get("MOORAGE_ADDRESS", "/run/moorage/io.moorage.Machine")
@@ -38,7 +38,12 @@ async def main(name: str, *command: str) -> int:
         machine = reply["machine"]
         known = {"SCOPE": machine["unit"], "HELPER": f"{machine['runtimeDirectory']}/echo.sock"}
         await payload.run(command, env={**os.environ, **known})
-        return await payload.wait()
+        # A restart of the service, such as an upgrade, ends the connection, but need not end the machine.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_lease, SOCKET, client, parameters, payload)
+            status = await payload.wait()
+            nursery.cancel_scope.cancel()
+        return status
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ registered as the leader, and becomes the VMM later::
     async with await hold() as payload, await Client.connect("/run/moorage/io.moorage.Machine") as client:
         reply = await client.call(
             "io.moorage.Machine.Register",
-            {"name": "web", "class": "vm", "leaderFileDescriptor": 0, "lease": True},
+            parameters := {"name": "web", "class": "vm", "leaderFileDescriptor": 0, "lease": True},
             fds=[payload.pidfd],
         )
         await payload.run(["qemu-system-x86_64", "-name", reply["machine"]["unit"], ...])
-        status = await payload.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_lease, "/run/moorage/io.moorage.Machine", client, parameters, payload)
+            status = await payload.wait()
+            nursery.cancel_scope.cancel()
 
 Its PID stays the same, and its scope is never empty. It shares no memory with the launcher, so that a small
 ``MemoryMax=`` of the scope is not used up by what the launcher has in memory. Where the launcher leaves the block
@@ -28,7 +31,7 @@ import signal
 import socket
 import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -36,6 +39,8 @@ from typing import Final, Self
 import trio
 
 from moorage import holder
+from moorage.wire.client import Client
+from moorage.wire.errors import VarlinkError
 
 HOLD_SECONDS: Final = 300
 """How long a payload waits for its command line by default. Helpers start in the meantime, and some are slow."""
@@ -45,6 +50,9 @@ EXEC_SECONDS: Final = 60.0
 
 END_SECONDS: Final = 5.0
 """From SIGKILL until the process is gone. The kernel does it at once, unless a device does not answer."""
+
+LEASE_RETRY_SECONDS: Final = 1.0
+"""Between attempts to take a lease again: a fifth of the time that a service that was restarted waits for it."""
 
 _SOURCE: Final = Path(holder.__file__).read_bytes()
 # The text that belongs to this module, whatever becomes of the files while this process runs. So does the interpreter;
@@ -153,6 +161,44 @@ async def hold(
             async with payload:  # which ends it
                 raise
     return payload
+
+
+async def keep_lease(
+    address: str,
+    client: Client,
+    parameters: Mapping[str, object],
+    payload: Payload,
+    complain: Callable[[Exception], None] = lambda _: None,
+) -> None:
+    """Hold the lease of a machine, also over restarts of the service. Runs until it is cancelled.
+
+    A lease lasts as long as the connection that registered the machine, and a restart or an upgrade of the service
+    ends all connections. The new instance gives a launcher some seconds to connect and send the same call again.
+
+    Args:
+        address: of the service's socket.
+        client: the connection that registered the machine; it is closed at the end.
+        parameters: those of Register, with ``lease`` and ``leaderFileDescriptor``.
+        payload: the machine's leader.
+        complain: called with the error where the lease could not be taken again, once after each loss; it is tried
+            on.
+    """
+    try:
+        while True:
+            await client.wait_closed()
+            complained = False
+            while client.closed:
+                try:
+                    client = await Client.connect(address)
+                    await client.call("io.moorage.Machine.Register", parameters, fds=[payload.pidfd])
+                except (OSError, VarlinkError) as error:
+                    client.close()
+                    if not complained:
+                        complain(error)
+                    complained = True
+                    await trio.sleep(LEASE_RETRY_SECONDS)
+    finally:
+        client.close()
 
 
 async def _report(control: trio.socket.SocketType) -> bytes:

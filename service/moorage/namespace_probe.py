@@ -7,9 +7,11 @@ the container's leader is its file descriptor 3 (sd_listen_fds(3)), its answer i
 
 TEXT is the file with each byte as the character of that number: what is in it is for the reader to judge.
 
-It enters the network, mount and user namespaces and the root directory of the leader, all by the pidfd. It is then
-root there and nobody here: it can read no more than the container itself. It does not enter the PID namespace, where
-processes of the container could find it; and once inside, it imports nothing.
+It enters the network, mount and user namespaces and the root directory of the leader, all by the pidfd. Before it
+looks up any path in there it gives up what it is here: it becomes root of the container where that is an ordinary
+user of the host, and nobody elsewhere, without a capability in either. So it can read no more than the container
+itself, and a container whose users are mapped to nobody that is safe to be is not read at all. It does not enter the
+PID namespace, where processes of the container could find it; and once inside, it imports nothing.
 
 Only the standard library, and nothing of this package: it is run by its path, without site-packages.
 """
@@ -68,6 +70,26 @@ _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
 _NAMESPACES: Final = {"mnt": _CLONE_NEWNS, "user": _CLONE_NEWUSER, "net": _CLONE_NEWNET}
+
+# Of linux/openat2.h, and of every architecture's table of system calls that Debian has.
+_SYS_OPENAT2: Final = 437
+_OPEN_HOW: Final = struct.Struct("=QQQ")
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_AT_FDCWD: Final = -100
+
+# Of linux/capability.h and linux/prctl.h.
+_CAPABILITY_HEADER: Final = struct.pack("=Ii", 0x20080522, 0)  # version 3, of this process
+_CAPABILITY_SETS: Final = struct.Struct(
+    "=6I"
+)  # effective, permitted, inheritable; lower halves, upper halves
+_CAP_SYS_CHROOT: Final = 1 << 18
+_PR_SET_KEEPCAPS: Final = 8
+
+_ROOT: Final = 0
+_NOBODY: Final = 65534
+"""Has no rights but those of everybody, on every Linux (``overflowuid``)."""
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class InterfaceAddress(NamedTuple):
@@ -180,9 +202,9 @@ def os_release(descriptors: int | None = None) -> bytes:
         OSError: ENOENT if there is none, EBADFD if it is no regular file, EFBIG if it is larger than OS_RELEASE_MAX.
     """
     try:
-        path = os.open("/etc/os-release", os.O_PATH | os.O_CLOEXEC)
+        path = _find(b"/etc/os-release")
     except FileNotFoundError:
-        path = os.open("/usr/lib/os-release", os.O_PATH | os.O_CLOEXEC)
+        path = _find(b"/usr/lib/os-release")
     try:
         if not stat.S_ISREG(os.fstat(path).st_mode):
             raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))
@@ -204,6 +226,20 @@ def os_release(descriptors: int | None = None) -> bytes:
         os.close(file)
 
 
+def _find(path: bytes) -> int:
+    """Find a file, without the links of /proc that lead to what others have open, wherever that is (openat2(2))."""
+    how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_MAGICLINKS)
+    number = _libc.syscall(_SYS_OPENAT2, _AT_FDCWD, path, how, len(how))
+    if number < 0:
+        raise _last_error()
+    return number
+
+
+def _last_error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))  # of the class that its number stands for
+
+
 def _pid_of(pidfd: int) -> int:
     with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
         for line in file:
@@ -212,22 +248,66 @@ def _pid_of(pidfd: int) -> int:
     raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
-def _enter(pidfd: int) -> bool:
+def _harmless(maps: bytes) -> int | None:
+    """Return the ID to have in a user namespace: of its root, else of its nobody, unless that is root of the host.
+
+    Args:
+        maps: uid_map or gid_map of it, as seen from here (user_namespaces(7)).
+    """
+    ranges = [tuple(map(int, line.split())) for line in maps.splitlines()]
+    for wanted in (_ROOT, _NOBODY):
+        for first, outside, count in ranges:
+            if first <= wanted < first + count and outside + wanted - first != _ROOT:
+                return wanted
+    return None
+
+
+def _identity(pid: int) -> tuple[int, int] | None:
+    """Return the UID and GID to have in a process's user namespace, which is not ours."""
+    found: list[int] = []
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            wanted = _harmless(file.read())
+        if wanted is None:
+            return None
+        found.append(wanted)
+    return found[0], found[1]
+
+
+def _become(uid: int, gid: int) -> None:
+    """Take another identity, and keep the right to change the root directory."""
+    if _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0:
+        raise _last_error()
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    _keep_capabilities(_CAP_SYS_CHROOT)
+
+
+def _keep_capabilities(kept: int) -> None:
+    if _libc.capset(_CAPABILITY_HEADER, _CAPABILITY_SETS.pack(kept, kept, 0, 0, 0, 0)) < 0:
+        raise _last_error()
+
+
+def _enter(pidfd: int) -> tuple[bool, int | None]:
     """Move into the container of a process.
 
     Returns:
-        Whether it has a network namespace of its own.
+        Whether it has a network namespace of its own; its root directory, None if there is nobody to be in it who is
+        not root of the host.
 
     Raises:
         OSError: it is gone, or it does not let us in.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     pid = _pid_of(pidfd)
     flags = 0
     for name, flag in _NAMESPACES.items():
         # Only those that are not ours: a user namespace cannot be entered twice, the others only with CAP_SYS_ADMIN.
         if not os.path.samestat(os.stat(f"/proc/{pid}/ns/{name}"), os.stat(f"/proc/self/ns/{name}")):
             flags |= flag
+    private = bool(flags & _CLONE_NEWNET)
+    own_users = bool(flags & _CLONE_NEWUSER)
+    privileged = os.geteuid() == _ROOT
+    identity = _identity(pid) if own_users else (_NOBODY, _NOBODY)
     # setns(2) goes to the root of the mount namespace, but the leader may have one of its own.
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     poller = select.poll()
@@ -235,23 +315,25 @@ def _enter(pidfd: int) -> bool:
     if poller.poll(0):
         # All of the above may have been of another process that has the number now.
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    if privileged:
+        os.setgroups([])
     # In one step, so that the kernel judges with the rights in the user namespace too.
-    if flags and libc.setns(pidfd, flags) < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    if flags or not os.path.samestat(os.stat(root), os.stat("/")):
-        os.fchdir(root)
+    if flags and _libc.setns(pidfd, flags) < 0:
+        raise _last_error()
+    if identity is None:
+        return private, None
+    if own_users or privileged:
+        _become(*identity)
+    return private, root
+
+
+def _change_root(root: int) -> None:
+    """Make a directory the root directory, and give up the right to do so."""
+    os.fchdir(root)
+    # A user's manager can see a leader of the same user and the same root without any right.
+    if not os.path.samestat(os.stat("."), os.stat("/")):
         os.chroot(".")
-    os.close(root)
-    if flags & _CLONE_NEWUSER:
-        try:
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-        except OSError as exc:
-            # A container without a root: then we are its "nobody".
-            if exc.errno != errno.EINVAL:
-                raise
-    return bool(flags & _CLONE_NEWNET)
+    _keep_capabilities(0)
 
 
 def _addresses_inside(*, private: bool) -> list[tuple[int, int, str]] | int:
@@ -263,8 +345,11 @@ def _addresses_inside(*, private: bool) -> list[tuple[int, int, str]] | int:
         return exc.errno or errno.EIO
 
 
-def _os_release_inside(descriptors: int) -> str | int:
+def _os_release_inside(descriptors: int, root: int | None) -> str | int:
+    if root is None:
+        return errno.EPERM
     try:
+        _change_root(root)
         return os_release(descriptors).decode("latin-1")
     except OSError as exc:
         return exc.errno or errno.EIO
@@ -277,7 +362,7 @@ def main() -> None:
     # What is not loaded by now would be the container's.
     sys.meta_path.clear()
     try:
-        private = _enter(LEADER_FD)
+        private, root = _enter(LEADER_FD)
     except OSError as exc:
         # What is not found in /proc is a process that is not there.
         code = errno.ESRCH if exc.errno == errno.ENOENT else exc.errno or errno.EIO
@@ -285,7 +370,7 @@ def main() -> None:
     else:
         answer = {
             "addresses": _addresses_inside(private=private),
-            "os_release": _os_release_inside(descriptors),
+            "os_release": _os_release_inside(descriptors, root),
         }
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()

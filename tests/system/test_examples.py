@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from moorage.machines.leases import LEASE_GRACE_USEC
 from sandboxes import CHECKOUT, RUN_SECONDS, VMM, Sandbox
 
 EXAMPLES = CHECKOUT / "examples"
@@ -25,6 +26,9 @@ done
 systemctl list-units --all "machine-$1*"
 exit 1
 """
+
+
+UNTIL_GRACE_IS_OVER = f"sleep {LEASE_GRACE_USEC // 1_000_000 + 2}"
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,25 @@ def test_a_launcher_that_is_killed_leaves_nothing(sandbox: Sandbox, place: str, 
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.kill()
+    sandbox.run(["sh", "-c", UNTIL_GONE, "sh", name])
+
+
+@pytest.mark.parametrize("launcher", ["launcher.py", "launcher"])
+def test_a_launcher_outlives_an_upgrade(sandbox: Sandbox, place: str, launcher: str) -> None:
+    name = f"kept{secrets.token_hex(4)}"
+    with sandbox.spawn(
+        [f"{place}/{launcher}", name, "sh", "-c", "echo ready; read -r line; echo $line; exit 5"]
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        sandbox.run(["systemctl", "restart", "moored.service"])
+        # Longer than the new instance waits for a launcher that does not come back.
+        sandbox.run(["sh", "-c", UNTIL_GRACE_IS_OVER], timeout=RUN_SECONDS)
+        process.stdin.write("there\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "there\n"
+        assert process.wait(RUN_SECONDS) == 5
     sandbox.run(["sh", "-c", UNTIL_GONE, "sh", name])
 
 

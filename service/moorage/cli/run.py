@@ -7,7 +7,7 @@ import errno
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,7 +23,7 @@ from moorage.cli.quantities import printable
 from moorage.cli.replies import Machine
 from moorage.cli.service import INTERFACE, Reply
 from moorage.cli.terminal import Terminal
-from moorage.launch import HOLD_SECONDS, BadCommand, HolderGone, Payload, StartFailed, hold
+from moorage.launch import HOLD_SECONDS, BadCommand, HolderGone, Payload, StartFailed, hold, keep_lease
 from moorage.wire.client import CALL_SECONDS, Client
 from moorage.wire.errors import VarlinkError
 
@@ -35,9 +35,6 @@ SIGNALS_WITH_TERMINAL: Final = (*SIGNALS, signal.SIGQUIT)
 
 PASSED_ON: Final = (signal.SIGUSR1, signal.SIGUSR2, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
 """What means something to programs only, such as SIGRTMIN+4 to a systemd in a container (systemd(1), "Signals")."""
-
-LEASE_RETRY_SECONDS: Final = 1.0
-"""Between attempts to take a lease again: a fifth of the time that a service that was restarted waits for it."""
 
 _OPTIONS: Final = {
     "argv": "COMMAND",
@@ -150,7 +147,9 @@ async def _executed(
             end = _End(address, order, machine, payload, nursery, raw=terminal is not None)
             nursery.start_soon(end.on_signals, signals)
             if order.registration["lease"]:
-                nursery.start_soon(_keep_lease, address, order, payload, client, end.say)
+                nursery.start_soon(
+                    keep_lease, address.path, client, _parameters(order), payload, end.lease_not_taken
+                )
             async with end.forwarding(terminal):
                 status = await payload.wait()
                 if order.registration["lease"]:
@@ -164,14 +163,17 @@ def _not_run(error: Exception, address: Address, helpers: Sequence[Helper] = ())
     return Failure(Exit.NOT_RUN, str(explain(error, address, as_sent(helpers))))
 
 
-async def _registered(client: Client, address: Address, order: Order, payload: Payload) -> Reply:
+def _parameters(order: Order) -> dict[str, Any]:
+    """Return the parameters of Register."""
     given = {name: value for name, value in order.registration.items() if value is not None}
-    if order.helpers:
-        given["helpers"] = order.helpers
+    return {**given, "helpers": order.helpers} if order.helpers else given
+
+
+async def _registered(client: Client, address: Address, order: Order, payload: Payload) -> Reply:
     try:
         return await client.call(
             f"{INTERFACE}.Register",
-            given,
+            _parameters(order),
             reply_type=Reply,
             fds=[payload.pidfd],
             timeout=order.register_seconds,
@@ -180,28 +182,6 @@ async def _registered(client: Client, address: Address, order: Order, payload: P
         failure = _not_run(error, address, order.helpers)
         concerned = _helpers_with(error, order)
     raise Failure(Exit.NOT_RUN, f"{failure}\n{concerned}" if concerned else str(failure))
-
-
-async def _keep_lease(
-    address: Address, order: Order, payload: Payload, client: Client, say: Callable[[str], None]
-) -> None:
-    """Hold the connection that the machine lives as long as; take the lease again after a restart of the service."""
-    try:
-        while True:
-            await client.wait_closed()
-            complained = False
-            while client.closed:
-                try:
-                    client = await Client.connect(address.path)
-                    await _registered(client, address, order, payload)
-                except (Failure, OSError, VarlinkError) as error:
-                    client.close()
-                    if not complained:
-                        say(f"Failed to take the lease again, trying on: {error}")
-                    complained = True
-                    await trio.sleep(LEASE_RETRY_SECONDS)
-    finally:
-        client.close()
 
 
 def _helpers_with(error: Exception, order: Order) -> str:
@@ -312,6 +292,10 @@ class _End:
         except OSError:  # a terminal that was closed: no reason not to wait for the end of the machine
             # What is left in the buffer cannot be written at exit either.
             os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
+
+    def lease_not_taken(self, error: Exception) -> None:
+        """Report that the lease was lost, and that it is tried to take it again."""
+        self.say(f"Failed to take the lease again, trying on: {explain(error, self._address)}")
 
     async def stop(self) -> None:
         """Have the service stop the machine; returns when it is gone."""

@@ -2,7 +2,8 @@
 
 How the units hang together. All of it is the service manager's own: none of it needs this service to be alive.
 
-- The *place*, a service whose process ends at once, has the runtime directory of the machine made and removed.
+- The *place*, a service whose process ends at once, has the runtime directory of the machine made and removed. Where
+  that belongs to anybody but root it is a file system of its own, which bounds what can be put there.
 - The *sockets* of a helper are one unit of its name, bound in that directory, passed by socket activation.
 - A *helper* is started before the scope and stopped after it: a VMM that is told to stop needs its disk until it has
   stopped. It is bound to the scope (``BindsTo=``): whatever ends the machine ends the helper.
@@ -61,6 +62,14 @@ RESTARTS = frozenset({"no", "on-success", "on-failure", "on-abnormal", "on-watch
 
 ENDED = frozenset({"inactive", "failed", "deactivating"})
 """States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
+
+DIRECTORY_BYTES_MAX = 64 * 1024 * 1024
+"""Bytes in the runtime directory of a machine: sockets have none, the state of a TPM and the variables of a firmware
+have up to 4 MiB each, and a launcher may leave a kernel and its initrd there."""
+
+DIRECTORY_INODES_MAX = 4096
+"""Files in it, sockets and directories counted: its helpers' sockets are 1024 at most, and the rest is the launcher's.
+Each takes 1 KiB of the kernel's memory."""
 
 _MS_REC = 16384  # BindPaths=…:rbind
 _EPERM = 1
@@ -375,13 +384,13 @@ def _options(item: Json) -> Json:
 
 
 @functools.cache
-def _true() -> str:
-    return shutil.which("true") or "/usr/bin/true"
+def _program(name: str) -> str:
+    return shutil.which(name) or f"/usr/bin/{name}"
 
 
 def _without_process() -> dict[str, Json]:
     """Properties of a service that is started for its dependencies only: its condition is never met."""
-    return {"Type": "oneshot", "ExecStart": [[_true(), [_true()], False]],
+    return {"Type": "oneshot", "ExecStart": [[_program("true"), ["true"], False]],
             "Conditions": [["ConditionPathExists", False, True, "/"]]}  # fmt: skip
 
 
@@ -408,10 +417,35 @@ def _place(host: Host, home: Home) -> dict[str, Json]:
         "Before": [host.unit, model.stopper_name(host.name)],
         "Type": "oneshot",
         "RemainAfterExit": True,
-        "ExecStart": [[_true(), [_true()], False]],
         "RuntimeDirectory": [relative_directory(host.name)],
         "RuntimeDirectoryMode": 0o700,
-        **({} if home.user else {"User": str(host.owner)}),
+        **(
+            {"ExecStart": [[_program("true"), ["true"], False]]}
+            if home.user or host.owner == 0
+            else _mounted(home.directory(host.name), host.owner)
+        ),
+    }
+
+
+def _mounted(directory: str, owner: int) -> dict[str, Json]:
+    """Properties of a service that mounts a file system on its runtime directory.
+
+    What is below stays root's, so that there is no moment in which others can write to the file system of ``/run``. It
+    is no unit of the type mount, which would be ordered before the service that makes the directory
+    (RequiresMountsFor= of RuntimeDirectory=, systemd.exec(5)). It is taken away whoever is in it: what is open there
+    goes when it is closed.
+
+    Every sandboxed service gets a copy of every mount, so that a hundred of these make the next start of helpers take
+    twice as long. Where it would bound nobody there is none: root can fill ``/run`` anyway, and what a user's manager
+    makes is on that user's own bounded file system.
+    """
+    bounds = f"size={DIRECTORY_BYTES_MAX},nr_inodes={DIRECTORY_INODES_MAX}"
+    options = f"nosuid,nodev,noexec,mode=0700,uid={owner},{bounds}"
+    return {
+        "ExecStart": [
+            [_program("mount"), ["mount", "-t", "tmpfs", "-o", options, "moorage", directory], False]
+        ],
+        "ExecStopPost": [[_program("umount"), ["umount", "-l", directory], True]],
     }
 
 

@@ -19,7 +19,15 @@ import trio
 
 from moorage import namespace_probe
 from moorage.machines.model import Machine, MachineClass
-from moorage.machines.probe import CAP_SYS_ADMIN, CAP_SYS_CHROOT, CAP_SYS_PTRACE, ProbeFailed, probe
+from moorage.machines.probe import (
+    CAP_SETGID,
+    CAP_SETUID,
+    CAP_SYS_ADMIN,
+    CAP_SYS_CHROOT,
+    CAP_SYS_PTRACE,
+    ProbeFailed,
+    probe,
+)
 from moorage.pid1.manager import Manager
 from moorage.process import NotAProcess, ProcessGone, has_exited, open_process, pid_of
 
@@ -29,8 +37,8 @@ ACQUIRE_SECONDS: Final = 10.0
 UID_NOBODY: Final = 65534
 """A mapping must reach as far, or it is not a simple shift (``machine_get_uid_shift()``)."""
 
-_CAPABILITIES: Final = CAP_SYS_CHROOT | CAP_SYS_PTRACE | CAP_SYS_ADMIN
-"""To see the namespaces of the leader, and to enter them."""
+_CAPABILITIES: Final = CAP_SYS_CHROOT | CAP_SYS_PTRACE | CAP_SYS_ADMIN | CAP_SETUID | CAP_SETGID
+"""To see the namespaces of the leader, to enter them, and to be nobody there."""
 
 _BLANKS: Final = " \t"
 

@@ -26,6 +26,8 @@ ANSWER_MAX: Final = 1024 * 1024
 """Bytes of a probe's answer; that of `moorage.namespace_probe` is the longest: ADDRESSES_MAX addresses of 60, and
 OS_RELEASE_MAX characters of up to 6."""
 
+CAP_SETGID: Final = 1 << 6
+CAP_SETUID: Final = 1 << 7
 CAP_SYS_CHROOT: Final = 1 << 18
 CAP_SYS_PTRACE: Final = 1 << 19
 CAP_SYS_ADMIN: Final = 1 << 21

@@ -372,9 +372,23 @@ async def test_a_container_without_users_or_root_of_its_own_is_seen_too(start: S
     assert await look(machine) == Metadata(ADDRESSES, PARSED, 0)
 
 
-async def test_users_that_are_not_mapped_yet_are_no_shift(start: Start) -> None:
+async def test_who_shares_the_users_of_the_host_is_read_by_nobody(root: Path, start: Start) -> None:
+    machine = start("net", network=NETWORK, chroot=True)
+    (root / "etc/os-release").chmod(0o600)
+    assert await look(machine) == Metadata(ADDRESSES, None, 0)
+    assert type(await failure(machine)) is Unreadable
+
+
+async def test_whose_root_is_that_of_the_host_is_read_by_nobody(root: Path, start: Start) -> None:
+    machine = start(network=NETWORK, uids="0 0 65536")
+    assert await look(machine) == Metadata(ADDRESSES, PARSED, 0)
+    (root / "etc/os-release").chmod(0o600)
+    assert await look(machine) == Metadata(ADDRESSES, None, 0)
+
+
+async def test_users_that_are_not_mapped_yet_are_no_shift_and_nobody_reads_for_them(start: Start) -> None:
     machine = start("net", "user", "mnt", uids="")
-    assert await look(machine) == Metadata((), PARSED, None)
+    assert await look(machine) == Metadata((), None, None)
     assert type(await failure(machine)) is Unreadable
 
 
@@ -552,7 +566,7 @@ async def test_a_probe_has_few_rights() -> None:
         status = dict(
             line.split(b":\t") for line in os.pread(output.fileno(), 65536, 0).splitlines() if line
         )
-    few = f"{1 << 18 | 1 << 19 | 1 << 21:016x}".encode()
+    few = f"{1 << 6 | 1 << 7 | 1 << 18 | 1 << 19 | 1 << 21:016x}".encode()
     assert {name: status[name] for name in (b"CapEff", b"CapPrm", b"CapBnd")} == dict.fromkeys(
         (b"CapEff", b"CapPrm", b"CapBnd"), few
     )

@@ -14,7 +14,7 @@ pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
 from moorage.machines.leases import LEASE_GRACE_USEC  # noqa: E402
-from moored import run, scopes, show  # noqa: E402
+from moored import RECORDS, run, scopes, show  # noqa: E402
 from unit_file_settings import (  # noqa: E402
     SCOPE,
     SERVICE,
@@ -376,6 +376,10 @@ class TestSettingsAsInAUnitFile:
         found = in_force(f"machine-{name}-h.service", settings)
         own = f"/run/moorage/m/{name}"  # in the sandbox of every helper
         assert found["BindPaths"].pop(0)[:2] == [own, own]
+        # The mark of the start that made the unit is there as well.
+        found["Documentation"] = [
+            text for text in found["Documentation"] if not text.startswith(f"file:{RECORDS}/")
+        ]
 
         given = [f"--property={name}={value}" for name, value in settings.items()]
         run("systemd-run", "--unit=like", *SERVICE_DEFAULTS, *given, "sleep", "infinity")

@@ -147,6 +147,34 @@ def run_probe(pidfd: int) -> object:
     return json.loads(done.stdout)
 
 
+@pytest.mark.parametrize(
+    ("maps", "wanted"),
+    [
+        ("         0     100000      65536\n", 0),
+        ("0 1000 1\n", 0),
+        ("0 1000 1\n1 100000 65536\n", 0),
+        ("0 0 4294967295\n", 65534),
+        ("0 0 1\n1 100000 65536\n", 65534),
+        ("1 0 1\n0 100000 1\n", 0),
+        ("1 1000 1\n", None),
+        ("65534 0 1\n", None),
+        ("0 0 1\n", None),
+        ("", None),
+    ],
+)
+def test_nobody_becomes_root_of_the_host_in_a_container(maps: str, wanted: int | None) -> None:
+    assert namespace_probe._harmless(maps.encode()) == wanted
+
+
+def test_links_to_what_others_have_open_are_not_followed() -> None:
+    os.close(namespace_probe._find(b"/etc/os-release"))
+    for path in (b"/proc/self/exe", b"/proc/self/root/etc/os-release"):
+        with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+            namespace_probe._find(path)
+    with pytest.raises(FileNotFoundError):
+        namespace_probe._find(b"/nonexistent")
+
+
 def test_a_probe_of_ourselves_needs_no_rights_and_only_the_standard_library() -> None:
     pidfd = os.pidfd_open(os.getpid())
     release = namespace_probe.os_release().decode("latin-1")
