@@ -24,6 +24,7 @@ from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.store import Store
 from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.pid1.references import References
 from moorage.wire.dispatch import Service
 from moorage.wire.server import Server
 
@@ -72,13 +73,15 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     # A user's instance serves that user, who needs nobody's leave.
     polkit = Polkit() if options.user is None else None
     authority = Authority(Policy(options.user), polkit)
-    manager = DBusManager(Endpoints.of("system" if options.user is None else "user"), options.link)
+    endpoints = Endpoints.of("system" if options.user is None else "user")
+    manager = DBusManager(endpoints, options.link)
+    references = References(None if options.link == "private" else endpoints.bus)
     try:
         store = Store(options.state_directory)
     except OSError as error:
         raise NoRecords(f"cannot keep records in {options.state_directory}: {error.strerror}") from None
     lifecycle = Lifecycle(
-        manager, store, Home(user=options.user is not None, root=options.runtime_directory)
+        manager, store, Home(user=options.user is not None, root=options.runtime_directory), references
     )
     service = Service(
         vendor="The moorage project",
@@ -97,6 +100,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     gc.enable()
     async with trio.open_nursery() as background:
         await background.start(manager.run)
+        background.start_soon(references.run)
         await background.start(lifecycle.run)
         if polkit is not None:
             await background.start(polkit.run)

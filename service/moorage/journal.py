@@ -1,13 +1,14 @@
-"""What units wrote to the journal at their end: systemd.journal-fields(7).
+"""What units wrote to the journal, and what their manager wrote about their end: systemd.journal-fields(7).
 
 Everything here waits for disks: call it in a thread.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -20,7 +21,25 @@ LINE_MAX = 1024
 ENTRIES_MAX = 4096
 """Entries looked at, from the newest backwards: of a unit that wrote more, its last lines are among them."""
 
+END_ENTRIES_MAX = 256
+"""Entries of its manager looked at for the end of one unit: it writes about five; a unit that is reloaded all the time
+has more of them."""
+
 _ERR = 3  # LOG_ERR of syslog(3)
+
+# sd-messages.h of systemd; SD_MESSAGE_…
+_UNIT_SUCCESS: Final = "7ad2d189f7e94e70a38c781354912448"
+_UNIT_FAILURE_RESULT: Final = "d9b373ed55a64feb8242e02dbe79a49c"
+_UNIT_OUT_OF_MEMORY: Final = "fe6faa94e7774663a0da52717891d8ef"
+_UNIT_OOMD_KILL: Final = "d989611b15e44c9dbf31e3c81256e4ed"
+_UNIT_RESOURCES: Final = "ae8f7b866b0347b9af31fe1c80b127c0"
+
+_UNIT_STARTED: Final = "39f53479d3a045ac8e11786248231fbf"
+_TRIGGERING: Final = (
+    "Triggering On"  # no message ID goes with it (unit_start_on_termination_deps() of systemd)
+)
+
+_ENDS: Final = (_UNIT_SUCCESS, _UNIT_FAILURE_RESULT)
 
 
 class UnitLog(msgspec.Struct):
@@ -33,6 +52,174 @@ class UnitLog(msgspec.Struct):
 
     result: str | None = None
     lines: list[str] = msgspec.field(default_factory=list[str])
+
+
+class UnitEnd(msgspec.Struct):
+    """What a manager wrote about the end of a unit.
+
+    Attributes:
+        result: "success", or the result with which it failed; None while it has not ended.
+        realtime: when it had ended, µs since the epoch.
+        monotonic: the same, µs since boot.
+        stopped: a job had stopped it.
+        oom: the kernel killed processes of it for lack of memory.
+        oomd: systemd-oomd did.
+        counters: what it consumed, by the names of the fields (``CPU_USAGE_NSEC``, ``MEMORY_PEAK``, …). The manager
+            writes that of units that consumed much only: others would fill the journal.
+    """
+
+    result: str | None = None
+    realtime: int = 0
+    monotonic: int = 0
+    stopped: bool = False
+    oom: bool = False
+    oomd: bool = False
+    counters: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+
+
+def ends(invocations: Sequence[str], *, user: bool, wait_usec: int) -> dict[str, UnitEnd]:
+    """Read what the manager wrote about the end of units, waiting a while for the first that has ended.
+
+    Args:
+        invocations: of the units, 32 hexadecimal digits each.
+        user: they are units of a user's manager.
+        wait_usec: µs.
+
+    Returns:
+        The units that have ended, by their invocation.
+
+    Raises:
+        OSError: the journal cannot be read.
+    """
+    from systemd import journal
+
+    until = time.monotonic() + wait_usec / 1e6
+    with journal.Reader() as reader:
+        while True:
+            found = {each: end for each in invocations if (end := _end(reader, each, user=user)).result}
+            left = until - time.monotonic()
+            if found or left <= 0:
+                return found
+            reader.wait(left)
+
+
+def _end(reader: Any, invocation: str, *, user: bool) -> UnitEnd:
+    reader.flush_matches()
+    for match in _by_manager(user=user):
+        reader.add_match(match)
+    reader.add_match(f"{'USER_' if user else ''}INVOCATION_ID={invocation}")
+    reader.seek_tail()
+    found = UnitEnd()
+    for _ in range(END_ENTRIES_MAX):
+        entry = reader.get_previous()
+        if not entry:
+            break
+        match _kind(entry):
+            case kind if kind in _ENDS and found.result is None:
+                found.result = entry.get("UNIT_RESULT", "success")
+                found.realtime, found.monotonic = _moment(entry)
+            case kind if kind == _UNIT_OUT_OF_MEMORY:
+                found.oom = True
+            case kind if kind == _UNIT_OOMD_KILL:
+                found.oomd = True
+            case kind if kind == _UNIT_RESOURCES:
+                found.counters = _counters(entry)
+            case _:
+                found.stopped |= entry.get("JOB_TYPE") == "stop"
+    return found
+
+
+class Culprit(msgspec.Struct):
+    """A unit whose end had another one stopped.
+
+    Attributes:
+        unit: its name.
+        result: how it ended.
+        began_usec: when it had been started, µs since boot.
+    """
+
+    unit: str
+    result: str
+    began_usec: int
+
+
+def culprit(units: Sequence[str], stopped: str, *, boot_id: str, user: bool) -> Culprit | None:
+    """Find the unit whose end had another one stopped.
+
+    It ended before the manager began to stop the other, and the manager wrote that it therefore starts what was to be
+    started then (systemd.unit(5), ``OnFailure=``). Those that end because the other one does come later.
+
+    Args:
+        units: those that may be it.
+        stopped: the other one.
+        boot_id: of this boot, 32 hexadecimal digits.
+        user: they are units of a user's manager.
+
+    Raises:
+        OSError: the journal cannot be read.
+    """
+    from systemd import journal
+
+    about = "USER_UNIT" if user else "UNIT"
+    with journal.Reader() as reader:
+        for match in (*_by_manager(user=user), *(f"{about}={unit}" for unit in (*units, stopped))):
+            reader.add_match(match)
+        reader.seek_tail()
+        return _culprit(reader, about, stopped, boot_id)
+
+
+def _culprit(reader: Any, about: str, stopped: str, boot_id: str) -> Culprit | None:
+    """Go backwards from the end of the unit that was stopped to the beginning of the one that is to blame."""
+    found: Culprit | None = None
+    stopping, triggered = False, set[str]()
+    for _ in range(ENTRIES_MAX):
+        entry = reader.get_previous()
+        if not entry or not _is_since(entry, 0, boot_id):
+            break
+        unit, kind = entry.get(about, ""), _kind(entry)
+        if unit == stopped:
+            if kind in _ENDS or entry.get("JOB_TYPE") == "stop":
+                stopping = True
+                triggered.clear()
+            elif stopping and found is None and kind == _UNIT_STARTED:
+                break
+        elif found is not None and unit == found.unit:
+            if kind in _ENDS:
+                break
+            found.began_usec = _moment(entry)[1]
+        elif found is None and stopping and f"{unit}: {_TRIGGERING}" in _text(entry.get("MESSAGE", "")):
+            triggered.add(unit)
+        elif found is None and kind in _ENDS and unit in triggered:
+            found = Culprit(unit, str(entry.get("UNIT_RESULT", "success")), _moment(entry)[1])
+    return found
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("MESSAGE_ID", "")).replace("-", "")
+
+
+def _by_manager(*, user: bool) -> tuple[str, ...]:
+    """Return what only entries of the manager have; fields with an underscore are journald's own word."""
+    return ("_COMM=systemd", f"_UID={os.geteuid()}") if user else ("_PID=1",)
+
+
+def _moment(entry: Mapping[str, Any]) -> tuple[int, int]:
+    stamp = entry["__MONOTONIC_TIMESTAMP"].timestamp
+    return round(entry["__REALTIME_TIMESTAMP"].timestamp() * 1e6), round(stamp.total_seconds() * 1e6)
+
+
+def _is_since(entry: Mapping[str, Any], since_usec: int, boot_id: str) -> bool:
+    stamp = entry["__MONOTONIC_TIMESTAMP"]
+    return bool(stamp.bootid.hex == boot_id and stamp.timestamp.total_seconds() * 1e6 >= since_usec)
+
+
+def _counters(entry: Mapping[str, Any]) -> dict[str, int]:
+    # What the reader does not know by name it gives as text.
+    return {
+        name: int(value)
+        for name, value in entry.items()
+        if name.endswith(("_NSEC", "_PEAK", "_BYTES", "_OPERATIONS")) and str(value).isdecimal()
+    }
 
 
 def read(
@@ -88,8 +275,7 @@ def _collect(
         entry = reader.get_previous()
         if not entry:
             break
-        stamp = entry["__MONOTONIC_TIMESTAMP"]
-        if stamp.bootid.hex != boot_id or stamp.timestamp.total_seconds() * 1e6 < since_usec:
+        if not _is_since(entry, since_usec, boot_id):
             break
         if (log := found.get(entry.get(told, ""))) is not None:
             log.result = log.result or entry.get("UNIT_RESULT")

@@ -10,6 +10,7 @@ All functions here read from the kernel and never wait.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import select
@@ -25,6 +26,9 @@ _SO_PEERPIDFD = getattr(
 _UCRED = struct.Struct("iII")
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 _PIDFD_THREAD = os.O_EXCL  # include/uapi/linux/pidfd.h, Linux 6.9
+_GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO of include/uapi/linux/pidfd.h: _IOWR(0xFF, 11, struct pidfd_info)
+_INFO = struct.Struct("QQ11Ii")  # its first version of 64 bytes: mask, cgroupid, eleven IDs, exit_code
+_INFO_EXIT = 1 << 3  # PIDFD_INFO_EXIT, Linux 6.15
 PID_MAX = 2**22
 """PID_MAX_LIMIT of the kernel's include/linux/threads.h: no PID is larger on any 64 bit machine."""
 
@@ -63,6 +67,18 @@ class ProcessId(msgspec.Struct, frozen=True):
     boot_id: str | None
 
 
+class Exit(msgspec.Struct, frozen=True):
+    """How a process ended (wait(2)): exactly one of the two is not None.
+
+    Attributes:
+        status: what it gave to exit(3).
+        signal: number of the signal that ended it.
+    """
+
+    status: int | None = None
+    signal: int | None = None
+
+
 @functools.cache
 def boot_id() -> str:
     """Return the ID of this boot, 32 hexadecimal digits (random(4), ``/proc/sys/kernel/random/boot_id``)."""
@@ -79,6 +95,11 @@ def _pidfd_inodes_are_unique() -> bool:
     finally:
         os.close(pidfd)
         other.close()
+
+
+def tells_of_reaping() -> bool:
+    """Return whether a pidfd says when its process was reaped, by POLLHUP (Linux 6.9, as its unique inode number)."""
+    return _pidfd_inodes_are_unique()
 
 
 def _read(path: str) -> bytes:
@@ -136,6 +157,24 @@ def has_exited(pidfd: int) -> bool:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(0))
+
+
+def exit_of(pidfd: int) -> Exit | None:
+    """Return how the process of a pidfd ended, its parent's or not (PIDFD_GET_INFO).
+
+    Returns:
+        None while it has not been reaped by its parent, and on kernels before 6.15, which tell only parents.
+    """
+    buffer = bytearray(_INFO.pack(_INFO_EXIT, *(0,) * 13))
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, buffer)
+    except OSError:  # ENOTTY, EINVAL: an older kernel; ESRCH: one that forgets whoever has been reaped
+        return None
+    mask, *_, code = _INFO.unpack(buffer)
+    if not mask & _INFO_EXIT:
+        return None
+    number = code & 0x7F  # WTERMSIG of wait(2)
+    return Exit(signal=number) if number else Exit(status=code >> 8 & 0xFF)
 
 
 def process_id(pidfd: int) -> ProcessId:

@@ -21,18 +21,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
         "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
         "moorage.authz.policy",
-        "moorage.machines.rights", "moorage.owner_probe", "moorage.marshalling",
+        "moorage.machines.rights", "moorage.machines.ending", "moorage.owner_probe", "moorage.marshalling",
     ),
     # 2: adapters to the outside
     (
         "moorage.dbus", "moorage.journal", "moorage.readiness", "moorage.pid1.over_dbus", "moorage.pid1.cgroup",
+        "moorage.pid1.references",
         "moorage.machines.store", "moorage.authz.polkit", "moorage.namespace_probe",
         "moorage.wire.sockets", "moorage.wire.deadlines",
     ),
     # 3: what lives
     (
         "moorage.machines.allocation", "moorage.machines.metadata", "moorage.machines.lifecycle",
-        "moorage.machines.leases", "moorage.machines.changes",
+        "moorage.machines.leaders", "moorage.machines.leases", "moorage.machines.final_account",
+         "moorage.machines.changes",
         "moorage.machines.helpers", "moorage.machines.latest", "moorage.machines.ownership", "moorage.machines.probe",
         "moorage.machines.events", "moorage.machines.limits", "moorage.wire.link", "moorage.wire.server",
         "moorage.wire.client", "moorage.launch",

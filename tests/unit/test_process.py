@@ -253,3 +253,43 @@ def test_a_peer_that_was_reaped_is_gone(tmp_path: Path) -> None:
             # Since Linux 6.16 the kernel hands out pidfds of those who were reaped as well.
             with pytest.raises(ProcessGone):
                 look(peer)
+
+
+# How it ended
+
+
+KERNEL_TELLS = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (6, 15)
+"""Whether it tells others than the parent how a process ended."""
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("exit 0", process.Exit(status=0)),
+        ("exit 3", process.Exit(status=3)),
+        ("exit 255", process.Exit(status=255)),
+        ("kill -KILL $$", process.Exit(signal=9)),
+        ("kill -SEGV $$", process.Exit(signal=11)),  # with a core dump, where there are any
+    ],
+)
+def test_how_a_process_ended_is_known_once_it_is_reaped(script: str, expected: process.Exit) -> None:
+    with subprocess.Popen(["sh", "-c", f"read x; {script}"], stdin=subprocess.PIPE) as child:
+        pidfd = os.pidfd_open(child.pid)
+        assert process.exit_of(pidfd) is None
+        child.communicate(b"\n")
+    assert process.exit_of(pidfd) == (expected if KERNEL_TELLS else None)
+    os.close(pidfd)
+
+
+def test_a_zombie_has_no_end_yet(sleeper: subprocess.Popen[bytes]) -> None:
+    pidfd = os.pidfd_open(sleeper.pid)
+    sleeper.kill()
+    select.select([pidfd], [], [], 10)
+    assert process.has_exited(pidfd)
+    assert process.exit_of(pidfd) is None
+    os.close(pidfd)
+
+
+def test_what_is_no_pidfd_has_no_end() -> None:
+    with open("/dev/null", "rb") as file:
+        assert process.exit_of(file.fileno()) is None

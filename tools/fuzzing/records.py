@@ -21,6 +21,7 @@ from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.store import BadRecord, Store, decode, encode
 from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.pid1.references import References
 from moorage.process import boot_id
 
 NAME = "web"
@@ -50,7 +51,7 @@ async def _start(directory: str) -> tuple[int, int]:
         await nursery.start(manager.run)
         store = Store(f"{directory}/machines")
         try:
-            lifecycle = Lifecycle(manager, store, Home(user=False, root=directory))
+            lifecycle = Lifecycle(manager, store, Home(user=False, root=directory), References(None))
             found = sum(not isinstance(machine, BadRecord) for _, machine in store.load())
             await nursery.start(lifecycle.run)
             nursery.cancel_scope.cancel()

@@ -29,6 +29,7 @@ from moorage.api.requests import (
 from moorage.authz.policy import IN_PLACE
 from moorage.machines import model, rights
 from moorage.machines.allocation import JobFailed, UnitNameTaken
+from moorage.machines.final_account import accounting
 from moorage.machines.helpers import HelperFailed, InvalidHelper, NoIdMapping
 from moorage.machines.lifecycle import (
     REGISTER_USEC,
@@ -40,7 +41,6 @@ from moorage.machines.lifecycle import (
     RegisteredByUser,
     TooMuchUnderWay,
     TooOld,
-    accounting,
 )
 from moorage.machines.limits import differences
 from moorage.machines.ownership import NotOwned, UnitNotOwned
@@ -347,22 +347,24 @@ class MoorageMachine(Interface):
         machine = find_named(self._registry, params.name) or self._registry.verdict(params.name)
         if machine is None:
             raise wire.NoSuchMachine(params.name)
-        if machine.verdict is not None:
-            return wire.DescribeOut(
-                machine=self._machine(call, machine),
-                accounting=_accounting(machine.verdict.accounting),
-                limits={},
-            )
-        with _errors():
-            try:
-                limits = await self._lifecycle.unit_limits(machine, LIMIT_PROPERTIES)
-            except (manager.NoSuchUnit, manager.NoSuchProperty):
-                limits = {}  # it is just going, or it is a unit of a type that has none
-            (helpers,) = await self._lifecycle.helper_statuses(machine)
+        if machine.verdict is None:
+            with _errors():
+                try:
+                    limits = await self._lifecycle.unit_limits(machine, LIMIT_PROPERTIES)
+                except (manager.NoSuchUnit, manager.NoSuchProperty):
+                    limits = {}  # it is just going, or it is a unit of a type that has none
+                (helpers,) = await self._lifecycle.helper_statuses(machine)
+            if machine.verdict is None:
+                return wire.DescribeOut(
+                    machine=self._machine(call, machine, helpers),
+                    accounting=_accounting(accounting(machine.control_group)),
+                    limits=limits,
+                )
+        await self._lifecycle.complete(machine)
         return wire.DescribeOut(
-            machine=self._machine(call, machine, helpers),
-            accounting=_accounting(accounting(machine.control_group)),
-            limits=limits,
+            machine=self._machine(call, machine),
+            accounting=_accounting(machine.verdict.accounting),
+            limits={},
         )
 
     @method("Find")
@@ -545,7 +547,13 @@ def _verdict(verdict: model.Verdict) -> wire.Verdict:
     return wire.Verdict(
         result=verdict.result,
         exitedAt=timestamp(verdict.exited_at),
+        cause=None if verdict.cause is None else wire.Cause(verdict.cause),
         oomKilled=verdict.oom_killed,
+        leaderStatus=verdict.leader_status,
+        leaderSignal=verdict.leader_signal,
+        helper=verdict.helper,
+        helperResult=verdict.helper_result,
+        log=list(verdict.log) or None,
         accounting=_accounting(verdict.accounting),
     )
 
@@ -561,5 +569,8 @@ def _accounting(found: model.Accounting) -> wire.Accounting:
         ioWriteBytes=found.io_write_bytes,
         ioReadOperations=found.io_read_operations,
         ioWriteOperations=found.io_write_operations,
+        ipIngressBytes=found.ip_ingress_bytes,
+        ipEgressBytes=found.ip_egress_bytes,
         oomKills=found.oom_kills,
+        managedOomKills=found.managed_oom_kills,
     )

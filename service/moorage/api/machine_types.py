@@ -92,12 +92,32 @@ class Accounting(Reply, kw_only=True):
     managedOomKills: Int | None = None  # noqa: N815
 
 
+class Cause(StrEnum):
+    """Why a machine ended."""
+
+    leaderEnded = "leaderEnded"  # noqa: N815 - names on the wire, here and below
+    stopped = "stopped"
+    leaseEnded = "leaseEnded"  # noqa: N815
+    helperEnded = "helperEnded"  # noqa: N815
+    oomKilled = "oomKilled"  # noqa: N815
+    oomdKilled = "oomdKilled"  # noqa: N815
+    leaderLeft = "leaderLeft"  # noqa: N815
+    unitStopped = "unitStopped"  # noqa: N815
+    unknown = "unknown"
+
+
 class Verdict(Reply, kw_only=True):
-    """What became of a machine."""
+    """How a machine ended; what is not known is left out."""
 
     result: str
     exitedAt: Timestamp  # noqa: N815
-    oomKilled: bool  # noqa: N815
+    cause: Cause | None = None
+    oomKilled: bool | None = None  # noqa: N815
+    leaderStatus: Int | None = None  # noqa: N815
+    leaderSignal: Int | None = None  # noqa: N815
+    helper: str | None = None
+    helperResult: str | None = None  # noqa: N815
+    log: list[str] | None = None
     accounting: Accounting
 
 

@@ -35,7 +35,8 @@ from moorage.api.requests import (
 from moorage.authz.policy import IN_PLACE, METADATA
 from moorage.machines import metadata, model
 from moorage.machines.allocation import JobFailed, UnitNameTaken
-from moorage.machines.lifecycle import Lifecycle, NotStoppable, TooMuchUnderWay, TooOld, now
+from moorage.machines.final_account import now
+from moorage.machines.lifecycle import Lifecycle, NotStoppable, TooMuchUnderWay, TooOld
 from moorage.machines.ownership import NotOwned, UnitNotOwned
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1.manager import AccessDenied, ManagerError, ManagerTimeout, NoSuchUnit

@@ -46,8 +46,14 @@ class Verdict(Struct, rename="camel"):
 
     result: str
     exited_at: Timestamp
-    oom_killed: bool
     accounting: Accounting
+    cause: str | None = None
+    oom_killed: bool | None = None
+    leader_status: int | None = None
+    leader_signal: int | None = None
+    helper: str | None = None
+    helper_result: str | None = None
+    log: list[str] = []
 
 
 class HelperStatus(Struct, rename="camel"):

@@ -17,6 +17,7 @@ import trio
 
 from moorage.cli import views
 from moorage.cli.address import Address
+from moorage.cli.endings import surprise
 from moorage.cli.failures import Exit, Failure, explain
 from moorage.cli.helper_files import Helper, as_sent
 from moorage.cli.quantities import printable
@@ -25,7 +26,7 @@ from moorage.cli.service import INTERFACE, Reply
 from moorage.cli.terminal import Terminal
 from moorage.launch import HOLD_SECONDS, BadCommand, HolderGone, Payload, StartFailed, hold, keep_lease
 from moorage.wire.client import CALL_SECONDS, Client
-from moorage.wire.errors import VarlinkError
+from moorage.wire.errors import ProtocolError, VarlinkError
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks for the end: Ctrl-C, a service manager, a terminal that is closed."""
@@ -152,9 +153,12 @@ async def _executed(
                 )
             async with end.forwarding(terminal):
                 status = await payload.wait()
+                left = False
                 if order.registration["lease"]:
+                    left = await end.lives()
                     await end.stop()  # what is left of it: when this returns, the name is free
                 end.over = True
+                await end.tell(left=left)
             nursery.cancel_scope.cancel()
     return status if status >= 0 else 128 - status
 
@@ -300,6 +304,33 @@ class _End:
     async def stop(self) -> None:
         """Have the service stop the machine; returns when it is gone."""
         await self._ask("Stop", timeout=self._seconds)
+
+    async def lives(self) -> bool:
+        """Whether the machine is there, and nobody is stopping it."""
+        machine = await self._described()
+        return machine is not None and machine.phase == "running"
+
+    async def tell(self, *, left: bool) -> None:
+        """Tell what the status of the command does not; left: the machine lived on when the command had ended."""
+        machine = await self._described()
+        text = None if machine is None else surprise(machine, asked=self._asked, left=left)
+        if text is not None:
+            self.say(printable(text))
+
+    async def _described(self) -> Machine | None:
+        """Ask how this very machine is, or how it ended; None where that is not known any more."""
+        try:
+            async with await Client.connect(self._address.path) as client:
+                reply = await client.call(
+                    f"{INTERFACE}.Describe",
+                    {"name": self._machine.name},
+                    reply_type=Reply,
+                    timeout=CALL_SECONDS,
+                )
+            machine = views.machine_described(reply)
+        except (Failure, OSError, VarlinkError, ProtocolError):
+            return None  # it is for information only
+        return machine if machine.invocation_id == self._machine.invocation_id else None
 
     async def kill(self) -> None:
         """Have the service kill all processes of the machine; without it, kill the one that is ours."""

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 
+from moorage.cli.endings import LACK_OF_MEMORY, leader_end, reason
 from moorage.cli.failures import Exit, Failure
 from moorage.cli.quantities import UINT64_MAX, format_set, format_size, format_span, printable
 from moorage.cli.replies import (
@@ -80,6 +81,11 @@ def _difference(difference: Difference) -> str:
     wanted = f"{difference.property}={difference.wanted}"
     what = "has no effect" if difference.effective is None else f"is in force as {difference.effective}"
     return printable(f"{wanted} {what}: {difference.reason}")
+
+
+def machine_described(reply: Reply) -> Machine:
+    """Return the machine of a reply to Describe."""
+    return _decoded(reply, DescribeReply).machine
 
 
 def show_name(reply: Reply) -> None:
@@ -165,10 +171,17 @@ def show_status(reply: Reply) -> None:
 
 
 def _details(machine: Machine) -> Iterator[tuple[str, str]]:
-    yield "Phase", f"{_phase(machine)} since {_moment(machine.timestamp.realtime)}"
-    if machine.verdict is not None:
-        ended = f"{_moment(machine.verdict.exited_at.realtime)}, result {machine.verdict.result}"
-        yield "Ended", ended + (", killed for lack of memory" if machine.verdict.oom_killed else "")
+    verdict = machine.verdict
+    since = machine.timestamp if verdict is None else verdict.exited_at
+    yield "Phase", f"{_phase(machine)} since {_moment(since.realtime)}"
+    if verdict is not None:
+        yield "Registered", _moment(machine.timestamp.realtime)
+        why = reason(verdict) or ""
+        killed = LACK_OF_MEMORY if verdict.oom_killed and LACK_OF_MEMORY not in why else None
+        words = (why, killed, leader_end(verdict), f"result {verdict.result}")
+        yield "Ended", ", ".join(word for word in words if word)
+        for line in verdict.log:
+            yield "Log", line
     yield "Class", machine.class_
     for label, value in (
         ("Service", machine.service),

@@ -28,12 +28,12 @@ class Leases:
     """Knows which machines end with what holds them.
 
     Args:
-        end: ends a machine.
+        end: ends a machine, for a reason that the log is told.
         is_held: whether anything holds it.
     """
 
     def __init__(
-        self, end: Callable[[Machine], Awaitable[None]], is_held: Callable[[Machine], bool]
+        self, end: Callable[[Machine, str], Awaitable[None]], is_held: Callable[[Machine], bool]
     ) -> None:
         self._end = end
         self._is_held = is_held
@@ -68,7 +68,7 @@ class Leases:
                 for until in ends:
                     nursery.start_soon(wait, until)
         if not self.closed:
-            await self._end(machine)
+            await self._end(machine, "the connection that held it has ended")
 
     async def spare(self, machines: Iterable[Machine]) -> None:
         """End those machines whose leases another instance held, and that nobody has taken again in time."""
@@ -78,4 +78,5 @@ class Leases:
         async with trio.open_nursery() as nursery:
             for machine in machines:
                 if not self._is_held(machine) and not self.closed:
-                    nursery.start_soon(self._end, machine)
+                    why = "nobody has taken it again since this service was restarted"
+                    nursery.start_soon(self._end, machine, why)

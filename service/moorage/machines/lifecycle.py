@@ -14,17 +14,17 @@ import logging
 import math
 import os
 import signal as signals
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from typing import Literal, TypeVar
 
-import msgspec
 import trio
 
 from moorage import process
 from moorage.machines.allocation import ASK_USEC, Allocator, Place
 from moorage.machines.changes import Changes
+from moorage.machines.ending import FORGOTTEN, described
+from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.helpers import (
     Helpers,
     Home,
@@ -36,10 +36,12 @@ from moorage.machines.helpers import (
     together,
 )
 from moorage.machines.latest import Latest
+from moorage.machines.leaders import Leaders
 from moorage.machines.leases import Leases
 from moorage.machines.metadata import Metadata, acquire
 from moorage.machines.model import (
     Accounting,
+    Cause,
     Helper,
     HelperSpec,
     HelperStatus,
@@ -47,8 +49,6 @@ from moorage.machines.model import (
     Machine,
     Phase,
     Registration,
-    Timestamp,
-    Verdict,
     machine_of_scope,
     scope_name,
 )
@@ -68,6 +68,7 @@ from moorage.pid1.manager import (
     UnitHint,
     UnitStatus,
 )
+from moorage.pid1.references import References
 from moorage.readiness import Readiness
 
 REGISTER_USEC = 30_000_000
@@ -89,6 +90,21 @@ long for hundreds of units that end at once."""
 
 ANCESTORS_MAX = 64
 """Parents asked for the machine that a process is in; a deeper tree of processes is no machine's."""
+
+OOM_KILLS_SINCE = 262
+"""A version of systemd that counts kills for lack of memory (``OOMKills``, org.freedesktop.systemd1(5))."""
+
+_UNIT_COUNTERS = {
+    "CPUUsageNSec": "cpu_usage_nsec",
+    "MemoryPeak": "memory_peak",
+    "IOReadBytes": "io_read_bytes",
+    "IOWriteBytes": "io_write_bytes",
+    "IOReadOperations": "io_read_operations",
+    "IOWriteOperations": "io_write_operations",
+    "IPIngressBytes": "ip_ingress_bytes",
+    "IPEgressBytes": "ip_egress_bytes",
+}
+"""What the manager knows of a unit's consumption when its control group is gone."""
 
 SUBGROUPS_SINCE = 258
 """The version of systemd that has KillUnitSubgroup (its NEWS)."""
@@ -148,16 +164,6 @@ class TooOld(Exception):
         self.version = version
 
 
-def now() -> Timestamp:
-    """Return the time, µs since the epoch and since boot."""
-    return Timestamp(time.time_ns() // 1000, time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
-
-
-def accounting(control_group: str) -> Accounting:
-    """Read the counters of a control group; those that are not there are None."""
-    return Accounting(**msgspec.structs.asdict(cgroup.usage(control_group)))
-
-
 class _Mark:
     """Why a machine is to be looked at."""
 
@@ -176,25 +182,24 @@ class Lifecycle:
         registry: the machines.
     """
 
-    def __init__(self, manager: Manager, store: Store, home: Home) -> None:
+    def __init__(self, manager: Manager, store: Store, home: Home, references: References) -> None:
         # Who has the rights of the manager anyway.
         self._trusted = frozenset({0, os.geteuid()})
         self.registry = Registry(self._trusted)
         self._manager = manager
         self._store = store
+        self._references = references
         self._helpers = Helpers(manager, home)
         self._allocator = Allocator(manager, self._helpers, store.marks)
         self._readiness = Readiness()
         self._watch = cgroup.Watch(self._readiness, self._group_changed, self._recheck_all)
-        self._pidfds: dict[Machine, int] = {}  # of living leaders; one file descriptor for each machine
+        self._leaders = Leaders(self._readiness, self._part_ended)
+        self._accounts = FinalAccounts(self._completed, user=home.user)
         self._marked: dict[Machine, _Mark] = {}
         self._due: dict[Machine, float] = {}  # to be looked at again at that time, on trio's clock
         self._wake = trio.Event()
         self._claims: dict[str, trio.Event] = {}  # set when a registration has ended, well or not
         self._gone: dict[Machine, trio.Event] = {}  # of machines that somebody waits for
-        self._last: dict[Machine, Accounting] = {}  # counters at the moment when a group was found empty
-        # Counters when a stop began: the manager may remove the group before we have read them for the last time.
-        self._sampled: dict[Machine, Accounting] = {}
         self._results: dict[
             Machine, str
         ] = {}  # of those that linger: the manager forgets it with its next reload
@@ -227,6 +232,7 @@ class Lifecycle:
                 for change in self._changes.begun():
                     await nursery.start(self._changes.resume, change)
                 nursery.start_soon(self._readiness.run)
+                nursery.start_soon(self._accounts.run)
                 nursery.start_soon(self._recheck_for_ever)
                 nursery.start_soon(self._tidy_for_ever)
                 task_status.started()
@@ -239,10 +245,7 @@ class Lifecycle:
         finally:
             self._nursery = None
             self._watch.close()
-            for pidfd in self._pidfds.values():
-                self._readiness.remove(pidfd)
-                os.close(pidfd)
-            self._pidfds.clear()
+            self._leaders.close()
             self._readiness.close()
 
     def serve(self) -> None:
@@ -256,7 +259,8 @@ class Lifecycle:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to watch and nothing under way."""
-        return not len(self.registry) and not self.registry.claims and not self._marked and not self._gone
+        kept = len(self.registry) or self.registry.claims or len(self._accounts)
+        return not kept and not self._marked and not self._gone
 
     def _restore(self) -> None:
         for name, found in self._store.load():
@@ -266,7 +270,9 @@ class Lifecycle:
                 self._forget_records(self.registry.retire(found))
             else:
                 self.registry.add(found)
-                self._open_leader(found)
+                self._accounts.enter(found, watched=False)
+                self._hold(found)
+                self._leaders.open(found)
                 self._watch.add(found.control_group)
                 self._mark(found).ask = True
 
@@ -308,7 +314,7 @@ class Lifecycle:
             place = await self._resumed(machine)
             if place is not None:
                 try:
-                    await self._enter(machine, place, claim, lambda: self._open_leader(machine))
+                    await self._enter(machine, place, claim, lambda: self._leaders.open(machine))
                 except (OSError, NotOwned, ManagerError) as error:
                     _log.warning("Failed to keep machine %s, ignoring: %s", machine.name, error)
         if machine.lease:
@@ -346,23 +352,6 @@ class Lifecycle:
     def _is_other(self, unit: str) -> bool:
         return self.registry.by_unit(unit) is None and machine_of_scope(unit) not in self._claims
 
-    def _open_leader(self, machine: Machine) -> None:
-        if machine.leader is None:
-            return
-        try:
-            pidfd = process.open_process(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
-        except (process.ProcessGone, process.NotAProcess):
-            return  # a machine lives as long as its unit, not as its leader
-        try:
-            self._keep_leader(machine, pidfd)
-        except OSError:
-            os.close(pidfd)
-            raise
-
-    def _keep_leader(self, machine: Machine, pidfd: int) -> None:
-        self._readiness.add(pidfd, 1, lambda _events: self._leader_exited(machine))  # EPOLLIN
-        self._pidfds[machine] = pidfd
-
     # --- hints -------------------------------------------------------------------------------------------------------
 
     def _mark(self, machine: Machine) -> _Mark:
@@ -376,17 +365,11 @@ class Lifecycle:
     def _group_changed(self, control_group: str) -> None:
         machine = self.registry.by_control_group(control_group)
         if machine is not None:
-            self._mark(machine)
+            self._part_ended(machine)
 
-    def _leader_exited(self, machine: Machine) -> None:
-        self._drop_leader(machine)
+    def _part_ended(self, machine: Machine) -> None:
+        self._accounts.glance(machine)
         self._mark(machine)
-
-    def _drop_leader(self, machine: Machine) -> None:
-        pidfd = self._pidfds.pop(machine, None)
-        if pidfd is not None:
-            self._readiness.remove(pidfd)
-            os.close(pidfd)
 
     def _interested(self, unit: str) -> bool:
         return (
@@ -396,7 +379,9 @@ class Lifecycle:
         )
 
     def _hint(self, hint: UnitHint) -> None:
-        if hint.kind in {"reloaded", "connected"}:
+        if hint.kind in {"reloaded", "connected", "disconnected"}:
+            if hint.kind != "reloaded":
+                self._accounts.lost_sight()
             self._recheck_all()
             return
         self._allocator.hint(hint)
@@ -406,8 +391,13 @@ class Lifecycle:
             return
         if hint.kind == "removed":
             self._mark(machine).removed = True
-        elif hint.active_state == "failed":
-            self._mark(machine).ask = True  # it stays so until its result has been read
+            return
+        if hint.active_state == "deactivating":
+            self._accounts.deactivating(machine)
+        if hint.active_state == "failed" or (
+            hint.active_state == "inactive" and self._references.holds(hint.unit)
+        ):
+            self._mark(machine).ask = True  # it stays so until it has been looked at
         elif hint.active_state != "active" or machine.phase is not Phase.running:
             self._look_later(machine, EMPTY_SETTLE_USEC)
 
@@ -448,17 +438,15 @@ class Lifecycle:
         there = cgroup.identity(machine.control_group) == machine.control_group_id
         state = cgroup.events(machine.control_group) if there else None
         if state is not None and state.populated:
-            if machine in self._last:  # it was empty, and is not any more
-                del self._last[machine]
+            if self._accounts.populated(machine):  # it was empty, and is not any more
                 machine.phase = Phase.running
             return not mark.ask
-        if machine not in self._last:
-            self._last[machine] = self._counted(machine)
-            machine.phase = Phase.stopping
+        self._accounts.emptied(machine)
+        machine.phase = Phase.stopping
         if mark.removed or not machine.owns_unit:
             # The manager keeps units that failed until it is told otherwise: one that it let go had not. And of a part
             # of somebody else's unit it knows nothing.
-            self._finish(machine, "success")
+            self._finish(machine, None if machine.owns_unit else "success")
             return True
         if not mark.ask:
             self._look_later(machine, EMPTY_SETTLE_USEC)
@@ -482,7 +470,7 @@ class Lifecycle:
         state = cgroup.events(machine.control_group)
         populated = state is not None and state.populated
         if status is None or status.invocation_id != machine.invocation_id:
-            self._finish(machine, "success" if status is None else "forgotten")
+            self._finish(machine, None if status is None else FORGOTTEN)
         elif status.active_state in {"inactive", "failed"}:
             if populated:
                 machine.phase = Phase.lingering  # processes that outlived SIGKILL, or were spared it
@@ -502,33 +490,55 @@ class Lifecycle:
             self._look_later(machine, EMPTY_SETTLE_USEC)
 
     async def _bury(self, machine: Machine, status: UnitStatus) -> None:
+        with contextlib.suppress(ManagerError):  # without them the account is not whole, that is all
+            self._accounts.consumed(machine, await self._unit_counters(machine))
+        if self.registry.get(machine.name) is not machine:
+            return
         self._finish(machine, self._results.get(machine) or _result(status))
         if status.active_state == "failed" and machine.allocated:
             with contextlib.suppress(NoSuchUnit):
                 await self._manager.reset_failed(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
 
-    def _counted(self, machine: Machine) -> Accounting:
-        """Return the last counters of a machine that can be had."""
-        counters = accounting(machine.control_group)
-        return counters if counters != Accounting() else self._sampled.get(machine, counters)
+    def _hold(self, machine: Machine) -> None:
+        if machine.allocated:
+            self._references.hold([machine.unit])
 
-    def _finish(self, machine: Machine, result: str) -> None:
-        last = self._last.pop(machine, None) or self._counted(machine)
-        killed = result == "oom-kill" or bool(last.oom_kills)
-        machine.verdict = Verdict(result, now(), killed, last)
+    async def _unit_counters(self, machine: Machine) -> Accounting:
+        """Ask for what the manager has last read of a control group, before it removed it."""
+        names = dict(_UNIT_COUNTERS)
+        if self._manager.version >= OOM_KILLS_SINCE:
+            names |= {"OOMKills": "oom_kills", "ManagedOOMKills": "managed_oom_kills"}
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        values = await self._manager.properties(machine.unit, tuple(names), deadline=deadline)
+        return Accounting(**{names[name]: value for name, value in values.items() if isinstance(value, int)})
+
+    def _finish(self, machine: Machine, result: str | None) -> None:
+        machine.verdict = self._accounts.close(machine, result, self._leaders.take(machine))
         self._release(machine)
         self._forget_records(self.registry.retire(machine))
+
+    def _completed(self, machine: Machine) -> None:
+        """Keep a verdict that is complete; should we end before, the next instance finds it out again."""
+        assert machine.verdict is not None
+        _log.info("Machine %s exited: %s.", machine.name, described(machine.verdict))
+        if self.registry.verdict(machine.name) is not machine:
+            return  # forgotten, or another one has the name
         try:
             self._store.save(machine)
         except OSError as error:
             _log.warning("Failed to save the verdict of machine %s, ignoring: %s", machine.name, error)
             self._remove_record(machine.name)
-        _log.info("Machine %s exited: %s.", machine.name, result)
+
+    async def complete(self, machine: Machine) -> None:
+        """Wait until the verdict of a machine that has ended is complete, for a few seconds at most."""
+        await self._accounts.complete(machine)
 
     def _release(self, machine: Machine) -> None:
-        self._drop_leader(machine)
+        if (leader := self._leaders.take(machine)) is not None:
+            leader.close()
+        self._accounts.forget(machine)
         self._watch.remove(machine.control_group)
-        self._sampled.pop(machine, None)
+        self._references.release(machine.unit)
         self._results.pop(machine, None)
         self._due.pop(machine, None)
         if (gone := self._gone.pop(machine, None)) is not None:
@@ -621,7 +631,7 @@ class Lifecycle:
                     assert self._nursery is not None
                     self._nursery.start_soon(self._take_back, machine, steps.pop_all())
                 raise
-            await self._enter(machine, place, claim, lambda: self._keep_leader(machine, pidfd))
+            await self._enter(machine, place, claim, lambda: self._leaders.keep(machine, pidfd))
             steps.pop_all()
             self._claims.pop(machine.name).set()
             if lease is not None:
@@ -656,6 +666,8 @@ class Lifecycle:
             self._watch.add(machine.control_group)
             self._store.save(machine)
             keep_leader()
+            self._accounts.enter(machine, watched=True)
+            self._hold(machine)
         except (OSError, NotOwned):
             self._watch.remove(machine.control_group)
             self._remove_record(machine.name)
@@ -931,18 +943,20 @@ class Lifecycle:
             gone = self._end_of(machine)
             self._nursery.start_soon(self._leases.hold, machine, held.pop_all(), ended, gone.wait)
 
-    async def _end(self, machine: Machine) -> None:
+    async def _end(self, machine: Machine, why: str) -> None:
         """Stop a machine that nothing holds any more."""
+        if self.registry.get(machine.name) is machine:
+            _log.info("The lease of machine %s has ended: %s. Stopping it.", machine.name, why)
         while self.registry.get(machine.name) is machine and not self._leases.closed:
             try:
-                await self.stop(machine)
+                await self.stop(machine, cause=Cause.lease_ended)
             except (ManagerError, TooMuchUnderWay) as error:
                 _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
                 await trio.sleep(ASK_USEC / 1e6)
             except NotStoppable:
                 return
 
-    async def begin_stop(self, machine: Machine, *, wait_usec: int) -> bool:
+    async def begin_stop(self, machine: Machine, *, wait_usec: int, cause: Cause = Cause.stopped) -> bool:
         """Begin to stop a machine, and wait a while for its end.
 
         A frozen one is thawed first: the manager refuses to stop what is frozen. Escalation is the manager's, as the
@@ -951,6 +965,7 @@ class Lifecycle:
         Args:
             machine: one of the registry's.
             wait_usec: how long to wait for the end, µs.
+            cause: why.
 
         Returns:
             Whether it is gone.
@@ -965,6 +980,7 @@ class Lifecycle:
         gone = self._end_of(machine)
         if not machine.owns_unit:
             self._ask_to_stop(machine)
+        self._note_asked(machine, cause)
         machine.phase = Phase.stopping
         with trio.move_on_after(wait_usec / 1e6):
             if machine.owns_unit:
@@ -972,14 +988,33 @@ class Lifecycle:
             await gone.wait()
         return gone.is_set()
 
-    async def stop(self, machine: Machine, *, timeout_usec: int = STOP_USEC) -> None:
+    def _note_asked(self, machine: Machine, cause: Cause) -> None:
+        """Take note of why a machine is stopped, unless it was ending by itself; the next instance has to know too."""
+        state = cgroup.events(machine.control_group)
+        ends = state is None or not state.populated or self._accounts.is_deactivating(machine)
+        if machine.asked is not None or ends:
+            return
+        machine.asked = cause
+        try:
+            self._store.save(machine)
+        except OSError as error:
+            _log.warning("Failed to note that machine %s is stopped, ignoring: %s", machine.name, error)
+
+    async def stop(
+        self, machine: Machine, *, timeout_usec: int = STOP_USEC, cause: Cause = Cause.stopped
+    ) -> None:
         """Stop a machine as :meth:`begin_stop` does, and wait until it is gone.
 
         Raises:
             ManagerTimeout: it is not gone yet.
             NotStoppable, TooMuchUnderWay, ManagerError: as :meth:`begin_stop` says.
         """
-        if not await self.begin_stop(machine, wait_usec=timeout_usec):
+        if not await self.begin_stop(machine, wait_usec=timeout_usec, cause=cause):
+            if not machine.owns_unit and self.registry.get(machine.name) is machine:
+                machine.phase, machine.asked = (
+                    Phase.running,
+                    None,
+                )  # it does not listen, and nothing else is done
             raise ManagerTimeout(f"stop of {machine.unit}")
 
     def _ask_to_stop(self, machine: Machine) -> None:
@@ -1000,7 +1035,7 @@ class Lifecycle:
             with self._one_more(machine, "stop"):
                 if state is not None and state.frozen:
                     await self._manager.thaw(machine.unit, deadline=deadline)
-                self._sampled[machine] = accounting(machine.control_group)
+                self._accounts.sample(machine)
                 stopped = (await self._manager.stop(machine.unit, deadline=deadline)).result == "done"
         except NoSuchUnit:
             pass  # it went by itself
@@ -1068,7 +1103,7 @@ class Lifecycle:
     ) -> None:
         if target is None:
             raise gone
-        pidfd = self._pidfds.get(machine) if target is machine.leader else None
+        pidfd = self._leaders.pidfd(machine) if target is machine.leader else None
         try:
             if pidfd is not None:
                 signals.pidfd_send_signal(pidfd, signal)
@@ -1086,14 +1121,13 @@ class Lifecycle:
         self.registry.remove(machine)
         self.registry.drop_verdict(machine.name)
         self._release(machine)
-        self._last.pop(machine, None)
         self._withdraw_done(machine)
         self._remove_record(machine.name)
         _log.info("Machine %s forgotten.", machine.name)
 
     def is_there(self, machine: Machine) -> bool:
         """Whether any process of a machine is left: what has none is listed no more, even before its unit goes."""
-        return machine not in self._last
+        return not self._accounts.is_empty(machine)
 
     def is_frozen(self, machine: Machine) -> bool:
         """Whether a machine's control group is frozen."""
@@ -1232,7 +1266,7 @@ def _machine(registration: Registration) -> Machine:
 def _result(status: UnitStatus) -> str:
     """Why a unit ended. Failed with success: it did so before a reload of the manager, which forgets the result."""
     if status.active_state == "failed" and status.result == "success":
-        return "forgotten"
+        return FORGOTTEN
     return status.result or "success"
 
 

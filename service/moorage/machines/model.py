@@ -62,6 +62,24 @@ class FreezerState(StrEnum):
     thawing = "thawing"
 
 
+class Cause(StrEnum):
+    """Why a machine ended; the values are those of io.moorage.Machine.
+
+    leader_left: its leader has moved to another control group, alive. unit_stopped: its unit was stopped by somebody
+    else, through the service manager. Where none of them is known there is no cause: ``unknown`` is for others to say.
+    """
+
+    leader_ended = "leaderEnded"
+    stopped = "stopped"
+    lease_ended = "leaseEnded"
+    helper_ended = "helperEnded"
+    oom_killed = "oomKilled"
+    oomd_killed = "oomdKilled"
+    leader_left = "leaderLeft"
+    unit_stopped = "unitStopped"
+    unknown = "unknown"
+
+
 class KillWhom(StrEnum):
     """Which processes of a machine a signal is for."""
 
@@ -201,7 +219,10 @@ class Accounting(msgspec.Struct, frozen=True):
         io_write_bytes: summed over devices.
         io_read_operations: summed over devices.
         io_write_operations: summed over devices.
+        ip_ingress_bytes: counted by the service manager, where it was asked to.
+        ip_egress_bytes: the same.
         oom_kills: processes killed by the kernel's OOM killer.
+        managed_oom_kills: processes killed by systemd-oomd.
     """
 
     cpu_usage_nsec: int | None = None
@@ -213,24 +234,39 @@ class Accounting(msgspec.Struct, frozen=True):
     io_write_bytes: int | None = None
     io_read_operations: int | None = None
     io_write_operations: int | None = None
+    ip_ingress_bytes: int | None = None
+    ip_egress_bytes: int | None = None
     oom_kills: int | None = None
+    managed_oom_kills: int | None = None
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What became of a machine.
+class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a machine; what is not known is None.
 
     Attributes:
         result: the unit's own ``Result=`` ("success", "oom-kill", "timeout", …); "forgotten" where nobody saw.
         exited_at: when moored found it gone.
-        oom_killed: the kernel's OOM killer took a process of it, whatever the unit's result says: with
+        oom_killed: the kernel's OOM killer or systemd-oomd took a process of it, whatever the unit's result says: with
             ``Delegate=yes`` the unit's policy is to go on.
-        accounting: the last counters that could be read.
+        accounting: the last counters that could be had.
+        cause: why it ended.
+        leader_status: what its leader gave to exit(3).
+        leader_signal: number of the signal that ended its leader.
+        helper: name of the helper whose end was the machine's.
+        helper_result: of that helper's unit.
+        log: what that helper wrote last, oldest line first.
     """
 
     result: str
     exited_at: Timestamp
-    oom_killed: bool
-    accounting: Accounting
+    oom_killed: bool | None = None
+    accounting: Accounting = Accounting()
+    cause: Cause | None = None
+    leader_status: int | None = None
+    leader_signal: int | None = None
+    helper: str | None = None
+    helper_result: str | None = None
+    log: tuple[str, ...] = ()
 
 
 class Machine(msgspec.Struct, eq=False):
@@ -263,6 +299,7 @@ class Machine(msgspec.Struct, eq=False):
         helpers: the services that exist for it.
         lease: it ends with the connection that registered it.
         privileged: whoever registered it had the rights of the manager: it may have helpers.
+        asked: why this service was asked to stop it, if it was.
         phase: where it is in its life.
         verdict: after the end.
     """
@@ -293,6 +330,7 @@ class Machine(msgspec.Struct, eq=False):
     helpers: tuple[Helper, ...] = ()
     lease: bool = False
     privileged: bool = False
+    asked: Cause | None = None
     phase: Phase = Phase.starting
     verdict: Verdict | None = None
 

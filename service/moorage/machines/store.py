@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from moorage.machines.model import (
+    Cause,
     Change,
     Helper,
     Machine,
@@ -39,8 +40,9 @@ from moorage.machines.model import (
 )
 from moorage.process import ProcessId, boot_id
 
-VERSION = 2
-"""Version of the records. A reader takes its own and older ones."""
+VERSION = 3
+"""Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for
+lack of memory where that was not known."""
 
 RECORD_MAX = 256 * 1024
 """Bytes; a record with every text at its limit, and all its helpers, stays below 200 KiB."""
@@ -93,6 +95,7 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
     helpers: tuple[Helper, ...] = ()
     lease: bool = False
     privileged: bool = False
+    asked: Cause | None = None
     verdict: Verdict | None = None
 
 
@@ -137,7 +140,10 @@ def decode(record: bytes, name: str, *, intent: bool = False) -> Machine:
         raise BadRecord("phase and verdict do not agree")
     if stored.control_group if intent else not _may_be_control_group(stored.control_group):
         raise BadRecord("its control group can be none")
-    return Machine(**{field: getattr(stored, field) for field in _FIELDS})
+    machine = Machine(**{field: getattr(stored, field) for field in _FIELDS})
+    if stored.version < 3 and machine.verdict is not None and not machine.verdict.oom_killed:
+        machine.verdict = msgspec.structs.replace(machine.verdict, oom_killed=None)
+    return machine
 
 
 def encode_change(change: Change) -> bytes:

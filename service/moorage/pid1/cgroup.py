@@ -49,6 +49,7 @@ class Usage(msgspec.Struct, frozen=True):
     io_read_operations: int | None
     io_write_operations: int | None
     oom_kills: int | None
+    managed_oom_kills: int | None
 
 
 class NotUnified(Exception):
@@ -159,7 +160,20 @@ def usage(control_group: str) -> Usage:
         io_read_operations=None if io is None else totals.get(b"rios", 0),
         io_write_operations=None if io is None else totals.get(b"wios", 0),
         oom_kills=_pairs(_read(control_group, "memory.events")).get(b"oom_kill"),
+        managed_oom_kills=_managed_oom_kills(control_group),
     )
+
+
+def _managed_oom_kills(control_group: str) -> int | None:
+    """How many processes systemd-oomd has killed, by its own note on the group; None where there is no such group."""
+    try:
+        return _number(os.getxattr(ROOT + control_group, "user.oomd_kill"))
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return 0
+        if error.errno in {errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP}:
+            return None
+        raise
 
 
 class Readiness(Protocol):

@@ -69,7 +69,7 @@ async def test_a_leader_that_is_killed_takes_its_machine_along(spawn: Processes)
         found = await verdict(client, "web")
         await ended(client, "web")
         assert found["result"] == "success"
-        assert found["oomKilled"] is False
+        assert "oomKilled" not in found  # nobody counts here: a sandbox has no memory controller
         assert found["exitedAt"]["realtime"] >= machine["timestamp"]["realtime"]
         assert found["exitedAt"]["monotonic"] >= machine["timestamp"]["monotonic"]
         reply = await client.call(f"{OURS}Describe", {"name": "web"})

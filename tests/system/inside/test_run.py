@@ -9,12 +9,13 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+import trio
 
 pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
 from moorage.machines.leases import LEASE_GRACE_USEC  # noqa: E402
-from moored import RECORDS, run, scopes, show  # noqa: E402
+from moored import RECORDS, cursor, logged, run, scopes, show, until  # noqa: E402
 from unit_file_settings import (  # noqa: E402
     SCOPE,
     SERVICE,
@@ -82,7 +83,8 @@ def test_what_is_left_ends_with_the_command_and_the_name_is_free() -> None:
     name = a_name()
     for _ in range(5):
         done = moorctl("run", "--name", name, "--", "sh", "-c", "sleep infinity & echo left")
-        assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
+        assert (done.returncode, done.stdout) == (0, "left\n")
+        assert done.stderr.startswith("The command has ended, but left processes behind")
         assert f"machine-{name}.scope" not in scopes()
 
 
@@ -93,6 +95,67 @@ def test_without_a_lease_what_is_left_stays() -> None:
     assert (done.returncode, done.stdout) == (0, "left\n")
     assert show(f"machine-{name}.scope", "ActiveState") == {"ActiveState": "active"}
     moorctl.output("stop", name)
+
+
+def test_a_helper_that_ends_the_machine_is_named_with_its_last_words(tmp_path: Path) -> None:
+    file = tmp_path / "set.toml"
+    file.write_text(
+        "[helpers.disk]\nonFailure = 'stopMachine'\n"
+        "execStart = ['/bin/sh', '-c', 'sleep 0.05; echo cannot open the disk >&2; exit 3']\n"
+    )
+    name = a_name()
+    done = moorctl("run", "--name", name, "--helpers", str(file), "--", "sleep", "infinity")
+    words = "its helper disk ended with result exit-code: cannot open the disk"
+    assert (done.returncode, done.stderr) == (143, f"Machine {name} ended: {words}.\n")
+    text = moorctl.output("status", name)
+    assert words in text
+    assert "leader ended by SIGTERM, result success" in text
+    assert "Log: cannot open the disk" in text
+
+
+@pytest.mark.parametrize(
+    ("stop", "words"),
+    [
+        (("moorctl", "stop", "{}"), "it was stopped by a call to the service"),
+        (("systemctl", "stop", "machine-{}.scope"), "its unit was stopped through the service manager"),
+    ],
+)
+def test_a_machine_that_is_stopped_by_others(start: Starter, stop: tuple[str, ...], words: str) -> None:
+    name = a_name()
+    process = start("--name", name, "--", "sh", "-c", "echo ready; exec sleep infinity")
+    assert line_of(process) == "ready"
+    run(*(word.format(name) for word in stop))
+    _, errors = process.communicate(timeout=RUN_SECONDS)
+    assert (process.returncode, errors) == (143, f"Machine {name} ended: {words}.\n")
+
+
+def test_a_lease_that_is_lost_is_told(start: Starter) -> None:
+    name = a_name()
+    process = start("--name", name, "--", "sh", "-c", "echo ready; exec sleep infinity")
+    assert line_of(process) == "ready"
+    process.send_signal(signal.SIGSTOP)
+    since = cursor()
+    run("systemctl", "restart", "moored.service")
+    trio.run(until, lambda: f"machine-{name}.scope" not in scopes())
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode == 143
+    assert f"Machine {name} ended: its lease ended: nobody held it any more.\n" in errors
+    why = "nobody has taken it again since this service was restarted"
+    assert f"The lease of machine {name} has ended: {why}. Stopping it." in logged(since)
+
+
+def test_a_leader_that_leaves_is_told(start: Starter) -> None:
+    name = a_name()
+    script = "mkdir /sys/fs/cgroup/elsewhere; echo $$ > /sys/fs/cgroup/elsewhere/cgroup.procs; exec sleep infinity"
+    process = start("--name", name, "--", "sh", "-c", script)
+    trio.run(until, lambda: "exited" in moorctl("status", name).stdout)
+    assert "its leader moved to another control group, where it lives on" in moorctl.output("status", name)
+    run("pkill", "--cgroup", "/elsewhere", "sleep")
+    _, errors = process.communicate(timeout=RUN_SECONDS)
+    words = "its leader moved to another control group, where it lives on"
+    assert errors == f"Machine {name} ended: {words}.\n"
+    os.rmdir("/sys/fs/cgroup/elsewhere")
 
 
 STOPPED = """

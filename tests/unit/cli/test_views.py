@@ -33,10 +33,34 @@ def status(
 
 
 def test_an_end(capsys: pytest.CaptureFixture[str]) -> None:
-    verdict = {"result": "oom-kill", "exitedAt": {}, "oomKilled": True, "accounting": {}}
+    verdict = {
+        "result": "oom-kill", "exitedAt": {"realtime": 1_800_000_000_000_000}, "oomKilled": True, "accounting": {},
+        "cause": "oomKilled", "leaderSignal": 9,
+    }  # fmt: skip
     lines = status(capsys, {"phase": "exited", "verdict": verdict})
-    assert any(line.startswith("Phase: exited (oom-kill) since ") for line in lines)
-    assert "Ended: unknown, result oom-kill, killed for lack of memory" in lines
+    since = next(line for line in lines if line.startswith("Phase: exited (oom-kill) since "))
+    assert "2027" in since
+    assert "2023" in next(line for line in lines if line.startswith("Registered: "))
+    assert "Ended: it was killed for lack of memory, leader ended by SIGKILL, result oom-kill" in lines
+
+
+def test_an_end_of_which_little_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = status(
+        capsys, {"phase": "exited", "verdict": {"result": "success", "exitedAt": {}, "accounting": {}}}
+    )
+    assert "Phase: exited (success) since unknown" in lines
+    assert "Ended: result success" in lines
+
+
+def test_an_end_by_a_helper(capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = {
+        "result": "success", "exitedAt": {}, "accounting": {}, "cause": "helperEnded", "helper": "fs",
+        "helperResult": "signal", "log": ["one", "two\x1b"], "leaderStatus": 1,
+    }  # fmt: skip
+    lines = status(capsys, {"phase": "exited", "verdict": verdict})
+    words = "its helper fs ended with result signal: two\\x1b, leader ended with status 1, result success"
+    assert f"Ended: {words}" in lines
+    assert [line for line in lines if line.startswith("Log: ")] == ["Log: one", "Log: two\\x1b"]
 
 
 def test_a_frozen_machine_with_a_helper(capsys: pytest.CaptureFixture[str]) -> None:

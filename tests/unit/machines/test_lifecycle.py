@@ -13,6 +13,7 @@ from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.model import HelperSpec, Machine, MachineClass, Timestamp
 from moorage.machines.store import Store
 from moorage.pid1.manager import ServiceSpec, UnitHint
+from moorage.pid1.references import References
 
 MACHINES = 20
 """So many, since trio runs the tasks of a turn in any order: what depends on it goes wrong for some of them."""
@@ -31,7 +32,9 @@ def machine(name: str) -> Machine:
 @asynccontextmanager
 async def running(manager: FakeManager, directory: Path) -> AsyncGenerator[Lifecycle]:
     """A lifecycle that runs."""
-    lifecycle = Lifecycle(manager.manager, Store(str(directory)), Home(user=False, root="/run"))
+    lifecycle = Lifecycle(
+        manager.manager, Store(str(directory)), Home(user=False, root="/run"), References(None)
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(lifecycle.run)
         yield lifecycle

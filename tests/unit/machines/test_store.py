@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moorage import journal
 from moorage.machines import model, store
 from moorage.machines.model import (
     Accounting,
+    Cause,
     Change,
     Helper,
     HelperFailure,
@@ -26,6 +28,13 @@ from moorage.machines.model import (
 from moorage.machines.store import BadRecord, Store, decode, encode
 from moorage.process import ProcessId, boot_id
 
+VERDICT = Verdict(
+    "oom-kill", Timestamp(10, 11), oom_killed=True,
+    accounting=Accounting(12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 21, 24),
+    cause=Cause.helper_ended, leader_status=25, leader_signal=26, helper="fs", helper_result="exit-code",
+    log=("one", "two"),
+)  # fmt: skip
+
 FULL = Machine(
     name="web", class_=MachineClass.container, uid=1000, unit="machine-web.scope", subgroup="/payload",
     slice="machine-a.slice", control_group="/machine.slice/machine-web.scope/payload", control_group_id=2**40,
@@ -33,9 +42,9 @@ FULL = Machine(
     id="4" * 32, service="a service", root_directory="/root", if_indices=(1, 2), vsock_cid=7, ssh_address="vsock/7",
     ssh_private_key_path="/key", control_address="/control", timestamp=Timestamp(8, 9), phase=Phase.exited,
     owner=1001, runtime_directory="/run/moorage/m/web", lease=True, privileged=True,
+    asked=Cause.stopped,
     helpers=(Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ("fs.sock", "other")),),
-    verdict=Verdict("oom-kill", Timestamp(10, 11), oom_killed=True,
-                    accounting=Accounting(12, 13, 14, 15, 16, 17, 18, 19, 20, 21)),
+    verdict=VERDICT,
 )  # fmt: skip
 """A machine of which no field is at its default."""
 
@@ -87,7 +96,11 @@ HELPERS = st.lists(
 )
 TIMES = st.builds(Timestamp, INTS, INTS)
 COUNTS = st.builds(Accounting, *[st.none() | INTS] * len(Accounting.__struct_fields__))
-VERDICTS = st.builds(Verdict, st.sampled_from(["success", "oom-kill"]), TIMES, st.booleans(), COUNTS)
+VERDICTS = st.builds(
+    Verdict, st.sampled_from(["success", "oom-kill"]), TIMES, st.none() | st.booleans(), COUNTS,
+    st.none() | st.sampled_from(Cause), st.none() | INTS, st.none() | INTS, TEXTS, TEXTS,
+    st.lists(st.text(max_size=9), max_size=3).map(tuple),
+)  # fmt: skip
 PATHS = st.from_regex(r"(/[a-z☃\\]{1,9}){1,3}", fullmatch=True)
 MACHINES = st.builds(
     Machine, name=st.just("web"), class_=st.sampled_from([MachineClass.vm, MachineClass.container]), uid=INTS,
@@ -96,6 +109,7 @@ MACHINES = st.builds(
     id=TEXTS, service=TEXTS, root_directory=TEXTS, if_indices=st.lists(INTS, max_size=4).map(tuple), vsock_cid=INTS,
     ssh_address=TEXTS, ssh_private_key_path=TEXTS, control_address=TEXTS, timestamp=TIMES,
     owner=INTS, runtime_directory=TEXTS, helpers=HELPERS.map(tuple), lease=st.booleans(),
+    asked=st.none() | st.sampled_from(Cause),
     phase=st.sampled_from([phase for phase in Phase if phase is not Phase.exited]), verdict=st.none(),
 )  # fmt: skip
 
@@ -114,6 +128,7 @@ def test_the_largest_record_is_small_enough() -> None:
     machine = msgspec.structs.replace(
         FULL, service=text, root_directory=text, ssh_address=text, ssh_private_key_path=text, control_address=text,
         if_indices=(2**31 - 1,) * model.IF_INDICES_MAX,
+        verdict=msgspec.structs.replace(VERDICT, log=("\a" * journal.LINE_MAX,) * journal.LINES_MAX),
     )  # fmt: skip
     assert len(encode(machine)) <= store.RECORD_MAX
 
@@ -209,7 +224,22 @@ def test_records_of_each_version_are_read_as_they_were_meant(version: int) -> No
     stored = msgspec.json.decode(golden(version))
     assert stored["version"] == version
     found = values(decode(golden(version), "web"))
-    assert found == {name: value if name in stored else found[name] for name, value in values(FULL).items()}
+    verdict = found.pop("verdict")
+    expected = {name: value for name, value in values(FULL).items() if name != "verdict"}
+    assert found == {name: value if name in stored else found[name] for name, value in expected.items()}
+    for name, value in msgspec.structs.asdict(VERDICT).items():
+        if name != "accounting" and name in stored["verdict"]:
+            assert getattr(verdict, name) == value
+    for name, value in msgspec.structs.asdict(verdict.accounting).items():
+        assert value == stored["verdict"]["accounting"].get(name)
+
+
+def test_that_nothing_was_killed_is_not_believed_of_older_versions() -> None:
+    stored = msgspec.json.decode(golden(2))
+    stored["verdict"]["oom_killed"] = False
+    verdict = decode(msgspec.json.encode(stored), "web").verdict
+    assert verdict is not None
+    assert verdict.oom_killed is None
 
 
 def test_a_change_of_the_form_is_a_new_version() -> None:

@@ -71,4 +71,4 @@ def test_a_command_that_needs_more_is_killed_and_it_is_told() -> None:
          "--", "python3", "-c", "bytearray(64 << 20)"],
         capture_output=True, text=True, check=False, timeout=40,
     )  # fmt: skip
-    assert done.returncode == 137
+    assert (done.returncode, done.stderr) == (137, "Machine web ended: it was killed for lack of memory.\n")

@@ -1,0 +1,126 @@
+"""References to units, so that the service manager keeps those that have ended until somebody has looked at them.
+
+A scope that ends is forgotten at once, with all that the manager knows of it: its result, what it has consumed. It
+keeps units that a client on the message bus has a reference to (``RefUnit()``, org.freedesktop.systemd1(5)), for as
+long as the client is there: whoever dies leaves nothing behind. On the manager's private socket there are no
+references, nor without a message bus: then units are forgotten, which is what everybody here is prepared for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import trio
+
+from moorage.dbus import BUS_CALLS_MAX, Call, Link, LinkError, Signal
+
+CALL_SECONDS = 10.0
+"""For one call: longer than it takes the manager to reload its configuration."""
+
+RETRY_SECONDS = 5.0
+"""Between attempts to connect. Where there is no bus, an attempt is one connect(2) that fails."""
+
+CHANGES_MAX = 64
+"""References taken or dropped in one go; a bus has room for the calls of others as well."""
+
+_NAME = "org.freedesktop.systemd1"
+_BUS = "org.freedesktop.DBus"
+
+_log = logging.getLogger(__name__)
+
+
+class References:
+    """References of this process to units of one manager, over a connection of their own to its bus."""
+
+    def __init__(self, bus: str | None) -> None:
+        """Hold nothing yet.
+
+        Args:
+            bus: path of the bus's socket, where "@" begins the name of an abstract one; None to do without one.
+        """
+        self._bus = bus
+        self._wanted: dict[str, None] = {}
+        self._held: set[str] = set()
+        self._changed = trio.Event()
+        self._up = False
+
+    def holds(self, unit: str) -> bool:
+        """Whether the manager keeps a unit for us, or is about to."""
+        return self._up and unit in self._wanted
+
+    def hold(self, units: Iterable[str]) -> None:
+        """Have units kept that are there, as soon as that can be done."""
+        self._wanted.update(dict.fromkeys(units))
+        self._changed.set()
+
+    def release(self, unit: str) -> None:
+        """Have a unit kept no more; nothing happens if it was not."""
+        if unit in self._wanted:
+            del self._wanted[unit]
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Take and drop references for ever."""
+        while self._bus is not None:
+            await self._session(self._bus)
+            await trio.sleep(RETRY_SECONDS)
+
+    async def _session(self, bus: str) -> None:
+        deadline = trio.current_time() + CALL_SECONDS
+        try:
+            link = await Link.connect(
+                bus, _ignore_signal, self._lost, deadline=deadline, calls_max=BUS_CALLS_MAX
+            )
+        except LinkError:
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            try:
+                hello = Call(_BUS, "/org/freedesktop/DBus", _BUS, "Hello", reply="s")
+                await link.call(hello, deadline=deadline)
+                self._up = True
+                while not link.closed:
+                    self._changed = trio.Event()
+                    await self._catch_up(link)
+                    await self._changed.wait()
+            except LinkError as error:
+                _log.debug("Failed to hold units, trying again: %s", error)
+            link.close("it is not needed any more")
+
+    def _lost(self, _reason: str) -> None:
+        self._up = False
+        self._held.clear()  # the manager drops them with the connection
+        self._changed.set()
+
+    async def _catch_up(self, link: Link) -> None:
+        """Have the manager keep what is wanted, and nothing else.
+
+        Raises:
+            LinkError: the connection is lost, or too slow.
+        """
+        while not link.closed:
+            dropped = [unit for unit in self._held if unit not in self._wanted][:CHANGES_MAX]
+            taken = [unit for unit in self._wanted if unit not in self._held][: CHANGES_MAX - len(dropped)]
+            if not dropped and not taken:
+                return
+            self._held.difference_update(dropped)
+            calls = [_call("UnrefUnit", unit) for unit in dropped] + [
+                _call("RefUnit", unit) for unit in taken
+            ]
+            replies = await link.calls(calls, deadline=trio.current_time() + CALL_SECONDS)
+            if link.closed:  # and with it goes what was just taken
+                return
+            for unit, reply in zip(taken, replies[len(dropped) :], strict=True):
+                if not isinstance(reply, LinkError):
+                    self._held.add(unit)
+                else:  # it is gone, or we may not
+                    self._wanted.pop(unit, None)
+
+
+def _ignore_signal(_: Signal) -> None:
+    pass
+
+
+def _call(member: str, unit: str) -> Call:
+    return Call(_NAME, "/org/freedesktop/systemd1", f"{_NAME}.Manager", member, "s", (unit,))

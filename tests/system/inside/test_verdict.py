@@ -1,0 +1,479 @@
+"""What is said of a machine that has ended: why, and all that is known of it; nothing that is not."""
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import trio
+
+from moorage.api.machine_types import NoSuchMachine, Timeout
+from moorage.machines.model import escape
+from moorage.wire.client import Client
+from moorage.wire.errors import Disconnected
+from moored import (
+    OURS,
+    Process,
+    Processes,
+    connect,
+    cursor,
+    describe,
+    end_moored,
+    kill,
+    logged,
+    main_pid,
+    move,
+    register,
+    run,
+    state,
+    until,
+    verdict,
+)
+
+KERNEL_TELLS = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (6, 15)
+"""Whether the kernel tells others than the parent how a process ended (PIDFD_INFO_EXIT)."""
+
+STUBBORN = ("sh", "-c", "trap '' TERM; echo ready; while :; do sleep infinity; done")
+
+
+@pytest.fixture(autouse=True)
+def _clean(everything_gone: None) -> None:
+    """Every test here leaves nothing."""
+
+
+def ended(process: Process, how: int) -> dict[str, int]:
+    """Wait for a process, and return the fields that a verdict has of its end; how: as Popen has it."""
+    assert process.wait(20) == how
+    if not KERNEL_TELLS:
+        return {}
+    return {"leaderSignal": -how} if how < 0 else {"leaderStatus": how}
+
+
+def said(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what a verdict says but for times and counters."""
+    assert found["exitedAt"].keys() == {"realtime", "monotonic"}
+    return {name: value for name, value in found.items() if name not in {"exitedAt", "accounting"}}
+
+
+def go(process: Process) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+
+
+def register_in_place(name: str, leader: int) -> None:
+    """By somebody who is gone then: Stop asks whoever registered a machine first, and that would be this test."""
+    run("moorctl", "register", name, "--leader", str(leader), "--no-allocate")
+
+
+@pytest.mark.parametrize(
+    ("script", "how"), [("exit 0", 0), ("exit 1", 1), ("kill -KILL $$", -9), ("kill -SEGV $$", -11)]
+)
+async def test_how_the_leader_ended(spawn: Processes, script: str, how: int) -> None:
+    leader = spawn(("sh", "-c", f"read x; {script}"), stdin=subprocess.PIPE)
+    async with await connect() as client:
+        await register(client, "web", leader)
+        go(leader)
+        fields = ended(leader, how)
+        found = await verdict(client, "web")
+        assert said(found) == {"result": "success", "cause": "leaderEnded", **fields}
+        assert (await describe(client, "web"))["verdict"] == found
+
+
+async def test_a_call_to_stop(spawn: Processes) -> None:
+    async with await connect() as client:
+        leader = spawn()
+        await register(client, "web", leader)
+        reply = await client.call(f"{OURS}Stop", {"name": "web"})
+        assert reply["machine"]["verdict"]["cause"] == "stopped"
+        fields = ended(leader, -signal.SIGTERM)
+        assert said(await verdict(client, "web")) == {"result": "success", "cause": "stopped", **fields}
+
+
+async def test_a_unit_that_somebody_else_stops(spawn: Processes) -> None:
+    async with await connect() as client:
+        leader = spawn()
+        machine = (await register(client, "web", leader))["machine"]
+        run("systemctl", "stop", machine["unit"])
+        fields = ended(leader, -signal.SIGTERM)
+        assert said(await verdict(client, "web")) == {
+            "result": "success", "cause": "unitStopped", **fields,
+        }  # fmt: skip
+
+
+async def test_a_lease_that_ends(spawn: Processes) -> None:
+    since = cursor()
+    async with await connect() as client:
+        leader = spawn()
+        async with await connect() as holder:
+            await register(holder, "web", leader, lease=True)
+        fields = ended(leader, -signal.SIGTERM)
+        assert said(await verdict(client, "web")) == {"result": "success", "cause": "leaseEnded", **fields}
+    lines = logged(since)
+    assert "The lease of machine web has ended: the connection that held it has ended. Stopping it." in lines
+    assert any(line.startswith("Machine web exited: success, cause leaseEnded") for line in lines)
+
+
+async def test_a_leader_that_leaves(spawn: Processes) -> None:
+    since = cursor()
+    async with await connect() as client:
+        leader = spawn()
+        await register(client, "web", leader)
+        move(leader, "/elsewhere")
+        found = await verdict(client, "web")
+        assert said(found) == {"result": "success", "cause": "leaderLeft"}
+        assert leader.poll() is None
+        kill(leader)
+    assert "The leader of machine web has left it, and lives in /elsewhere." in logged(since)
+    os.rmdir("/sys/fs/cgroup/elsewhere")
+
+
+OWN = "/system.slice/own.service"
+PROCS = Path(f"/sys/fs/cgroup{OWN}/a/cgroup.procs")
+
+
+async def part_of_a_unit(script: str) -> int:
+    """Start a service with a process in a group of its own, and return that process."""
+    run(
+        "systemd-run", "--quiet", "--collect", "--unit=own", "--property=Delegate=yes", "sh", "-c",
+        f"mkdir /sys/fs/cgroup{OWN}/a; sh -c '{script}' & echo $! > {PROCS}; wait; exec sleep infinity",
+    )  # fmt: skip
+    return await until(lambda: int([*PROCS.read_text().split(), 0][0]) if PROCS.exists() else 0)
+
+
+@pytest.mark.parametrize(
+    ("stop", "cause", "number"), [(True, "stopped", signal.SIGTERM), (False, "leaderEnded", signal.SIGKILL)]
+)
+async def test_a_machine_in_place(*, stop: bool, cause: str, number: int) -> None:
+    """A part of a unit: of its end the manager knows nothing."""
+    async with await connect() as client:
+        leader = await part_of_a_unit("exec sleep infinity")
+        register_in_place("web", leader)
+        if stop:
+            await client.call(f"{OURS}Stop", {"name": "web"})
+        else:
+            os.kill(leader, signal.SIGKILL)
+        fields = {"leaderSignal": number} if KERNEL_TELLS else {}
+        assert said(await verdict(client, "web")) == {"result": "success", "cause": cause, **fields}
+    run("systemctl", "stop", "own")
+
+
+async def test_a_stop_that_is_not_heeded_is_over_when_it_has_timed_out() -> None:
+    async with await connect() as client:
+        leader = await part_of_a_unit('trap "" TERM; echo > /run/ready; while :; do sleep infinity; done')
+        await until(lambda: Path("/run/ready").exists())
+        register_in_place("web", leader)
+        for _ in range(2):
+            with pytest.raises(Timeout):
+                await client.call(f"{OURS}Stop", {"name": "web", "timeoutUSec": 100_000})
+            assert (await describe(client, "web"))["phase"] == "running"
+        run("systemctl", "kill", "--signal=KILL", "own")
+        assert said(await verdict(client, "web"))["cause"] == "leaderEnded"
+    os.unlink("/run/ready")
+
+
+# Helpers
+
+
+def helper(name: str, script: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "name": name, "execStart": ["/bin/sh", "-c", script], "onFailure": "stopMachine",
+        "properties": {"PrivateNetwork": False}, **fields,
+    }  # fmt: skip
+
+
+async def test_a_helper_that_fails(spawn: Processes) -> None:
+    async with await connect() as client:
+        leader = spawn()
+        await register(
+            client, "web", leader,
+            helpers=[
+                helper("idle", "exec sleep infinity"),
+                helper("disk", "sleep 0.2; echo one; echo two >&2; exit 3"),
+            ],
+        )  # fmt: skip
+        fields = ended(leader, -signal.SIGTERM)
+        found = await verdict(client, "web")
+        assert said(found) == {
+            "result": "success", "cause": "helperEnded", "helper": "disk", "helperResult": "exit-code",
+            "log": ["one", "two"], **fields,
+        }  # fmt: skip
+
+
+async def test_a_helper_that_is_killed(spawn: Processes) -> None:
+    async with await connect() as client:
+        leader = spawn()
+        reply = await register(
+            client,
+            "web",
+            leader,
+            helpers=[helper("a", "exec sleep infinity"), helper("b", "exec sleep infinity")],
+        )
+        pids = {each["name"]: each["mainProcess"]["pid"] for each in reply["machine"]["helpers"]}
+        os.kill(pids["b"], signal.SIGKILL)
+        fields = ended(leader, -signal.SIGTERM)
+        found = await verdict(client, "web")
+        assert said(found) == {
+            "result": "success", "cause": "helperEnded", "helper": "b", "helperResult": "signal", **fields,
+        }  # fmt: skip
+
+
+async def test_a_helper_that_goes_with_the_machine_is_no_cause(spawn: Processes) -> None:
+    async with await connect() as client:
+        leader = spawn()
+        machine = (
+            await register(
+                client, "web", leader, helpers=[helper("a", "trap 'exit 5' TERM; sleep infinity & wait")]
+            )
+        )["machine"]
+        run("systemctl", "stop", machine["unit"])
+        leader.wait(20)
+        found = said(await verdict(client, "web"))
+        assert found["cause"] == "unitStopped"
+        assert "helper" not in found
+
+
+# Nobody watched
+
+
+@asynccontextmanager
+async def dead_moored() -> AsyncGenerator[None]:
+    """A moored that is dead for a while."""
+    await end_moored()
+    yield
+    run("systemctl", "reset-failed", "moored.socket")
+    run("systemctl", "start", "moored.socket")
+
+
+async def test_what_came_while_moored_was_dead(spawn: Processes, mortal: None) -> None:
+    leaders = {name: spawn() for name in ("by-itself", "by-unit", "by-helper", "asked")}
+    pids: dict[str, int] = {}
+    async with await connect() as client:
+        for name, leader in leaders.items():
+            helpers = [helper("fs", "echo words; exec sleep infinity")]
+            if name == "asked":
+                leader = leaders[name] = spawn(STUBBORN, stdout=subprocess.PIPE)
+                assert leader.stdout is not None
+                leader.stdout.readline()
+            reply = await register(
+                client, name, leader, helpers=helpers, properties={"TimeoutStopUSec": 2_000_000}
+            )
+            pids[name] = reply["machine"]["helpers"][0]["mainProcess"]["pid"]
+        with pytest.raises(Timeout):
+            await client.call(f"{OURS}Stop", {"name": "asked", "timeoutUSec": 50_000})
+    before = time.time_ns() // 1000
+    async with dead_moored():
+        kill(leaders["by-itself"])
+        run("systemctl", "stop", "machine-by\\x2dunit.scope")
+        os.kill(pids["by-helper"], signal.SIGKILL)
+        for leader in leaders.values():
+            leader.wait(20)
+        await until(
+            lambda: {state(f"machine-{escape(name)}.scope") for name in leaders} <= {"inactive", "failed"}
+        )
+        after = time.time_ns() // 1000
+        await trio.sleep(0.1)
+    async with await connect() as client:
+        found = {name: await verdict(client, name) for name in leaders}
+    for each in found.values():
+        assert before <= each["exitedAt"]["realtime"] <= after
+    assert {name: said(each) for name, each in found.items()} == {
+        "by-itself": {"result": "success", "cause": "leaderEnded"},
+        "by-unit": {"result": "success", "cause": "unitStopped"},
+        "by-helper": {
+            "result": "success", "cause": "helperEnded", "helper": "fs", "helperResult": "signal", "log": ["words"],
+        },
+        "asked": {"result": "timeout", "cause": "stopped"},
+    }  # fmt: skip
+
+
+async def test_a_journal_that_says_nothing_delays_no_answer_for_long(spawn: Processes) -> None:
+    units = ("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald.service")
+    run("systemctl", "stop", *units)
+    try:
+        async with await connect() as client:
+            for number in range(3):
+                leader = spawn()
+                await register(client, f"m{number}", leader)
+                kill(leader)
+                found = said(await verdict(client, f"m{number}"))
+                assert found["cause"] == "leaderEnded"
+                assert found.get("oomKilled") is not True
+    finally:
+        run("systemctl", "start", *units)
+
+
+# Accounting
+
+
+USES = """
+import time
+input()
+kept = bytearray(24 << 20)
+end = time.process_time() + 0.2
+while time.process_time() < end:
+    pass
+"""
+
+
+async def test_what_a_machine_has_consumed_is_known_however_soon_it_is_gone(spawn: Processes) -> None:
+    """The manager forgets a scope at once, with its control group; not before it was looked at."""
+    async with await connect() as client:
+        for number in range(30):
+            leader = spawn((sys.executable, "-c", USES), stdin=subprocess.PIPE)
+            await register(client, "web", leader)
+            go(leader)
+            await trio.to_thread.run_sync(leader.wait)
+            counters = (await verdict(client, "web"))["accounting"]
+            assert counters.get("cpuUsageNSec", 0) >= 200_000_000, (number, counters)
+
+
+# All at once
+
+
+ENDS = int(os.environ.get("MOORAGE_TEST_ENDS", "200"))
+"""How many machines end at once; a thousand take minutes."""
+
+
+class Ending(NamedTuple):
+    """A way to end.
+
+    Attributes:
+        cause: what the verdict has to say.
+        script: of the leader; it reads a line before it ends by itself.
+        fields: what else the verdict has to say, where moored was there to see it.
+        certain: fields that it has to say whoever was there.
+    """
+
+    cause: str
+    script: str
+    fields: dict[str, Any]
+    certain: dict[str, Any]
+
+
+TERMINATED = {"leaderSignal": 15}
+ENDINGS = {
+    "exit": Ending("leaderEnded", "read x; exit 0", {"leaderStatus": 0}, {}),
+    "fail": Ending("leaderEnded", "read x; exit 7", {"leaderStatus": 7}, {}),
+    "kill": Ending("leaderEnded", "read x; kill -KILL $$", {"leaderSignal": 9}, {}),
+    "crash": Ending("leaderEnded", "read x; kill -SEGV $$", {"leaderSignal": 11}, {}),
+    "stop": Ending("stopped", "exec sleep infinity", TERMINATED, {}),
+    "unit": Ending("unitStopped", "exec sleep infinity", TERMINATED, {}),
+    "lease": Ending("leaseEnded", "exec sleep infinity", TERMINATED, {}),
+    "leave": Ending("leaderLeft", "exec sleep infinity", {}, {}),
+    "helper": Ending(
+        "helperEnded", "exec sleep infinity", TERMINATED,
+        {"helper": "fs", "helperResult": "signal", "log": ["last words"]},
+    ),
+}  # fmt: skip
+
+
+async def test_hundreds_that_end_in_all_ways_at_once(spawn: Processes) -> None:
+    """On a loaded machine, with a moored that is killed in between."""
+    ways = list(ENDINGS)
+    names = {f"{ways[number % len(ways)]}{number}": ways[number % len(ways)] for number in range(ENDS)}
+    # Helpers are three units more each.
+    names = {
+        name: "fail" if way == "helper" and number % 2 else way
+        for number, (name, way) in enumerate(names.items())
+    }
+    leaders = {
+        name: spawn(("sh", "-c", ENDINGS[way].script), stdin=subprocess.PIPE) for name, way in names.items()
+    }
+    load = [spawn(("sh", "-c", "while :; do :; done")) for _ in range(os.cpu_count() or 1)]
+    helpers: dict[str, int] = {}
+    limit = trio.CapacityLimiter(16)
+
+    async def begin(client: Client, holder: Client, name: str) -> None:
+        lease = names[name] == "lease"
+        wanted = [helper("fs", "echo last words; exec sleep infinity")] if names[name] == "helper" else []
+        async with limit:
+            reply = await register(
+                holder if lease else client,
+                name,
+                leaders[name],
+                helpers=wanted,
+                lease=lease,
+                timeoutUSec=120_000_000,
+            )
+        if wanted:
+            helpers[name] = reply["machine"]["helpers"][0]["mainProcess"]["pid"]
+
+    async def insist(name: str) -> None:
+        """Have a machine stopped, whatever becomes of moored meanwhile."""
+        while True:
+            try:
+                async with await connect() as client:
+                    await client.call(f"{OURS}Stop", {"name": name}, timeout=120)
+                return
+            except NoSuchMachine:
+                return
+            except (Disconnected, OSError):
+                await trio.sleep(0.05)
+
+    async def units(members: list[str]) -> None:
+        argv = ["systemctl", "stop", "--no-block", *(f"machine-{name}.scope" for name in members)]
+        await trio.run_process(argv)
+
+    async def end(name: str, delay: float) -> None:
+        await trio.sleep(delay)
+        match names[name]:
+            case "exit" | "fail" | "kill" | "crash":
+                go(leaders[name])
+            case "stop":
+                await insist(name)
+            case "leave":
+                move(leaders[name], "/elsewhere")
+            case "helper":
+                os.kill(helpers[name], signal.SIGKILL)
+            case _:
+                pass
+
+    async def die() -> None:
+        for _ in range(2):
+            await trio.sleep(0.7)
+            os.kill(main_pid(), signal.SIGKILL)
+
+    async with await connect() as client, await connect() as holder:
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(begin, client, holder, name)
+        chance = random.Random(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(die)
+            nursery.start_soon(units, [name for name, way in names.items() if way == "unit"])
+            holder.close()
+            for name in names:
+                nursery.start_soon(end, name, chance.uniform(0, 2))
+    for name, leader in leaders.items():
+        if names[name] != "leave":
+            await trio.to_thread.run_sync(leader.wait)
+
+    async def found(name: str) -> dict[str, Any] | None:
+        async with await connect() as client:
+            return (await describe(client, name)).get("verdict")
+
+    wrong: list[str] = []
+    complete = 0
+    for name, way in names.items():
+        verdict = await until(functools.partial(found, name), f"the verdict of {name}", seconds=120)
+        assert verdict is not None
+        complete += "cpuUsageNSec" in verdict["accounting"]
+        expected = ENDINGS[way]
+        rest = said(verdict)
+        told = {field: rest.pop(field) for field in expected.fields if field in rest}
+        wanted = {"result": "success", "cause": expected.cause, **expected.certain}
+        if rest != wanted or any(told[field] != expected.fields[field] for field in told):
+            wrong.append(f"{name}: {said(verdict)}, not {wanted}")
+    print(f"{len(names)} verdicts, {complete} with counters")
+    kill(*load, *(leaders[name] for name, way in names.items() if way == "leave"))
+    os.rmdir("/sys/fs/cgroup/elsewhere")
+    assert wrong == []

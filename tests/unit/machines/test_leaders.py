@@ -1,0 +1,70 @@
+"""Leaders, watched until they are reaped: real processes, a real epoll."""
+
+import os
+import subprocess
+from collections.abc import Generator
+
+import pytest
+import trio
+
+from moorage import process
+from moorage.machines.leaders import Leader
+from moorage.readiness import Readiness
+
+SECONDS = 10
+
+
+@pytest.fixture
+def child() -> Generator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as started:
+        yield started
+        started.kill()
+
+
+@pytest.fixture
+def readiness() -> Generator[Readiness]:
+    made = Readiness()
+    yield made
+    made.close()
+
+
+async def poll_until(readiness: Readiness, leader: Leader, *, reaped: bool) -> None:
+    with trio.fail_after(SECONDS):
+        while not (leader.reaped.is_set() if reaped else leader.ended):
+            readiness.poll()
+            await trio.sleep(0.001)
+
+
+async def test_a_leader_is_watched_until_it_is_reaped(
+    child: subprocess.Popen[bytes], readiness: Readiness
+) -> None:
+    ended: list[bool] = []
+    pidfd = os.pidfd_open(child.pid)
+    leader = Leader(pidfd, readiness, lambda: ended.append(True))
+    readiness.poll()
+    assert (leader.ended, leader.pidfd, leader.exit, ended) == (False, pidfd, None, [])
+    child.kill()
+    await poll_until(readiness, leader, reaped=False)
+    # A zombie: it can be sent nothing, and does not tell yet.
+    assert (leader.ended, leader.pidfd, leader.exit, ended) == (True, None, None, [True])
+    assert not leader.reaped.is_set()
+    assert readiness.poll() == 0  # nor does it keep anybody awake
+    child.wait()
+    await poll_until(readiness, leader, reaped=True)
+    assert leader.exit in {process.Exit(signal=9), None}
+    assert ended == [True]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(pidfd)
+    leader.close()  # once more
+
+
+async def test_a_leader_elsewhere_is_found(child: subprocess.Popen[bytes], readiness: Readiness) -> None:
+    leader = Leader(os.pidfd_open(child.pid), readiness, lambda: None)
+    group = process.control_group(child.pid)
+    assert leader.elsewhere("/nowhere.scope") == group
+    assert leader.elsewhere(group.rstrip("/")) is None
+    child.kill()
+    child.wait()
+    assert leader.elsewhere("/nowhere.scope") is None
+    leader.close()
+    assert leader.elsewhere("/nowhere.scope") is None
