@@ -619,10 +619,21 @@ class Allocator:
             await self._reset(unit, deadline=deadline)
         elif not _is_going(status):
             raise UnitNameTaken(unit, self.describe(status))
-        if not await self._wait_gone(unit, deadline=deadline):
+        if await self._wait_gone(unit, deadline=deadline):
+            return
+        status = await self._manager.status(unit, deadline=deadline)
+        if status is not None and _is_empty_scope(status) and self._is_ours(status):
+            # One that was forgotten, and whose end the manager has missed.
+            with contextlib.suppress(NoSuchUnit):
+                await self._manager.stop(unit, deadline=deadline)
+            if await self._wait_gone(unit, deadline=deadline):
+                return
             status = await self._manager.status(unit, deadline=deadline)
-            if status is not None:
-                raise UnitNameTaken(unit, self.describe(status))
+        if status is not None:
+            raise UnitNameTaken(unit, self.describe(status))
+
+    def _is_ours(self, status: UnitStatus) -> bool:
+        return any(address.startswith(self._marks) for address in status.documentation)
 
     async def _reset(self, unit: str, *, deadline: float) -> None:
         with contextlib.suppress(NoSuchUnit):  # it went by itself
@@ -657,7 +668,13 @@ class Allocator:
                 return False
 
     async def _is_kept(self, status: UnitStatus, *, deadline: float) -> bool:
-        """Whether units that need an inactive one keep it in memory, and are not about to go themselves."""
+        """Whether what keeps a unit in the manager's memory may do so for ever.
+
+        These are units that need an inactive one and are not about to go themselves; and, with an active scope whose
+        last process has just ended, the manager itself, should it have lost that event.
+        """
+        if status.active_state == "active":
+            return True
         if status.active_state != "inactive":
             return False
         for unit in status.dependants:
@@ -814,9 +831,22 @@ def _is_leftover(status: UnitStatus) -> bool:
 
 def _is_going(status: UnitStatus) -> bool:
     """Whether a unit is a transient one that is being stopped, or that nothing keeps in the manager's memory."""
-    return status.transient and (
-        status.active_state == "deactivating" or (status.active_state == "inactive" and not status.job_id)
-    )
+    if not status.transient:
+        return False
+    match status.active_state:
+        case "deactivating":
+            return True
+        case "inactive":
+            return not status.job_id
+        case _:
+            return _is_empty_scope(status)
+
+
+def _is_empty_scope(status: UnitStatus) -> bool:
+    """Whether a unit is an active scope without processes: the manager is about to notice that."""
+    if status.active_state != "active" or not status.unit.endswith(".scope") or status.job_id:
+        return False
+    return not _is_populated(status)  # its control group may be gone before its state changes
 
 
 def _is_populated(status: UnitStatus) -> bool:

@@ -435,8 +435,11 @@ class Lifecycle:
 
     def _settled_by_kernel(self, machine: Machine, mark: _Mark) -> bool:
         """Look at the control group; return whether that tells all."""
-        there = cgroup.identity(machine.control_group) == machine.control_group_id
-        state = cgroup.events(machine.control_group) if there else None
+        found = cgroup.identity(machine.control_group)
+        if found not in {None, machine.control_group_id}:  # the unit has been started anew
+            self._finish(machine, "forgotten")
+            return True
+        state = None if found is None else cgroup.events(machine.control_group)
         if state is not None and state.populated:
             if self._accounts.populated(machine):  # it was empty, and is not any more
                 machine.phase = Phase.running
@@ -478,11 +481,15 @@ class Lifecycle:
                 self._look_later(machine, ASK_USEC)
             else:
                 await self._bury(machine, status)
+        elif not populated and not machine.allocated:
+            self._finish(
+                machine, "success"
+            )  # what becomes of its unit, with RemainAfterExit= for one, is no matter
         elif status.active_state == "deactivating":
             machine.phase = Phase.stopping
         elif populated:
             machine.phase = Phase.running
-        elif machine.allocated:
+        else:
             # Nobody tells the manager any more that this group is empty: it lost that event (its own race).
             _log.info("Scope %s of machine %s is active but empty, stopping it.", machine.unit, machine.name)
             with contextlib.suppress(NoSuchUnit):
@@ -598,10 +605,13 @@ class Lifecycle:
             OSError: no file descriptor is left, or the record could not be written.
         """
         deadline = trio.current_time() + timeout_usec / 1e6
+        group = process.control_group(registration.leader.pid)
+        for holder in (self.registry.get(registration.name), self.registry.by_control_group(group)):
+            if holder is not None:
+                await self._wait_until_gone(holder, deadline)
         self._check_leader(registration)
         if not registration.privileged:
             check_rights(registration.properties, registration.slice, registration.uid)
-        await self._wait_until_gone(registration.name, deadline)
         claim = self.registry.begin(registration.name, registration.leader, registration.uid)
         if registration.dry_run:
             self.registry.abandon(claim)
@@ -748,19 +758,29 @@ class Lifecycle:
             finally:
                 os.close(pidfd)
 
-    async def _wait_until_gone(self, name: str, deadline: float) -> None:
-        """Wait for a machine of that name whose last process is gone already: its unit is about to follow."""
-        machine = self.registry.get(name)
-        if machine is None:
+    async def _wait_until_gone(self, machine: Machine, deadline: float) -> None:
+        """Wait for the end of a machine that is about to end: its name, its leader and its unit are free then.
+
+        That is one without processes, one in a unit that has been started anew since, and one in a scope that we stop.
+
+        Raises:
+            ManagerTimeout: the manager does not say what became of it.
+        """
+        stopped = machine.allocated and machine.phase is Phase.stopping
+        if _has_processes(machine) and not stopped and not await self._is_started_anew(machine, deadline):
             return
-        state = cgroup.events(machine.control_group)
-        if state is not None and state.populated:
-            return
-        self._mark(machine)
+        self._mark(machine).ask = True
         with trio.move_on_at(deadline) as waiting:
             await self._end_of(machine).wait()
-        if waiting.cancelled_caught:  # the manager does not say what became of it
+        if waiting.cancelled_caught and not _has_processes(machine):
             raise ManagerTimeout(f"end of {machine.unit}")
+
+    async def _is_started_anew(self, machine: Machine, deadline: float) -> bool:
+        """Whether a unit that is not ours is in another invocation by now; its control group outlives restarts."""
+        if machine.allocated:
+            return False
+        status = await self._manager.status(machine.unit, deadline=deadline)
+        return status is None or status.invocation_id != machine.invocation_id
 
     async def _place(self, registration: Registration, pidfd: int, mark: str, deadline: float) -> Place:
         await self._check_unit(registration, pidfd, deadline)
@@ -1261,6 +1281,14 @@ def _machine(registration: Registration) -> Machine:
         lease=registration.lease,
         privileged=registration.privileged,
     )
+
+
+def _has_processes(machine: Machine) -> bool:
+    """Whether a machine's control group is still there, and not empty; another one may have its path by now."""
+    if cgroup.identity(machine.control_group) != machine.control_group_id:
+        return False
+    state = cgroup.events(machine.control_group)
+    return state is not None and state.populated
 
 
 def _result(status: UnitStatus) -> str:

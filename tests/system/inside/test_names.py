@@ -1,5 +1,8 @@
 """The name of a machine is its unit's: free again at once, and never taken from somebody else."""
 
+import os
+import signal
+import subprocess
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,17 +16,21 @@ from moorage.wire.client import Client
 from moored import (
     OURS,
     THEIRS,
+    UNTIL_SECONDS,
     Process,
     Processes,
     connect,
     control_group,
+    describe,
     kill,
     listed,
     living_records,
+    nothing_listed,
     register,
     run,
     scopes,
     show,
+    state,
     until,
     verdict,
 )
@@ -345,7 +352,124 @@ async def test_a_machine_that_is_going_is_waited_for(spawn: Processes) -> None:
         async with client.call_more(f"{OURS}Stop", {"name": "web"}) as replies:
             assert (await anext(replies))["machine"]["phase"] == "stopping"
             with pytest.raises(Exception, match="MachineExists"):
-                await register(other, "web", spawn())  # it has a process yet
+                await register(other, "web", spawn(), timeoutUSec=300_000)  # it has a process yet
             kill(leader)
             await register(other, "web", spawn())
             assert [reply["machine"]["phase"] async for reply in replies] == ["exited"]
+
+
+SELF_REGISTERING = """
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+ExecStart=/usr/bin/sleep infinity
+ExecStartPost=/usr/bin/moorctl register self --leader ${{MAINPID}} --no-allocate
+Restart={restart}
+RestartSec=0
+SuccessExitStatus=SIGKILL
+"""
+RESTARTS = 4
+
+
+@pytest.mark.parametrize("restart", ["no", "always", "on-failure", "on-success"])
+async def test_a_service_that_registers_itself_is_registered_after_each_restart(
+    spawn: Processes, restart: str
+) -> None:
+    with _service(SELF_REGISTERING.format(restart=restart)):
+        for _ in range(RESTARTS):
+            await until(_self_is_registered, "it is registered again")
+            run("systemctl", "restart", "self.service")
+        killed = int(show("self.service", "MainPID")["MainPID"])
+        os.kill(killed, signal.SIGKILL)
+        if restart in {"always", "on-success"}:  # to systemd the end is a success here
+            await until(lambda: show("self.service", "MainPID")["MainPID"] not in {"0", str(killed)})
+            await until(_self_is_registered, "it is registered again")
+
+
+@contextmanager
+def _service(text: str) -> Generator[None]:
+    path = Path("/run/systemd/system/self.service")
+    path.write_text(text)
+    run("systemctl", "daemon-reload")
+    try:
+        run("systemctl", "start", "self.service")
+        yield
+    finally:
+        run("systemctl", "stop", "self.service")
+        path.unlink()
+        run("systemctl", "daemon-reload")
+
+
+async def _self_is_registered() -> bool:
+    found = show("self.service", "MainPID", "InvocationID", "ActiveState")
+    async with await connect() as client:
+        machine = (await listed(client)).get("self", {})
+    return (
+        found["ActiveState"] == "active"
+        and machine.get("invocationId") == found["InvocationID"]
+        and machine.get("leader", {}).get("pid") == int(found["MainPID"])
+    )
+
+
+async def test_a_unit_that_remains_after_its_processes_is_no_machine(spawn: Processes) -> None:
+    run("systemd-run", "-q", "--unit=keep", "--property=RemainAfterExit=yes", "sleep", "infinity")
+    try:
+        async with await connect() as client:
+            leader = int(show("keep.service", "MainPID")["MainPID"])
+            await register(client, "keep", leader, allocateUnit=False)
+            run("systemctl", "kill", "keep.service")
+            await until(lambda: show("keep.service", "SubState")["SubState"] == "exited")
+            other = spawn()
+            assert (await register(client, "keep", other))["machine"]["unit"] == "machine-keep.scope"
+            kill(other)
+            await verdict(client, "keep")
+        assert state("keep.service") == "active"
+    finally:
+        run("systemctl", "stop", "keep.service")
+
+
+async def test_a_unit_that_remains_ends_its_machine_without_being_asked_for(spawn: Processes) -> None:
+    run("systemd-run", "-q", "--unit=keep", "--property=RemainAfterExit=yes", "sleep", "infinity")
+    try:
+        async with await connect() as client:
+            leader = int(show("keep.service", "MainPID")["MainPID"])
+            await register(client, "keep", leader, allocateUnit=False)
+            run("systemctl", "kill", "keep.service")
+            assert await verdict(client, "keep")
+    finally:
+        run("systemctl", "stop", "keep.service")
+
+
+@pytest.mark.parametrize("method", [f"{OURS}Forget", f"{THEIRS}Unregister"])
+async def test_the_name_of_a_forgotten_machine_is_free_when_its_last_process_has_died(
+    spawn: Processes, method: str
+) -> None:
+    async with await connect() as client:
+        for _ in range(25):
+            leader, other = spawn(), spawn()
+            await register(client, "lost", leader)
+            await client.call(method, {"name": "lost"})
+            kill(leader)
+            assert (await register(client, "lost", other))["machine"]["leader"]["pid"] == other.pid
+            kill(other)
+            await until(lambda: nothing_listed(client))
+
+
+async def test_the_name_of_a_machine_that_is_being_stopped_is_waited_for(spawn: Processes) -> None:
+    stubborn = spawn(
+        ["sh", "-c", "trap '' TERM; echo ready; sleep infinity & wait; wait"], stdout=subprocess.PIPE
+    )
+    assert stubborn.stdout is not None
+    assert stubborn.stdout.readline() == b"ready\n"
+    async with await connect() as client, await connect() as other, trio.open_nursery() as nursery:
+        await register(client, "going", stubborn, properties={"TimeoutStopUSec": 1_500_000})
+        nursery.start_soon(client.call, f"{OURS}Stop", {"name": "going"})
+
+        async def stopping() -> bool:
+            return (await describe(other, "going"))["phase"] == "stopping"
+
+        await until(stopping)
+        successor = spawn()
+        assert (await register(other, "going", successor))["machine"]["leader"]["pid"] == successor.pid
+        assert stubborn.wait(UNTIL_SECONDS) == -signal.SIGKILL
+        kill(successor)
