@@ -20,8 +20,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
         "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
-        "moorage.authz.policy",
-        "moorage.machines.rights", "moorage.machines.ending", "moorage.owner_probe", "moorage.marshalling",
+        "moorage.authz.policy", "moorage.machines.rights", "moorage.machines.limits", "moorage.machines.ending",
+        "moorage.owner_probe", "moorage.effective_probe", "moorage.marshalling",
     ),
     # 2: adapters to the outside
     (
@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.leaders", "moorage.machines.leases", "moorage.machines.final_account",
          "moorage.machines.changes",
         "moorage.machines.helpers", "moorage.machines.latest", "moorage.machines.ownership", "moorage.machines.probe",
-        "moorage.machines.events", "moorage.machines.limits", "moorage.wire.link", "moorage.wire.server",
+        "moorage.machines.events", "moorage.machines.effective", "moorage.wire.link", "moorage.wire.server",
         "moorage.wire.client", "moorage.launch",
     ),
     # 4: interfaces served

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from moorage import process
 from moorage.api import machine_helpers
@@ -42,7 +42,6 @@ from moorage.machines.lifecycle import (
     TooMuchUnderWay,
     TooOld,
 )
-from moorage.machines.limits import differences
 from moorage.machines.ownership import NotOwned, UnitNotOwned
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1 import manager, unit_files
@@ -186,20 +185,12 @@ class MoorageMachine(Interface):
                     registration = replace(registration, privileged=True)
                     machine = await self._registered(call, registration, timeout_usec)
                 (helpers,) = await self._lifecycle.helper_statuses(machine)
+                found = await self._lifecycle.differences(machine, registration, helpers)
             finally:
                 leader.close()
-        wanted = registration.properties if not registration.dry_run else {}
         return wire.RegisterOut(
             machine=self._machine(call, machine, helpers),
-            differences=[
-                wire.Difference(
-                    property=found.property,
-                    wanted=found.wanted,
-                    effective=found.effective,
-                    reason=found.reason,
-                )
-                for found in differences(machine.control_group, wanted)
-            ],
+            differences=[wire.Difference(**asdict(each)) for each in found],
         )
 
     def _check(self, params: wire.RegisterIn) -> None:

@@ -72,6 +72,7 @@ class Difference(Reply, kw_only=True):
     wanted: str
     effective: str | None = None
     reason: str
+    helper: str | None = None
 
 
 class Accounting(Reply, kw_only=True):

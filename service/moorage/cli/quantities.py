@@ -206,6 +206,15 @@ def format_size(size: int) -> str:
     return f"{size}B" if exponent == 0 else f"{size / 1024**exponent:.1f}{unit}"
 
 
+def format_exact_size(size: int, *, base: int = 1024) -> str:
+    """Write a number of bytes so that :func:`parse_size` reads the very same: ``64M``, but ``67108865``."""
+    exponent = 0
+    while size and size % base == 0 and exponent < len(_SIZE_UNITS) - 1:
+        size //= base
+        exponent += 1
+    return f"{size}{_SIZE_UNITS[exponent] if exponent else ''}"
+
+
 _FORMAT_UNITS: Final = (
     ("y", 31_557_600 * _USEC_PER_SEC),
     ("month", 2_629_800 * _USEC_PER_SEC),

@@ -102,6 +102,7 @@ class Difference(Struct, rename="camel"):
     wanted: str
     reason: str
     effective: str | None = None
+    helper: str | None = None
 
 
 class MachineReply(Struct):

@@ -15,6 +15,7 @@ import msgspec
 
 from moorage.cli.endings import LACK_OF_MEMORY, leader_end, reason
 from moorage.cli.failures import Exit, Failure
+from moorage.cli.properties import setting_words
 from moorage.cli.quantities import UINT64_MAX, format_set, format_size, format_span, printable
 from moorage.cli.replies import (
     Accounting,
@@ -78,9 +79,12 @@ def machine_registered(reply: Reply) -> Machine:
 
 
 def _difference(difference: Difference) -> str:
-    wanted = f"{difference.property}={difference.wanted}"
-    what = "has no effect" if difference.effective is None else f"is in force as {difference.effective}"
-    return printable(f"{wanted} {what}: {difference.reason}")
+    name, wanted = setting_words(difference.property, difference.wanted)
+    what = "has no effect"
+    if difference.effective is not None:
+        what = f"is in force as {setting_words(difference.property, difference.effective)[1]}"
+    where = "" if difference.helper is None else f"helper {difference.helper}: "
+    return printable(f"{where}{name}={wanted} {what}: {difference.reason}")
 
 
 def machine_described(reply: Reply) -> Machine:

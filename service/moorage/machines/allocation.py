@@ -7,6 +7,7 @@ the job, look again; a failed leftover is reset once; whatever was made is taken
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -264,22 +265,8 @@ class Allocator:
         """
         unit = scope_name(registration.name)
         self._check_stray(unit)
-        slice_ = registration.slice or MACHINE_SLICE
-        types = await self._manager.property_types("scope", deadline=deadline)
-        auxiliary = await self._auxiliary(registration, slice_, mark, deadline=deadline)
-        wanted: list[Json] = [
-            each.unit for each in auxiliary if each.unit != stopper_name(registration.name)
-        ]
-        spec = ScopeSpec(
-            unit=unit,
-            pidfds=(pidfd,),
-            slice=slice_,
-            description=scope_description(registration),
-            # Both are lists, which grow by what comes later.
-            properties=scope_properties(registration, types)
-            + types.convert({"Documentation": [mark], **({"Wants": wanted} if wanted else {})}),
-            auxiliary=auxiliary,
-        )
+        spec = await self._spec(registration, pidfd, mark, deadline=deadline)
+        slice_, auxiliary = spec.slice or MACHINE_SLICE, spec.auxiliary
         with self._helpers.starting(registration.name, registration.helpers) as start:
             self._starting[unit] = UnitHint("changed", unit)
             try:
@@ -305,6 +292,26 @@ class Allocator:
             if gone or process.has_exited(pidfd):
                 raise process.ProcessGone(registration.leader.pid)
             raise JobFailed(unit, job.result, result)
+
+    async def _spec(
+        self, registration: Registration, pidfd: int, mark: str, *, deadline: float
+    ) -> ScopeSpec:
+        slice_ = registration.slice or MACHINE_SLICE
+        types = await self._manager.property_types("scope", deadline=deadline)
+        auxiliary = await self._auxiliary(registration, slice_, mark, deadline=deadline)
+        wanted: list[Json] = [
+            each.unit for each in auxiliary if each.unit != stopper_name(registration.name)
+        ]
+        return ScopeSpec(
+            unit=scope_name(registration.name),
+            pidfds=(pidfd,),
+            slice=slice_,
+            description=scope_description(registration),
+            # Both are lists, which grow by what comes later.
+            properties=scope_properties(registration, types)
+            + types.convert({"Documentation": [mark], **({"Wants": wanted} if wanted else {})}),
+            auxiliary=auxiliary,
+        )
 
     def _check_stray(self, unit: str) -> None:
         if (path := self.stray.get(unit)) is None:
@@ -589,21 +596,34 @@ class Allocator:
             raise NoSuchUnit(unit)
         return place
 
-    async def rehearse(self, registration: Registration, *, deadline: float) -> Place:
-        """Check whether a scope could be made, without making it.
+    async def rehearse(self, registration: Registration, mark: str, *, deadline: float) -> Place:
+        """Check whether a scope could be made, with its helpers, without making it.
+
+        Args:
+            registration: what is wanted.
+            mark: as it would get.
+            deadline: on trio's clock.
 
         Returns:
             Where it would be; what only a running unit has is empty.
 
         Raises:
-            InvalidProperty, NoSuchProperty: as :func:`scope_properties` says.
+            InvalidProperty, NoSuchProperty: as :func:`scope_properties` says, or the manager, which judges all.
             UnitNameTaken: it could not be made.
+            ProcessGone: the leader died meanwhile.
             ManagerError: as the manager says.
         """
         unit = scope_name(registration.name)
         self._check_stray(unit)
-        scope_properties(registration, await self._manager.property_types("scope", deadline=deadline))
-        await self._auxiliary(registration, registration.slice or MACHINE_SLICE, "", deadline=deadline)
+        # By another name: the real one may be on its way to be another's. Nobody can have guessed this one.
+        stand_in = msgspec.structs.replace(registration, name=f"rehearsal-{os.urandom(8).hex()}")
+        spec = await self._spec(stand_in, registration.leader_pidfd, mark, deadline=deadline)
+        try:
+            await self._manager.check_scope(spec, deadline=deadline)
+        except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
+            if process.has_exited(registration.leader_pidfd):
+                raise process.ProcessGone(registration.leader.pid) from None
+            raise _blamed(error, [registration.properties, *_properties(registration.helpers)]) from None
         status = await self._manager.status(unit, deadline=deadline)
         if status is not None and not _is_leftover(status):
             going = _is_going(status) and not await self._is_kept(status, deadline=deadline)

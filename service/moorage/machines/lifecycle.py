@@ -21,6 +21,7 @@ from typing import Literal, TypeVar
 import trio
 
 from moorage import process
+from moorage.machines import effective
 from moorage.machines.allocation import ASK_USEC, Allocator, Place
 from moorage.machines.changes import Changes
 from moorage.machines.ending import FORGOTTEN, described
@@ -38,6 +39,7 @@ from moorage.machines.helpers import (
 from moorage.machines.latest import Latest
 from moorage.machines.leaders import Leaders
 from moorage.machines.leases import Leases
+from moorage.machines.limits import Difference
 from moorage.machines.metadata import Metadata, acquire
 from moorage.machines.model import (
     Accounting,
@@ -49,6 +51,7 @@ from moorage.machines.model import (
     Machine,
     Phase,
     Registration,
+    helper_unit,
     machine_of_scope,
     scope_name,
 )
@@ -800,7 +803,8 @@ class Lifecycle:
     async def _rehearse(self, registration: Registration, deadline: float) -> Machine:
         if registration.allocate_unit:
             await self._check_unit(registration, registration.leader_pidfd, deadline)
-            place = await self._allocator.rehearse(registration, deadline=deadline)
+            mark = self._store.mark(_machine(registration))
+            place = await self._allocator.rehearse(registration, mark, deadline=deadline)
         else:
             place = await self._place(registration, registration.leader_pidfd, "", deadline)
         return _put(_machine(registration), place)
@@ -1187,6 +1191,29 @@ class Lifecycle:
             ManagerError: as the manager says.
         """
         return await acquire(machine, self._manager, graceful=graceful)
+
+    async def differences(
+        self, machine: Machine, registration: Registration, helpers: Sequence[HelperStatus]
+    ) -> list[Difference]:
+        """Compare what was asked for with what is in force; of a rehearsal, with what would be.
+
+        Args:
+            machine: that was registered, or only rehearsed.
+            registration: what was asked for.
+            helpers: state of those of the machine.
+        """
+        rehearsed = registration.dry_run
+        # Helpers are in the slice of their machine.
+        above = machine.control_group.rpartition("/")[0]
+        processes = {status.helper.name: status.main_process for status in helpers}
+        units = [effective.Unit(registration.properties, None if rehearsed else machine.control_group)]
+        for spec in registration.helpers:
+            group = None if rehearsed else f"{above}/{helper_unit(machine.name, spec.name)}"
+            process_id = processes.get(spec.name)
+            units.append(
+                effective.Unit(spec.properties, group, spec.name, process_id.pid if process_id else None)
+            )
+        return await effective.compare(self._manager, units, machine.slice, user=self._helpers.home.user)
 
     async def unit_limits(self, machine: Machine, names: tuple[str, ...]) -> dict[str, Json]:
         """Read properties of a machine's unit; those that are unlimited or not available are left out.

@@ -1,4 +1,4 @@
-"""Short-lived units that look at a process with rights that moored does not have."""
+"""Short-lived units that look at a process, or at the host, with rights that moored does not have."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ ANSWER_MAX: Final = 1024 * 1024
 """Bytes of a probe's answer; that of `moorage.namespace_probe` is the longest: ADDRESSES_MAX addresses of 60, and
 OS_RELEASE_MAX characters of up to 6."""
 
+CAP_DAC_READ_SEARCH: Final = 1 << 2
 CAP_SETGID: Final = 1 << 6
 CAP_SETUID: Final = 1 << 7
+CAP_NET_ADMIN: Final = 1 << 12
 CAP_SYS_CHROOT: Final = 1 << 18
 CAP_SYS_PTRACE: Final = 1 << 19
 CAP_SYS_ADMIN: Final = 1 << 21
+CAP_BPF: Final = 1 << 39
 
 _probes = trio.Semaphore(PROBES_MAX)
 
@@ -42,18 +45,18 @@ class ProbeFailed(Exception):
 async def probe(
     manager: Manager,
     program: str,
-    pidfd: int,
+    subject: int,
     description: str,
     *,
     capabilities: int,
     system_calls: tuple[str, ...] = (),
 ) -> bytes:
-    """Have a unit look at a process.
+    """Have a unit look at something.
 
     Args:
         manager: starts the unit.
-        program: path of a Python program that runs by itself; the process is its file descriptor 3.
-        pidfd: of the process.
+        program: path of a Python program that runs by itself.
+        subject: its file descriptor 3: the pidfd of a process, or a file with a question.
         description: of the unit.
         capabilities: what it needs, by their bits (capabilities(7)).
         system_calls: what it needs beside ``@system-service`` (systemd.exec(5)).
@@ -75,7 +78,7 @@ async def probe(
                 description=description,
                 properties=types.convert(_properties(program, capabilities, system_calls)),
                 standard_output=output,
-                file_descriptors=((pidfd, "process"),),
+                file_descriptors=((subject, "subject"),),
             )
             job = await manager.start_service(spec, deadline=deadline)
             data = os.pread(output, ANSWER_MAX, 0)

@@ -113,15 +113,27 @@ def attribute(control_group: str, name: str) -> str | None:
     return None if text is None else text.decode("ascii", "replace").strip()
 
 
+def is_recursive() -> bool:
+    """Whether protections of memory are spread over what is below (mounted with ``memory_recursiveprot``)."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = [line.split() for line in file]
+    options = [line[-1] for line in lines if line[4] == ROOT.encode() and line[-3] == b"cgroup2"]
+    return bool(options) and b"memory_recursiveprot" in options[-1].split(b",")
+
+
+def manager_root() -> str:
+    """Return the group that holds all that our manager manages; empty for the root of the hierarchy."""
+    # The manager is in a group of its own below the root of its tree (systemd.special(7), "init.scope").
+    return process.control_group(os.getppid()).removesuffix("/init.scope").rstrip("/")
+
+
 def find(pattern: str) -> list[str]:
     """Find the groups in the slices of our manager whose name matches a pattern of fnmatch(3), with processes in them.
 
     Reads the directories of all slices: for a thread.
     """
-    # The manager is in a group of its own below the root of its tree (systemd.special(7), "init.scope").
-    root = process.control_group(os.getppid()).removesuffix("/init.scope").rstrip("/")
     found: list[str] = []
-    slices = [root]
+    slices = [manager_root()]
     while slices:
         group = slices.pop()
         with contextlib.suppress(FileNotFoundError), os.scandir(ROOT + group) as entries:

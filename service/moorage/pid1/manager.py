@@ -307,6 +307,18 @@ class Manager(Protocol):
         """
         ...
 
+    async def check_scope(self, spec: ScopeSpec, *, deadline: float) -> None:
+        """Have all properties of a scope, and of the units that come with it, judged as `start_scope` does.
+
+        Nothing is started, no process is moved, and nothing stays.
+
+        Raises:
+            UnitExists: one of the names is taken.
+            NoSuchProperty, InvalidProperty: the manager's judgement on one of the properties.
+            AccessDenied, UnitBusy, ManagerRefused: as the manager says.
+        """
+        ...
+
     async def start_service(self, spec: ServiceSpec, *, deadline: float) -> Job:
         """Start a transient service and wait for the end of its job: with `Type=oneshot`, of its process.
 

@@ -154,6 +154,13 @@ _ABOUT_PROPERTY: Final = {
 }
 
 
+_IMPOSSIBLE: Final = "check"
+"""What no unit can be called: it has no type."""
+
+_IMPOSSIBLE_REFUSED: Final = "Invalid unit name or type"
+"""How ``transient_unit_from_message()`` of src/core/dbus-manager.c refuses that, and nothing else."""
+
+
 class Endpoints(msgspec.Struct, frozen=True):
     """Where one manager listens; "@" begins the name of an abstract socket."""
 
@@ -378,6 +385,21 @@ class DBusManager:
                         f"link lost during the start of {spec.unit}, which did not happen: {reason}"
                     )
                 repeated = True
+
+    async def check_scope(self, spec: ScopeSpec, *, deadline: float) -> None:
+        """See `Manager`.
+
+        The manager takes the units of a transaction one by one, and starts them when it has all. The last one here is
+        none that it could take: by then it has judged the others, which it forgets again.
+        """
+        properties = _scope_properties(spec)
+        call = _start_call(spec.unit, properties, (*spec.auxiliary, AuxiliaryUnit(_IMPOSSIBLE, ())))
+        with _errors(f"check of {spec.unit}", deadline, spec.unit, _names(properties, spec.auxiliary)):
+            try:
+                await self._ask_one(call, deadline=deadline)
+            except CallFailed as exc:
+                if not exc.text.startswith(_IMPOSSIBLE_REFUSED):
+                    raise
 
     async def start_service(self, spec: ServiceSpec, *, deadline: float) -> Job:
         """See `Manager`."""

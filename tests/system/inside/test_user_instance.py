@@ -283,11 +283,50 @@ def test_limits_hold_or_a_difference_says_why_not(hers: Processes) -> None:
         if controller in controllers:
             assert (group / attribute).read_text() == f"{wanted}\n"
         else:
-            reason = f"the controller “{controller}” is not available to this unit"
+            reason = f"the controller “{controller}” is not delegated to this user's service manager"
             expected.append({"property": name, "wanted": str(wanted), "reason": reason})
     assert [
         {key: each[key] for key in each if key != "effective"} for each in reply["differences"]
     ] == expected
+    assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
+
+
+BPF: dict[str, Any] = {
+    "IPAddressDeny": [[2, [0, 0, 0, 0], 0]], "IPAddressAllow": [[2, [192, 0, 2, 0], 24]], "IPAccounting": True,
+    "DevicePolicy": "strict", "DeviceAllow": [["/dev/null", "rw"]], "SocketBindDeny": [[2, 6, 1, 80]],
+    "RestrictNetworkInterfaces": [True, ["lo"]],
+}  # fmt: skip
+
+
+def test_protections_that_her_manager_cannot_give_are_told(hers: Processes) -> None:
+    reason = "it takes a BPF program, which a user's service manager may not load"
+    leader = hers(user=ALICE)
+    for dry_run in (True, False):
+        reply = registers(ALICE, leader, properties=BPF, dryRun=dry_run)["parameters"]
+        assert {each["property"]: each["reason"] for each in reply["differences"]} == dict.fromkeys(
+            BPF, reason
+        )
+        assert not any("effective" in each for each in reply["differences"])
+    assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
+
+
+def test_what_her_manager_may_not_give_to_a_helper_is_told(hers: Processes) -> None:
+    asked = {
+        "Nice": -5,
+        "OOMScoreAdjust": -900,
+        "LimitNOFILE": 2**40,
+        "IPAddressDeny": [[2, [0, 0, 0, 0], 0]],
+    }
+    helper = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"], "properties": asked}
+    reply = registers(ALICE, hers(user=ALICE), helpers=[helper])["parameters"]
+    pid = reply["machine"]["helpers"][0]["mainProcess"]["pid"]
+    told = {each["property"]: each for each in reply["differences"]}
+    assert told.keys() == asked.keys()
+    assert {each["helper"] for each in told.values()} == {"fs"}
+    assert told["Nice"]["effective"] == str(os.getpriority(os.PRIO_PROCESS, pid))
+    assert told["OOMScoreAdjust"]["effective"] == Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    assert [told["LimitNOFILE"]["effective"]] == [line.split()[4] for line in limits if "open files" in line]
     assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
 
 

@@ -108,14 +108,30 @@ def test_limits(capsys: pytest.CaptureFixture[str]) -> None:
 def test_differences_are_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     differences = [
         {"property": "MemoryMax", "wanted": "5000", "effective": "4096", "reason": "rounded"},
-        {"property": "CPUWeight", "wanted": "7", "reason": "no controller\x1b[2J"},
+        {"property": "CPUWeight", "wanted": "7", "reason": "no controller\x1b[2J", "helper": "fs"},
+        {"property": "CPUQuotaPerSecUSec", "wanted": "500000", "effective": "100000", "reason": "undercut"},
+        {"property": "CPUQuotaPeriodUSec", "wanted": "50000", "reason": "no quota"},
+        {"property": "MemoryMaxScale", "wanted": "50%", "effective": "33554432", "reason": "undercut"},
+        {"property": "StartupMemoryHigh", "wanted": "67108865", "effective": "infinity", "reason": "later"},
+        {"property": "IOReadBandwidthMax", "wanted": "/dev/vda 5000000", "reason": "none"},
+        {"property": "IODeviceLatencyTargetUSec", "wanted": "/dev/vda 25000", "reason": "none"},
+        {"property": "AllowedCPUs", "wanted": "0-3", "effective": "0-1", "reason": "gone"},
+        {"property": "TasksMax", "wanted": "2048", "effective": "64", "reason": "undercut"},
     ]
     views.show_registered(raw({"machine": MACHINE, "differences": differences}))
     captured = capsys.readouterr()
     assert captured.out == "machine-web.scope\n"
     assert captured.err.splitlines() == [
-        "Warning: MemoryMax=5000 is in force as 4096: rounded",
-        r"Warning: CPUWeight=7 has no effect: no controller\x1b[2J",
+        "Warning: MemoryMax=5000 is in force as 4K: rounded",
+        r"Warning: helper fs: CPUWeight=7 has no effect: no controller\x1b[2J",
+        "Warning: CPUQuota=50% is in force as 10%: undercut",
+        "Warning: CPUQuotaPeriodSec=50ms has no effect: no quota",
+        "Warning: MemoryMax=50% is in force as 32M: undercut",
+        "Warning: StartupMemoryHigh=67108865 is in force as infinity: later",
+        "Warning: IOReadBandwidthMax=/dev/vda 5M has no effect: none",
+        "Warning: IODeviceLatencyTargetSec=/dev/vda 25ms has no effect: none",
+        "Warning: AllowedCPUs=0-3 is in force as 0-1: gone",
+        "Warning: TasksMax=2048 is in force as 64: undercut",
     ]
 
 

@@ -58,8 +58,10 @@ async def test_the_kernel_has_what_was_asked_for(spawn: Processes) -> None:
         "MemoryMin": 1 * MIB, "MemoryLow": 2 * MIB, "MemoryHigh": 48 * MIB, "MemoryMax": 64 * MIB, "MemorySwapMax": 0,
         "CPUWeight": 200, "CPUQuotaPerSecUSec": 250_000, "CPUQuotaPeriodUSec": 50_000, "TasksMax": 99,
     }  # fmt: skip
+    # What the slice does not protect would not be protected.
+    run("systemctl", "set-property", "--runtime", "kept.slice", "MemoryMin=1M", "MemoryLow=2M")
     async with await connect() as client:
-        reply = await register(client, "web", spawn(), properties=wanted)
+        reply = await register(client, "web", spawn(), slice="kept.slice", properties=wanted)
         group = reply["machine"]["controlGroup"]
         assert reply["differences"] == []
         assert {
@@ -139,8 +141,103 @@ async def test_tasks_by_share_and_idle_weight(spawn: Processes) -> None:
 async def test_a_controller_that_is_nowhere_is_told(spawn: Processes) -> None:
     async with await connect() as client:
         reply = await register(client, "web", spawn(), properties={"AllowedCPUs": [1], "IOWeight": 50})
-        assert differing(reply) == {"AllowedCPUs": ("[1]", None)}
+        assert differing(reply) == {"AllowedCPUs": ("0", None), "IOWeight": ("50", None)}
         assert "“cpuset”" in reply["differences"][0]["reason"]
+        # The controller is there, but this kernel weighs nothing.
+        assert reply["differences"][1]["reason"] == "this kernel has no io.weight"
+
+
+async def test_a_device_that_is_none_is_named(spawn: Processes) -> None:
+    asked = {
+        "IOReadBandwidthMax": [["/dev/nosuch", 1_000_000]], "IOWriteIOPSMax": [["/dev/null", 9]],
+        "IODeviceLatencyTargetUSec": [["/dev/nosuch", 1000]],
+    }  # fmt: skip
+    async with await connect() as client:
+        reply = await register(client, "web", spawn(), properties=asked)
+        assert {each["property"]: (each["wanted"], each["reason"]) for each in reply["differences"]} == {
+            "IOReadBandwidthMax": ("/dev/nosuch 1000000", "there is no /dev/nosuch"),
+            "IOWriteIOPSMax": ("/dev/null 9", "/dev/null is not a block device, nor on one"),
+            "IODeviceLatencyTargetUSec": ("/dev/nosuch 1000", "this kernel has no io.latency"),
+        }
+
+
+async def test_a_lower_quota_of_the_slice_is_told(spawn: Processes) -> None:
+    run("systemctl", "set-property", "--runtime", "slow.slice", "CPUQuota=10%")
+    run("systemctl", "start", "slow.slice")  # what is only configured cannot be foreseen
+    async with await connect() as client:
+        asked = {"CPUQuotaPerSecUSec": 500_000}
+        for dry_run in (True, False):
+            reply = await register(
+                client, "web", spawn(), slice="slow-web.slice", properties=asked, dryRun=dry_run
+            )
+            assert differing(reply) == {"CPUQuotaPerSecUSec": ("500000", "100000")}
+            assert reply["differences"][0]["reason"] == "/slow.slice has a lower limit"
+
+
+async def test_a_period_without_a_quota_is_told(spawn: Processes) -> None:
+    async with await connect() as client:
+        reply = await register(client, "web", spawn(), properties={"CPUQuotaPeriodUSec": 50_000})
+        assert differing(reply) == {"CPUQuotaPeriodUSec": ("50000", None)}
+        assert reply["differences"][0]["reason"] == "it is the period of a quota, and there is none"
+
+
+async def test_what_the_slice_does_not_protect_is_told(spawn: Processes) -> None:
+    assert kernel("/machine.slice", "memory.min") == "0"
+    async with await connect() as client:
+        asked = {"MemoryMin": 32 * MIB, "MemoryLow": 16 * MIB}
+        for dry_run in (True, False):
+            reply = await register(client, "web", spawn(), properties=asked, dryRun=dry_run)
+            assert differing(reply) == {
+                "MemoryMin": (str(32 * MIB), "0"),
+                "MemoryLow": (str(16 * MIB), "0"),
+            }
+        assert kernel(reply["machine"]["controlGroup"], "memory.min") == str(32 * MIB)
+
+
+async def test_shares_and_what_undercuts_them(spawn: Processes) -> None:
+    run("systemctl", "set-property", "--runtime", "narrow.slice", "MemoryMax=24M", "TasksMax=20")
+    asked = {"MemoryMaxScale": 2**31, "TasksMaxScale": 2**31, "MemoryZSwapMax": MIB}
+    async with await connect() as client:
+        reply = await register(client, "web", spawn(), slice="narrow.slice", properties=asked)
+        assert differing(reply) == {"MemoryMaxScale": ("50%", str(24 * MIB)), "TasksMaxScale": ("50%", "20")}
+
+
+async def test_what_is_in_force_during_startup_only_is_told(spawn: Processes) -> None:
+    asked = {"StartupCPUWeight": 300, "CPUWeight": 50, "StartupMemoryMax": 64 * MIB}
+    async with await connect() as client:
+        reply = await register(client, "web", spawn(), properties=asked)
+        assert differing(reply) == {
+            "StartupCPUWeight": ("300", "50"),
+            "StartupMemoryMax": (str(64 * MIB), "infinity"),
+        }
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"MemoryMax": 64 * MIB + 1, "MemoryMin": 5 * MIB, "TasksMax": 20, "CPUQuotaPerSecUSec": 333_333},
+        {"CPUQuotaPeriodUSec": 100, "CPUQuotaPerSecUSec": 2_000_000, "CPUWeight": 0, "OOMPolicy": "kill"},
+        {"AllowedCPUs": [3], "MemoryZSwapWriteback": False, "StartupCPUWeight": 9, "MemoryHigh": "infinity"},
+        {"IOReadBandwidthMax": [["/dev/nosuch", 1]], "DeviceAllow": [["/dev/nosuch", "rw"]]},
+    ],
+)
+async def test_a_rehearsal_foresees_what_differs(spawn: Processes, asked: dict[str, Any]) -> None:
+    async with await connect() as client:
+        leader = spawn()
+        foreseen = await register(client, "web", leader, properties=asked, dryRun=True)
+        reply = await register(client, "web", leader, properties=asked)
+        assert foreseen["differences"] == reply["differences"]
+
+
+async def test_differences_of_helpers_name_them(spawn: Processes) -> None:
+    helper = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"],
+              "properties": {"MemoryMax": 64 * MIB + 1, "TasksMax": 20}}  # fmt: skip
+    async with await connect() as client:
+        for dry_run in (True, False):
+            reply = await register(client, "web", spawn(), helpers=[helper], dryRun=dry_run)
+            [difference] = reply["differences"]
+            assert (difference["helper"], difference["property"]) == ("fs", "MemoryMax")
+            assert difference["effective"] == str(64 * MIB)
 
 
 # They bite

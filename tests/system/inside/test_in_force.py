@@ -1,0 +1,215 @@
+"""What is not in force as it was asked for is told; and a rehearsal refuses and tells what the call would."""
+
+import os
+from typing import Any
+
+import pytest
+
+from moorage.api.machine_types import HelperFailed, InvalidProperty, ProcessGone
+from moorage.machines.limits import COMPARED, why_not
+from moorage.pid1.properties import UnitProperties
+from moored import (
+    OURS,
+    Processes,
+    connect,
+    control_group,
+    directories,
+    kill,
+    messages,
+    register,
+    run,
+    scopes,
+    units,
+)
+
+SLEEP = ["/usr/bin/sleep", "infinity"]
+BUS = "org.freedesktop.systemd1"
+SYSTEMD = int(run("systemctl", "--version").split()[1])
+
+
+def told(reply: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Property, wanted value and reason of each difference."""
+    assert not any("effective" in each for each in reply["differences"])
+    return [(each["property"], each["wanted"], each["reason"]) for each in reply["differences"]]
+
+
+# The table
+
+
+@pytest.mark.parametrize("unit", ["init.scope", "systemd-journald.service"])
+def test_every_property_is_compared_or_has_a_reason_why_not(unit: str) -> None:
+    path = f"/org/freedesktop/systemd1/unit/{unit.replace('-', '_2d').replace('.', '_2e')}"
+    kind = unit.rpartition(".")[2].capitalize()
+    found: dict[str, str] = {}
+    for interface in (f"{BUS}.Unit", f"{BUS}.{kind}"):
+        text = run("busctl", "introspect", "--xml-interface", BUS, path, interface)
+        found |= UnitProperties.from_introspection(text, SYSTEMD).settable
+    assert len(found) > 200
+    assert [name for name in found if name not in COMPARED and why_not(name) is None] == []
+
+
+def test_what_is_compared_is_a_property_of_some_version() -> None:
+    known: set[str] = set()
+    for unit, kind in (("init_2escope", "Scope"), ("systemd_2djournald_2eservice", "Service")):
+        text = run("busctl", "introspect", "--xml-interface", BUS, f"/org/freedesktop/systemd1/unit/{unit}",
+                   f"{BUS}.{kind}")  # fmt: skip
+        known |= UnitProperties.from_introspection(text, SYSTEMD).settable.keys()
+    removed = {"DefaultMemoryMin", "DefaultMemoryLow", "DefaultStartupMemoryLow"}
+    added = {"BindNetworkInterface", "CPUSetPartition", "OOMRules"}
+    assert COMPARED.keys() - known == (removed if SYSTEMD >= 262 else added)
+
+
+# Devices and BPF programs
+
+
+async def test_rules_for_devices_that_match_nothing_are_told(spawn: Processes) -> None:
+    asked = {
+        "DevicePolicy": "strict",
+        "DeviceAllow": [
+            ["/dev/nvidiactl", "rw"], ["char-nvidia", "rw"], ["/dev/shm", "r"], ["/dev/null", "rw"],
+            ["char-pts", "rw"], ["char-*", "r"], ["/dev/char/1:5", "r"],
+        ],
+    }  # fmt: skip
+    async with await connect() as client:
+        for dry_run in (True, False):
+            reply = await register(client, "web", spawn(), properties=asked, dryRun=dry_run)
+            assert told(reply) == [
+                ("DeviceAllow", "/dev/nvidiactl rw", "there is no /dev/nvidiactl"),
+                ("DeviceAllow", "char-nvidia rw", "there is no character device “nvidia” in /proc/devices"),
+                ("DeviceAllow", "/dev/shm r", "/dev/shm is not a device"),
+            ]
+
+
+async def test_programs_that_are_in_force_are_no_difference(spawn: Processes) -> None:
+    asked = {
+        "DevicePolicy": "closed", "IPAccounting": True, "IPAddressDeny": [[2, [0, 0, 0, 0], 0]],
+        "SocketBindDeny": [[2, 6, 1, 80]], "RestrictNetworkInterfaces": [True, ["lo"]],
+    }  # fmt: skip
+    helper = {"name": "fs", "execStart": SLEEP, "properties": asked}
+    async with await connect() as client:
+        reply = await register(client, "web", spawn(), properties=asked, helpers=[helper])
+        assert reply["differences"] == []
+
+
+async def test_a_program_that_is_nowhere_is_told(spawn: Processes) -> None:
+    asked = {"DevicePolicy": "closed", "BPFProgram": [["device", "/sys/fs/bpf/nosuch"]]}
+    lost = {"BPFProgram": [["sock_ops", "/sys/fs/bpf/nosuch"]]}
+    helper = {"name": "fs", "execStart": SLEEP, "properties": lost}
+    async with await connect() as client:
+        reply = await register(client, "web", spawn(), properties=asked, helpers=[helper])
+        assert told(reply) == [
+            (
+                "BPFProgram",
+                "device:/sys/fs/bpf/nosuch",
+                "the kernel has not all of the BPF programs that this unit should have",
+            ),
+            (
+                "BPFProgram",
+                "sock_ops:/sys/fs/bpf/nosuch",
+                "the kernel has none of the BPF programs that this unit should have",
+            ),
+        ]
+        assert [each.get("helper") for each in reply["differences"]] == [None, "fs"]
+
+
+async def test_a_subgroup_of_a_scope_is_told(spawn: Processes) -> None:
+    async with await connect() as client:
+        asked = {"Delegate": True, "DelegateSubgroup": "payload"}
+        reply = await register(client, "web", spawn(), properties=asked)
+        assert [name for name, _, _ in told(reply)] == ["DelegateSubgroup"]
+        assert control_group(reply["machine"]["leader"]["pid"]) == reply["machine"]["controlGroup"]
+
+
+async def test_what_systemd_oomd_would_do_is_told_where_it_does_not_run(spawn: Processes) -> None:
+    async with await connect() as client:
+        reply = await register(client, "web", spawn(), properties={"ManagedOOMSwap": "kill"})
+        assert [name for name, _, _ in told(reply)] == ["ManagedOOMSwap"]
+
+
+# Rehearsals
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OOMPolicy", "foo"),
+        ("KillMode", "never"),
+        ("DevicePolicy", "open"),
+        ("DeviceAllow", [["null", "rw"]]),
+        ("CPUWeight", 10_001),
+        ("MemoryMax", 0),
+        ("TasksMax", 0),
+        ("ManagedOOMPreference", "perhaps"),
+        ("IPAddressDeny", [[2, [1, 2, 3], 8]]),
+        ("Requires", ["no unit"]),
+    ],
+)
+async def test_a_rehearsal_refuses_what_the_call_refuses(spawn: Processes, name: str, value: Any) -> None:
+    leader = spawn()
+    async with await connect() as client:
+        errors: list[InvalidProperty] = []
+        for dry_run in (True, False):
+            with pytest.raises(InvalidProperty) as caught:
+                await register(
+                    client, "web", leader, properties={name: value, "SendSIGHUP": True}, dryRun=dry_run
+                )
+            errors.append(caught.value)
+        assert (errors[0].property, errors[0].reason) == (errors[1].property, errors[1].reason)
+        assert name in errors[0].property.split(", ")
+
+
+async def test_a_rehearsal_refuses_what_the_call_refuses_of_a_helper(spawn: Processes) -> None:
+    helper = {"name": "fs", "execStart": SLEEP, "properties": {"ProtectSystem": "rather", "TasksMax": 5}}
+    async with await connect() as client:
+        errors: list[InvalidProperty] = []
+        for dry_run in (True, False):
+            with pytest.raises(InvalidProperty) as caught:
+                await register(client, "web", spawn(), helpers=[helper], dryRun=dry_run)
+            errors.append(caught.value)
+        assert (errors[0].property, errors[0].reason) == (errors[1].property, errors[1].reason)
+
+
+async def test_a_rehearsal_leaves_nothing_and_moves_nobody(spawn: Processes) -> None:
+    leader = spawn()
+    before = control_group(leader)
+    helper = {"name": "fs", "execStart": ["/usr/bin/false"], "sockets": [{"name": "s"}]}
+    asked = {"MemoryMax": 2**30, "Delegate": True, "OOMPolicy": "kill", "RuntimeMaxUSec": 5_000_000}
+    loaded = units()
+    files = sorted(os.listdir("/run/systemd/transient"))
+    async with await connect() as client:
+        for _ in range(20):
+            reply = await register(client, "web", leader, properties=asked, helpers=[helper], dryRun=True)
+            assert reply["machine"]["unit"] == "machine-web.scope"
+            assert control_group(leader) == before
+        assert (units(), scopes()) == (loaded, [])
+        assert sorted(os.listdir("/run/systemd/transient")) == files
+        assert not [line for line in messages("init.scope") if "rehearsal" in line]
+        assert not directories()
+        # It cannot know what a program will do.
+        with pytest.raises(HelperFailed):
+            await register(client, "web", leader, properties=asked, helpers=[helper])
+        await register(client, "web", spawn(), properties=asked)
+        await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+async def test_a_rehearsal_for_a_process_that_is_gone(spawn: Processes) -> None:
+    leader = spawn()
+    kill(leader)
+    async with await connect() as client:
+        with pytest.raises(ProcessGone):
+            await register(client, "web", leader.pid, dryRun=True)
+
+
+def test_moorctl_says_it_in_the_words_of_who_asked(spawn: Processes) -> None:
+    leader = spawn()
+    argv = ["moorctl", "register", "web", f"--leader={leader.pid}", "--dry-run"]
+    asked = [
+        "DevicePolicy=strict",
+        "DeviceAllow=/dev/nosuch rw",
+        "CPUQuotaPeriodSec=50ms",
+        "DelegateSubgroup=a",
+    ]
+    text = run("sh", "-c", 'exec "$@" 2>&1', "sh", *argv, *(f"--property={each}" for each in asked))
+    assert "Warning: DeviceAllow=/dev/nosuch rw has no effect: there is no /dev/nosuch\n" in text
+    assert "Warning: CPUQuotaPeriodSec=50ms has no effect: " in text
+    assert "Warning: DelegateSubgroup=a has no effect: " in text
