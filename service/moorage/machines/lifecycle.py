@@ -55,7 +55,7 @@ from moorage.machines.model import (
     machine_of_scope,
     scope_name,
 )
-from moorage.machines.ownership import NotOwned, check_unit, is_in_namespace_of, runs_as
+from moorage.machines.ownership import NotOwned, check_unit, is_in_namespace_of, may_signal, runs_as
 from moorage.machines.registry import Claim, Full, LeaderTaken, NameTaken, Registry
 from moorage.machines.rights import check as check_rights
 from moorage.machines.store import BadRecord, Store
@@ -1047,9 +1047,11 @@ class Lifecycle:
         if machine.phase is Phase.stopping:
             return
         try:
-            self._signal(machine, self._supervisor(machine), signals.SIGTERM, NotStoppable())
+            supervisor = self._addressee(machine, machine.supervisor)
+            self._signal(machine, supervisor, signals.SIGTERM, NotStoppable())
         except NotStoppable:
-            self._signal(machine, machine.leader, signals.SIGTERM, NotStoppable())
+            leader = self._addressee(machine, machine.leader)
+            self._signal(machine, leader, signals.SIGTERM, NotStoppable())
 
     async def _stop(self, machine: Machine) -> None:
         deadline = trio.current_time() + STOP_USEC / 1e6
@@ -1092,7 +1094,8 @@ class Lifecycle:
             ManagerError: as the manager says.
         """
         if whom is not KillWhom.all:
-            target = machine.leader if whom is KillWhom.leader else self._supervisor(machine)
+            found = machine.leader if whom is KillWhom.leader else machine.supervisor
+            target = self._addressee(machine, found)
             self._signal(machine, target, signal, process.ProcessGone(target.pid if target else None))
             return
         deadline = trio.current_time() + ASK_USEC / 1e6
@@ -1108,19 +1111,11 @@ class Lifecycle:
         else:
             await self._manager.kill(machine.unit, "all", signal, deadline=deadline)
 
-    def _supervisor(self, machine: Machine) -> process.ProcessId | None:
-        """Who runs a machine, unless it has become somebody else's: its owner would signal what it may not."""
-        found = machine.supervisor
-        if found is None or machine.uid in self._trusted:
+    def _addressee(self, machine: Machine, found: process.ProcessId | None) -> process.ProcessId | None:
+        """The leader or supervisor, unless it has become somebody else's: its owner would signal what it may not."""
+        if found is None or machine.uid in self._trusted or may_signal(machine, found):
             return found
-        try:
-            pidfd = process.open_process(found.pid, found.pidfd_id, found.boot_id)
-            try:
-                return found if runs_as(found.pid, pidfd, machine.uid) else None
-            finally:
-                os.close(pidfd)
-        except (process.ProcessGone, process.NotAProcess):
-            return None
+        return None
 
     def _signal(
         self, machine: Machine, target: process.ProcessId | None, signal: int, gone: Exception

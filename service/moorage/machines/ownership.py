@@ -11,12 +11,14 @@ unit, or declares that unit a machine that may be stopped, is not the user's dec
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import msgspec
 import trio
 
 from moorage import owner_probe, process
+from moorage.machines.model import Machine
 from moorage.machines.probe import CAP_SYS_PTRACE, ProbeFailed, probe
 from moorage.machines.rights import is_below_slice_of
 from moorage.pid1.manager import Manager, NoSuchProperty, NoSuchUnit
@@ -81,6 +83,33 @@ def runs_as(pid: int, pidfd: int, uid: int) -> bool:
     if process.has_exited(pidfd):  # so that what was read is sure to be its own
         raise process.ProcessGone(pid)
     return found == frozenset({uid})
+
+
+def may_signal(machine: Machine, target: process.ProcessId) -> bool:
+    """Whether the leader or the supervisor of a machine is still what it was when a user registered it.
+
+    A process can turn into somebody else's, by a set-user-ID program, and be moved to another unit, as with a session
+    of its own; this service has the right to signal it all the same, and its caller has not.
+
+    Args:
+        machine: that a user registered.
+        target: its leader or its supervisor.
+    """
+    try:
+        pidfd = process.open_process(target.pid, target.pidfd_id, target.boot_id)
+        try:
+            if target == machine.leader:
+                group = process.control_group(target.pid)
+                if not f"{group}/".startswith(f"{machine.control_group}/"):
+                    return False
+                if machine.owner != machine.uid:
+                    # It is in a user namespace of the user's, which it cannot leave, or root has agreed to it.
+                    return not process.has_exited(pidfd)
+            return runs_as(target.pid, pidfd, machine.uid)
+        finally:
+            os.close(pidfd)
+    except (process.ProcessGone, process.NotAProcess):
+        return False
 
 
 async def check_unit(control_group: str, pidfd: int, uid: int, manager: Manager, *, deadline: float) -> None:
