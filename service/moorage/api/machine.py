@@ -123,7 +123,7 @@ def _error(error: Exception) -> VarlinkError | None:
         case TooOld():
             return wire.NotSupported(error.operation, f"it needs systemd {error.version}")
         case manager.NoSuchProperty():
-            return wire.NoSuchProperty(error.property)
+            return wire.NoSuchProperty(error.property, error.nearest or None)
         case manager.InvalidProperty():
             return wire.InvalidProperty(error.property, error.reason)
         case manager.ManagerTimeout():

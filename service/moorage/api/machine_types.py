@@ -357,6 +357,7 @@ class NoSuchProperty(VarlinkError):
 
     error = "io.moorage.Machine.NoSuchProperty"
     property: str
+    nearest: list[str] | None = None
 
 
 @dataclass(eq=False)

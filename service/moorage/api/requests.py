@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -28,6 +29,7 @@ from moorage.wire.errors import (
     InvalidParameter,
     PermissionDenied,
     System,
+    VarlinkError,
 )
 
 SIGNAL_MAX = 64
@@ -85,6 +87,14 @@ def permit(call: Call, authority: Authority) -> None:
         raise PermissionDenied
 
 
+@dataclass(eq=False)
+class PolkitTimeout(VarlinkError):
+    """Polkit, or the person that it has asked, did not answer in time."""
+
+    error = "io.moorage.Machine.Timeout"
+    operation: str = "authorization by polkit"
+
+
 async def authorize(
     call: Call,
     authority: Authority,
@@ -107,6 +117,7 @@ async def authorize(
     Raises:
         PermissionDenied: the caller may not do this.
         InteractiveAuthenticationRequired: it may if somebody authenticates.
+        PolkitTimeout: polkit does not answer; in other interfaces than our own it is System (ETIMEDOUT).
         System: too many questions are pending (EBUSY).
     """
     decision = authority.policy.decide(call.method + variant, call.peer.uid, owner)
@@ -124,6 +135,8 @@ async def authorize(
         )
     except TooManyQuestions:
         raise System.of(errno.EBUSY) from None
+    if answer is Answer.SILENCE:
+        raise PolkitTimeout if call.method.startswith("io.moorage.") else System.of(errno.ETIMEDOUT)
     if answer is Answer.CHALLENGE:
         raise InteractiveAuthenticationRequired
     if answer is Answer.NO:

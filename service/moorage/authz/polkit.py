@@ -72,11 +72,13 @@ class Answer(Enum):
         YES: the caller may.
         NO: it may not; also where nobody could be asked.
         CHALLENGE: it may if somebody authenticates, and that was not allowed, or nobody is there to do it.
+        SILENCE: polkit did not answer in time, nor did the person that it asked.
     """
 
     YES = auto()
     NO = auto()
     CHALLENGE = auto()
+    SILENCE = auto()
 
 
 class TooManyQuestions(Exception):
@@ -138,7 +140,7 @@ class Polkit:
             with trio.move_on_after(PERSON_SECONDS if interactive else ANSWER_SECONDS):
                 return await self._ask(pidfd, peer.uid, action, details, interactive=interactive)
             self._complain("CallTimeout", CallTimeout("CheckAuthorization"))
-            return Answer.NO
+            return Answer.SILENCE
         finally:
             self._pending[peer.uid] -= 1
             if not self._pending[peer.uid]:

@@ -96,7 +96,8 @@ _WORDS: Final[Mapping[str, _Words]] = {
     ),
     _MACHINE + "NoSuchProperty": _Words(
         Exit.REFUSED,
-        "There is no property {property} that can be set.",
+        "There is no property {property} that can be set; the nearest: {names}.",
+        without="There is no property {property} that can be set.",
         hint="Those there are: systemd.scope(5), systemd.resource-control(5), systemd.kill(5);"
         " for helpers also systemd.service(5), systemd.exec(5)",
     ),
@@ -223,6 +224,11 @@ def _refusal(
         values["option"] = concerned or _option(values["parameter"])
         if right := _RIGHT.get(field):
             quoted["right"] = right
+    match parameters.get("nearest"):
+        case [_, *_] as names:
+            values["names"] = ", ".join(map(_shown, names))
+        case _:
+            pass
     if isinstance(number := parameters.get("errno"), int):
         values["message"] = os.strerror(number)
     manager = address.manager or "systemctl"

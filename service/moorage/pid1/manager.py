@@ -69,11 +69,17 @@ class NoSuchUnit(ManagerError):
 
 
 class NoSuchProperty(ManagerError):
-    """Units of this type have no property of that name that could be set or read."""
+    """Units of this type have no property of that name that could be set or read.
 
-    def __init__(self, property: str) -> None:  # noqa: A002 - the word of the field, as in the error it becomes
+    Attributes:
+        property: the name.
+        nearest: names that could be meant; empty if there are none, or if they are not known.
+    """
+
+    def __init__(self, property: str, nearest: Sequence[str] = ()) -> None:  # noqa: A002 - the word of the field
         super().__init__(f"No such property: {property}")
         self.property = property
+        self.nearest = list(nearest)
 
 
 class InvalidProperty(ManagerError):

@@ -20,9 +20,10 @@ Which of the properties can be set at all, introspection does not tell; the mana
 Pure: no I/O.
 """
 
+import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -37,6 +38,12 @@ ELEMENTS_MAX: Final = 65_536
 
 TEXT_MAX: Final = 1024 * 1024
 """Bytes of strings in one call. A unit file may not be larger either (`LONG_LINE_MAX` of systemd is 1 MiB)."""
+
+NEAREST_MAX: Final = 3
+"""Names that are offered in place of one that does not exist."""
+
+NAME_MAX: Final = 64
+"""Characters of such a name that are compared, which takes time with each of them: no property has a longer one."""
 
 INTROSPECTION_MAX: Final = 4 * 1024 * 1024
 """Bytes; that of a service has 0.08 MB in systemd 262."""
@@ -181,13 +188,20 @@ class UnitProperties:
         for name, value in properties.items():
             signature = self._settable.get(name)
             if signature is None:
-                raise NoSuchProperty(name)
+                raise NoSuchProperty(name, _nearest(name, self._settable))
             rules = unit_files.rules(name, signature)
             asked = _from_json(signature, value, name, "", budget, rules)
             converted.append(
                 TypedProperty(name, signature, unit_files.settle(name, signature, asked, self._version))
             )
         return tuple(converted)
+
+
+def _nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names that could be meant: longer ones, as of CPUQuota, or similar ones, as of TimeoutStopSec."""
+    longer = [each for each in names if each.lower().startswith(name.lower())] if name else []
+    similar = difflib.get_close_matches(name[:NAME_MAX], names, n=NEAREST_MAX)
+    return list(dict.fromkeys([*similar, *longer]))[:NEAREST_MAX]
 
 
 class _Budget:

@@ -244,6 +244,23 @@ async def test_properties_that_this_systemd_does_not_know_are_refused_by_name(sp
             assert error.property == name
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("MemoryMx", "MemoryMax"),
+        ("memorymax", "MemoryMax"),
+        ("CPUQuota", "CPUQuotaPerSecUSec"),
+        ("TimeoutStopSec", "TimeoutStopUSec"),
+        ("IPAddressDenied", "IPAddressDeny"),
+    ],
+)
+async def test_the_nearest_names_are_told(spawn: Processes, name: str, nearest: str) -> None:
+    async with await connect() as client:
+        error = await refusal(client, spawn, name, 1)
+        assert isinstance(error, NoSuchProperty)
+        assert nearest in (error.nearest or ())
+
+
 async def test_all_at_once(spawn: Processes) -> None:
     properties = {
         name: value for name, value, _ in SETTABLE if name not in {"OOMPolicy", "SurviveFinalKillSignal"}

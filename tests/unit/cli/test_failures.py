@@ -28,6 +28,10 @@ USER = Address("/run/u", "systemctl --user")
         ("ProcessNotOwned", {"pid": 5, "uid": 7}, 4, "Process 5 belongs to user 7"),
         ("UnitNotOwned", {"unit": "cron.service"}, 4, "The process is in cron.service, which is not yours"),
         ("NoSuchProperty", {"property": "X"}, 1, "There is no property X that can be set."),
+        (
+            "NoSuchProperty", {"property": "MemoryMx", "nearest": ["MemoryMax", "MemoryMin"]}, 1,
+            "There is no property MemoryMx that can be set; the nearest: MemoryMax, MemoryMin.\n",
+        ),
         ("InvalidProperty", {"property": "X", "reason": "too big."}, 1, "Property X is refused: too big."),
         (
             "JobFailed", {"unit": "a.scope", "jobResult": "failed", "unitResult": "resources"}, 1,
