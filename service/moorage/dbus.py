@@ -230,20 +230,42 @@ class Signal:
         Returns:
             The value if it is among what changed.
         """
+        if (found := self._changed(name, signature)) is None:
+            return None
+        size, at = found
+        return self._received.data[at + 4 : at + 4 + size]
+
+    def changed_text(self, name: str) -> str:
+        """What a PropertiesChanged says about a property that is a word; empty if it says nothing."""
+        return (self.changed(name, "s") or b"").decode("ascii", "replace")
+
+    def changed_number(self, name: str) -> int | None:
+        """What a PropertiesChanged says about a property that is an unsigned number of 32 bits."""
+        found = self._changed(name, "u")
+        return None if found is None else found[0]
+
+    def _changed(self, name: str, signature: Literal["s", "ay", "u"]) -> tuple[int, int] | None:
+        """Return the first 32 bits of a value, and where they are."""
         received = self._received
-        data, start = received.data, received.body_at + 4
-        # A key, its NUL, and the signature of its value: no value can look like that, for the byte after the NUL
-        # of a string is padding or the length of what follows, and no length has a signature in it.
-        key = name.encode() + b"\0" + bytes([len(signature)]) + signature.encode() + b"\0"
-        at = data.find(key, start)
+        number = _UINT32[received.endian]
+        # A key with its length and its NUL, and the signature of its value: no value can look like that, for the byte
+        # after the NUL of a string is padding or the length of what follows, and no length has a signature in it.
+        key = (
+            number.pack(len(name))
+            + name.encode()
+            + b"\0"
+            + bytes([len(signature)])
+            + signature.encode()
+            + b"\0"
+        )
+        at = received.data.find(key, received.body_at + 4)
         if at < 0:
             return None
         at = at + len(key) + 3 & ~3
         try:
-            size: int = _UINT32[received.endian].unpack_from(data, at)[0]
+            return number.unpack_from(received.data, at)[0], at
         except struct.error:
             return None
-        return data[at + 4 : at + 4 + size]
 
 
 class _Pending:

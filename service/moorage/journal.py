@@ -47,10 +47,12 @@ class UnitLog(msgspec.Struct):
 
     Attributes:
         result: why it failed, as the manager says (``UNIT_RESULT=``); None if it says nothing.
+        succeeded: it has ended well, after whatever the result is of.
         lines: what it wrote itself, and why the manager could not so much as load it, oldest first.
     """
 
     result: str | None = None
+    succeeded: bool = False
     lines: list[str] = msgspec.field(default_factory=list[str])
 
 
@@ -278,6 +280,8 @@ def _collect(
         if not _is_since(entry, since_usec, boot_id):
             break
         if (log := found.get(entry.get(told, ""))) is not None:
+            if log.result is None and getattr(entry.get("MESSAGE_ID"), "hex", "") == _UNIT_SUCCESS:
+                log.succeeded = True
             log.result = log.result or entry.get("UNIT_RESULT")
             # Of other errors, and of a job that failed because of them, the unit's own lines tell more.
             if entry.get("PRIORITY") == _ERR and "JOB_ID" not in entry and len(log.lines) < LINES_MAX:

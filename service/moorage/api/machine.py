@@ -38,6 +38,7 @@ from moorage.machines.lifecycle import (
     NoSuchHelper,
     NotStoppable,
     NotWhole,
+    Registered,
     RegisteredByUser,
     TooMuchUnderWay,
     TooOld,
@@ -178,18 +179,17 @@ class MoorageMachine(Interface):
                 await self._lifecycle.check_helpers(registration.helpers, registration.name)
                 timeout_usec = params.timeoutUSec or REGISTER_USEC
                 try:
-                    machine = await self._registered(call, registration, timeout_usec)
+                    done = await self._registered(call, registration, timeout_usec)
                 except UnitNotOwned:
                     if registration.privileged or not await as_root.ask_for_others():
                         raise
                     registration = replace(registration, privileged=True)
-                    machine = await self._registered(call, registration, timeout_usec)
-                (helpers,) = await self._lifecycle.helper_statuses(machine)
-                found = await self._lifecycle.differences(machine, registration, helpers)
+                    done = await self._registered(call, registration, timeout_usec)
+                found = await self._lifecycle.differences(done.machine, registration, done.helpers)
             finally:
                 leader.close()
         return wire.RegisterOut(
-            machine=self._machine(call, machine, helpers),
+            machine=self._machine(call, done.machine, done.helpers),
             differences=[wire.Difference(**asdict(each)) for each in found],
         )
 
@@ -284,7 +284,7 @@ class MoorageMachine(Interface):
 
     async def _registered(
         self, call: Call, registration: model.Registration, timeout_usec: int
-    ) -> model.Machine:
+    ) -> Registered:
         """Register, or find that the same caller has registered the same leader before.
 
         A launcher that lost its connection cannot know whether its call was carried out: it may simply repeat it.
@@ -301,35 +301,24 @@ class MoorageMachine(Interface):
         ):
             if registration.lease:
                 self._lifecycle.lease(holder, call.wait_gone)
-            return holder
+            return Registered(holder, self._lifecycle.helper_statuses(holder))
         lease = call.wait_gone if registration.lease else None
         return await self._lifecycle.register(registration, timeout_usec=timeout_usec, lease=lease)
 
     @method("List", requires_more=True)
-    def list(
-        self, call: Call, params: Empty
-    ) -> Iterator[wire.MachineOut] | AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
-        """List the living machines. Only those that have helpers need a question to the manager."""
+    def list(self, call: Call, params: Empty) -> Iterator[wire.MachineOut]:
+        """List the living machines: each is looked at when there is room for it on the connection."""
         permit(call, self._authority)
-        machines = [machine for machine in self._registry if self._lifecycle.is_there(machine)]
-        if not machines:
-            raise wire.NoSuchMachine  # a call has an answer; this one is also machined's
-        if any(machine.helpers for machine in machines):
-            return self._listed_with_helpers(call, machines)
-        return (wire.MachineOut(machine=self._machine(call, machine)) for machine in machines)
+        return self._listed(call)
 
-    async def _listed_with_helpers(
-        self, call: Call, machines: Sequence[model.Machine]
-    ) -> AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
-        with _errors():
-            statuses = await self._lifecycle.helper_statuses(*machines)
-        *first, last = [
-            wire.MachineOut(machine=self._machine(call, machine, helpers))
-            for machine, helpers in zip(machines, statuses, strict=True)
-        ]
-        for reply in first:
-            yield reply
-        yield Last(last)
+    def _listed(self, call: Call) -> Iterator[wire.MachineOut]:
+        listed = False
+        for machine in self._registry.snapshot():
+            if self._registry.get(machine.name) is machine and self._lifecycle.is_there(machine):
+                listed = True
+                yield wire.MachineOut(machine=self._machine(call, machine))
+        if not listed:
+            raise wire.NoSuchMachine  # a call has an answer; this one is also machined's
 
     @method("Describe")
     async def describe(self, call: Call, params: wire.NameIn) -> wire.DescribeOut:
@@ -344,10 +333,9 @@ class MoorageMachine(Interface):
                     limits = await self._lifecycle.unit_limits(machine, LIMIT_PROPERTIES)
                 except (manager.NoSuchUnit, manager.NoSuchProperty):
                     limits = {}  # it is just going, or it is a unit of a type that has none
-                (helpers,) = await self._lifecycle.helper_statuses(machine)
             if machine.verdict is None:
                 return wire.DescribeOut(
-                    machine=self._machine(call, machine, helpers),
+                    machine=self._machine(call, machine),
                     accounting=_accounting(accounting(machine.control_group)),
                     limits=limits,
                 )
@@ -369,9 +357,7 @@ class MoorageMachine(Interface):
             machine = self._found(call, params)
         if machine is None or not self._lifecycle.is_there(machine):
             raise wire.NoSuchMachine
-        with _errors():
-            (helpers,) = await self._lifecycle.helper_statuses(machine)
-        return wire.MachineOut(machine=self._machine(call, machine, helpers))
+        return wire.MachineOut(machine=self._machine(call, machine))
 
     def _found(self, call: Call, params: wire.FindIn) -> model.Machine | None:
         if params.unit is not None:
@@ -501,8 +487,6 @@ class MoorageMachine(Interface):
     def _machine(
         self, call: Call, machine: model.Machine, helpers: Sequence[model.HelperStatus] | None = None
     ) -> wire.Machine:
-        if helpers is None:  # of one that is about to end, or has
-            helpers = [model.HelperStatus(helper) for helper in machine.helpers]
         whole = self._authority.policy.tells_all(call.peer.uid, machine.uid)
         frozen = machine.verdict is None and self._lifecycle.is_frozen(machine)
         return wire.Machine(
@@ -529,7 +513,10 @@ class MoorageMachine(Interface):
             sshPrivateKeyPath=machine.ssh_private_key_path if whole else None,
             controlAddress=machine.control_address if whole else None,
             timestamp=timestamp(machine.timestamp),
-            helpers=[machine_helpers.status(helper) for helper in helpers],
+            helpers=[
+                machine_helpers.status(helper)
+                for helper in helpers or self._lifecycle.helper_statuses(machine)
+            ],
             verdict=None if machine.verdict is None else _verdict(machine.verdict),
         )
 

@@ -309,7 +309,7 @@ class SystemdMachine(Interface):
         except NotOwned:
             raise PermissionDenied from None
         try:
-            machine = await self._lifecycle.register(
+            done = await self._lifecycle.register(
                 model.Registration(
                     name=params.name,
                     class_=model.MachineClass(params.class_),
@@ -334,6 +334,7 @@ class SystemdMachine(Interface):
             raise _error(error) from None
         finally:
             leader.close()
+        machine = done.machine
         return RegisterOut(
             unit=machine.unit,
             subgroup=machine.subgroup,

@@ -16,6 +16,7 @@ import trio
 
 from moorage import process
 from moorage.machines import helpers as helping
+from moorage.machines.helper_states import ENDED
 from moorage.machines.model import (
     Change,
     Helper,
@@ -33,6 +34,7 @@ from moorage.machines.model import (
     stopper_name,
 )
 from moorage.machines.rights import MACHINE_SLICE, TASKS_MAX
+from moorage.machines.together import together
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
     AuxiliaryUnit,
@@ -246,7 +248,9 @@ class Allocator:
         """Say what holds a unit's name."""
         return describe(status, self._marks)
 
-    async def allocate(self, registration: Registration, pidfd: int, mark: str, *, deadline: float) -> Place:
+    async def allocate(
+        self, registration: Registration, pidfd: int, mark: str, *, deadline: float
+    ) -> tuple[Place, list[HelperStatus]]:
         """Start a scope around a process, wait for its job, and look again.
 
         Args:
@@ -254,6 +258,9 @@ class Allocator:
             pidfd: of the leader.
             mark: what tells this scope from others of its name.
             deadline: on trio's clock.
+
+        Returns:
+            Where the machine is, and the states of its helpers.
 
         Raises:
             UnitNameTaken: by something that does not go.
@@ -279,8 +286,11 @@ class Allocator:
                 said = self._starting.pop(unit)
             if job.result == "done":
                 place = await self._second_look(registration, said, slice_, pidfd, deadline=deadline)
-                if place is not None and await self._are_there(registration, start, deadline=deadline):
-                    return place
+                if place is not None:
+                    records = helping.recorded(registration.name, registration.helpers)
+                    statuses = await self._helpers.settled(start, records, deadline=deadline)
+                    if not start.failed:  # none of them has ended again, right after its start
+                        return place, statuses
             result = await self._result(unit, deadline=deadline) if job.result != "done" else None
             gone = process.has_exited(pidfd)
             failure = (
@@ -339,14 +349,6 @@ class Allocator:
             *types.helpers(host, registration.helpers, self._helpers.home, with_place=True),
             types.unit(barrier_name(host.name), barrier),
         )
-
-    async def _are_there(self, registration: Registration, start: helping.Start, *, deadline: float) -> bool:
-        """Whether no helper has ended again, right after its start."""
-        if not registration.helpers:
-            return True
-        records = helping.recorded(registration.name, registration.helpers)
-        start.note(await self._helpers.statuses(records, deadline=deadline))
-        return not start.failed
 
     async def _result(self, unit: str, *, deadline: float) -> str | None:
         status = await self._manager.status(unit, deadline=deadline)
@@ -449,8 +451,7 @@ class Allocator:
                 nursery.cancel_scope.cancel()
             if isinstance(job, Exception):
                 raise job
-            statuses = await self._helpers.statuses(records, deadline=deadline)
-            start.note(statuses)
+            statuses = await self._helpers.settled(start, records, deadline=deadline)
             if job.result not in {"done", "skipped"} or start.failed:  # its condition is never met
                 raise await self._helpers.failure(start) or JobFailed(spec.unit, job.result, None)
             return statuses
@@ -469,7 +470,7 @@ class Allocator:
         """
         units = [helper_unit(host.name, spec.name) for spec in specs]
         questions = [partial(self._manager.status, unit, deadline=deadline) for unit in units]
-        for unit, status in zip(units, await helping.together(questions), strict=True):
+        for unit, status in zip(units, await together(questions), strict=True):
             if status is not None and host.unit in status.dependants:
                 holder = "a helper that came with the machine, and was removed: its name is free when the machine ends"
                 raise UnitNameTaken(unit, holder)
@@ -491,8 +492,7 @@ class Allocator:
         while True:
             await start.changed.wait()
             start.changed = trio.Event()
-            with contextlib.suppress(ManagerError):  # the start will tell
-                tell(await self._helpers.statuses(records, deadline=trio.current_time() + UNDO_USEC / 1e6))
+            tell(self._helpers.states.statuses(records))
 
     async def resume_helpers(self, change: Change, mark: str) -> bool:
         """Find what came of a start of helpers that was cut off: all that was asked for, or nothing.
@@ -517,9 +517,7 @@ class Allocator:
         found = await self._all_made(units, mark, deadline=deadline)
         states = {status.unit: status.active_state for status in found if status is not None}
         started = adder is None or not adder.job_id
-        if started and all(
-            states.get(helper.unit, "inactive") not in helping.ENDED for helper in change.helpers
-        ):
+        if started and all(states.get(helper.unit, "inactive") not in ENDED for helper in change.helpers):
             return True
         await self.take_back_helpers(change, mark, wait=False)
         return False
@@ -538,7 +536,7 @@ class Allocator:
         deadline = trio.current_time() + UNDO_USEC / 1e6
         units = helping.change_names(change)
         if not wait or await self._is_any_started(units, mark, deadline=deadline):
-            await helping.together([partial(self._take_away, unit, mark, deadline) for unit in units])
+            await together([partial(self._take_away, unit, mark, deadline) for unit in units])
 
     async def _is_any_started(self, units: Sequence[str], mark: str, *, deadline: float) -> bool:
         """Whether a start has made any of these units; one that is still on its way is waited for."""
@@ -552,7 +550,7 @@ class Allocator:
     async def _all_made(
         self, units: Sequence[str], mark: str, *, deadline: float
     ) -> list[UnitStatus | None]:
-        return await helping.together([partial(self._made, unit, mark, deadline=deadline) for unit in units])
+        return await together([partial(self._made, unit, mark, deadline=deadline) for unit in units])
 
     async def stop_helper(self, helper: Helper, marks: str, *, deadline: float) -> None:
         """Stop a helper; its sockets are bound to it. A unit of its name that is none of the machine's goes on.
@@ -720,7 +718,7 @@ class Allocator:
         await self._wait_without_job(unit, waits=bool(auxiliary), deadline=deadline)
         # What is bound to the scope is stopped by the same job, even where the scope was not started.
         await self._take_away(unit, mark, deadline)
-        await helping.together([partial(self._take_away, each, mark, deadline) for each in auxiliary])
+        await together([partial(self._take_away, each, mark, deadline) for each in auxiliary])
 
     async def _take_away(self, unit: str, mark: str, deadline: float) -> None:
         """Stop a unit if it is the one that a start has made, and wait until its name is free."""
@@ -773,12 +771,13 @@ class Allocator:
             for each in auxiliary:  # what failed, and the scope with it
                 await self._take_away(each, mark, deadline)
             return None
-        statuses = await self._helpers.statuses(machine.helpers, deadline=deadline)
+        await self._helpers.states.catch_up([helper.unit for helper in machine.helpers], deadline=deadline)
+        statuses = self._helpers.states.statuses(machine.helpers)
         identity = cgroup.identity(status.control_group) if _is_populated(status) else None
         if (
             status.active_state == "active"
             and identity is not None
-            and not any(each.active_state in helping.ENDED for each in statuses)
+            and not any(each.active_state in ENDED for each in statuses)
         ):
             return Place(
                 machine.unit, None, status.slice, status.control_group, identity, status.invocation_id

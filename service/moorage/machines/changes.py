@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 import trio
 
 from moorage.machines.allocation import ASK_USEC, UNDO_USEC, Allocator
+from moorage.machines.helper_states import HelperStates
 from moorage.machines.helpers import Host, recorded
 from moorage.machines.model import Change, Helper, HelperSpec, HelperStatus, Machine, Timestamp
 from moorage.machines.registry import Registry
@@ -30,6 +31,7 @@ class Changes:
         allocator: starts and stops.
         store: keeps the records.
         registry: of the machines.
+        states: of helpers: kept for those that a machine has.
         directory: path of the runtime directory of the machine of a name.
         now: the time.
         begin: runs something that goes on without its caller.
@@ -40,6 +42,7 @@ class Changes:
         allocator: Allocator,
         store: Store,
         registry: Registry,
+        states: HelperStates,
         *,
         directory: Callable[[str], str],
         now: Callable[[], Timestamp],
@@ -48,6 +51,7 @@ class Changes:
         self._allocator = allocator
         self._store = store
         self._registry = registry
+        self._states = states
         self._directory = directory
         self._now = now
         self._begin = begin
@@ -100,6 +104,7 @@ class Changes:
             )
             self._enter(machine, change)
         except Exception as error:
+            self._drop_others(change)
             unknown = isinstance(error, (ManagerTimeout, ManagerUnavailable))
             try:
                 await self._allocator.take_back_helpers(change, mark, wait=unknown)
@@ -110,6 +115,7 @@ class Changes:
                 self._withdraw(machine.name)
             raise
         self._withdraw(machine.name)
+        self._drop_others(change)
         return statuses
 
     async def remove(self, machine: Machine, helper: Helper, *, deadline: float) -> None:
@@ -132,7 +138,14 @@ class Changes:
         marks = self._store.marks_of(machine.name)
         await self._allocator.stop_helper(helper, marks, deadline=deadline)
         machine.helpers = tuple(each for each in machine.helpers if each.name != helper.name)
+        self._states.drop([helper.unit])
         self._save(machine)
+
+    def _drop_others(self, change: Change) -> None:
+        """Forget the states of helpers that the machine of that name does not have after all."""
+        holder = self._registry.get(change.machine)
+        kept = holder.helpers if holder is not None else ()
+        self._states.drop({helper.unit for helper in change.helpers} - {helper.unit for helper in kept})
 
     def begun(self) -> list[Change]:
         """Return what an instance that was killed had begun."""
@@ -174,6 +187,9 @@ class Changes:
                 await self._remove(machine, helper, trio.current_time() + UNDO_USEC / 1e6)
         if not change.removes and not there.issuperset(helper.name for helper in change.helpers):
             if await self._allocator.resume_helpers(change, self._store.mark(change)):
+                units = [helper.unit for helper in change.helpers]
+                self._states.follow(units, since_usec=change.timestamp.monotonic)
+                await self._states.catch_up(units)
                 self._enter(machine, change)
             else:
                 _log.info("Helpers of machine %s were not started, and are taken back.", machine.name)

@@ -24,15 +24,15 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 import msgspec
 import trio
 
 from moorage import journal, process
 from moorage.machines import model
+from moorage.machines.helper_states import ENDED, HelperStates
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, HelperStatus, SocketType
 from moorage.pid1 import unit_files
 from moorage.pid1.manager import (
@@ -40,8 +40,7 @@ from moorage.pid1.manager import (
     InvalidProperty,
     Json,
     Manager,
-    NoSuchProperty,
-    NoSuchUnit,
+    ManagerTimeout,
     PropertyTypes,
     TypedProperty,
     UnitHint,
@@ -59,9 +58,6 @@ needs a bus."""
 
 RESTARTS = frozenset({"no", "on-success", "on-failure", "on-abnormal", "on-watchdog", "on-abort", "always"})
 """What systemd.service(5) has for ``Restart=``."""
-
-ENDED = frozenset({"inactive", "failed", "deactivating"})
-"""States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
 
 DIRECTORY_BYTES_MAX = 64 * 1024 * 1024
 """Bytes in the runtime directory of a machine: sockets have none, the state of a TPM and the variables of a firmware
@@ -155,8 +151,6 @@ COMMAND_FLAGS = frozenset({"ignore-failure", unit_files.NO_EXPANSION})
 """Flags of such a command: it runs with the helper's own rights, so not those of the prefixes "+" and "!"."""
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class InvalidHelper(Exception):
@@ -618,25 +612,6 @@ def recorded(machine: str, specs: Iterable[HelperSpec]) -> tuple[Helper, ...]:
 # Watching them
 
 
-async def together(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """Call functions at once, and return their results in order, or raise the first error when all have ended."""
-    results: dict[int, T] = {}
-    errors: list[Exception] = []
-
-    async def call(number: int, function: Callable[[], Awaitable[T]]) -> None:
-        try:
-            results[number] = await function()
-        except Exception as error:  # noqa: BLE001 - it is raised again below
-            errors.append(error)
-
-    async with trio.open_nursery() as nursery:
-        for number, function in enumerate(functions):
-            nursery.start_soon(call, number, function)
-    if errors:
-        raise errors[0]
-    return [results[number] for number in range(len(functions))]
-
-
 class Start:
     """Units of helpers while they start.
 
@@ -664,10 +639,16 @@ class Start:
 
 
 class Helpers:
-    """Asks the manager about helpers."""
+    """Watches helpers while they start.
+
+    Attributes:
+        home: where the runtime directories of machines are.
+        states: of all helpers.
+    """
 
     def __init__(self, manager: Manager, home: Home) -> None:
         self.home = home
+        self.states = HelperStates(manager, user=home.user)
         self._manager = manager
         self._starts: dict[str, Start] = {}
 
@@ -695,13 +676,16 @@ class Helpers:
 
     @contextmanager
     def starting(self, machine: str, specs: Iterable[HelperSpec]) -> Generator[Start]:
-        """Watch the units of helpers while they start."""
+        """Watch the units of helpers while they start. Their states are kept from here on, until they are dropped."""
         units: dict[str, str] = {}
         for spec in specs:
             units[model.helper_unit(machine, spec.name)] = spec.name
             if spec.sockets:
                 units[model.helper_unit(machine, spec.name, "socket")] = spec.name
         start = Start(units)
+        self.states.follow(
+            (model.helper_unit(machine, spec.name) for spec in specs), since_usec=start.since_usec
+        )
         self._starts.update(dict.fromkeys(units, start))
         try:
             yield start
@@ -709,6 +693,34 @@ class Helpers:
             for unit in units:
                 if self._starts.get(unit) is start:
                     del self._starts[unit]
+
+    async def settled(
+        self, start: Start, helpers: Sequence[Helper], *, deadline: float
+    ) -> list[HelperStatus]:
+        """Return the states of helpers after the job that started them, and take note of those that have ended.
+
+        A program may end right after its start, which is when the manager's job is done: until the manager reports
+        that, it calls the helper active. So wherever the main process is gone, its next report is waited for.
+
+        Raises:
+            ManagerError: as the manager says, or it reports nothing.
+        """
+        while True:
+            start.changed = trio.Event()
+            await self.states.catch_up([helper.unit for helper in helpers], deadline=deadline)
+            statuses = self.states.statuses(helpers)
+            unsettled = [
+                status.helper.unit
+                for status in statuses
+                if status.main_process is None and self.states.unsettled(status.helper)
+            ]
+            if not unsettled:
+                start.note(statuses)
+                return statuses
+            with trio.move_on_at(deadline) as waiting:
+                await start.changed.wait()
+            if waiting.cancelled_caught:
+                raise ManagerTimeout(f"end of the main process of {unsettled[0]}")
 
     async def failure(self, start: Start) -> HelperFailed | None:
         """Say which of the helpers failed, and how; None where none seems to be to blame.
@@ -734,47 +746,3 @@ class Helpers:
         log = logs.get(failed[0], journal.UnitLog())
         result = log.result or start.results.get(failed[0]) or None
         return HelperFailed(start.units[failed[0]], failed[0], result, log.lines)
-
-    async def statuses(self, helpers: Sequence[Helper], *, deadline: float) -> list[HelperStatus]:
-        """Ask for the state of helpers, all at once.
-
-        Raises:
-            ManagerError: as the manager says.
-        """
-        return await together([functools.partial(self._status, helper, deadline) for helper in helpers])
-
-    async def _status(self, helper: Helper, deadline: float) -> HelperStatus:
-        names = ("LoadState", "ActiveState", "SubState", "Result", "MainPID", "InvocationID", "CanReload")
-        try:
-            values = await self._manager.properties(helper.unit, names, deadline=deadline)
-        except (NoSuchUnit, NoSuchProperty):
-            return HelperStatus(helper)
-        return HelperStatus(
-            helper=helper,
-            active_state=str(values["ActiveState"]),
-            sub_state=str(values["SubState"]),
-            # One that could not be loaded has a result all the same: "success".
-            result=str(values["Result" if values["LoadState"] == "loaded" else "LoadState"]),
-            main_process=_main_process(helper.unit, values["MainPID"]),
-            invocation_id=_hexadecimal(values["InvocationID"]),
-            reloadable=values["CanReload"] is True,
-        )
-
-
-def _hexadecimal(value: Json) -> str:
-    """An ID of 128 bits, as the bytes that it is read as; all zeroes, or nothing, is none."""
-    digits = (
-        "".join(f"{byte:02x}" for byte in value if isinstance(byte, int)) if isinstance(value, list) else ""
-    )
-    return digits if digits.strip("0") else ""
-
-
-def _main_process(unit: str, pid: Json) -> process.ProcessId | None:
-    """Name the main process of a unit, if it is still there and still in it."""
-    if not isinstance(pid, int) or pid <= 0:
-        return None
-    try:
-        found = process.identify(pid)
-        return found if f"/{unit}" in process.control_group(pid) else None
-    except (process.ProcessGone, process.NotAProcess):
-        return None

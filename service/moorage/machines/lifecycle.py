@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from typing import Literal, TypeVar
 
+import msgspec
 import trio
 
 from moorage import process
@@ -34,7 +35,6 @@ from moorage.machines.helpers import (
     check_programs,
     check_properties,
     recorded,
-    together,
 )
 from moorage.machines.latest import Latest
 from moorage.machines.leaders import Leaders
@@ -59,6 +59,7 @@ from moorage.machines.ownership import NotOwned, check_unit, is_in_namespace_of,
 from moorage.machines.registry import Claim, Full, LeaderTaken, NameTaken, Registry
 from moorage.machines.rights import check as check_rights
 from moorage.machines.store import BadRecord, Store
+from moorage.machines.together import together
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
     Json,
@@ -167,6 +168,18 @@ class TooOld(Exception):
         self.version = version
 
 
+class Registered(msgspec.Struct, frozen=True):
+    """What came of a registration.
+
+    Attributes:
+        machine: the machine.
+        helpers: the states of its helpers at the end of their start.
+    """
+
+    machine: Machine
+    helpers: list[HelperStatus]
+
+
 class _Mark:
     """Why a machine is to be looked at."""
 
@@ -193,6 +206,7 @@ class Lifecycle:
         self._store = store
         self._references = references
         self._helpers = Helpers(manager, home)
+        self._states = self._helpers.states
         self._allocator = Allocator(manager, self._helpers, store.marks)
         self._readiness = Readiness()
         self._watch = cgroup.Watch(self._readiness, self._group_changed, self._recheck_all)
@@ -209,7 +223,13 @@ class Lifecycle:
         self._starts = trio.CapacityLimiter(STARTS_MAX)
         self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
         self._changes = Changes(
-            self._allocator, store, self.registry, directory=home.directory, now=now, begin=self._begin
+            self._allocator,
+            store,
+            self.registry,
+            self._states,
+            directory=home.directory,
+            now=now,
+            begin=self._begin,
         )
         self._under_way: Counter[tuple[Machine, str]] = Counter()
         self._leases = Leases(self._end, lambda machine: bool(self._under_way[machine, "lease"]))
@@ -230,6 +250,8 @@ class Lifecycle:
                 self._nursery = nursery
                 self._restore()
                 await self._recheck_marked()
+                self._states.miss()
+                await nursery.start(self._states.run)
                 nursery.start_soon(self._leases.spare, [each for each in self.registry if each.lease])
                 nursery.start_soon(self._look_around, self._begun())
                 for change in self._changes.begun():
@@ -276,6 +298,7 @@ class Lifecycle:
                 self._accounts.enter(found, watched=False)
                 self._hold(found)
                 self._leaders.open(found)
+                self._follow_helpers(found)
                 self._watch.add(found.control_group)
                 self._mark(found).ask = True
 
@@ -314,12 +337,15 @@ class Lifecycle:
             steps.callback(self._claims[machine.name].set)
             steps.callback(self._claims.pop, machine.name)
             steps.push(self._withdrawal(machine.name))
+            self._follow_helpers(machine)
             place = await self._resumed(machine)
             if place is not None:
                 try:
                     await self._enter(machine, place, claim, lambda: self._leaders.open(machine))
                 except (OSError, NotOwned, ManagerError) as error:
                     _log.warning("Failed to keep machine %s, ignoring: %s", machine.name, error)
+            if self.registry.get(machine.name) is not machine:
+                self._drop_helpers(machine)
         if machine.lease:
             await self._leases.spare([machine])
 
@@ -379,6 +405,7 @@ class Lifecycle:
             self.registry.by_unit(unit) is not None
             or self._allocator.interested(unit)
             or self._helpers.interested(unit)
+            or self._states.interested(unit)
         )
 
     def _hint(self, hint: UnitHint) -> None:
@@ -386,6 +413,10 @@ class Lifecycle:
             if hint.kind != "reloaded":
                 self._accounts.lost_sight()
             self._recheck_all()
+            self._states.miss()
+            return
+        self._states.hint(hint)
+        if hint.kind == "main":
             return
         self._allocator.hint(hint)
         self._helpers.hint(hint)
@@ -547,6 +578,7 @@ class Lifecycle:
         if (leader := self._leaders.take(machine)) is not None:
             leader.close()
         self._accounts.forget(machine)
+        self._drop_helpers(machine)
         self._watch.remove(machine.control_group)
         self._references.release(machine.unit)
         self._results.pop(machine, None)
@@ -586,7 +618,7 @@ class Lifecycle:
         *,
         timeout_usec: int = REGISTER_USEC,
         lease: Callable[[], Awaitable[None]] | None = None,
-    ) -> Machine:
+    ) -> Registered:
         """Register a machine: in a scope of its own, or where its leader is.
 
         A caller that is cancelled before this crossed into the service manager leaves nothing; after that the
@@ -618,7 +650,7 @@ class Lifecycle:
         claim = self.registry.begin(registration.name, registration.leader, registration.uid)
         if registration.dry_run:
             self.registry.abandon(claim)
-            return await self._rehearse(registration, deadline)
+            return Registered(await self._rehearse(registration, deadline), [])
         machine = _machine(registration)
         if machine.helpers:
             machine.runtime_directory = self._helpers.home.directory(machine.name)
@@ -628,16 +660,17 @@ class Lifecycle:
             done = self._claims[registration.name] = trio.Event()
             undo.callback(done.set)
             undo.callback(self._claims.pop, registration.name)
+            undo.callback(self._drop_helpers, machine)
             pidfd = fcntl.fcntl(registration.leader_pidfd, fcntl.F_DUPFD_CLOEXEC, 3)
             undo.callback(os.close, pidfd)
             steps = undo.pop_all()
 
-        async def complete() -> Machine:
+        async def complete() -> Registered:
             if machine.allocated:
                 self._store.intend(machine)
                 steps.push(self._withdrawal(machine.name))
             try:
-                place = await self._place(registration, pidfd, self._store.mark(machine), deadline)
+                place, helpers = await self._place(registration, pidfd, self._store.mark(machine), deadline)
             except (ManagerTimeout, ManagerUnavailable):
                 # It may have been done all the same, or be done yet: the name stays claimed until then.
                 if machine.allocated:
@@ -649,7 +682,7 @@ class Lifecycle:
             self._claims.pop(machine.name).set()
             if lease is not None:
                 self.lease(machine, lease)
-            return machine
+            return Registered(machine, helpers)
 
         with steps:
             try:
@@ -785,7 +818,9 @@ class Lifecycle:
         status = await self._manager.status(machine.unit, deadline=deadline)
         return status is None or status.invocation_id != machine.invocation_id
 
-    async def _place(self, registration: Registration, pidfd: int, mark: str, deadline: float) -> Place:
+    async def _place(
+        self, registration: Registration, pidfd: int, mark: str, deadline: float
+    ) -> tuple[Place, list[HelperStatus]]:
         await self._check_unit(registration, pidfd, deadline)
         if registration.allocate_unit:
             return await self._allocator.allocate(registration, pidfd, mark, deadline=deadline)
@@ -793,7 +828,7 @@ class Lifecycle:
         holder = self.registry.by_unit(place.unit) or self.registry.by_control_group(place.control_group)
         if holder is not None and (holder.owns_unit or holder.control_group == place.control_group):
             raise LeaderTaken(holder.name, holder)
-        return place
+        return place, []
 
     async def _check_unit(self, registration: Registration, pidfd: int, deadline: float) -> None:
         if not registration.privileged:
@@ -806,7 +841,7 @@ class Lifecycle:
             mark = self._store.mark(_machine(registration))
             place = await self._allocator.rehearse(registration, mark, deadline=deadline)
         else:
-            place = await self._place(registration, registration.leader_pidfd, "", deadline)
+            place, _ = await self._place(registration, registration.leader_pidfd, "", deadline)
         return _put(_machine(registration), place)
 
     # --- helpers -----------------------------------------------------------------------------------------------------
@@ -832,22 +867,19 @@ class Lifecycle:
             check_properties(spec)
         await check_programs(specs)
 
-    async def helper_statuses(self, *machines: Machine) -> list[list[HelperStatus]]:
-        """Ask for the state of the helpers of machines, all at once.
+    def helper_statuses(self, machine: Machine) -> list[HelperStatus]:
+        """Return the states of a machine's helpers, as last reported; those of one that is gone went before it."""
+        if machine.verdict is not None:
+            return [HelperStatus(helper) for helper in machine.helpers]
+        return self._states.statuses(machine.helpers)
 
-        Raises:
-            ManagerError: as the manager says.
-        """
-        there = [helper for machine in machines if machine.verdict is None for helper in machine.helpers]
-        deadline = trio.current_time() + ASK_USEC / 1e6
-        found = {
-            status.helper.unit: status
-            for status in (await self._helpers.statuses(there, deadline=deadline) if there else ())
-        }
-        return [
-            [found.get(helper.unit) or HelperStatus(helper) for helper in machine.helpers]
-            for machine in machines
-        ]
+    def _follow_helpers(self, machine: Machine) -> None:
+        self._states.follow(
+            (helper.unit for helper in machine.helpers), since_usec=machine.timestamp.monotonic
+        )
+
+    def _drop_helpers(self, machine: Machine) -> None:
+        self._states.drop(helper.unit for helper in machine.helpers)
 
     async def add_helpers(
         self, machine: Machine, specs: Sequence[HelperSpec], *, timeout_usec: int = HELPERS_USEC
@@ -919,14 +951,14 @@ class Lifecycle:
             ManagerError: as the manager says.
         """
         deadline = trio.current_time() + HELPERS_USEC / 1e6
-        (statuses,) = await self.helper_statuses(machine)
+        statuses = self.helper_statuses(machine)
 
         async def reload(status: HelperStatus) -> bool:
-            if not status.reloadable or status.active_state not in {"active", "reloading"}:
+            if status.active_state not in {"active", "reloading"}:
                 return False
             try:
                 return (await self._manager.reload(status.helper.unit, deadline=deadline)).result == "done"
-            except (NoSuchUnit, ManagerRefused):  # it has ended meanwhile
+            except (NoSuchUnit, ManagerRefused):  # it has ended meanwhile, or has no way to reload
                 return False
 
         done = await together([functools.partial(reload, status) for status in statuses])

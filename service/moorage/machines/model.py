@@ -158,16 +158,15 @@ class Helper(msgspec.Struct, frozen=True):
 
 
 class HelperStatus(msgspec.Struct, frozen=True):
-    """A helper as the manager has it at this moment.
+    """A helper as the manager last reported it.
 
     Attributes:
         helper: which one.
         active_state: "active", "activating", "failed", …; "inactive" also for one that is not loaded.
         sub_state: the finer state of a service.
-        result: why it ended, or would if it did now: "success", "exit-code", "timeout", …
+        result: why it ended, or would if it did now: "success", "exit-code", "timeout", …; None if not known.
         main_process: its main process.
         invocation_id: of its unit; empty if it never ran.
-        reloadable: whether it can be reloaded.
     """
 
     helper: Helper
@@ -176,7 +175,6 @@ class HelperStatus(msgspec.Struct, frozen=True):
     result: str | None = None
     main_process: ProcessId | None = None
     invocation_id: str = ""
-    reloadable: bool = False
 
 
 class Timestamp(msgspec.Struct, frozen=True):

@@ -88,12 +88,19 @@ class Registry:
         self._claims: dict[str, Claim] = {}
         self._claimed_leaders: dict[ProcessId, str] = {}
         self._verdicts: dict[str, Machine] = {}  # oldest first
+        self._snapshot: tuple[Machine, ...] | None = ()
 
     def __len__(self) -> int:
         return len(self._by_name)
 
     def __iter__(self) -> Iterator[Machine]:
         return iter(self._by_name.values())
+
+    def snapshot(self) -> tuple[Machine, ...]:
+        """Return the machines that there are now; the same tuple until that changes, however many ask for it."""
+        if self._snapshot is None:
+            self._snapshot = tuple(self._by_name.values())
+        return self._snapshot
 
     @property
     def claims(self) -> int:
@@ -145,6 +152,7 @@ class Registry:
         """Enter a machine that needed no claim: one that was found again after a restart."""
         self._verdicts.pop(machine.name, None)
         self._by_name[machine.name] = machine
+        self._snapshot = None
         self._by_group[machine.control_group] = machine
         if machine.owns_unit:
             self._by_unit[machine.unit] = machine
@@ -157,6 +165,7 @@ class Registry:
         if self._by_name.get(machine.name) is not machine:
             return
         del self._by_name[machine.name]
+        self._snapshot = None
         for index, key in (
             (self._by_group, machine.control_group),
             (self._by_unit, machine.unit),

@@ -262,18 +262,25 @@ class UnitHint(msgspec.Struct, frozen=True):
     """Something may have changed: ask for the state. Hints may be repeated, late, or about nothing.
 
     Attributes:
-        kind: "changed" and "removed" are about one unit. "reloaded" (the manager re-read its configuration or
+        kind: "changed", "main" and "removed" are about one unit; "main" is what a service adds to a "changed", which
+            follows at once. "reloaded" (the manager re-read its configuration or
             executed itself again) and "connected" (anything may have been missed since the last
             "disconnected") are about all of them.
         unit: its name; empty for the kinds that are about all.
         active_state: what a "changed" says of the unit's state; empty if it says nothing.
+        sub_state: what it says of that.
         invocation_id: what it says of that, 32 hexadecimal digits; empty if it says nothing.
+        result: what a "main" says of the service's result.
+        main_pid: the PID of its main process, 0 for none.
     """
 
-    kind: Literal["changed", "removed", "reloaded", "connected", "disconnected"]
+    kind: Literal["changed", "main", "removed", "reloaded", "connected", "disconnected"]
     unit: str = ""
     active_state: str = ""
+    sub_state: str = ""
     invocation_id: str = ""
+    result: str = ""
+    main_pid: int = 0
 
 
 class PropertyTypes(Protocol):

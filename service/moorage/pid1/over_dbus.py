@@ -88,6 +88,7 @@ _UNITS: Final = f"{_ROOT}/unit/"
 _JOBS: Final = f"{_ROOT}/job/"
 _MANAGER: Final = f"{_NAME}.Manager"
 _UNIT: Final = f"{_NAME}.Unit"
+_SERVICE: Final = f"{_NAME}.Service"
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _BUS: Final = "org.freedesktop.DBus"
 _BUS_PATH: Final = "/org/freedesktop/DBus"
@@ -97,8 +98,10 @@ _MATCHES: Final = (
     f"type='signal',sender='{_NAME}',path='{_ROOT}',interface='{_MANAGER}',member='JobRemoved'",
     f"type='signal',sender='{_NAME}',path='{_ROOT}',interface='{_MANAGER}',member='UnitRemoved'",
     f"type='signal',sender='{_NAME}',path='{_ROOT}',interface='{_MANAGER}',member='Reloading'",
-    # Of the two that come with each change of a unit, the one about what all types of units have.
+    # Of the two that come with each change of a unit, the one about what all types of units have, and of services the
+    # other one as well.
     f"type='signal',sender='{_NAME}',interface='{_PROPERTIES}',member='PropertiesChanged',arg0='{_UNIT}'",
+    f"type='signal',sender='{_NAME}',interface='{_PROPERTIES}',member='PropertiesChanged',arg0='{_SERVICE}'",
 )
 
 _ESCAPED: Final = re.compile(rb"_([0-9a-f]{2})")
@@ -320,12 +323,8 @@ class DBusManager:
             return
         if signal.path.startswith(_UNITS):
             unit = _unit_of(signal.path)
-            if self._interest(unit) and signal.is_change_of(_UNIT):
-                active_state = signal.changed("ActiveState", "s") or b""
-                invocation_id = signal.changed("InvocationID", "ay") or b""
-                self._callback(
-                    UnitHint("changed", unit, active_state.decode("ascii", "replace"), invocation_id.hex())
-                )
+            if self._interest(unit) and (hint := _hint(unit, signal)) is not None:
+                self._callback(hint)
         elif signal.path == _ROOT and signal.interface == _MANAGER:
             if signal.member == "JobRemoved":
                 if not self._jobs.idle and (body := signal.body("uoss")) is not None:
@@ -604,6 +603,23 @@ class DBusManager:
         with _errors(f"change of {unit}", deadline, unit, [each.name for each in properties]):
             call = _manager_call("SetUnitProperties", "sba(sv)", (unit, True, _variants(properties)))
             await self._ask_one(call, deadline=deadline)
+
+
+def _hint(unit: str, signal: Signal) -> UnitHint | None:
+    """What a signal of a unit says; None if it is about nothing that matters here."""
+    if signal.is_change_of(_UNIT):
+        return UnitHint(
+            "changed",
+            unit,
+            active_state=signal.changed_text("ActiveState"),
+            sub_state=signal.changed_text("SubState"),
+            invocation_id=(signal.changed("InvocationID", "ay") or b"").hex(),
+        )
+    if signal.is_change_of(_SERVICE):
+        main_pid = signal.changed_number("MainPID")
+        if main_pid is not None:
+            return UnitHint("main", unit, result=signal.changed_text("Result"), main_pid=main_pid)
+    return None
 
 
 def _ignore_hint(_: UnitHint) -> None:

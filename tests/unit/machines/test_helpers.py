@@ -18,9 +18,9 @@ from moorage.machines.helpers import (
     check_programs,
     check_properties,
     recorded,
-    together,
 )
 from moorage.machines.model import Helper, HelperFailure, HelperSocket, HelperSpec, helper_unit
+from moorage.machines.together import together
 from moorage.pid1.manager import InvalidProperty
 
 SYSTEM = Home(user=False, root="/run")

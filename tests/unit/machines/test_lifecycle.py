@@ -1,5 +1,6 @@
 """The life of machines, with a service manager that the test plays."""
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -60,11 +61,10 @@ async def test_a_slow_reader_of_changes_gets_the_last(tmp_path: Path) -> None:
 
     async def start(_spec: ServiceSpec) -> None:
         for number in range(1000):
-            manager.set(unit, active_state="activating", sub_state=f"step-{number}")
-            manager.tell(UnitHint("changed", unit, "activating"))
+            manager.tell(UnitHint("changed", unit, "activating", f"step-{number}"))
             await trio.testing.wait_all_tasks_blocked()
-        manager.set(unit, active_state="active", sub_state="running")
-        manager.tell(UnitHint("changed", unit, "active"))
+        manager.tell(UnitHint("main", unit, result="success", main_pid=os.getpid()))
+        manager.tell(UnitHint("changed", unit, "active", "running"))
 
     manager.starting = start
     async with running(manager, tmp_path) as lifecycle:

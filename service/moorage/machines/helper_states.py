@@ -1,0 +1,271 @@
+"""The states of helpers, as the service manager reports them.
+
+The manager reports each change of a unit anyway. So what List, Describe and Find return about helpers is kept here,
+and no caller makes us ask: a thousand helpers and a hundred callers would be a hundred thousand rounds of questions to
+a manager that works on one at a time.
+
+A change of a service comes as two signals: first the service's own part, its result and main process, then the state
+of the unit (``bus_unit_send_change_signal()`` of systemd's src/core/dbus-unit.c). Both come before the report that a
+job of that unit is done. What may have been missed, since the link was down or the manager has reloaded, is asked for
+once.
+
+A helper that has ended may be unloaded at once. Its last state stays known for as long as it is followed; where this
+service was not there to see its end, the journal may have it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from moorage import journal, process
+from moorage.machines.model import Helper, HelperStatus
+from moorage.machines.together import together
+from moorage.pid1.manager import Json, Manager, ManagerError, NoSuchProperty, NoSuchUnit, UnitHint
+
+ENDED = frozenset({"inactive", "failed", "deactivating"})
+"""States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
+
+BATCH_MAX = 32
+"""Helpers asked about at once after a reconnect or a reload, so that other calls to the manager get in between."""
+
+ASK_USEC = 10_000_000
+"""Deadline for one batch, and pause before it is asked about again, µs: longer than the manager takes to reload."""
+
+_PROPERTIES = ("LoadState", "ActiveState", "SubState", "InvocationID", "Result", "MainPID")
+
+_log = logging.getLogger(__name__)
+
+
+class _State:
+    """What is known of one unit, in the halves that the manager reports it in.
+
+    Attributes:
+        since_usec: when the helper began to exist at the earliest, µs since boot.
+        has_state: the first half is up to date: the state of the unit.
+        has_main: the second half is: what a service adds to it.
+        main_process: the process of main_pid, once it was named; None before that and where there is none.
+    """
+
+    __slots__ = (
+        "active_state", "has_main", "has_state", "invocation_id", "main_pid", "main_process", "result", "since_usec",
+        "sub_state",
+    )  # fmt: skip
+
+    def __init__(self, since_usec: int) -> None:
+        self.since_usec = since_usec
+        self.has_state = self.has_main = False
+        self.active_state, self.sub_state, self.invocation_id = "inactive", "dead", ""
+        self.result: str | None = None
+        self.main_pid = 0
+        self.main_process: process.ProcessId | None = None
+
+    def set_state(self, active_state: str, sub_state: str, invocation_id: str) -> None:
+        self.active_state, self.sub_state = active_state, sub_state
+        # All zeroes, or nothing, is none; the unit keeps that of its last start.
+        if invocation_id.strip("0"):
+            self.invocation_id = invocation_id
+        self.has_state = True
+
+    def set_main(self, result: str | None, main_pid: int) -> None:
+        self.result = result
+        if main_pid != self.main_pid:
+            self.main_pid, self.main_process = main_pid, None
+        self.has_main = True
+
+    def unload(self) -> None:
+        """Note that the manager has the unit no more: what it ended as, it has ended as."""
+        if self.active_state != "failed":
+            self.active_state, self.sub_state = "inactive", "dead"
+        self.set_main(self.result, 0)
+        self.has_state = True
+
+
+class HelperStates:
+    """Keeps what the manager last reported of each helper's service."""
+
+    def __init__(self, manager: Manager, *, user: bool) -> None:
+        """Follow nothing yet.
+
+        Args:
+            manager: to ask what was missed.
+            user: it is a user's.
+        """
+        self._manager = manager
+        self._user = user
+        self._states: dict[str, _State] = {}
+        self._missed = trio.Event()
+
+    def follow(self, units: Iterable[str], *, since_usec: int) -> None:
+        """Begin to keep the states of services, of which nothing is known yet.
+
+        Args:
+            units: their names.
+            since_usec: when they began to exist at the earliest, µs since boot.
+        """
+        for unit in units:
+            self._states[unit] = _State(since_usec)
+
+    def drop(self, units: Iterable[str]) -> None:
+        """Forget services."""
+        for unit in units:
+            self._states.pop(unit, None)
+
+    def interested(self, unit: str) -> bool:
+        """Whether hints about a unit are wanted here."""
+        return unit in self._states
+
+    def hint(self, hint: UnitHint) -> None:
+        """Take note of what the manager reports of a unit."""
+        if (state := self._states.get(hint.unit)) is None:
+            return
+        if hint.kind == "main":
+            state.set_main(hint.result or None, hint.main_pid)
+        elif hint.kind == "changed" and hint.active_state:
+            state.set_state(hint.active_state, hint.sub_state, hint.invocation_id)
+        elif hint.kind == "removed":
+            state.unload()
+
+    def miss(self) -> None:
+        """Take note that changes may have been missed, of any unit: they are asked for."""
+        for state in self._states.values():
+            state.has_state = state.has_main = False
+        self._missed.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Ask for what was missed, whenever something was. Started once it has been tried for the first time."""
+        while True:
+            await self._missed.wait()
+            self._missed = trio.Event()
+            try:
+                await self.catch_up(tuple(self._states))
+            except ManagerError as error:
+                _log.warning("Failed to ask for the states of helpers, trying again: %s", error)
+                self._missed.set()
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
+            if self._missed.is_set():
+                await trio.sleep(ASK_USEC / 1e6)
+
+    def status(self, helper: Helper) -> HelperStatus:
+        """Return the state of a helper, as last reported; its main process only while it runs."""
+        if (state := self._states.get(helper.unit)) is None:
+            return HelperStatus(helper)
+        return HelperStatus(
+            helper=helper,
+            active_state=state.active_state,
+            sub_state=state.sub_state,
+            result=state.result,
+            main_process=_main_process(helper.unit, state),
+            invocation_id=state.invocation_id,
+        )
+
+    def statuses(self, helpers: Iterable[Helper]) -> list[HelperStatus]:
+        """Return the states of helpers."""
+        return [self.status(helper) for helper in helpers]
+
+    def unsettled(self, helper: Helper) -> bool:
+        """Whether the kernel knows already of an end that the manager has not reported yet."""
+        state = self._states.get(helper.unit)
+        if state is None or not state.main_pid or state.active_state in ENDED:
+            return False
+        try:
+            process.identify(state.main_pid)
+        except process.ProcessGone:
+            return True
+        except process.NotAProcess:
+            pass
+        return False
+
+    async def catch_up(self, units: Sequence[str], *, deadline: float | None = None) -> None:
+        """Ask for the states of those services that are not up to date.
+
+        Args:
+            units: their names.
+            deadline: on trio's clock; None for one of each batch.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        missing = [unit for unit in units if unit in self._states and not self._is_complete(unit)]
+        for start in range(0, len(missing), BATCH_MAX):
+            until = trio.current_time() + ASK_USEC / 1e6 if deadline is None else deadline
+            batch = missing[start : start + BATCH_MAX]
+            await together([functools.partial(self._ask, unit, until) for unit in batch])
+
+    def _is_complete(self, unit: str) -> bool:
+        state = self._states[unit]
+        return state.has_state and state.has_main
+
+    async def _ask(self, unit: str, deadline: float) -> None:
+        state = self._states.get(unit)
+        if state is None:
+            return
+        try:
+            values = await self._manager.properties(unit, _PROPERTIES, deadline=deadline)
+        except (NoSuchUnit, NoSuchProperty):
+            values = dict[str, Json]()
+        # A signal that came meanwhile is as new as the answer, or newer.
+        load_state = str(values.get("LoadState", "not-found"))
+        if load_state != "not-found":
+            if not state.has_state:
+                state.set_state(
+                    str(values["ActiveState"]), str(values["SubState"]), _hexadecimal(values["InvocationID"])
+                )
+            if not state.has_main:
+                main_pid = values["MainPID"]
+                # One that could not be loaded has a result all the same: "success".
+                result = values["Result"] if load_state == "loaded" else load_state
+                state.set_main(str(result), main_pid if isinstance(main_pid, int) else 0)
+        elif not state.has_state:
+            seen = state.active_state == "failed" or (state.active_state == "inactive" and state.result)
+            state.unload()
+            if not seen:
+                await self._read_end(unit, state)
+
+    async def _read_end(self, unit: str, state: _State) -> None:
+        """Look into the journal for how a service ended that was unloaded when nobody listened."""
+        state.result = None
+        read = functools.partial(
+            journal.read,
+            (unit,),
+            since_usec=state.since_usec,
+            boot_id=process.boot_id(),
+            user=self._user,
+            wait_usec=0,
+        )
+        try:
+            log = (await trio.to_thread.run_sync(read))[unit]
+        except OSError as error:
+            _log.warning("Failed to read the journal, ignoring: %s", error)
+            return
+        if log.succeeded:
+            state.result = "success"
+        elif log.result is not None:
+            state.active_state = state.sub_state = "failed"
+            state.result = log.result
+
+
+def _hexadecimal(value: Json) -> str:
+    """An ID of 128 bits, as the bytes that it is read as."""
+    return (
+        "".join(f"{byte:02x}" for byte in value if isinstance(byte, int)) if isinstance(value, list) else ""
+    )
+
+
+def _main_process(unit: str, state: _State) -> process.ProcessId | None:
+    """Name the main process of a unit, if it is still there and still in it."""
+    if not state.main_pid:
+        return None
+    try:
+        if state.main_process is not None and state.main_process.pidfd_id is not None:
+            return state.main_process if process.is_alive(state.main_process) else None
+        found = process.identify(state.main_pid)
+        # Only one that is in the unit is the one that the manager meant, not one that has its number by now.
+        state.main_process = found if f"/{unit}" in process.control_group(state.main_pid) else None
+    except (process.ProcessGone, process.NotAProcess, OSError):
+        return None  # no file descriptor may be left: what cannot be checked is left out
+    return state.main_process
