@@ -610,6 +610,31 @@ async def test_a_failure_is_seen(spawn: Processes) -> None:
         await until(failed)
 
 
+@pytest.mark.parametrize("added", [False, True])
+async def test_how_one_failed_stays_known(spawn: Processes, added: bool) -> None:
+    async with await connect() as client:
+        await made(client, spawn(), helper("fs"), added=added)
+        run("systemctl", "kill", "--signal=KILL", "machine-web-fs.service")
+
+        async def failed() -> bool:
+            (found,) = (await describe(client, "web"))["helpers"]
+            return (found["activeState"], found["result"]) == ("failed", "signal")
+
+        await until(failed)
+
+
+async def test_none_is_active_whose_program_has_ended(spawn: Processes) -> None:
+    async with await connect() as client:
+        await register(client, "web", spawn())
+        for number in range(20):
+            wanted = {"name": "web", "helpers": [helper(f"h{number}", ["/usr/bin/false"])]}
+            try:
+                (found,) = (await client.call(f"{OURS}AddHelpers", wanted))["helpers"]
+            except HelperFailed:
+                continue
+            assert found["activeState"] != "active" or "mainProcess" in found
+
+
 # More of them, and less
 
 
