@@ -87,7 +87,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         vendor="The moorage project",
         product="moored",
         version=__version__,
-        url="https://moorage.io/",
+        url="",
         interfaces=[
             SystemdMachine(lifecycle, authority),
             MoorageMachine(lifecycle, authority),
