@@ -96,6 +96,7 @@ def main() -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(journal="JOURNAL_STREAM" in os.environ))
     logging.basicConfig(handlers=[handler])
+    logging.raiseExceptions = False  # a line that cannot be written is lost; nobody could be told of it
     try:
         check_unified()
         runtime = _runtime_directory(user=arguments.user)

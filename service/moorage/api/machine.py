@@ -189,7 +189,7 @@ class MoorageMachine(Interface):
             finally:
                 leader.close()
         return wire.RegisterOut(
-            machine=self._machine(call, done.machine, done.helpers),
+            machine=self._machine(call, done.machine, done.helpers, frozen=self._is_frozen(done.machine)),
             differences=[wire.Difference(**asdict(each)) for each in found],
         )
 
@@ -484,11 +484,24 @@ class MoorageMachine(Interface):
             raise wire.NoSuchMachine(params.name)
         return machine
 
+    def _is_frozen(self, machine: model.Machine) -> bool:
+        """Whether a machine that was registered a moment ago is frozen: where that cannot be seen it is not yet."""
+        try:
+            return self._lifecycle.is_frozen(machine)
+        except OSError:
+            return False
+
     def _machine(
-        self, call: Call, machine: model.Machine, helpers: Sequence[model.HelperStatus] | None = None
+        self,
+        call: Call,
+        machine: model.Machine,
+        helpers: Sequence[model.HelperStatus] | None = None,
+        *,
+        frozen: bool | None = None,
     ) -> wire.Machine:
         whole = self._authority.policy.tells_all(call.peer.uid, machine.uid)
-        frozen = machine.verdict is None and self._lifecycle.is_frozen(machine)
+        if frozen is None:
+            frozen = machine.verdict is None and self._lifecycle.is_frozen(machine)
         return wire.Machine(
             name=machine.name,
             class_=wire.MachineClass(machine.class_),

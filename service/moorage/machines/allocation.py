@@ -269,6 +269,7 @@ class Allocator:
             ProcessGone: the leader died meanwhile. Nothing is left.
             InvalidProperty: the manager does not like a property, or one of those named.
             ManagerError: as the manager says.
+            OSError: no file descriptor is left. Nothing is left of the start.
         """
         unit = scope_name(registration.name)
         self._check_stray(unit)
@@ -284,19 +285,24 @@ class Allocator:
                 raise _blamed(error, [registration.properties, *_properties(registration.helpers)]) from None
             finally:
                 said = self._starting.pop(unit)
-            if job.result == "done":
-                place = await self._second_look(registration, said, slice_, pidfd, deadline=deadline)
-                if place is not None:
-                    records = helping.recorded(registration.name, registration.helpers)
-                    statuses = await self._helpers.settled(start, records, deadline=deadline)
-                    if not start.failed:  # none of them has ended again, right after its start
-                        return place, statuses
-            result = await self._result(unit, deadline=deadline) if job.result != "done" else None
-            gone = process.has_exited(pidfd)
-            failure = (
-                await self._helpers.failure(start) if auxiliary and (start.failed or not gone) else None
-            )
-            await self.undo(unit, mark, [each.unit for each in auxiliary])
+            units = [each.unit for each in auxiliary]
+            try:
+                if job.result == "done":
+                    place = await self._second_look(registration, said, slice_, pidfd, deadline=deadline)
+                    if place is not None:
+                        records = helping.recorded(registration.name, registration.helpers)
+                        statuses = await self._helpers.settled(start, records, deadline=deadline)
+                        if not start.failed:  # none of them has ended again, right after its start
+                            return place, statuses
+                result = await self._result(unit, deadline=deadline) if job.result != "done" else None
+                gone = process.has_exited(pidfd)
+                failure = (
+                    await self._helpers.failure(start) if auxiliary and (start.failed or not gone) else None
+                )
+            except OSError:  # no file descriptor is left: what cannot be looked at is not promised
+                await self.undo(unit, mark, units)
+                raise
+            await self.undo(unit, mark, units)
             if failure is not None:
                 raise failure
             if gone or process.has_exited(pidfd):
@@ -477,13 +483,13 @@ class Allocator:
 
     async def _tried(
         self, spec: ServiceSpec, specs: Sequence[HelperSpec], *, deadline: float
-    ) -> Job | ManagerError | UnitNameTaken:
+    ) -> Job | ManagerError | UnitNameTaken | OSError:
         """Start units of helpers, and return what came of it."""
         try:
             return await self._start(spec, deadline=deadline)
         except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
             return _blamed(error, _properties(specs))
-        except (ManagerError, UnitNameTaken) as error:
+        except (ManagerError, UnitNameTaken, OSError) as error:
             return error
 
     async def _tell_changes(

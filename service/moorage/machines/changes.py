@@ -108,7 +108,7 @@ class Changes:
             unknown = isinstance(error, (ManagerTimeout, ManagerUnavailable))
             try:
                 await self._allocator.take_back_helpers(change, mark, wait=unknown)
-            except ManagerError as failure:
+            except (ManagerError, OSError) as failure:
                 _log.warning("Failed to take back helpers of machine %s: %s", machine.name, failure)
                 self._begin(lambda: self._take_back(change))
             else:
@@ -201,7 +201,7 @@ class Changes:
                 await trio.sleep(ASK_USEC / 1e6)
                 try:
                     await self._allocator.take_back_helpers(change, self._store.mark(change), wait=True)
-                except ManagerError as error:
+                except (ManagerError, OSError) as error:
                     _log.warning(
                         "Failed to take back helpers of machine %s, trying again: %s", change.machine, error
                     )

@@ -153,7 +153,10 @@ class FinalAccounts:
 
     def glance(self, machine: Machine) -> None:
         """Read the counters of a machine of which something has ended, before the manager takes its group away."""
-        state = cgroup.events(machine.control_group)
+        try:
+            state = cgroup.events(machine.control_group)
+        except OSError:  # no file descriptor is left: the look that follows is repeated
+            return
         if state is not None and not state.populated:
             self.emptied(machine)
         elif state is not None:
@@ -174,8 +177,11 @@ class FinalAccounts:
     def sample(self, machine: Machine) -> bool:
         """Read the counters of a machine; return whether its group was there all the while."""
         notes = self._of(machine)
-        counters = accounting(machine.control_group)
-        whole = cgroup.identity(machine.control_group) == machine.control_group_id
+        try:
+            counters = accounting(machine.control_group)
+            whole = cgroup.identity(machine.control_group) == machine.control_group_id
+        except OSError:  # no file descriptor is left: what was read before stays
+            return False
         notes.counters = counters if whole else ending.merged(notes.counters, counters)
         return whole
 

@@ -737,7 +737,7 @@ class Helpers:
         )
         try:
             logs = await trio.to_thread.run_sync(read)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             _log.warning("Failed to read the journal, ignoring: %s", error)
             logs = dict[str, journal.UnitLog]()
         failed = start.failed or [unit for unit, log in logs.items() if log.result is not None]

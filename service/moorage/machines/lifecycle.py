@@ -296,10 +296,13 @@ class Lifecycle:
             else:
                 self.registry.add(found)
                 self._accounts.enter(found, watched=False)
-                self._hold(found)
-                self._leaders.open(found)
-                self._follow_helpers(found)
-                self._watch.add(found.control_group)
+                try:
+                    self._hold(found)
+                    self._leaders.open(found)
+                    self._follow_helpers(found)
+                    self._watch.add(found.control_group)
+                except OSError as error:  # it is kept, and looked at until it can be watched
+                    _log.warning("Failed to watch machine %s, trying again: %s", found.name, error)
                 self._mark(found).ask = True
 
     def _begun(self) -> list[tuple[Machine, Claim]]:
@@ -354,7 +357,7 @@ class Lifecycle:
         while True:
             try:
                 return await self._allocator.resume(machine, self._store.mark(machine), keep=keep)
-            except ManagerError as error:
+            except (ManagerError, OSError) as error:
                 _log.warning("Failed to resume the start of %s, trying again: %s", machine.unit, error)
                 await trio.sleep(ASK_USEC / 1e6)
 
@@ -369,7 +372,7 @@ class Lifecycle:
                 )
                 if status is not None and self._is_other(unit):
                     _log.warning("%s is no machine of ours: %s.", unit, self._allocator.describe(status))
-        except ManagerError as error:
+        except (ManagerError, OSError) as error:
             _log.warning("Failed to look for scopes without a machine, ignoring: %s", error)
             return
         for path in await trio.to_thread.run_sync(cgroup.find, SCOPES):
@@ -461,11 +464,20 @@ class Lifecycle:
                 if mark.new:
                     _log.info("New machine %s in %s.", machine.name, machine.unit)
                     self._withdraw_done(machine)
-                if self.registry.get(machine.name) is machine and not self._settled_by_kernel(machine, mark):
+                if self.registry.get(machine.name) is machine and not self._looked_at(machine, mark):
                     nursery.start_soon(self._recheck, machine)
                 # When hundreds of leaders die at once, others wait no longer.
                 if number % QUESTIONS_MAX == 0:
                     await trio.lowlevel.checkpoint()
+
+    def _looked_at(self, machine: Machine, mark: _Mark) -> bool:
+        """Look at the control group; return whether there is nothing to be asked for now."""
+        try:
+            return self._settled_by_kernel(machine, mark)
+        except OSError as error:  # no file descriptor is left, or no memory: that passes
+            _log.warning("Failed to look at machine %s, trying again: %s", machine.name, error)
+            self._look_later(machine, EMPTY_SETTLE_USEC)
+            return True
 
     def _settled_by_kernel(self, machine: Machine, mark: _Mark) -> bool:
         """Look at the control group; return whether that tells all."""
@@ -498,7 +510,7 @@ class Lifecycle:
                 )
                 if self.registry.get(machine.name) is machine:
                     await self._settle(machine, status)
-        except ManagerError as error:
+        except (ManagerError, OSError) as error:
             _log.warning("Failed to ask about machine %s, trying again: %s", machine.name, error)
             self._look_later(machine, ASK_USEC)
 
@@ -523,6 +535,7 @@ class Lifecycle:
             machine.phase = Phase.stopping
         elif populated:
             machine.phase = Phase.running
+            self._watch.add(machine.control_group)  # should it not be watched since our start
         else:
             # Nobody tells the manager any more that this group is empty: it lost that event (its own race).
             _log.info("Scope %s of machine %s is active but empty, stopping it.", machine.unit, machine.name)
@@ -732,7 +745,7 @@ class Lifecycle:
                 _log.warning("Failed to note that %s is taken back, ignoring: %s", machine.unit, error)
             try:
                 await self._allocator.take_back(machine, self._store.mark(machine))
-            except ManagerError as error:
+            except (ManagerError, OSError) as error:
                 _log.warning("Failed to take back %s, ignoring: %s", machine.unit, error)
 
     def _withdraw(self, name: str) -> None:
@@ -1006,7 +1019,7 @@ class Lifecycle:
         while self.registry.get(machine.name) is machine and not self._leases.closed:
             try:
                 await self.stop(machine, cause=Cause.lease_ended)
-            except (ManagerError, TooMuchUnderWay) as error:
+            except (ManagerError, TooMuchUnderWay, OSError) as error:
                 _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
                 await trio.sleep(ASK_USEC / 1e6)
             except NotStoppable:

@@ -69,8 +69,11 @@ async def probe(
     """
     async with _probes:
         deadline = trio.current_effective_deadline()
-        # A file, not a pipe: when the job has ended, the answer is whole, and its size never was in the way.
-        output = os.memfd_create("answer", os.MFD_CLOEXEC)
+        try:
+            # A file, not a pipe: when the job has ended, the answer is whole, and its size never was in the way.
+            output = os.memfd_create("answer", os.MFD_CLOEXEC)
+        except OSError as exc:
+            raise ProbeFailed(str(exc)) from exc
         try:
             types = await manager.property_types("service", deadline=deadline)
             spec = ServiceSpec(

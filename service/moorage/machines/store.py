@@ -18,6 +18,7 @@ units the mark of that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -109,6 +110,9 @@ class StoredChange(msgspec.Struct, frozen=True):
 
 T = TypeVar("T")
 Stored = TypeVar("Stored", StoredMachine, StoredChange)
+
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors that say nothing of a file."""
 
 _FIELDS = Machine.__struct_fields__
 _RESERVED = re.compile(rb"[^A-Za-z0-9/._~-]")
@@ -363,6 +367,8 @@ class Store:
         except BadRecord as error:
             return error
         except OSError as error:
+            if error.errno in _PASSING:
+                raise  # not to know a machine is worse than to begin again
             return BadRecord(error.strerror or "cannot be read")
 
     def _read(self, name: str, file: str) -> bytes:

@@ -418,3 +418,17 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(records: Store) -> N
 
 def test_a_record_is_of_this_boot() -> None:
     assert msgspec.json.decode(encode(FULL))["boot_id"] == boot_id()
+
+
+def test_a_record_that_cannot_be_opened_for_now_is_not_taken_for_a_bad_one(records: Store) -> None:
+    for name in ("a", "b"):
+        records.save(msgspec.structs.replace(LEAST, name=name))
+    found = records.load()
+    assert next(found)[0] == "a"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            next(found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
