@@ -3,11 +3,12 @@
 import contextlib
 import enum
 import json
+import os
 import socket
 import types
 import typing
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -33,6 +34,22 @@ def dial(path: str = SOCKET) -> socket.socket:
         connected.close()
         raise
     return connected
+
+
+@contextlib.contextmanager
+def as_user(uid: int) -> Generator[None]:
+    """What connect(2) tells the other end (SO_PEERCRED) are the effective ids."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def connect_as(uid: int) -> socket.socket:
+    """Connect as a user."""
+    with as_user(uid):
+        return dial()
 
 
 def send(connected: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:

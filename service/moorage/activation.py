@@ -5,6 +5,7 @@ Only user of systemd-python.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 
@@ -12,6 +13,12 @@ from systemd import daemon
 
 SOCKET_NAME = "varlink"
 """``FileDescriptorName=`` of the sockets that are ours, as sd_varlink_server_listen_auto(3) has it."""
+
+
+NOTIFY_SECONDS = 1.0
+"""How long the service manager may leave its queue full before a message is dropped. Everybody waits meanwhile."""
+
+_log = logging.getLogger(__name__)
 
 
 class NoSockets(Exception):
@@ -59,9 +66,36 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def notify(*assignments: str) -> None:
-    """Tell the service manager something, such as ``READY=1``; nothing happens if there is none."""
-    daemon.notify("\n".join(assignments))
+class Notifier:
+    """The way to the service manager, kept open: to be heard of, nothing must be opened that may not be there.
+
+    Nothing happens where there is no manager. It never fails either: what the manager does not get (its queue is full)
+    must not end the service; the next ``WATCHDOG=1`` may arrive.
+    """
+
+    def __init__(self) -> None:
+        path = os.environ.get("NOTIFY_SOCKET", "")
+        # The other kinds of address (vsock) are for the managers of virtual machines.
+        self._address = path if path.startswith("/") else f"\0{path[1:]}" if path.startswith("@") else None
+        self._socket: socket.socket | None = None
+        if self._address is not None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.settimeout(NOTIFY_SECONDS)
+
+    def notify(self, *assignments: str) -> None:
+        """Tell the service manager something, such as ``READY=1``."""
+        if self._socket is None or self._address is None:
+            return
+        try:
+            # Not connected: after a restart of the manager another socket may be at that address.
+            self._socket.sendto("\n".join(assignments).encode(), self._address)
+        except OSError as error:
+            _log.warning("Failed to notify the service manager, ignoring: %s", error)
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._socket is not None:
+            self._socket.close()
 
 
 def watchdog_usec() -> int | None:

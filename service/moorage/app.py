@@ -70,6 +70,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         NoRecords: there is no place for the records.
     """
     _raise_file_limit()
+    notifier = activation.Notifier()
     # A user's instance serves that user, who needs nobody's leave.
     polkit = Polkit() if options.user is None else None
     authority = Authority(Policy(options.user), polkit)
@@ -106,18 +107,19 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
             await background.start(polkit.run)
         await background.start(server.serve, listeners)
         lifecycle.serve()
-        background.start_soon(_feed_watchdog)
-        activation.notify("READY=1", f"STATUS=Keeping {len(lifecycle.registry)} machines.")
+        background.start_soon(_feed_watchdog, notifier)
+        notifier.notify("READY=1", f"STATUS=Keeping {len(lifecycle.registry)} machines.")
         _log.debug("Serving over the %s link of systemd %d.", manager.link_kind, manager.version)
         async with trio.open_nursery() as until:
             until.start_soon(_wait_for_signal, until.cancel_scope)
             if options.idle_usec is not None:
                 until.start_soon(_wait_until_idle, options.idle_usec, server, lifecycle, until.cancel_scope)
-        activation.notify("STOPPING=1")
+        notifier.notify("STOPPING=1")
         lifecycle.end()
         await server.drain(DRAIN_USEC / 1e6)
         background.cancel_scope.cancel()
     store.close()
+    notifier.close()
 
 
 def _raise_file_limit() -> None:
@@ -125,12 +127,12 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _feed_watchdog() -> None:
+async def _feed_watchdog(notifier: activation.Notifier) -> None:
     usec = activation.watchdog_usec()
     if usec is None:
         return
     while True:
-        activation.notify("WATCHDOG=1")
+        notifier.notify("WATCHDOG=1")
         await trio.sleep(usec / 2e6)
 
 

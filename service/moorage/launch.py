@@ -178,11 +178,12 @@ async def keep_lease(
     Args:
         address: of the service's socket.
         client: the connection that registered the machine; it is closed at the end.
-        parameters: those of Register, with ``lease`` and ``leaderFileDescriptor``.
+        parameters: those of Register, with ``lease``, and ``leaderFileDescriptor`` or ``leader``.
         payload: the machine's leader.
         complain: called with the error where the lease could not be taken again, once after each loss; it is tried
             on.
     """
+    fds = [payload.pidfd] if "leaderFileDescriptor" in parameters else []
     try:
         while True:
             await client.wait_closed()
@@ -190,7 +191,7 @@ async def keep_lease(
             while client.closed:
                 try:
                     client = await Client.connect(address)
-                    await client.call("io.moorage.Machine.Register", parameters, fds=[payload.pidfd])
+                    await client.call("io.moorage.Machine.Register", parameters, fds=fds)
                 except (OSError, VarlinkError) as error:
                     client.close()
                     if not complained:

@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 1: pure decisions
     (
         "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
+        "moorage.wire.places",
         "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
         "moorage.authz.policy", "moorage.machines.rights", "moorage.machines.limits", "moorage.machines.ending",
         "moorage.owner_probe", "moorage.effective_probe", "moorage.marshalling",
@@ -28,7 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.dbus", "moorage.journal", "moorage.readiness", "moorage.pid1.over_dbus", "moorage.pid1.cgroup",
         "moorage.pid1.references",
         "moorage.machines.store", "moorage.authz.polkit", "moorage.namespace_probe",
-        "moorage.wire.sockets", "moorage.wire.deadlines",
+        "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",
+        "moorage.wire.memory",
     ),
     # 3: what lives
     (

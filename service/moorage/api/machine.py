@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 
@@ -377,7 +376,7 @@ class MoorageMachine(Interface):
             except process.NotAProcess:
                 raise InvalidParameter("processFileDescriptor") from None
             finally:
-                os.close(pidfd)
+                call.give_back(pidfd)
         else:
             assert params.process is not None
             check_number(call, params.process)

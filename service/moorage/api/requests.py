@@ -276,11 +276,11 @@ async def open_leader(
             raise process.ProcessGone(leader.pid)
     except process.NotAProcess:
         if pidfd is not None:
-            os.close(pidfd)
+            call.give_back(pidfd)
         raise InvalidParameter(field) from None
     except BaseException:
         if pidfd is not None:
-            os.close(pidfd)
+            call.give_back(pidfd)
         raise
     return Leader(leader, pidfd, owner, None if caller == leader else caller)
 

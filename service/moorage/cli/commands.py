@@ -255,7 +255,7 @@ def _registration(
     dry_run: bool,
     timeout: int | None,
 ) -> dict[str, Any]:
-    """Return the parameters of Register; the leader is the file descriptor that goes along."""
+    """Return the parameters of Register without the leader."""
     try:
         converted = convert(properties)
     except ValueError as error:
@@ -263,7 +263,6 @@ def _registration(
     return {
         "name": name,
         "class": class_,
-        "leaderFileDescriptor": 0,
         "id": id_,
         "service": service,
         "rootDirectory": root_directory,
@@ -325,15 +324,19 @@ def register(
     address = choice.resolve()
     from moorage.cli import service as moored
     from moorage.cli import views
+    from moorage.cli.processes import naming
 
     # A process that is held open here cannot be mistaken for a later one with the same PID.
     own = None if leader is None else _open_process(leader)
     try:
+        named, fds = naming(
+            _checked("--pidfd", pidfd) if own is None else own, "leaderFileDescriptor", "leader"
+        )
         reply = moored.call(
             address,
             "Register",
-            parameters,
-            fds=[_checked("--pidfd", pidfd) if own is None else own],
+            parameters | named,
+            fds=fds,
             timeout=_register_seconds(described["timeout"]),
         )
     finally:
@@ -676,22 +679,17 @@ def find(
         raise click.UsageError("Give one of --pid, --unit, --control-group and --invocation.")
     address = choice.resolve()
     from moorage.cli import service, views
+    from moorage.cli.processes import naming
 
-    pidfds = [] if pid is None else [_open_process(pid)]
-    try:
-        reply = service.call(
-            address,
-            "Find",
-            {
-                "processFileDescriptor": 0 if pidfds else None,
-                "unit": unit,
-                "controlGroup": control_group,
-                "invocationId": invocation,
-            },
-            fds=pidfds,
-        )
-    finally:
-        for pidfd in pidfds:
+    parameters: dict[str, Any] = {"unit": unit, "controlGroup": control_group, "invocationId": invocation}
+    if pid is None:
+        reply = service.call(address, "Find", parameters)
+    else:
+        pidfd = _open_process(pid)
+        try:
+            named, fds = naming(pidfd, "processFileDescriptor", "process")
+            reply = service.call(address, "Find", named, fds=fds)
+        finally:
             os.close(pidfd)
     (views.show_machine_json if as_json else views.show_name)(reply)
 

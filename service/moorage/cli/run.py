@@ -20,6 +20,7 @@ from moorage.cli.address import Address
 from moorage.cli.endings import surprise
 from moorage.cli.failures import Exit, Failure, explain
 from moorage.cli.helper_files import Helper, as_sent
+from moorage.cli.processes import naming
 from moorage.cli.quantities import printable
 from moorage.cli.replies import Machine
 from moorage.cli.service import INTERFACE, Reply
@@ -148,8 +149,9 @@ async def _executed(
             end = _End(address, order, machine, payload, nursery, raw=terminal is not None)
             nursery.start_soon(end.on_signals, signals)
             if order.registration["lease"]:
+                parameters, _ = _parameters(order, payload)
                 nursery.start_soon(
-                    keep_lease, address.path, client, _parameters(order), payload, end.lease_not_taken
+                    keep_lease, address.path, client, parameters, payload, end.lease_not_taken
                 )
             async with end.forwarding(terminal):
                 status = await payload.wait()
@@ -167,19 +169,22 @@ def _not_run(error: Exception, address: Address, helpers: Sequence[Helper] = ())
     return Failure(Exit.NOT_RUN, str(explain(error, address, as_sent(helpers))))
 
 
-def _parameters(order: Order) -> dict[str, Any]:
-    """Return the parameters of Register."""
+def _parameters(order: Order, payload: Payload) -> tuple[dict[str, Any], list[int]]:
+    """Return the parameters of Register, and the file descriptors to go along."""
     given = {name: value for name, value in order.registration.items() if value is not None}
-    return {**given, "helpers": order.helpers} if order.helpers else given
+    helpers = {"helpers": order.helpers} if order.helpers else {}
+    named, fds = naming(payload.pidfd, "leaderFileDescriptor", "leader")
+    return {**given, **helpers, **named}, fds
 
 
 async def _registered(client: Client, address: Address, order: Order, payload: Payload) -> Reply:
+    parameters, fds = _parameters(order, payload)
     try:
         return await client.call(
             f"{INTERFACE}.Register",
-            _parameters(order),
+            parameters,
             reply_type=Reply,
-            fds=[payload.pidfd],
+            fds=fds,
             timeout=order.register_seconds,
         )
     except Exception as error:  # noqa: BLE001 - what is not expected is raised again there

@@ -17,7 +17,8 @@ from __future__ import annotations
 import enum
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 
 from msgspec import UNSET
@@ -135,9 +136,10 @@ CLOSED = Signal.CLOSED
 
 
 def close_all(fds: Iterable[int]) -> None:
-    """Close file descriptors."""
+    """Close file descriptors. What was written to them by others may fail to reach its place: nobody asks here."""
     for fd in fds:
-        os.close(fd)
+        with suppress(OSError):  # it is closed, whatever else has gone wrong (close(2))
+            os.close(fd)
 
 
 class _Output:
@@ -197,6 +199,7 @@ class Connection:
     Args:
         role: which end.
         input_max: most bytes of a message that is received.
+        close_fds: closes file descriptors that were received and not taken.
 
     Attributes:
         role: which end.
@@ -206,6 +209,7 @@ class Connection:
         "_arrived",
         "_awaited",
         "_buffer",
+        "_close_fds",
         "_eof",
         "_fds",
         "_input_max",
@@ -216,8 +220,14 @@ class Connection:
         "role",
     )
 
-    def __init__(self, role: Role, input_max: int = INPUT_MAX) -> None:
+    def __init__(
+        self,
+        role: Role,
+        input_max: int = INPUT_MAX,
+        close_fds: Callable[[Iterable[int]], None] = close_all,
+    ) -> None:
         self.role = role
+        self._close_fds = close_fds
         self.fds_truncated = False
         """Whether file descriptors that came with the message last returned were lost on their way (MSG_CTRUNC)."""
         self._state = State.IDLE
@@ -276,7 +286,7 @@ class Connection:
         buffer = self._buffer
         if fds or truncated:
             if buffer or not data:
-                close_all(fds)
+                self._close_fds(fds)
                 raise self._fail("file descriptors in the middle of a message")
             self._arrived = (list(fds), truncated)
         if not data:
@@ -366,7 +376,7 @@ class Connection:
         del buffer[: end + 1]
         self._scanned = 0
         if self._arrived is not None or self._fds or self.fds_truncated:
-            close_all(self._fds)
+            self._close_fds(self._fds)
             self._fds, self.fds_truncated = self._arrived or ([], False)
             self._arrived = None
         return text
@@ -469,9 +479,9 @@ class Connection:
         self._awaited.clear()
         self._buffer = bytearray()
         self._scanned = 0
-        close_all(self.take_fds())
+        self._close_fds(self.take_fds())
         if self._arrived is not None:
-            close_all(self._arrived[0])
+            self._close_fds(self._arrived[0])
             self._arrived = None
         self._output.clear()
 

@@ -49,7 +49,6 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from moorage.process import Peer
-from moorage.wire.connection import close_all
 from moorage.wire.errors import InterfaceNotFound, InvalidParameter, MethodNotFound, MethodNotImplemented
 from moorage.wire.message import CallMessage, decode_parameters, repeated_key
 
@@ -105,6 +104,10 @@ class Caller(Protocol):
         """Return when the peer has hung up, or the connection has ended for another reason."""
         ...
 
+    def dispose(self, fds: Iterable[int]) -> None:
+        """Close file descriptors that the peer has sent, without waiting for what their makers put in the way."""
+        ...
+
 
 class Call:
     """One call, as its handler sees it.
@@ -157,6 +160,10 @@ class Call:
         self._fds = rest
         return fd
 
+    def give_back(self, fd: int) -> None:
+        """Give back a file descriptor that was taken, and is not of the kind that can be closed without waiting."""
+        self._caller.dispose((fd,))
+
     async def wait_gone(self) -> None:
         """Return when the caller has hung up.
 
@@ -167,7 +174,7 @@ class Call:
     def close(self) -> None:
         """Close the file descriptors that were not taken."""
         if self._fds:
-            close_all(fd for fd in self._fds if fd is not None)
+            self._caller.dispose(fd for fd in self._fds if fd is not None)
             self._fds = []
 
 

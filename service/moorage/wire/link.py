@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
+import math
 import select
 import socket
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -38,9 +39,11 @@ from moorage.wire.connection import (
 )
 from moorage.wire.deadlines import Deadlines
 from moorage.wire.dispatch import Call, Kind, Last, Method, Service, WithFds
+from moorage.wire.disposal import Disposal
 from moorage.wire.errors import ExpectedMore, ProtocolError, System, VarlinkError
 from moorage.wire.message import CallMessage, encode_parameters
-from moorage.wire.sockets import receive, send_chunk
+from moorage.wire.places import Unread
+from moorage.wire.sockets import Inlet, send_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,21 @@ MESSAGES_PER_TURN = 16
 
 REPLIES_PER_TURN = 64
 """Replies of one stream to make before the others get their turn."""
+
+USER_TURN_SECONDS = 0.001
+"""Time that a turn of a user's connection may take before it is cut short at the next call or reply. A turn of the
+figures above takes ten times as long where the replies are long, and root waits for it."""
+
+UNFINISHED_SECONDS = 30.0
+"""Time for a user to send the rest of a call that has begun. A call is written at once; a typist has this long."""
+
+CALLS_PER_USER = 64
+"""Calls of one user that may be under way in tasks. More of them wait. A launcher of a hundred machines notices
+nothing; who has calls that take minutes waits for those, and nobody else does."""
+
+PLACE_SECONDS = 45.0
+"""How long such a call waits before it is answered with EBUSY: as long as most callers wait for a reply
+(VARLINK_DEFAULT_TIMEOUT_USEC of sd-varlink.c)."""
 
 LONG_INPUT = 16 * 1024
 """Bytes of calls that have arrived but are not yet decoded at which a user is taken to send long ones."""
@@ -60,6 +78,9 @@ nothing else keeps the service busy a tenth of the time, however often it connec
 OUTPUT_HIGH_WATER = 256 * 1024
 """Bytes waiting to be written at which no further reply is made. It keeps every connection far below the limits of
 :mod:`moorage.wire.connection`, at which sd-varlink drops a peer that does not read."""
+
+USER_HIGH_WATER = 16 * 1024
+"""The same for the connection of a user, of which there may be thousands."""
 
 INTERNAL_ERROR = System.of(errno.EIO)
 """The answer where a handler failed in a way that it should not have: never with a word of what happened."""
@@ -77,21 +98,35 @@ class Surroundings(msgspec.Struct, frozen=True):
 
     Attributes:
         service: answers the calls.
-        readiness: watches the sockets.
+        readiness: watches the sockets of those who are trusted.
+        crowd: watches those of users.
         deadlines: watch the peers.
+        disposal: closes what peers have sent.
+        trusted: uids that could do worse than to keep the service busy: root, and whose instance this is.
+        unread: what users have left unread.
         tasks: where handlers that wait run.
         stall_seconds: how long a peer may leave replies unread.
-        resting: users whose connections get no turn, and until when, in seconds of trio.current_time().
         ended: told of each connection that has ended.
+        trusted_busy: connections that have a call at hand, of those who are trusted.
+        resting: users whose connections get no turn, and until when, in seconds of trio.current_time().
+        under_way: calls of users in tasks.
     """
 
     service: Service
     readiness: Readiness
+    crowd: Readiness
     deadlines: Deadlines
+    disposal: Disposal
+    trusted: frozenset[int]
+    unread: Unread[Link]
     tasks: trio.Nursery
     stall_seconds: float
     ended: Callable[[Link], None]
+    trusted_busy: set[Link] = msgspec.field(default_factory=set[Any])
     resting: dict[int, float] = msgspec.field(default_factory=dict[int, float])
+    under_way: dict[int, trio.CapacityLimiter] = msgspec.field(
+        default_factory=dict[int, trio.CapacityLimiter]
+    )
 
 
 class Link:
@@ -105,7 +140,11 @@ class Link:
 
     Attributes:
         peer: who made the connection.
+        uid: of the peer.
+        trusted: whether the peer is (:attr:`Surroundings.trusted`).
         refusal: see above.
+        idle: whether nothing is lost if it is closed: no handler is at work, nobody depends on it, and what it has
+            asked for it does not read.
         busy: whether a call is at hand whose handler waits, or whose replies do.
     """
 
@@ -116,6 +155,8 @@ class Link:
         "_finishing",
         "_gone",
         "_held",
+        "_high_water",
+        "_inlet",
         "_interest",
         "_room",
         "_scope",
@@ -123,26 +164,35 @@ class Link:
         "_socket",
         "_stalled",
         "_stream",
-        "_trusted",
+        "_turn_ends",
+        "_unfinished",
         "peer",
         "refusal",
+        "trusted",
+        "uid",
     )
 
     def __init__(
         self, surroundings: Surroundings, connected: socket.socket, peer: Peer, refusal: System | None = None
     ) -> None:
         self.peer = peer
+        self.uid = peer.uid
+        self.trusted = peer.uid in surroundings.trusted
         self.refusal = refusal
         self._shared = surroundings
         self._socket = connected
-        # Root, and whose service this is, could do worse than to send long calls.
-        self._trusted = peer.uid in {0, os.geteuid()}
-        self._connection = Connection(Role.SERVER, INPUT_MAX if self._trusted else CALL_MAX)
+        self._inlet = Inlet(connected, takes_fds=self.trusted)
+        self._connection = Connection(
+            Role.SERVER, INPUT_MAX if self.trusted else CALL_MAX, close_fds=self.dispose
+        )
+        self._high_water = OUTPUT_HIGH_WATER if self.trusted else USER_HIGH_WATER
         self._interest: int | None = None  # what the socket is watched for; None where it is not
         self._call: Call | None = None  # the call at hand, of a task or a stream
         self._scope: trio.CancelScope | None = None  # of the task
         self._stream: Iterator[Any] | None = None
         self._held: Any = None  # reply of the stream that waits until it is known whether it is the last one
+        self._turn_ends = math.inf  # in seconds of time.monotonic()
+        self._unfinished = False  # the peer's time to finish a call is running
         self._finishing = False  # close as soon as everything is written
         self._closed = False
         self._stalled = False  # the peer's time to read is running
@@ -153,6 +203,15 @@ class Link:
     def busy(self) -> bool:
         """Whether a call is at hand."""
         return self._call is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost if it is closed."""
+        return self._scope is None and self._gone is None and (self._call is None or self._stalled)
+
+    def dispose(self, fds: Iterable[int]) -> None:
+        """Close file descriptors that the peer has sent."""
+        self._shared.disposal.close(self.uid, fds)
 
     async def wait_gone(self) -> None:
         """Return when the connection has ended."""
@@ -172,7 +231,7 @@ class Link:
             self._watch(_IN)
         except OSError:
             self._closed = True
-            self._socket.close()
+            self._inlet.close(self.dispose)
             raise
 
     def ready(self, events: int) -> None:
@@ -181,8 +240,10 @@ class Link:
         Args:
             events: what epoll has seen of the socket.
         """
-        if self._shared.resting and self._rests():
-            return
+        if not self.trusted:
+            if self._shared.resting and self._rests():
+                return
+            self._turn_ends = time.monotonic() + USER_TURN_SECONDS
         try:
             if self._scope is None:
                 self._turn(events)
@@ -195,7 +256,7 @@ class Link:
 
     def _rests(self) -> bool:
         """Whether it is not this user's turn; the next one comes by itself."""
-        resting, uid = self._shared.resting, self.peer.uid
+        resting, uid = self._shared.resting, self.uid
         left = resting.get(uid, 0.0) - trio.current_time()
         if left <= 0:
             resting.pop(uid, None)
@@ -216,10 +277,9 @@ class Link:
             return
         self._closed = True
         if self._interest is not None:
-            self._shared.readiness.remove(self._socket.fileno())
-            self._interest = None
+            self._watch(None)
         self._connection.close()
-        self._socket.close()
+        self._inlet.close(self.dispose)
         if self._scope is not None:
             self._scope.cancel()
         elif self._stream is not None:
@@ -228,6 +288,9 @@ class Link:
             self._gone.set()
         self._shared.deadlines.clear(self)
         self._shared.deadlines.clear((self, "rest"))
+        self._shared.deadlines.clear((self, "unfinished"))
+        if not self.trusted:
+            self._shared.unread.note(self, 0)
         self._shared.ended(self)
 
     def _fail(self, error: Exception) -> None:
@@ -255,6 +318,17 @@ class Link:
         else:
             # It is writable at once in most cases: that is how a turn that was cut short gets its continuation.
             self._watch(_OUT if more or blocked else _IN)
+            if not self.trusted:
+                self._watch_unfinished(unfinished=not more and self._connection.has_partial_input)
+
+    def _watch_unfinished(self, *, unfinished: bool) -> None:
+        if unfinished == self._unfinished:
+            return
+        self._unfinished = unfinished
+        if unfinished:
+            self._shared.deadlines.set((self, "unfinished"), UNFINISHED_SECONDS, self.close)
+        else:
+            self._shared.deadlines.clear((self, "unfinished"))
 
     def _work(self, *, may_read: bool) -> bool:
         """Answer as much as is fair; return whether more could be done as soon as there is room."""
@@ -276,8 +350,10 @@ class Link:
                 return self._stream is not None
             if self._closed or self.refusal is not None:
                 return False
-            if connection.queued > OUTPUT_HIGH_WATER and not self._flush():
+            if connection.queued > self._high_water and not self._flush():
                 return True
+            if time.monotonic() > self._turn_ends:
+                break
         return connection.has_partial_input
 
     def _turn_beside_task(self, events: int) -> None:
@@ -299,7 +375,8 @@ class Link:
     def _watch(self, interest: int | None) -> None:
         if interest == self._interest:
             return
-        readiness, fd = self._shared.readiness, self._socket.fileno()
+        readiness = self._shared.readiness if self.trusted else self._shared.crowd
+        fd = self._socket.fileno()
         if interest is None:
             readiness.remove(fd)
         elif self._interest is None:
@@ -309,13 +386,17 @@ class Link:
         self._interest = interest
 
     def _read(self) -> bool:
+        if self._inlet.spent:
+            return False
         try:
-            receive(self._socket, self._connection)
+            self._inlet.receive(self._connection, self.dispose)
         except BlockingIOError:
             return False
         finally:
-            if self._connection.buffered > LONG_INPUT and not self._trusted:
-                self._shared.resting[self.peer.uid] = trio.current_time() + REST_SECONDS
+            if self._connection.buffered > LONG_INPUT and not self.trusted:
+                self._shared.resting[self.uid] = trio.current_time() + REST_SECONDS
+        # What has come by now gets its answers; then the file descriptors that were left go with the connection.
+        self._finishing |= self._inlet.spent
         return True
 
     def _flush(self) -> bool:
@@ -330,15 +411,25 @@ class Link:
                 if self.refusal is None and (progress or not self._stalled):
                     self._stalled = True
                     self._shared.deadlines.set(self, self._shared.stall_seconds, self._give_up)
+                if not self.trusted:
+                    self._note_unread()
                 return False
             connection.sent(count)
             progress = True
         if self._stalled:
             self._stalled = False
             self._shared.deadlines.clear(self)
+            if not self.trusted:
+                self._shared.unread.note(self, 0)
         if self._room is not None:
             self._room.set()
         return True
+
+    def _note_unread(self) -> None:
+        worst = self._shared.unread.note(self, self._connection.queued)
+        if worst is not None:
+            # Never from within its own turn, which is not prepared for that.
+            self._shared.deadlines.set(worst, 0, worst._give_up)  # noqa: SLF001  # another one of the same kind
 
     def _give_up(self) -> None:
         logger.debug("Process %d does not read, closing its connection.", self.peer.pid)
@@ -379,7 +470,7 @@ class Link:
                 self._end_with_error(call, error)
                 call.close()
                 return
-            self._call = call
+            self._begin(call)
             if isinstance(stream, AsyncGenerator):
                 self._start_task(
                     call, handler, self._run_stream(call, cast("AsyncGenerator[Any, None]", stream))
@@ -388,7 +479,7 @@ class Link:
                 self._stream = stream
                 self._make_replies()
         else:
-            self._call = call
+            self._begin(call)
             started = handler.function(call, parameters)
             self._start_task(
                 call,
@@ -397,6 +488,15 @@ class Link:
                 if handler.kind is Kind.COROUTINE
                 else self._run_stream(call, started),
             )
+
+    def _begin(self, call: Call) -> None:
+        self._call = call
+        if self.trusted:
+            self._shared.trusted_busy.add(self)
+
+    def _done(self) -> None:
+        self._call = None
+        self._shared.trusted_busy.discard(self)
 
     def _start_task(self, call: Call, handler: Method, work: Coroutine[Any, Any, None]) -> None:
         self._scope = trio.CancelScope()
@@ -424,7 +524,9 @@ class Link:
                 return True
             self._send_held(call)
             self._held = reply
-            if connection.queued > OUTPUT_HIGH_WATER and not self._flush():
+            if connection.queued > self._high_water and not self._flush():
+                break
+            if time.monotonic() > self._turn_ends:
                 break
         return False
 
@@ -435,7 +537,8 @@ class Link:
 
     def _end_stream(self) -> None:
         stream, self._stream = self._stream, None
-        call, self._call = self._call, None
+        call = self._call
+        self._done()
         held, self._held = self._held, None
         if isinstance(held, WithFds):
             close_all(cast("WithFds[Any]", held).fds)
@@ -455,17 +558,42 @@ class Link:
         assert self._scope is not None
         try:
             with self._scope:
-                await work
+                if self.trusted:
+                    await work
+                else:
+                    async with self._place():
+                        await work
         except (HandlerError, LocalProtocolError) as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
             self._end_with_error(call, error)
         finally:
+            work.close()  # where it was never begun
             call.close()
         self._scope = None
-        self._call = None
+        self._done()
         if not self._closed:
             self.ready(0)
+
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncGenerator[None]:
+        """Be one of the calls of this user that are under way.
+
+        Raises:
+            System: there are too many, and have been for a while (EBUSY).
+        """
+        places = self._shared.under_way.setdefault(self.uid, trio.CapacityLimiter(CALLS_PER_USER))
+        with trio.move_on_after(PLACE_SECONDS) as waiting:
+            await places.acquire_on_behalf_of(self)
+        if waiting.cancelled_caught:
+            raise System.of(errno.EBUSY)
+        try:
+            yield
+        finally:
+            places.release_on_behalf_of(self)
+            if not places.borrowed_tokens:
+                # Whoever waits has got a token by now.
+                self._shared.under_way.pop(self.uid, None)
 
     async def _run_stream(self, call: Call, replies: AsyncGenerator[Any, None]) -> None:
         async with contextlib.aclosing(replies):
@@ -476,7 +604,7 @@ class Link:
                 self._send_one_of_many(call, reply)
                 if self._connection.queued:
                     self.ready(0)
-                if self._connection.queued > OUTPUT_HIGH_WATER:
+                if self._connection.queued > self._high_water:
                     self._room = trio.Event()
                     await self._room.wait()
                     self._room = None

@@ -21,21 +21,47 @@ from moorage.process import Peer, peer_of
 from moorage.readiness import Readiness
 from moorage.wire.deadlines import Deadlines
 from moorage.wire.dispatch import Service
+from moorage.wire.disposal import Disposal
 from moorage.wire.errors import System
 from moorage.wire.link import Link, Surroundings
+from moorage.wire.memory import give_back
+from moorage.wire.places import Places, Unread
+from moorage.wire.sockets import Inlet
 
 logger = logging.getLogger(__name__)
+
+NOBODY = 65534
+"""Whose a connection is taken to be that cannot be looked at (overflowuid, user_namespaces(7))."""
 
 ACCEPTS_PER_TURN = 16
 """Connections to accept before those that exist get their turn again."""
 
 
+CROWD_BATCH = 4
+"""Connections of users that get a turn (link.USER_TURN_SECONDS) before everybody else gets theirs: what a caller that
+is trusted waits for at most, each time that it has to wait."""
+
+CROWD_PAUSE = 3.0
+"""For how long users get no turn while a call of a trusted caller is under way, as a multiple of the time that their
+last ones took. They have a quarter of the time then, however many they are."""
+
+
+CROWD = 64
+"""Connections at a time of which half have to go until memory is given back."""
+
+CROWD_GONE_SECONDS = 1.0
+"""How long after that: the other half goes soon, as a rule."""
+
+
 class Limits(msgspec.Struct, frozen=True):
-    """What the peers may cost.
+    """What the peers may cost. Those who are trusted (link.Surroundings) have limits of their own.
 
     Attributes:
-        connections: in all (VARLINK_DEFAULT_CONNECTIONS_MAX of sd-varlink.c).
+        connections: of users in all (VARLINK_DEFAULT_CONNECTIONS_MAX of sd-varlink.c).
         connections_per_uid: of one user (VARLINK_DEFAULT_CONNECTIONS_PER_UID_MAX).
+        trusted_connections: of all that are trusted: a place each for the launchers of some thousand machines, that
+            hold leases. With all others, and a pidfd for each machine, below LimitNOFILE= of moored.service.
+        unread: bytes of replies to users that they may leave unread, in all.
         refusals: connections over the limit that may wait at the same time for being told so; further ones are closed
             without a word.
         refusal_seconds: how long such a connection may take to send the call that is answered with the reason.
@@ -47,6 +73,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     connections: int = 4096
     connections_per_uid: int = 128
+    trusted_connections: int = 16 * 1024
+    unread: int = 32 * 1024 * 1024
     refusals: int = 64
     refusal_seconds: float = 1.0
     stall_seconds: float = 45.0
@@ -59,6 +87,7 @@ class Server:
     Args:
         service: what to serve.
         limits: what the peers may cost.
+        trusted: uids whose connections are not counted with those of users; by default root's and our own.
 
     Attributes:
         service: see above.
@@ -66,18 +95,24 @@ class Server:
         last_activity: when the last connection came or ended, in seconds of trio.current_time().
     """
 
-    def __init__(self, service: Service, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self, service: Service, *, limits: Limits | None = None, trusted: frozenset[int] | None = None
+    ) -> None:
         self.service = service
         self.limits = limits or Limits()
         self.last_activity = 0.0
         self._links: set[Link] = set()
-        self._per_uid: dict[int, int] = {}
+        self._trusted = frozenset({0, os.geteuid()}) if trusted is None else trusted
+        self._users = Places[Link](self.limits.connections, self.limits.connections_per_uid)
         self._refused = 0
+        self._most = 0  # connections at a time, since memory was last given back
         self._readiness = Readiness()
+        self._crowd = Readiness(CROWD_BATCH)
         self._listeners: list[socket.socket] = []
         self._reserve: int | None = None
         self._short_of_fds = False  # said so already
         self._surroundings: Surroundings | None = None
+        self._disposal: Disposal | None = None
         self._deadlines = Deadlines()
         self._quiet = trio.Event()
         self._stopped = trio.Event()
@@ -111,28 +146,39 @@ class Server:
         self._reserve = _open_reserve()
         try:
             async with trio.open_nursery() as tasks:
+                disposal = self._disposal = Disposal(tasks)
                 self._surroundings = Surroundings(
-                    self.service,
-                    self._readiness,
-                    self._deadlines,
-                    tasks,
-                    self.limits.stall_seconds,
-                    self._ended,
+                    service=self.service,
+                    readiness=self._readiness,
+                    crowd=self._crowd,
+                    deadlines=self._deadlines,
+                    disposal=disposal,
+                    trusted=self._trusted,
+                    unread=Unread[Link](self.limits.unread),
+                    tasks=tasks,
+                    stall_seconds=self.limits.stall_seconds,
+                    ended=self._ended,
                 )
                 for listener in listeners:
                     listener.setblocking(False)  # noqa: FBT003  # its only argument
                     self._readiness.add(listener.fileno(), select.EPOLLIN, partial(self._accept, listener))
                     self._listeners.append(listener)
                 tasks.start_soon(self._readiness.run)
+                tasks.start_soon(self._crowd.run, self._pause)
                 tasks.start_soon(self._deadlines.run)
                 task_status.started()
                 await self._stopped.wait()
                 tasks.cancel_scope.cancel()
         finally:
             self._stop_listening()
+            if self._disposal is not None:
+                self._disposal.end()
             for link in list(self._links):
                 link.close()
+            if self._disposal is not None:
+                self._disposal.finish()
             self._readiness.close()
+            self._crowd.close()
             if self._reserve is not None:
                 os.close(self._reserve)
                 self._reserve = None
@@ -156,6 +202,11 @@ class Server:
                 self._quiet = trio.Event()
                 await self._quiet.wait()
         self.stop()
+
+    def _pause(self, seconds: float) -> float:
+        """Return for how long users get no turn after one of so many seconds."""
+        assert self._surroundings is not None
+        return CROWD_PAUSE * seconds if self._surroundings.trusted_busy else 0.0
 
     # -- accepting
 
@@ -185,17 +236,32 @@ class Server:
             peer = peer_of(connected)
         except OSError as error:
             logger.debug("Failed to look at a new connection, ignoring: %s", error)
-            connected.close()
+            self._discard(connected, NOBODY)
             return
         if refusal is None:
-            if self.connections >= self.limits.connections:
-                refusal = System.of(errno.EBUSY)
-            elif self._per_uid.get(peer.uid, 0) >= self.limits.connections_per_uid:
-                refusal = System.of(errno.EUSERS)
+            refusal = self._refusal(peer.uid)
         if refusal is not None and self._refused >= self.limits.refusals:
-            connected.close()
+            self._discard(connected, peer.uid)
             return
         self._start(connected, peer, refusal)
+
+    def _refusal(self, uid: int) -> System | None:
+        """Look for a place; make room for it if need be."""
+        if uid in self._trusted:
+            trusted = self.connections - len(self._users)
+            return System.of(errno.EBUSY) if trusted >= self.limits.trusted_connections else None
+        assert self._disposal is not None
+        number, leaves = self._users.refusal(uid, *self._disposal.pending(uid))
+        if leaves is not None:
+            logger.debug(
+                "Closing a connection of process %d to make room for another user.", leaves.peer.pid
+            )
+            leaves.close()
+        return System.of(number) if number else None
+
+    def _discard(self, connected: socket.socket, uid: int) -> None:
+        assert self._disposal is not None
+        Inlet(connected, takes_fds=False).close(partial(self._disposal.close, uid))
 
     def _accept_with_reserve(self, listener: socket.socket, number: int) -> None:
         # Without a file descriptor left a caller cannot even be told so, and its connection would stay at the head of
@@ -233,9 +299,11 @@ class Server:
             logger.warning("Failed to watch a connection: %s", error)
             return
         self._links.add(link)
+        self._most = max(self._most, len(self._links))
         self.last_activity = trio.current_time()
         if refusal is None:
-            self._per_uid[peer.uid] = self._per_uid.get(peer.uid, 0) + 1
+            if not link.trusted:
+                self._users.take(link)
         else:
             self._refused += 1
             self._deadlines.set(link, self.limits.refusal_seconds, link.close)
@@ -247,17 +315,22 @@ class Server:
         self._deadlines.clear(link)
         self.last_activity = trio.current_time()
         if link.refusal is None:
-            left = self._per_uid[link.peer.uid] - 1
-            if left:
-                self._per_uid[link.peer.uid] = left
-            else:
-                del self._per_uid[link.peer.uid]
+            if not link.trusted:
+                self._users.leave(link)
         else:
             self._refused -= 1
         if self._reserve is None:
             self._resume_listening()
         if not self._links:
             self._quiet.set()
+        self._note_crowd()
+
+    def _note_crowd(self) -> None:
+        """Give memory back when a crowd has gone."""
+        count = len(self._links)
+        if self._most >= CROWD and count <= self._most // 2:
+            self._most = count
+            self._deadlines.set("memory", CROWD_GONE_SECONDS, give_back)
 
     def _pause_listening(self, seconds: float | None) -> None:
         for listener in self._listeners:

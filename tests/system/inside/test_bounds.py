@@ -1,24 +1,25 @@
 """Limits hold, whoever runs into one is told so, and afterwards everything is as before."""
 
 import errno
-import os
 import resource
+import select
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 import trio
 
 import hostile
-from hostile import call, dial, encode
+from hostile import as_user, call, connect_as, dial, encode
 from moorage.api.machine_types import Busy
 from moorage.machines.lifecycle import UNDER_WAY_MAX
 from moorage.wire.client import Client
 from moorage.wire.connection import CALL_MAX
+from moorage.wire.link import UNFINISHED_SECONDS
 from moorage.wire.server import Limits
 from moored import (
     OURS,
@@ -59,16 +60,6 @@ def many_files() -> Generator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@contextmanager
-def as_user(uid: int) -> Generator[None]:
-    """What connect(2) tells the other end (SO_PEERCRED) are the effective ids."""
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
 def served(connected: socket.socket) -> bool:
     """Whether a call on this connection is answered; False if it was refused with an error."""
     hostile.send(connected, PING)
@@ -83,12 +74,6 @@ def refusal(number: int) -> bytes:
         errno.errorcode[number].encode(),
         number,
     )
-
-
-def connect_as(uid: int) -> socket.socket:
-    """Connect as a user."""
-    with as_user(uid):
-        return dial()
 
 
 def assert_served_soon(uid: int) -> None:
@@ -123,19 +108,48 @@ def test_connections_in_all() -> None:
     call("io.systemd.service.Ping")
     pid = main_pid()
     with ExitStack() as stack:
-        crowd: list[socket.socket] = []
+        crowds: dict[int, list[socket.socket]] = {}
         for uid in UIDS:
             with as_user(uid):
-                crowd = [stack.enter_context(dial()) for _ in range(LIMITS.connections_per_uid)]
-            assert all(served(each) for each in crowd)
-        for uid in (UIDS[-1] + 1, 0):
-            with connect_as(uid) as refused:
-                hostile.send(refused, PING)
-                assert hostile.receive(refused) == refusal(errno.EBUSY)
-        crowd[0].close()
-        assert_served_soon(UIDS[-1] + 1)
+                crowds[uid] = [stack.enter_context(dial()) for _ in range(LIMITS.connections_per_uid)]
+            assert all(served(each) for each in crowds[uid])
+        # Root's place is its own; another user gets that of one who has most, and does nothing with it.
+        assert served(stack.enter_context(dial()))
+        assert all(served(each) for each in (crowds[uid][0] for uid in UIDS))
+        for number in range(1, 4):
+            assert served(stack.enter_context(connect_as(UIDS[-1] + 1)))
+            gone = [uid for uid in UIDS if ended(crowds[uid][0])]
+            assert len(gone) == number
+        assert all(served(each) for uid in UIDS for each in crowds[uid][1:])
     assert call("io.systemd.service.Ping") == {"parameters": {}}
     assert main_pid() == pid
+
+
+def ended(connected: socket.socket) -> bool:
+    """Whether the service has closed a connection on which nothing is to come."""
+    poller = select.poll()
+    poller.register(connected, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def test_connections_of_root() -> None:
+    with ExitStack() as stack:
+        for _ in range(8 * LIMITS.connections_per_uid):
+            assert served(stack.enter_context(dial()))
+
+
+def test_a_call_that_is_never_finished() -> None:
+    call("io.systemd.service.Ping")
+    with connect_as(UIDS[0]) as connected, connect_as(UIDS[0]) as other, dial() as root:
+        for each in (connected, other, root):
+            hostile.send(each, PING[:10])
+        connected.settimeout(UNFINISHED_SECONDS + UNTIL_SECONDS)
+        hostile.send(other, PING[10:])
+        assert other.recv(4096) == PONG
+        assert hostile.receive(connected) == b""
+        assert served(other)
+        hostile.send(root, PING[10:])
+        assert root.recv(4096) == PONG
 
 
 async def test_leases_of_one_machine(spawn: Processes) -> None:

@@ -115,3 +115,36 @@ def test_what_cannot_be_polled_is_refused(tmp_path: os.PathLike[str]) -> None:
     with open(os.path.join(tmp_path, "file"), "wb") as file, pytest.raises(PermissionError):
         readiness.add(file.fileno(), select.EPOLLIN, lambda _: None)
     readiness.close()
+
+
+async def test_a_callback_that_fails_is_called_again_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moorage.readiness.RETRY_SECONDS", 0.01)
+    readiness = Readiness()
+    ours, theirs = socket.socketpair()
+    others, away = socket.socketpair()
+    failures = iter([OSError(24, "no file descriptor"), MemoryError()])
+    done = trio.Event()
+
+    def fails(events: int) -> None:
+        for failure in failures:
+            raise failure
+        ours.recv(1)
+        done.set()
+
+    def goes_on(events: int) -> None:
+        others.recv(1)
+
+    with ours, theirs, others, away:
+        readiness.add(ours.fileno(), select.EPOLLIN, fails)
+        readiness.add(others.fileno(), select.EPOLLIN, goes_on)
+        theirs.send(b"x")
+        away.send(b"x")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(readiness.run)
+            with trio.fail_after(10):
+                await done.wait()
+            nursery.cancel_scope.cancel()
+    readiness.close()
+    assert len(caplog.records) == 2

@@ -19,6 +19,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moorage.wire import link
 from moorage.wire.link import MESSAGES_PER_TURN, OUTPUT_HIGH_WATER, REPLIES_PER_TURN
 from moorage.wire.server import Limits
 
@@ -522,8 +523,9 @@ async def test_fds_of_calls_that_want_none_are_closed(
             for message in (GET_INFO, call("Nope"), call("Echo"), call("FailLater", {"how": "x"})):
                 with_fds(raw, message, [0] * 100)
                 await read_messages(raw, 1)
-                await trio.testing.wait_all_tasks_blocked()
-                assert open_fds() == before
+                with trio.fail_after(10):
+                    while open_fds() != before:  # noqa: ASYNC110  # a thread closes them
+                        await trio.sleep(0.01)
 
 
 async def test_fds_in_the_middle_of_a_message(
@@ -551,13 +553,113 @@ async def test_fds_out(serve: Serve, open_fds: Callable[[], int]) -> None:
         await running.settled()
 
 
+async def test_fds_of_users_are_not_received(
+    serve: Serve, read_messages: ReadMessages, read_until_end: ReadUntilEnd, open_fds: Callable[[], int]
+) -> None:
+    async with serve(trusted=False) as running:
+        with running.connect() as raw:
+            # Before it is accepted: nothing else runs until then.
+            raw.send(GET_INFO)
+            with_fds(raw, call("Keep", {"index": 0}), [0])
+            first, second = (await read_until_end(raw)).split(b"\0")[:-1]
+            assert json.loads(first) == GET_INFO_REPLY
+            assert json.loads(second)["parameters"] == {"parameter": "index"}
+        with running.connect() as raw:
+            raw.send(GET_INFO)
+            await read_messages(raw, 1)
+            with pytest.raises(PermissionError):
+                with_fds(raw, GET_INFO, [0])
+            raw.send(GET_INFO)
+            await read_messages(raw, 1)
+        await running.settled()
+        assert running.interface.kept == []
+
+
 # -- limits
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_a_call_that_is_never_finished(
+    trusted: bool,
+    serve: Serve,
+    read_messages: ReadMessages,
+    read_until_end: ReadUntilEnd,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "UNFINISHED_SECONDS", 0.1)
+    async with serve(trusted=trusted) as running:
+        with running.connect() as never, running.connect() as once:
+            for raw in (never, once):
+                raw.send(GET_INFO[:10])
+            await trio.testing.wait_all_tasks_blocked()
+            once.send(GET_INFO[10:])
+            await read_messages(once, 1)
+            if trusted:
+                await trio.sleep(0.2)
+                never.send(GET_INFO[10:])
+                await read_messages(never, 1)
+            else:
+                assert await read_until_end(never) == b""
+            once.send(GET_INFO)
+            await read_messages(once, 1)
+
+
+async def test_calls_of_one_user_that_wait(
+    serve: Serve, read_messages: ReadMessages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "CALLS_PER_USER", 2)
+    monkeypatch.setattr(link, "PLACE_SECONDS", 0.1)
+    async with serve(trusted=False) as running:
+        raws = [running.connect() for _ in range(4)]
+        for raw in raws[:2]:
+            raw.send(call("Hold"))
+        while running.interface.holding < 2:
+            await trio.lowlevel.checkpoint()
+        raws[2].send(call("Hold"))
+        assert json.loads((await read_messages(raws[2], 1))[0]) == system(errno.EBUSY)
+        assert running.interface.holding == 2
+        monkeypatch.setattr(link, "PLACE_SECONDS", 10)
+        raws[3].send(call("Hold"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert running.interface.holding == 2
+        running.interface.go_on.set()
+        for raw in (raws[0], raws[1], raws[3]):
+            assert await read_messages(raw, 1) == [b'{"parameters":{}}']
+        assert running.interface.holding == 3
+        for raw in raws:
+            raw.close()
+        await running.settled()
+
+
+async def test_who_leaves_too_much_unread_is_dropped(serve: Serve, read_until_end: ReadUntilEnd) -> None:
+    limits = Limits(unread=100 * 1024)
+    async with serve(limits, trusted=False) as running:
+        small, large = (running.connect() for _ in range(2))
+        small.send(call("Count", {"to": 1000, "size": 1000}, more=True))
+        await trio.testing.wait_all_tasks_blocked()
+        large.send(call("Count", {"to": 1000, "size": 200_000}, more=True))
+        assert not (await read_until_end(large)).endswith(b"\0")
+        received = await read_until_end_of_stream(small)
+        assert received.count(b"\0") == 1000
+        small.close()
+        large.close()
+        await running.settled()
+
+
+async def read_until_end_of_stream(raw: socket.socket) -> bytes:
+    received = bytearray()
+    while not received.endswith(b"}\0") or b"continues" in received.rsplit(b"\0", 2)[-2]:
+        await trio.lowlevel.wait_readable(raw)
+        data = raw.recv(65536)
+        assert data
+        received += data
+    return bytes(received)
 
 
 async def test_connections_of_one_user(
     serve: Serve, read_messages: ReadMessages, read_until_end: ReadUntilEnd, open_fds: Callable[[], int]
 ) -> None:
-    async with serve(Limits(connections_per_uid=3)) as running:
+    async with serve(Limits(connections_per_uid=3), trusted=False) as running:
         allowed = [running.connect() for _ in range(3)]
         for raw in allowed:
             raw.send(GET_INFO)
@@ -584,7 +686,7 @@ async def test_connections_in_all_and_those_that_wait_to_be_refused(
     serve: Serve, read_messages: ReadMessages, read_until_end: ReadUntilEnd
 ) -> None:
     limits = Limits(connections=1, refusals=2, refusal_seconds=0.05)
-    async with serve(limits) as running:
+    async with serve(limits, trusted=False) as running:
         with running.connect() as first:
             first.send(GET_INFO)
             await read_messages(first, 1)
@@ -603,7 +705,7 @@ async def test_connections_in_all_and_those_that_wait_to_be_refused(
 
 
 async def test_two_hundred_connections_of_one_user(serve: Serve, read_messages: ReadMessages) -> None:
-    async with serve() as running:
+    async with serve(trusted=False) as running:
         many = [running.connect() for _ in range(200)]
         for raw in many[:128]:
             raw.send(GET_INFO)
