@@ -480,13 +480,12 @@ class Link:
                 self._make_replies()
         else:
             self._begin(call)
-            started = handler.function(call, parameters)
             self._start_task(
                 call,
                 handler,
-                self._run_one(call, started)
+                self._run_one(call, handler, parameters)
                 if handler.kind is Kind.COROUTINE
-                else self._run_stream(call, started),
+                else self._run_stream(call, handler.function(call, parameters)),
             )
 
     def _begin(self, call: Call) -> None:
@@ -550,8 +549,8 @@ class Link:
             except Exception:
                 logger.exception("Failed to end a stream of replies, ignoring:")
 
-    async def _run_one(self, call: Call, reply: Coroutine[Any, Any, Any]) -> None:
-        self._end_with_reply(call, await reply)
+    async def _run_one(self, call: Call, handler: Method, parameters: msgspec.Struct) -> None:
+        self._end_with_reply(call, await handler.function(call, parameters))
 
     async def _run(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
         """Handle a call whose handler waits."""
