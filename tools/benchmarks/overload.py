@@ -9,33 +9,48 @@
   deaf           eight connections that ask for List and never read
   slow           one that sends a byte a second
   idle           a hundred connections that do nothing
+  crowd          connections of thirty-three users that do nothing, as many as each may have
+  flood          120 connections that ask for io.moorage.Machine.List without end, and read
+  unread         120 connections that ask for the longest reply without end, and do not read
+  unfinished     120 connections that begin a call, with as many file descriptors as the kernel takes
+  linger         one that sends TCP sockets whose close(2) waits for minutes, and connects again
   all            all of them but the spinning one
 
-All but List and deaf are another user's. Register is io.systemd.Machine.Register of real processes, one by one, until
+All but List and deaf are other users'. Register is io.systemd.Machine.Register of real processes, one by one, until
 the reply; the ratios are to `alone`. The conditions take turns in each round; values are of all rounds together.
+The last column is the service's memory (PSS) after each, as a ratio to what it was after the first round of `alone`.
 """
 
 import argparse
 import contextlib
 import os
+import resource
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Callable, Generator, Sequence
 
 from benchmarks.command import DOWN_SECONDS, RUN_SECONDS, SANDBOX, SUITE, UP_SECONDS
 from benchmarks.machines import LIST_ALL, Leaders, register_one_by_one, register_together, terminate_together
 from benchmarks.peers import MOORED, settle
-from benchmarks.wire import GET_INFO, connect, quantile
+from benchmarks.wire import GET_INFO, connect, encode, quantile
 
 NOBODY = 65534
 PIPELINED = 100
 CALLS_OF_THE_DEAF = 400
 DEAF = 8
 IDLE = 100
+FLOOD = 120
+FLOOD_SECONDS = 0.01
+FDS_OF_A_CALL = 253
+SUBORDINATE, USERS, PER_USER = 300_000, 33, 128
+LIST_OURS = encode("io.moorage.Machine.List", more=True)
+DESCRIBE = encode("org.varlink.service.GetInterfaceDescription", {"interface": "io.moorage.Machine"})
 CROWD = 64
 """Machines that are there all the time, so that List has something to tell."""
 
@@ -88,11 +103,12 @@ def deaf() -> None:
 
 def slow() -> None:
     """Send a byte a second."""
-    with connect(MOORED.socket) as sock:
-        while True:
-            for byte in GET_INFO:
-                sock.send(bytes((byte,)))
-                time.sleep(1)
+    while True:
+        with connect(MOORED.socket) as sock, contextlib.suppress(OSError):
+            while True:
+                for byte in GET_INFO:
+                    sock.send(bytes((byte,)))
+                    time.sleep(1)
 
 
 def idle() -> None:
@@ -100,6 +116,65 @@ def idle() -> None:
     socks: list[socket.socket] = [connect(MOORED.socket) for _ in range(IDLE)]
     signal.pause()
     del socks
+
+
+def crowd() -> None:
+    """Connect as many users, and that is all."""
+    socks: list[socket.socket] = []
+    for uid in range(SUBORDINATE, SUBORDINATE + USERS):
+        os.seteuid(uid)
+        socks += [connect(MOORED.socket) for _ in range(PER_USER)]
+        os.seteuid(0)
+    signal.pause()
+    del socks
+
+
+def flood(calls: bytes, *, read: bool) -> None:
+    """Ask on many connections, without end."""
+    socks = [connect(MOORED.socket) for _ in range(FLOOD)]
+    for sock in socks:
+        sock.setblocking(False)  # noqa: FBT003 - its only argument
+    while True:
+        for number, sock in enumerate(socks):
+            try:
+                with contextlib.suppress(BlockingIOError):
+                    sock.send(calls)
+                with contextlib.suppress(BlockingIOError):
+                    while read and sock.recv(1 << 18):
+                        pass
+            except OSError:  # dropped: once more
+                sock.close()
+                socks[number] = connect(MOORED.socket)
+                socks[number].setblocking(False)  # noqa: FBT003 - its only argument
+        time.sleep(FLOOD_SECONDS)
+
+
+def unfinished() -> None:
+    """Begin calls with file descriptors, and connect again when that is over."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [0] * FDS_OF_A_CALL))]
+    while True:
+        with contextlib.ExitStack() as stack:
+            for _ in range(FLOOD):
+                sock = stack.enter_context(connect(MOORED.socket))
+                with contextlib.suppress(OSError):
+                    sock.sendmsg([b"{"], rights)
+            time.sleep(1)
+
+
+def linger() -> None:
+    """Send sockets that are closed only when their peer has read what was sent, which it never does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        while True:
+            with socket.create_connection(server.getsockname()) as sender, server.accept()[0]:
+                sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+                sender.setblocking(False)  # noqa: FBT003 - its only argument
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        sender.send(bytes(65536))
+                with connect(MOORED.socket) as sock, contextlib.suppress(OSError):
+                    socket.send_fds(sock, [GET_INFO], [sender.fileno()])
+                    os.close(sender.detach())
+                    sock.recv(4096)
 
 
 def tangle() -> bytes:
@@ -122,6 +197,11 @@ OFFENDERS: dict[str, tuple[int, Callable[[], None]]] = {
     "deaf": (0, deaf),
     "slow": (NOBODY, slow),
     "idle": (NOBODY, idle),
+    "crowd": (0, crowd),
+    "flood": (NOBODY + 1, lambda: flood(LIST_OURS, read=True)),
+    "unread": (NOBODY + 2, lambda: flood(DESCRIBE * PIPELINED, read=False)),
+    "unfinished": (NOBODY + 3, unfinished),
+    "linger": (NOBODY + 4, linger),
 }
 """Uid, and what it does until it is killed."""
 
@@ -130,6 +210,9 @@ CONDITIONS: dict[str, Sequence[str]] = {
     **{name: (name,) for name in OFFENDERS},
     "all": tuple(name for name in OFFENDERS if name != "spinning"),
 }
+
+MEMORY_SECONDS = 2.0
+"""From the end of those who behaved badly until the service's memory is measured; it is given back after one."""
 
 WARM_UP_SECONDS = 0.5
 """From the start of those who behave badly until somebody else is measured."""
@@ -145,6 +228,8 @@ def misbehaving(names: Sequence[str]) -> Generator[None]:
             pid = os.fork()
             if pid == 0:
                 try:
+                    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
                     os.setresuid(uid, uid, uid)
                     act()
                 finally:
@@ -166,6 +251,8 @@ def measure(rounds: int) -> None:
     """Measure inside the sandbox, and print the table."""
     MOORED.start()
     waits: dict[str, list[float]] = {name: [] for name in CONDITIONS}
+    memory: dict[str, float] = {}
+    first: dict[str, float] = {}
     with Leaders(CROWD) as crowd:
         register_together(MOORED.socket, crowd)
         for number in range(rounds):
@@ -176,15 +263,22 @@ def measure(rounds: int) -> None:
                     with misbehaving(CONDITIONS[name]):
                         waits[name] += register_one_by_one(MOORED.socket, leaders).replies
                     terminate_together(MOORED.socket, leaders)
+                time.sleep(MEMORY_SECONDS)
+                memory[name] = MOORED.memory()["Pss"]
+                first.setdefault("Pss", memory[name])
         terminate_together(MOORED.socket, crowd)
     print(
         f"{'Register while':16}{'p50 (ms)':>10}{'p99 (ms)':>10}{'longest':>10}{'p50 ratio':>11}{'p99 ratio':>11}"
+        f"{'memory':>8}"
     )
     alone = waits["alone"]
     for name, found in waits.items():
         p50, p99 = quantile(found, 0.5), quantile(found, 0.99)
         ratios = (p50 / quantile(alone, 0.5), p99 / quantile(alone, 0.99))
-        print(f"{name:16}{p50:10.1f}{p99:10.1f}{max(found):10.1f}{ratios[0]:11.2f}{ratios[1]:11.2f}")
+        print(
+            f"{name:16}{p50:10.1f}{p99:10.1f}{max(found):10.1f}{ratios[0]:11.2f}{ratios[1]:11.2f}"
+            f"{memory[name] / first['Pss']:8.2f}"
+        )
 
 
 def main() -> int:
