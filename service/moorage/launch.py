@@ -317,7 +317,8 @@ class Payload:
             subgroup: control group to make below that of the machine, which must be delegated (class container, or
                 ``Delegate=``), and to move to first. Only then can controllers be enabled for groups below the
                 machine's: a control group that has processes has none to give (cgroups(7), "no internal
-                processes").
+                processes"). In a user's service manager the caller has to see to it that the machine is delegated:
+                there all control groups are the user's.
 
         Raises:
             BadCommand: the arguments make no command.

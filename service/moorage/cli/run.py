@@ -85,7 +85,20 @@ def run(address: Address, order: Order) -> int:
         Failure: it was not run.
         KeyboardInterrupt: Ctrl-C, before it was run.
     """
+    if order.settings.get("subgroup") is not None and not _asks_for_delegation(order.registration):
+        raise Failure(Exit.NOT_RUN, _DELEGATED)
     return trio.run(_run, address, order)
+
+
+_DELEGATED: Final = "The machine must be delegated: --class container, or --property Delegate=yes"
+
+
+def _asks_for_delegation(registration: Mapping[str, Any]) -> bool:
+    """Whether Register is asked for a delegated machine: by its class, unless the properties say otherwise."""
+    properties: Mapping[str, Any] = registration.get("properties") or {}
+    if "DelegateControllers" in properties:
+        return True
+    return bool(properties.get("Delegate", registration.get("class") == "container"))
 
 
 async def _run(address: Address, order: Order) -> int:
@@ -228,7 +241,7 @@ def _not_started(error: StartFailed, program: str) -> Failure:
     what = _OPTIONS.get(error.field, error.field)
     text = f"Failed to apply {what}: {f'{printable(error.filename)}: ' if error.filename else ''}{reason}."
     if error.field == "subgroup" and error.errno == errno.EPERM:
-        text += "\nThe machine must be delegated: --class container, or --property Delegate=yes"
+        text += f"\n{_DELEGATED}"
     return Failure(Exit.NOT_RUN, text)
 
 

@@ -378,6 +378,17 @@ def test_a_payload_in_a_user_namespace_of_hers(hers: Processes) -> None:
     assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
 
 
+def test_a_payload_below_its_control_group(hers: Processes) -> None:
+    script = "cat /proc/self/cgroup"
+    run_ = ("moorctl", "--user", "run", "--name", "web", "--subgroup", "init")
+    done = as_her(*run_, "--class", "container", "--", "sh", "-c", script)
+    assert done.returncode == 0, done
+    assert done.stdout.strip().endswith("/machine-web.scope/init")
+    done = as_her(*run_, "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (125, ""), done
+    assert "must be delegated" in done.stderr
+
+
 def test_both_instances_keep_machines_of_one_name(hers: Processes) -> None:
     system, own = hers(), hers(user=ALICE)
     assert "error" not in registers_at(0, system, "web")
