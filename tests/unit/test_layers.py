@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
         "moorage.authz.policy", "moorage.machines.rights", "moorage.machines.limits", "moorage.machines.ending",
         "moorage.owner_probe", "moorage.effective_probe", "moorage.marshalling",
+        "moorage.machines.asked",
     ),
     # 2: adapters to the outside
     (
@@ -36,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "moorage.machines.allocation", "moorage.machines.metadata", "moorage.machines.lifecycle",
         "moorage.machines.leaders", "moorage.machines.leases", "moorage.machines.final_account",
-         "moorage.machines.changes",
+        "moorage.machines.changes", "moorage.machines.places",
         "moorage.machines.helpers", "moorage.machines.helper_states", "moorage.machines.latest",
         "moorage.machines.together", "moorage.machines.ownership", "moorage.machines.probe",
         "moorage.machines.events", "moorage.machines.effective", "moorage.wire.link", "moorage.wire.server",

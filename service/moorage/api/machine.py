@@ -27,7 +27,8 @@ from moorage.api.requests import (
 )
 from moorage.authz.policy import IN_PLACE
 from moorage.machines import model, rights
-from moorage.machines.allocation import JobFailed, UnitNameTaken
+from moorage.machines.allocation import JobFailed, NotUnicode, UnitNameTaken
+from moorage.machines.asked import differing, digests
 from moorage.machines.final_account import accounting
 from moorage.machines.helpers import HelperFailed, InvalidHelper, NoIdMapping
 from moorage.machines.lifecycle import (
@@ -95,6 +96,10 @@ def _error(error: Exception) -> VarlinkError | None:
         case RegisteredByUser():
             return wire.NotSupported(
                 "helpers", "the machine was registered by a user, without the rights of root that they take"
+            )
+        case NotUnicode():
+            return wire.NotSupported(
+                "a control group of that name", "it is not UTF-8, so that no reply could tell it"
             )
         case JobFailed():
             return wire.JobFailed(error.unit, error.job_result, error.unit_result)
@@ -287,17 +292,19 @@ class MoorageMachine(Interface):
         """Register, or find that the same caller has registered the same leader before.
 
         A launcher that lost its connection cannot know whether its call was carried out: it may simply repeat it.
+        Where it asks for something else, the machine is not what it would be taken for.
         """
         await self._lifecycle.wait_registered(registration.name, timeout_usec=timeout_usec)
         holder = self._registry.get(registration.name)
         if (
             holder is not None
-            and (holder.leader, holder.uid, holder.class_, holder.allocated)
-            == (registration.leader, registration.uid, registration.class_, registration.allocate_unit)
+            and (holder.leader, holder.uid) == (registration.leader, registration.uid)
             and self._lifecycle.is_there(holder)
             and holder.phase
             is not model.Phase.stopping  # as after the end of an earlier lease: it will be gone
         ):
+            if differs := differing(holder.request, digests(registration)):
+                raise wire.MachineExists(holder.name, holder.unit, holder.invocation_id, differs)
             if registration.lease:
                 self._lifecycle.lease(holder, call.wait_gone)
             return Registered(holder, self._lifecycle.helper_statuses(holder))

@@ -309,12 +309,13 @@ class NoSuchMachine(VarlinkError):
 
 @dataclass(eq=False)
 class MachineExists(VarlinkError):
-    """The name, the leader or the unit belongs to another machine already."""
+    """The name, the leader or the unit belongs to another machine already, or it was registered otherwise."""
 
     error = "io.moorage.Machine.MachineExists"
     name: str
     unit: str | None = None
     invocationId: str | None = None  # noqa: N815
+    differs: list[str] | None = None
 
 
 @dataclass(eq=False)

@@ -34,7 +34,7 @@ from moorage.api.requests import (
 )
 from moorage.authz.policy import IN_PLACE, METADATA
 from moorage.machines import metadata, model
-from moorage.machines.allocation import JobFailed, UnitNameTaken
+from moorage.machines.allocation import JobFailed, NotUnicode, UnitNameTaken
 from moorage.machines.final_account import now
 from moorage.machines.lifecycle import Lifecycle, NotStoppable, TooMuchUnderWay, TooOld
 from moorage.machines.ownership import NotOwned, UnitNotOwned
@@ -235,6 +235,8 @@ def _error(error: Exception) -> VarlinkError:
             return System.of(errno.ESRCH)
         case JobFailed():
             return System.of(errno.EPROTO)
+        case NotUnicode():
+            return System.of(errno.EILSEQ)
         case NotStoppable() | TooOld():
             return System.of(errno.EOPNOTSUPP)
         case ManagerTimeout():
@@ -252,6 +254,7 @@ _DOMAIN_ERRORS = (
     Full,
     process.ProcessGone,
     JobFailed,
+    NotUnicode,
     NotOwned,
     UnitNotOwned,
     NotStoppable,

@@ -245,6 +245,12 @@ def _refusal(
             lines = [f"  {_shown(line)}" for line in log]
         case _:
             lines = []
+    match parameters.get("differs"):
+        case [*names]:
+            options = ", ".join(_option(_shown(each)) for each in names)
+            lines.append(f"You have registered it before, with another value of {options}.")
+        case _:
+            pass
     return Failure(words.status, "\n".join(filter(None, [text, *lines, _filled(words.hint, quoted)])))
 
 

@@ -61,8 +61,8 @@ UNDO_USEC = 100_000_000
 """Deadline for taking back what a failed registration left, µs: the manager's DefaultTimeoutStopUSec= and a little."""
 
 RESUME_USEC = 90_000_000
-"""For how long a start that was found under way is left to itself, µs: the manager's DefaultTimeoutStartUSec=, which
-its helpers have."""
+"""For how long a start of helpers that was found under way is left to itself, µs: the manager's
+DefaultTimeoutStartUSec=, which they have."""
 
 ASK_USEC = 10_000_000
 """Deadline of a single question to the manager, µs: longer than it takes to reload its configuration."""
@@ -103,6 +103,10 @@ class UnitNameTaken(Exception):
         super().__init__(f"{unit} is taken by {holder}")
         self.unit = unit
         self.holder = holder
+
+
+class NotUnicode(Exception):
+    """The name of the control group that the process is in is not UTF-8: neither a record nor a reply can have it."""
 
 
 class JobFailed(Exception):
@@ -581,6 +585,7 @@ class Allocator:
         Raises:
             ProcessGone: it died meanwhile.
             NoSuchUnit: it is in none.
+            NotUnicode: the name of its control group cannot be told.
             ManagerError: as the manager says.
         """
         try:
@@ -598,6 +603,10 @@ class Allocator:
         )
         if place is None or unit == "init.scope":
             raise NoSuchUnit(unit)
+        try:
+            place.control_group.encode()
+        except UnicodeEncodeError:  # of the kernel's bytes, which are kept as surrogates (PEP 383)
+            raise NotUnicode from None
         return place
 
     async def rehearse(self, registration: Registration, mark: str, *, deadline: float) -> Place:
@@ -752,13 +761,14 @@ class Allocator:
         if await self._started(machine.unit, mark, deadline=deadline) is not None:
             await self.undo(machine.unit, mark, helping.auxiliary_names(machine.name, machine.helpers))
 
-    async def resume(self, machine: Machine, mark: str, *, keep: bool) -> Place | None:
+    async def resume(self, machine: Machine, mark: str, *, keep: bool, deadline: float) -> Place | None:
         """Find what came of a start whose caller was killed: all that was asked for, or nothing.
 
         Args:
             machine: what was asked for.
             mark: what the start has put on its scope.
             keep: it is wanted still.
+            deadline: on trio's clock, of the start. What is not there by then is taken back.
 
         Returns:
             Where the machine is; None if it is nowhere, and nothing is left of the start.
@@ -768,8 +778,8 @@ class Allocator:
         """
         if not keep:
             return await self.take_back(machine, mark)
-        deadline = trio.current_time() + RESUME_USEC / 1e6
-        status = await self._started(machine.unit, mark, deadline=deadline)
+        ask = trio.current_time() + ASK_USEC / 1e6
+        status = await self._started(machine.unit, mark, deadline=ask)
         status = await self._until_started(status, mark, deadline=deadline)
         deadline = trio.current_time() + UNDO_USEC / 1e6
         auxiliary = helping.auxiliary_names(machine.name, machine.helpers)

@@ -24,6 +24,7 @@ import trio
 from moorage import process
 from moorage.machines import effective
 from moorage.machines.allocation import ASK_USEC, Allocator, Place
+from moorage.machines.asked import digests
 from moorage.machines.changes import Changes
 from moorage.machines.ending import FORGOTTEN, described
 from moorage.machines.final_account import FinalAccounts, now
@@ -56,6 +57,7 @@ from moorage.machines.model import (
     scope_name,
 )
 from moorage.machines.ownership import NotOwned, check_unit, is_in_namespace_of, may_signal, runs_as
+from moorage.machines.places import Places
 from moorage.machines.registry import Claim, Full, LeaderTaken, NameTaken, Registry
 from moorage.machines.rights import check as check_rights
 from moorage.machines.store import BadRecord, Store
@@ -81,12 +83,9 @@ REGISTER_USEC = 30_000_000
 STOP_USEC = 200_000_000
 """Default deadline of a stop, µs: two times DefaultTimeoutStopUSec=90s (SIGTERM, then SIGKILL) and a little."""
 
-STARTS_MAX = 128
-"""Start jobs under way at once. The manager works on one at a time; what waits here does not fill its queue, so that
-other calls get in between."""
-
 QUESTIONS_MAX = 32
-"""Machines rechecked at once, for the same reason."""
+"""Machines rechecked at once. The manager works on one question at a time; what waits here does not fill its queue, so
+that other calls get in between."""
 
 EMPTY_SETTLE_USEC = 1_000_000
 """For how long an empty control group may belong to a running unit, µs, before the manager is asked why: it needs that
@@ -220,7 +219,7 @@ class Lifecycle:
         self._results: dict[
             Machine, str
         ] = {}  # of those that linger: the manager forgets it with its next reload
-        self._starts = trio.CapacityLimiter(STARTS_MAX)
+        self._places = Places(self._trusted)
         self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
         self._changes = Changes(
             self._allocator,
@@ -305,6 +304,12 @@ class Lifecycle:
                     _log.warning("Failed to watch machine %s, trying again: %s", found.name, error)
                 self._mark(found).ask = True
 
+        for name, found in self._store.left():
+            if isinstance(found, BadRecord):
+                _log.warning("Failed to load the note of the unit of machine %s, ignoring: %s", name, found)
+            elif not self.registry.leave(found):
+                self._store.vacate(name)
+
     def _begun(self) -> list[tuple[Machine, Claim]]:
         """Claim what an instance that was killed had begun, before anybody else asks for it."""
         begun: list[tuple[Machine, Claim]] = []
@@ -331,6 +336,8 @@ class Lifecycle:
         async with trio.open_nursery() as nursery:
             for machine, claim in begun:
                 nursery.start_soon(self._resume, machine, claim)
+        if self.registry.left:
+            await self._vacate_all()
         await self._report_others()
 
     async def _resume(self, machine: Machine, claim: Claim) -> None:
@@ -341,7 +348,7 @@ class Lifecycle:
             steps.callback(self._claims.pop, machine.name)
             steps.push(self._withdrawal(machine.name))
             self._follow_helpers(machine)
-            place = await self._resumed(machine)
+            place = await self._resumed(machine, keep=machine.phase is Phase.starting)
             if place is not None:
                 try:
                     await self._enter(machine, place, claim, lambda: self._leaders.open(machine))
@@ -352,13 +359,15 @@ class Lifecycle:
         if machine.lease:
             await self._leases.spare([machine])
 
-    async def _resumed(self, machine: Machine) -> Place | None:
-        keep = machine.phase is Phase.starting
+    async def _resumed(self, machine: Machine, *, keep: bool) -> Place | None:
+        mark = self._store.mark(machine)
         while True:
+            deadline = trio.current_time() + (machine.start_by - now().monotonic) / 1e6
             try:
-                return await self._allocator.resume(machine, self._store.mark(machine), keep=keep)
+                return await self._allocator.resume(machine, mark, keep=keep, deadline=deadline)
             except (ManagerError, OSError) as error:
-                _log.warning("Failed to resume the start of %s, trying again: %s", machine.unit, error)
+                what = "finish" if keep else "take back"
+                _log.warning("Failed to %s the start of %s, trying again: %s", what, machine.unit, error)
                 await trio.sleep(ASK_USEC / 1e6)
 
     async def _report_others(self) -> None:
@@ -406,6 +415,7 @@ class Lifecycle:
     def _interested(self, unit: str) -> bool:
         return (
             self.registry.by_unit(unit) is not None
+            or self.registry.is_left(unit)
             or self._allocator.interested(unit)
             or self._helpers.interested(unit)
             or self._states.interested(unit)
@@ -423,6 +433,8 @@ class Lifecycle:
             return
         self._allocator.hint(hint)
         self._helpers.hint(hint)
+        if hint.kind == "removed":
+            self._vacate(hint.unit)
         machine = self.registry.by_unit(hint.unit)
         if machine is None:
             return
@@ -622,6 +634,8 @@ class Lifecycle:
         while True:
             await trio.sleep(TIDY_USEC / 1e6)
             self._forget_records(self.registry.expire(now().monotonic))
+            if self.registry.left:
+                await self._vacate_all()
 
     # --- what callers want -------------------------------------------------------------------------------------------
 
@@ -644,6 +658,7 @@ class Lifecycle:
 
         Raises:
             NameTaken, LeaderTaken, Full: as the registry says.
+            NoPlace: too many starts were under way until the deadline.
             UnitNameTaken, JobFailed, HelperFailed: as the allocation says.
             ProcessGone: the leader died meanwhile.
             NotOwned: it became somebody else's meanwhile.
@@ -665,6 +680,7 @@ class Lifecycle:
             self.registry.abandon(claim)
             return Registered(await self._rehearse(registration, deadline), [])
         machine = _machine(registration)
+        machine.start_by = machine.timestamp.monotonic + timeout_usec
         if machine.helpers:
             machine.runtime_directory = self._helpers.home.directory(machine.name)
         # From here on the pidfd is ours: the caller's goes with the caller.
@@ -698,14 +714,8 @@ class Lifecycle:
             return Registered(machine, helpers)
 
         with steps:
-            try:
-                self._starts.acquire_nowait()
-            except trio.WouldBlock:
-                await self._starts.acquire()
-            try:
+            async with self._places.one(registration.uid, deadline=deadline):
                 return await self._shielded(complete)
-            finally:
-                self._starts.release()
 
     async def _enter(
         self, machine: Machine, place: Place, claim: Claim, keep_leader: Callable[[], None]
@@ -719,7 +729,7 @@ class Lifecycle:
         """
         mark = self._store.mark(machine)
         _put(machine, place).phase = Phase.running
-        machine.timestamp = now()
+        machine.timestamp, machine.start_by = now(), 0
         try:
             self._check_still_owned(machine)
             self._watch.add(machine.control_group)
@@ -743,10 +753,7 @@ class Lifecycle:
                 self._store.revoke(machine)  # whoever comes after us must not keep it
             except OSError as error:
                 _log.warning("Failed to note that %s is taken back, ignoring: %s", machine.unit, error)
-            try:
-                await self._allocator.take_back(machine, self._store.mark(machine))
-            except (ManagerError, OSError) as error:
-                _log.warning("Failed to take back %s, ignoring: %s", machine.unit, error)
+            await self._resumed(machine, keep=False)
 
     def _withdraw(self, name: str) -> None:
         try:
@@ -1182,12 +1189,37 @@ class Lifecycle:
 
     def forget(self, machine: Machine) -> None:
         """Drop the record of a machine, living or gone; its unit is left alone."""
+        living = self.registry.get(machine.name) is machine
         self.registry.remove(machine)
         self.registry.drop_verdict(machine.name)
         self._release(machine)
         self._withdraw_done(machine)
         self._remove_record(machine.name)
+        if living and self.registry.leave(machine):
+            try:
+                self._store.leave(machine)
+            except OSError as error:
+                _log.warning("Failed to note the unit of machine %s, ignoring: %s", machine.name, error)
         _log.info("Machine %s forgotten.", machine.name)
+
+    def _vacate(self, unit: str) -> None:
+        """Take note that the unit of a machine that was forgotten is gone."""
+        if (machine := self.registry.vacate(unit)) is not None:
+            try:
+                self._store.vacate(machine.name)
+            except OSError as error:
+                _log.warning("Failed to remove the note of unit %s, ignoring: %s", unit, error)
+
+    async def _vacate_all(self) -> None:
+        """Look which units of machines that were forgotten are gone."""
+        try:
+            units = await self._manager.units(SCOPES, deadline=trio.current_time() + ASK_USEC / 1e6)
+        except (ManagerError, OSError) as error:
+            _log.warning("Failed to look for units of machines that were forgotten, ignoring: %s", error)
+            return
+        for machine in self.registry.left:
+            if machine.unit not in units:
+                self._vacate(machine.unit)
 
     def is_there(self, machine: Machine) -> bool:
         """Whether any process of a machine is left: what has none is listed no more, even before its unit goes."""
@@ -1347,6 +1379,7 @@ def _machine(registration: Registration) -> Machine:
         helpers=recorded(registration.name, registration.helpers),
         lease=registration.lease,
         privileged=registration.privileged,
+        request=digests(registration),
     )
 
 

@@ -298,6 +298,8 @@ class Machine(msgspec.Struct, eq=False):
         lease: it ends with the connection that registered it.
         privileged: whoever registered it had the rights of the manager: it may have helpers.
         asked: why this service was asked to stop it, if it was.
+        request: digests of what was asked for, by parameter (:mod:`moorage.machines.asked`).
+        start_by: µs since boot by when its start has ended, well or not; 0 once it has.
         phase: where it is in its life.
         verdict: after the end.
     """
@@ -329,6 +331,8 @@ class Machine(msgspec.Struct, eq=False):
     lease: bool = False
     privileged: bool = False
     asked: Cause | None = None
+    request: dict[str, str] = {}
+    start_by: int = 0
     phase: Phase = Phase.starting
     verdict: Verdict | None = None
 

@@ -89,6 +89,7 @@ class Registry:
         self._claimed_leaders: dict[ProcessId, str] = {}
         self._verdicts: dict[str, Machine] = {}  # oldest first
         self._snapshot: tuple[Machine, ...] | None = ()
+        self._left: dict[str, Machine] = {}  # forgotten, but not their units
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -135,8 +136,32 @@ class Registry:
         return claim
 
     def _count(self, uid: int) -> int:
-        machines, claims = self._by_name.values(), self._claims.values()
-        return sum(each.uid == uid for each in machines) + sum(each.uid == uid for each in claims)
+        held = (self._by_name.values(), self._claims.values(), self._left.values())
+        return sum(each.uid == uid for group in held for each in group)
+
+    def leave(self, machine: Machine) -> bool:
+        """Go on counting a machine that is forgotten for as long as its unit is there, and holds its name.
+
+        Returns:
+            Whether it counts: only users who have a limit have it exceeded, and only units that were made for them.
+        """
+        counts = machine.allocated and machine.uid not in self._trusted
+        if counts:
+            self._left[machine.unit] = machine
+        return counts
+
+    @property
+    def left(self) -> list[Machine]:
+        """The machines that were forgotten, and whose units are not known to be gone."""
+        return list(self._left.values())
+
+    def vacate(self, unit: str) -> Machine | None:
+        """Take note that a unit is gone; return the machine that was forgotten with it."""
+        return self._left.pop(unit, None)
+
+    def is_left(self, unit: str) -> bool:
+        """Whether a unit is that of a machine that was forgotten."""
+        return unit in self._left
 
     def abandon(self, claim: Claim) -> None:
         """Give a claim back."""

@@ -41,7 +41,7 @@ from moorage.machines.model import (
 )
 from moorage.process import ProcessId, boot_id
 
-VERSION = 3
+VERSION = 4
 """Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for
 lack of memory where that was not known."""
 
@@ -58,6 +58,7 @@ CONTROL_GROUP_MAX = 4000
 _TEMPORARY = ".new-"
 _INTENT = ".start-"
 _CHANGE = ".change-"
+_LEFT = ".left-"
 
 
 class BadRecord(Exception):
@@ -97,6 +98,8 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
     lease: bool = False
     privileged: bool = False
     asked: Cause | None = None
+    request: dict[str, str] = {}
+    start_by: int = 0
     verdict: Verdict | None = None
 
 
@@ -309,6 +312,30 @@ class Store:
         """
         self.remove(_CHANGE + machine)
 
+    def leave(self, machine: Machine) -> None:
+        """Write down that a machine is forgotten, but not its unit.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self._replace(_LEFT + machine.name, machine)
+
+    def vacate(self, name: str) -> None:
+        """Remove what :meth:`leave` has written; nothing happens if that is gone.
+
+        Raises:
+            OSError: it is there and stays.
+        """
+        self.remove(_LEFT + name)
+
+    def left(self) -> Iterator[tuple[str, Machine | BadRecord]]:
+        """Read which machines were forgotten, but not their units, and remove what is of no use.
+
+        Yields:
+            The machine's name, with the machine or with what is wrong.
+        """
+        return self._begun(_LEFT, decode)
+
     def changes(self) -> Iterator[tuple[str, Change | BadRecord]]:
         """Read what was being done with helpers when the service was killed, and remove what is of no use.
 
@@ -358,7 +385,7 @@ class Store:
             if name.startswith(_TEMPORARY):
                 self._tidy(name)
                 continue
-            if not name.startswith((_INTENT, _CHANGE)):
+            if not name.startswith((_INTENT, _CHANGE, _LEFT)):
                 yield name, self._found(name, name, decode)
 
     def _found(self, name: str, file: str, decoded: Callable[[bytes, str], T]) -> T | BadRecord:

@@ -1,5 +1,6 @@
 """From a call to a scope: the reply is the truth, and what cannot be done leaves nothing."""
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 import trio
 
 from moorage.api import machine_types, systemd_machine
-from moorage.api.machine_types import MachineExists, ProcessGone, Timeout
+from moorage.api.machine_types import MachineExists, NotSupported, ProcessGone, Timeout
 from moorage.wire.client import Client
 from moorage.wire.errors import ExpectedMore, InvalidParameter, System, VarlinkError
 from moored import (
@@ -31,6 +32,7 @@ from moored import (
     kill,
     listed,
     living_records,
+    move,
     process_of,
     register,
     run,
@@ -399,6 +401,75 @@ async def test_the_same_call_again_gets_the_same_reply(spawn: Processes) -> None
     await one()
     assert len(replies) == 9
     assert all(reply == replies[0] for reply in replies)
+
+
+async def test_a_control_group_whose_name_is_not_unicode(spawn: Processes) -> None:
+    """Who may make control groups gives them any name: neither interface can tell it."""
+    leader = spawn(
+        ("systemd-run", "--scope", "--quiet", "--property=Delegate=yes", "--unit=odd", "sleep", "infinity")
+    )
+    await until(lambda: control_group(leader).endswith("/odd.scope"))
+    move(leader, f"{control_group(leader)}/{os.fsdecode(b'bad' + bytes([255, 254]))}")
+    async with await connect() as client:
+        with pytest.raises(NotSupported, match="not UTF-8"):
+            await register(client, "web", leader, allocateUnit=False)
+        fields = {"name": "web", "class": "vm", "leader": leader.pid, "allocateUnit": False}
+        with pytest.raises(System) as caught:
+            await client.call(f"{THEIRS}Register", fields)
+        assert caught.value.errno == errno.EILSEQ
+        assert await listed(client) == {}
+        # It can be moved to where it has a name.
+        await register(client, "web", leader)
+
+
+ASKED: dict[str, Any] = {
+    "slice": "moorage-test.slice",
+    "description": "A machine",
+    "properties": {"MemoryMax": 2**30, "CPUWeight": 200},
+    "helpers": [{"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"]}],
+    "service": "first",
+    "lease": True,
+}
+OTHERS: dict[str, Any] = {
+    "slice": "machine.slice",
+    "description": "Another one",
+    "properties": {"MemoryMax": 2**31, "CPUWeight": 200},
+    "helpers": [{"name": "fs", "execStart": ["/usr/bin/sleep", "1000"]}],
+    "service": "second",
+    "lease": False,
+}
+
+
+async def test_another_call_for_the_same_leader_is_no_repetition(spawn: Processes) -> None:
+    """Nothing of it would be applied: it is told what differs, also after a restart."""
+    leader = spawn()
+    async with await connect() as holder:
+        reply = await register(holder, "web", leader, **ASKED)
+        for restarted in (False, True):
+            async with await connect() as client:
+                for parameter, value in [
+                    *OTHERS.items(),
+                    ("class", "container"),
+                    ("helpers", []),
+                    ("slice", None),
+                ]:
+                    for dry in (False, True):
+                        with pytest.raises(MachineExists) as caught:
+                            await register(client, "web", leader, **{**ASKED, parameter: value}, dryRun=dry)
+                        assert caught.value.differs == [parameter]
+                        assert caught.value.invocationId == reply["machine"]["invocationId"]
+                with pytest.raises(MachineExists) as caught:
+                    await register(client, "web", leader)
+                assert sorted(caught.value.differs or []) == sorted(ASKED)
+            if not restarted:
+                run("systemctl", "restart", "moored.service")
+                holder.close()
+                holder = await connect()
+                assert await register(holder, "web", leader, **ASKED) == reply
+        with pytest.raises(MachineExists) as caught:
+            await register(holder, "web", spawn(), **ASKED)
+        assert caught.value.differs is None
+        holder.close()
 
 
 async def test_a_name_or_a_leader_that_is_taken(spawn: Processes) -> None:

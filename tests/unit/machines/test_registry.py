@@ -1,5 +1,7 @@
 """Which machines there are: every index agrees with every other, whatever happens in which order."""
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -40,6 +42,32 @@ def machine(name: str, number: int = 1, *, subgroup: str | None = None, unit: st
 def ended(one: Machine, at: int) -> Machine:
     one.verdict = Verdict("success", Timestamp(at, at), oom_killed=False, accounting=Accounting())
     return one
+
+
+def test_a_user_whose_machines_were_forgotten_has_their_units_still() -> None:
+    registry = Registry()
+    for number in range(MACHINES_PER_UID_MAX):
+        one = replace(machine(f"m{number}", number + 1), uid=1000)
+        registry.commit(registry.begin(one.name, leader(number + 1), 1000), one)
+        registry.remove(one)
+        assert registry.leave(one)
+    with pytest.raises(Full):
+        registry.begin("one-more", leader(0), 1000)
+    registry.abandon(registry.begin("others", leader(0), 1001))
+    assert registry.is_left("machine-m7.scope")
+    gone = registry.vacate("machine-m7.scope")
+    assert gone is not None
+    assert gone.name == "m7"
+    assert registry.vacate("machine-m7.scope") is None
+    assert len(registry.left) == MACHINES_PER_UID_MAX - 1
+    registry.begin("one-more", leader(0), 1000)
+
+
+@pytest.mark.parametrize("change", [{"uid": 0}, {"uid": 1000, "allocated": False}])
+def test_only_units_that_were_made_for_users_are_counted_on(change: dict[str, Any]) -> None:
+    registry = Registry()
+    assert not registry.leave(replace(machine("web"), **change))
+    assert registry.left == []
 
 
 def test_a_machine_is_found_by_everything_that_names_it() -> None:

@@ -43,6 +43,7 @@ FULL = Machine(
     ssh_private_key_path="/key", control_address="/control", timestamp=Timestamp(8, 9), phase=Phase.exited,
     owner=1001, runtime_directory="/run/moorage/m/web", lease=True, privileged=True,
     asked=Cause.stopped,
+    request={"slice": "0123456789abcdef"}, start_by=22,
     helpers=(Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ("fs.sock", "other")),),
     verdict=VERDICT,
 )  # fmt: skip
@@ -67,7 +68,7 @@ def values(machine: Machine) -> dict[str, Any]:
 
 def test_the_full_machine_is_full() -> None:
     for field in msgspec.structs.fields(Machine):
-        assert getattr(FULL, field.name) not in {None, field.default}, field.name
+        assert getattr(FULL, field.name) not in (None, {}, field.default), field.name
 
 
 @pytest.mark.parametrize("field", Machine.__struct_fields__)
@@ -110,6 +111,7 @@ MACHINES = st.builds(
     ssh_address=TEXTS, ssh_private_key_path=TEXTS, control_address=TEXTS, timestamp=TIMES,
     owner=INTS, runtime_directory=TEXTS, helpers=HELPERS.map(tuple), lease=st.booleans(),
     asked=st.none() | st.sampled_from(Cause),
+    request=st.dictionaries(st.sampled_from(["slice", "class"]), st.text(max_size=16)), start_by=INTS,
     phase=st.sampled_from([phase for phase in Phase if phase is not Phase.exited]), verdict=st.none(),
 )  # fmt: skip
 
@@ -364,6 +366,20 @@ def test_the_intent_of_a_change_that_is_not_whole_was_never_followed_by_one(reco
         assert name == "web"
         assert isinstance(found, BadRecord)
         assert names(records) == []
+
+
+def test_what_is_left_of_a_machine_that_was_forgotten_is_no_record(records: Store) -> None:
+    records.save(LEAST)
+    records.leave(LEAST)
+    records.remove("a")
+    assert list(records.load()) == []
+    ((name, found),) = records.left()
+    assert name == "a"
+    assert isinstance(found, Machine)
+    assert values(found) == values(LEAST)
+    records.vacate("a")
+    records.vacate("a")
+    assert names(records) == []
 
 
 def test_units_of_a_change_have_a_mark_of_their_own(records: Store) -> None:
