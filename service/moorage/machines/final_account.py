@@ -34,11 +34,15 @@ TOLD_USEC = 5_000_000
 """For how long the journal may take to get what the manager wrote about an end, µs: a few ms on an idle machine; with
 two processors and a thousand machines that end at once, a second."""
 
+DEAF_USEC = 100_000
+"""The same after it told nothing of the last one, µs: there may be no journal at all. Enough for one that is there, so
+that it is noticed again."""
+
 RESOURCES_USEC = 20_000
 """For how long the manager may take from its word about the end to that about the resources, µs: it writes both in one
 go."""
 
-REAPED_USEC = 500_000
+REAPED_USEC = 1_000_000
 """For how long a leader that has ended may wait for its parent, µs. One that is not reaped by then, its parent does
 not wait for; and until then the kernel does not tell how it ended."""
 
@@ -95,7 +99,7 @@ class _Notes:
 class _Account:
     """One that is still to be completed."""
 
-    def __init__(self, machine: Machine, facts: ending.Facts, leader: Leader | None) -> None:
+    def __init__(self, machine: Machine, facts: ending.Facts, leader: Leader | None, told_usec: int) -> None:
         self.machine = machine
         self.facts = facts
         self.leader = leader
@@ -103,7 +107,7 @@ class _Account:
             machine.invocation_id
         )  # of a part of a unit the manager knows nothing
         self.waits = True  # for a look at the journal
-        self.until = trio.current_time() + TOLD_USEC / 1e6
+        self.until = trio.current_time() + told_usec / 1e6
         self.completed = trio.Event()
 
 
@@ -240,7 +244,7 @@ class FinalAccounts:
             leader_exit=None if leader is None else leader.exit,
             leader_group=group,
         )
-        self._open[machine] = _Account(machine, facts, leader)
+        self._open[machine] = _Account(machine, facts, leader, DEAF_USEC if self._deaf else TOLD_USEC)
         self._opened.set()
         return ending.judge(facts)
 
@@ -274,7 +278,7 @@ class FinalAccounts:
                 if first and not account.facts.final and not end.counters:
                     account.until = trio.current_time() + RESOURCES_USEC / 1e6
                     continue
-            elif account.told_of and not self._deaf and present < account.until:
+            elif account.told_of and present < account.until:
                 self._open[account.machine] = self._open.pop(account.machine)  # others first
                 continue
             elif account.told_of and account.facts.told.ended_at is None:
@@ -285,8 +289,7 @@ class FinalAccounts:
     async def _ends(self, invocations: Sequence[str]) -> dict[str, journal.UnitEnd]:
         if not invocations:
             return {}
-        wait_usec = 0 if self._deaf else WAIT_USEC
-        read = functools.partial(journal.ends, invocations, user=self._user, wait_usec=wait_usec)
+        read = functools.partial(journal.ends, invocations, user=self._user, wait_usec=WAIT_USEC)
         try:
             return await trio.to_thread.run_sync(read, abandon_on_cancel=True)
         except OSError as error:

@@ -711,6 +711,8 @@ class Lifecycle:
             self._claims.pop(machine.name).set()
             if lease is not None:
                 self.lease(machine, lease)
+            # Or what ends at once is forgotten before it is looked at.
+            await self._references.settled(machine.unit)
             return Registered(machine, helpers)
 
         with steps:

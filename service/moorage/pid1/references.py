@@ -18,6 +18,9 @@ from moorage.dbus import BUS_CALLS_MAX, Call, Link, LinkError, Signal
 CALL_SECONDS = 10.0
 """For one call: longer than it takes the manager to reload its configuration."""
 
+SETTLE_SECONDS = 1.0
+"""For how long anybody waits until a unit is kept: that takes a few ms, and is no reason to fail."""
+
 RETRY_SECONDS = 5.0
 """Between attempts to connect. Where there is no bus, an attempt is one connect(2) that fails."""
 
@@ -44,6 +47,7 @@ class References:
         self._held: set[str] = set()
         self._changed = trio.Event()
         self._up = False
+        self._progress = trio.Event()
 
     def holds(self, unit: str) -> bool:
         """Whether the manager keeps a unit for us, or is about to."""
@@ -53,6 +57,12 @@ class References:
         """Have units kept that are there, as soon as that can be done."""
         self._wanted.update(dict.fromkeys(units))
         self._changed.set()
+
+    async def settled(self, unit: str) -> None:
+        """Wait until a unit is kept, or cannot be: for SETTLE_SECONDS at most."""
+        with trio.move_on_after(SETTLE_SECONDS):
+            while self.holds(unit) and unit not in self._held:
+                await self._progress.wait()
 
     def release(self, unit: str) -> None:
         """Have a unit kept no more; nothing happens if it was not."""
@@ -91,7 +101,12 @@ class References:
     def _lost(self, _reason: str) -> None:
         self._up = False
         self._held.clear()  # the manager drops them with the connection
+        self._tell()
         self._changed.set()
+
+    def _tell(self) -> None:
+        self._progress.set()
+        self._progress = trio.Event()
 
     async def _catch_up(self, link: Link) -> None:
         """Have the manager keep what is wanted, and nothing else.
@@ -116,6 +131,7 @@ class References:
                     self._held.add(unit)
                 else:  # it is gone, or we may not
                     self._wanted.pop(unit, None)
+            self._tell()
 
 
 def _ignore_signal(_: Signal) -> None:

@@ -3,6 +3,7 @@
 import functools
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -146,7 +147,7 @@ async def part_of_a_unit(script: str) -> int:
         "systemd-run", "--quiet", "--collect", "--unit=own", "--property=Delegate=yes", "sh", "-c",
         f"mkdir /sys/fs/cgroup{OWN}/a; sh -c '{script}' & echo $! > {PROCS}; wait; exec sleep infinity",
     )  # fmt: skip
-    return await until(lambda: int([*PROCS.read_text().split(), 0][0]) if PROCS.exists() else 0)
+    return await until(lambda: int([*PROCS.read_text().split(), "0"][0]) if PROCS.exists() else 0)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +340,7 @@ async def test_what_a_machine_has_consumed_is_known_however_soon_it_is_gone(spaw
 # All at once
 
 
-ENDS = int(os.environ.get("MOORAGE_TEST_ENDS", "200"))
+ENDS = int(os.environ.get("MOORAGE_TEST_ENDS", "150"))
 """How many machines end at once; a thousand take minutes."""
 
 
@@ -378,6 +379,8 @@ ENDINGS = {
 
 async def test_hundreds_that_end_in_all_ways_at_once(spawn: Processes) -> None:
     """On a loaded machine, with a moored that is killed in between."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     ways = list(ENDINGS)
     names = {f"{ways[number % len(ways)]}{number}": ways[number % len(ways)] for number in range(ENDS)}
     # Helpers are three units more each.

@@ -73,9 +73,11 @@ async def holding(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[R
 async def test_units_are_kept_until_they_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
     bus = Bus()
     async with holding(bus, monkeypatch) as held:
-        held.hold(["a", "b"])
         await trio.testing.wait_all_tasks_blocked()
+        held.hold(["a", "b"])
+        await held.settled("b")
         assert bus.kept == ["a", "b"]
+        await held.settled("c")
         assert held.holds("a")
         assert not held.holds("c")
         held.release("a")
@@ -92,8 +94,9 @@ async def test_a_unit_that_cannot_be_had_is_asked_for_once(monkeypatch: pytest.M
     bus = Bus()
     bus.missing = {"gone"}
     async with holding(bus, monkeypatch) as held:
-        held.hold(["gone", "there"])
         await trio.testing.wait_all_tasks_blocked()
+        held.hold(["gone", "there"])
+        await held.settled("gone")
         assert not held.holds("gone")
         assert (bus.kept, bus.calls_made) == (["there"], [2])
 
