@@ -16,9 +16,10 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         # What takes time comes within the reach of Ctrl-C.
-        from moorage.cli.commands import run
+        from moorage.cli import commands, helper_commands
 
-        status = run(sys.argv[1:])
+        helper_commands.add_to(commands.moorctl)
+        status = commands.run(sys.argv[1:])
         if sys.stdout is not None:  # as it is where it was closed
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -123,7 +123,7 @@ def _choose_path(ctx: click.Context, _param: click.Parameter, value: str | None)
     choice.path = choice.path if value is None else value
 
 
-def _addressed(command: F) -> F:
+def addressed(command: F) -> F:
     """Add the options that say which service to call: before and after the name of the command they are the same."""
     path = click.option(
         "--address",
@@ -143,8 +143,8 @@ def _addressed(command: F) -> F:
     return user(path(command))
 
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-_choice = click.make_pass_decorator(Choice, ensure=True)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+chosen = click.make_pass_decorator(Choice, ensure=True)
 
 
 def _complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -162,12 +162,12 @@ def _complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str)
     ]
 
 
-_NAME = click.argument("name", shell_complete=_complete_name)
+NAME = click.argument("name", shell_complete=_complete_name)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", message="%(prog)s %(version)s")
-@_addressed
+@addressed
 def moorctl() -> None:
     """Register machines, find them, and end them.
 
@@ -292,9 +292,9 @@ def _register_seconds(timeout: int | None) -> float:
 )
 @click.option("--no-allocate", is_flag=True, help="Make no scope: it stays in the unit that it is in.")
 @_describing
-@_JSON
-@_addressed
-@_choice
+@JSON
+@addressed
+@chosen
 def register(
     choice: Choice,
     name: str,
@@ -409,9 +409,9 @@ def register(
     help="Control group for the command below that of the machine, which must be delegated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the service's answer as JSON, to stderr.")
-@_addressed
+@addressed
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-@_choice
+@chosen
 def run_(
     choice: Choice,
     name: str,
@@ -453,8 +453,8 @@ def run_(
     from moorage.cli import helper_files, run
 
     directory = helper_files.runtime_directory(name, address)
-    given = helper_files.HelperSet() if helper_file is None else _read(helper_file, name, directory)
-    every = [*given.helpers, *(_helper(text) for text in helpers)]
+    given = helper_files.HelperSet() if helper_file is None else read_helpers(helper_file, name, directory)
+    every = [*given.helpers, *(helper_of(text) for text in helpers)]
     argv = [*given.command, *command]
     if not argv:
         raise click.UsageError("There is no command to run.")
@@ -512,7 +512,12 @@ def _identity(user: pwd.struct_passwd | None, gid: int | None) -> dict[str, Any]
     return {"uid": user.pw_uid, "gid": user.pw_gid if gid is None else gid, "groups": groups}
 
 
-def _helper(text: str) -> helper_files.Helper:
+def helper_of(text: str) -> helper_files.Helper:
+    """Parse the value of ``--helper``.
+
+    Raises:
+        click.BadParameter: it is not a name and the command of a program that exists.
+    """
     from moorage.cli import helper_files
 
     name, separator, command = text.partition("=")
@@ -530,7 +535,7 @@ def _helper(text: str) -> helper_files.Helper:
     return helper_files.Helper(name, words)
 
 
-def _read(path: str, machine: str, directory: str) -> helper_files.HelperSet:
+def read_helpers(path: str, machine: str, directory: str) -> helper_files.HelperSet:
     """Read what a file says for a machine with a certain runtime directory."""
     from moorage.cli import helper_files
 
@@ -549,9 +554,9 @@ def _read(path: str, machine: str, directory: str) -> helper_files.HelperSet:
 @click.argument("file", type=click.Path())
 @click.option("--name", default="NAME", show_default=True, metavar="NAME", help="Name of the machine.")
 @click.option("--offline", is_flag=True, help="Look at the file only, and ask no service.")
-@_JSON
-@_addressed
-@_choice
+@JSON
+@addressed
+@chosen
 def check(choice: Choice, file: str, name: str, offline: bool, as_json: bool) -> None:
     """Show what a file of helpers would create, and have the service check it.
 
@@ -565,7 +570,7 @@ def check(choice: Choice, file: str, name: str, offline: bool, as_json: bool) ->
     from moorage.cli import helper_files
 
     directory = helper_files.runtime_directory(name, address)
-    given = _read(file, name, directory)
+    given = read_helpers(file, name, directory)
     try:
         lines = list(helper_files.explain(given, name, directory))
     except ValueError as error:
@@ -625,9 +630,9 @@ def _checked(option: str, fd: int | None) -> int:
 
 @moorctl.command("list")
 @click.option("--no-legend", is_flag=True, help="Print neither heading nor count.")
-@_JSON
-@_addressed
-@_choice
+@JSON
+@addressed
+@chosen
 def list_(choice: Choice, no_legend: bool, as_json: bool) -> None:
     """List the machines there are."""
     address = choice.resolve()
@@ -642,10 +647,10 @@ def list_(choice: Choice, no_legend: bool, as_json: bool) -> None:
 
 
 @moorctl.command()
-@_NAME
-@_JSON
-@_addressed
-@_choice
+@NAME
+@JSON
+@addressed
+@chosen
 def status(choice: Choice, name: str, as_json: bool) -> None:
     """Show a machine, what it uses, and its limits.
 
@@ -663,9 +668,9 @@ def status(choice: Choice, name: str, as_json: bool) -> None:
 @click.option("--unit", metavar="UNIT", help="Its unit.")
 @click.option("--control-group", metavar="PATH", help="A control group of it.")
 @click.option("--invocation", metavar="ID128", help="Invocation ID of its unit.")
-@_JSON
-@_addressed
-@_choice
+@JSON
+@addressed
+@chosen
 def find(
     choice: Choice,
     pid: int | None,
@@ -695,7 +700,7 @@ def find(
 
 
 @moorctl.command()
-@_NAME
+@NAME
 @click.option(
     "-s",
     "--signal",
@@ -712,9 +717,9 @@ def find(
     show_default=True,
     help="Which of its processes.",
 )
-@_JSON
-@_addressed
-@_choice
+@JSON
+@addressed
+@chosen
 def kill(choice: Choice, name: str, signal: int, whom: str, as_json: bool) -> None:
     """Send a signal to processes of a machine."""
     address = choice.resolve()
@@ -726,16 +731,16 @@ def kill(choice: Choice, name: str, signal: int, whom: str, as_json: bool) -> No
 
 
 @moorctl.command()
-@_NAME
+@NAME
 @click.option(
     "--timeout",
     callback=_parsed(_finite_span),
     metavar="SPAN",
     help="How long to wait for the end.  [default: 3min 20s]",
 )
-@_JSON
-@_addressed
-@_choice
+@JSON
+@addressed
+@chosen
 def stop(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
     """Stop a machine.
 
@@ -755,10 +760,10 @@ def stop(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
 
 
 @moorctl.command()
-@_NAME
-@_JSON
-@_addressed
-@_choice
+@NAME
+@JSON
+@addressed
+@chosen
 def forget(choice: Choice, name: str, as_json: bool) -> None:
     """Drop the record of a machine. Its unit and its processes are left alone."""
     address = choice.resolve()

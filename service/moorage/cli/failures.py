@@ -114,6 +114,11 @@ _WORDS: Final[Mapping[str, _Words]] = {
         without="Helper {helper} did not start.",
         hint="See: {journalctl} --unit {unit}",
     ),
+    _MACHINE + "NoSuchHelper": _Words(
+        Exit.REFUSED,
+        "The machine has no helper {helper}.",
+        hint="Its helpers are among what is shown by: {moorctl} status NAME",
+    ),
     _MACHINE + "Busy": _Words(Exit.REFUSED, "The service is busy: {operation}.", hint="Try again."),
     _MACHINE + "NotSupported": _Words(Exit.REFUSED, "{what} is not supported: {reason}."),
     _MACHINE + "Timeout": _Words(

@@ -118,6 +118,19 @@ class RegisterReply(Struct):
     differences: list[Difference]
 
 
+class HelpersReply(Struct):
+    """Of AddHelpers."""
+
+    helpers: list[HelperStatus]
+
+
+class ReloadReply(Struct):
+    """Of Reload."""
+
+    reloaded: list[str]
+    skipped: list[str]
+
+
 class DescribeReply(Struct):
     """Of Describe."""
 

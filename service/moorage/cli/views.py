@@ -21,10 +21,12 @@ from moorage.cli.replies import (
     Accounting,
     DescribeReply,
     Difference,
+    HelpersReply,
     Machine,
     MachineReply,
     ProcessId,
     RegisterReply,
+    ReloadReply,
 )
 from moorage.cli.service import Reply
 
@@ -63,6 +65,18 @@ def show_json(reply: Reply, *, err: bool = False) -> None:
 def show_machine_json(reply: Reply) -> None:
     """Print the machine of a reply as it came, on one line."""
     show_json(_decoded(reply, _MachineText).machine)
+
+
+def show_helpers(reply: Reply) -> None:
+    """Print the names of the units of helpers."""
+    for helper in _decoded(reply, HelpersReply).helpers:
+        click.echo(printable(helper.unit))
+
+
+def reloaded(reply: Reply) -> tuple[list[str], list[str]]:
+    """Return the names of the helpers that were reloaded, and of those that cannot be."""
+    decoded = _decoded(reply, ReloadReply)
+    return decoded.reloaded, decoded.skipped
 
 
 def show_registered(reply: Reply) -> None:

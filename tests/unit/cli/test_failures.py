@@ -58,7 +58,7 @@ def test_errors_of_the_interface(error: str, parameters: dict[str, Any], status:
     assert str(failure).startswith(text)
 
 
-NOT_ASKED = {"NoSuchHelper", "CursorExpired"}
+NOT_ASKED = {"CursorExpired"}
 """Errors of methods that moorctl does not call."""
 
 
