@@ -322,8 +322,8 @@ async def test_what_outlives_its_unit_keeps_its_machine_through_restarts(spawn: 
     assert b"lingering" in done.stdout
     kill(leader)
     async with await connect() as client:
-        # It was "timeout", which the manager forgot when it was reloaded.
-        assert (await verdict(client, "web"))["result"] == "forgotten"
+        # The manager forgot that when it was reloaded; the journal did not.
+        assert (await verdict(client, "web"))["result"] == "timeout"
         await register(client, "web", spawn())
 
 
