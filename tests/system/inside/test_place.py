@@ -91,6 +91,26 @@ async def test_one_of_them_has_the_place(nothing_left: None, spawn: Processes) -
         await client.call(f"{OURS}Stop", {"name": "web"})
 
 
+IMAGES = [
+    Path(PLACE).with_name("io.systemd.MachineImage"),
+    Path("/run/varlink/registry/io.systemd.MachineImage"),
+]
+
+
+def test_no_door_to_images_is_left_that_leads_to_us(in_place: None) -> None:
+    assert [path for path in IMAGES if path.is_symlink()] == []
+    if SYSTEMD < 258:  # there machined has no socket unit
+        return
+    run("systemctl", "stop", "moored-machined.socket")
+    run("systemctl", "unmask", "--runtime", *MACHINED)
+    run("systemctl", "start", "systemd-machined.socket")
+    assert IMAGES[0].is_symlink() is (
+        SYSTEMD >= 258
+    )  # machined has it back, where it serves images by varlink
+    run("systemctl", "mask", "--runtime", "--now", *MACHINED)
+    take_place()
+
+
 def test_what_the_bus_starts_takes_the_place_unless_it_is_masked(in_place: None) -> None:
     # As machinectl does, and systemd-nspawn at the end of a container.
     command = ("busctl", "call", "org.freedesktop.machine1", "/org/freedesktop/machine1",
