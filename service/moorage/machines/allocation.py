@@ -444,7 +444,6 @@ class Allocator:
             InvalidProperty: the manager does not like a property, or one of those named.
             ManagerError: as the manager says.
         """
-        await self._check_removed(host, specs, deadline=deadline)
         types = await self._helpers.types(deadline=deadline)
         barrier = types.unit(adder_name(host.name), helping.barrier(host, specs))
         spec = ServiceSpec(
@@ -466,10 +465,8 @@ class Allocator:
                 raise await self._helpers.failure(start) or JobFailed(spec.unit, job.result, None)
             return statuses
 
-    async def _check_removed(
-        self, host: helping.Host, specs: Sequence[HelperSpec], *, deadline: float
-    ) -> None:
-        """Check that the names are not those of helpers that came with the machine and were removed.
+    async def check_names(self, machine: Machine, specs: Sequence[HelperSpec], *, deadline: float) -> None:
+        """Check that the names are not those of helpers that came with the machine, and have ended or were removed.
 
         The scope has pulled those in (``Wants=``), and the manager takes no dependency of a loaded unit away: they
         stay in its memory, with all their properties, for as long as the scope does.
@@ -478,12 +475,15 @@ class Allocator:
             UnitNameTaken: one is.
             ManagerError: as the manager says.
         """
-        units = [helper_unit(host.name, spec.name) for spec in specs]
+        units = [helper_unit(machine.name, spec.name) for spec in specs]
         questions = [partial(self._manager.status, unit, deadline=deadline) for unit in units]
         for unit, status in zip(units, await together(questions), strict=True):
-            if status is not None and host.unit in status.dependants:
-                holder = "a helper that came with the machine, and was removed: its name is free when the machine ends"
-                raise UnitNameTaken(unit, holder)
+            if status is not None and machine.unit in status.dependants:
+                raise UnitNameTaken(
+                    unit,
+                    "a helper that came with the machine, and has ended or was removed: its name is free when the"
+                    " machine ends",
+                )
 
     async def _tried(
         self, spec: ServiceSpec, specs: Sequence[HelperSpec], *, deadline: float

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 import trio
 
 from moorage.machines.allocation import ASK_USEC, UNDO_USEC, Allocator
-from moorage.machines.helper_states import HelperStates
+from moorage.machines.helper_states import GONE, HelperStates
 from moorage.machines.helpers import Host, recorded
 from moorage.machines.model import Change, Helper, HelperSpec, HelperStatus, Machine, Timestamp
 from moorage.machines.registry import Registry
@@ -78,9 +78,11 @@ class Changes:
     ) -> list[HelperStatus]:
         """Start helpers for a machine that runs, all of them or none; within :meth:`alone`.
 
+        Those of their names that the machine has, which have ended, are removed first.
+
         Args:
             machine: one of the registry's.
-            specs: checked.
+            specs: checked, against the helpers that :meth:`staying` returns.
             tell: called with their state whenever something has changed.
             deadline: on trio's clock.
 
@@ -92,6 +94,11 @@ class Changes:
                 will be.
             OSError: the intent or the record could not be written; the same.
         """
+        await self._allocator.check_names(machine, specs, deadline=deadline)
+        names = {spec.name for spec in specs}
+        for helper in machine.helpers:
+            if helper.name in names:
+                await self.remove(machine, helper, deadline=deadline)
         change = self._change(
             machine, recorded(machine.name, specs), with_place=not machine.runtime_directory
         )
@@ -117,6 +124,20 @@ class Changes:
         self._withdraw(machine.name)
         self._drop_others(change)
         return statuses
+
+    async def staying(
+        self, machine: Machine, specs: Sequence[HelperSpec], *, deadline: float
+    ) -> list[Helper]:
+        """Return the helpers of a machine but those that have ended and are asked for again; within :meth:`alone`.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        names = {spec.name for spec in specs}
+        again = [helper for helper in machine.helpers if helper.name in names]
+        await self._states.catch_up([helper.unit for helper in again], deadline=deadline)
+        ended = {each.helper.name for each in self._states.statuses(again) if each.active_state in GONE}
+        return [helper for helper in machine.helpers if helper.name not in ended]
 
     async def remove(self, machine: Machine, helper: Helper, *, deadline: float) -> None:
         """Stop a helper of a machine and forget it; within :meth:`alone`.

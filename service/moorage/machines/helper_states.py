@@ -29,6 +29,9 @@ from moorage.pid1.manager import Json, Manager, ManagerError, NoSuchProperty, No
 ENDED = frozenset({"inactive", "failed", "deactivating"})
 """States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
 
+GONE = frozenset({"inactive", "failed"})
+"""States of a helper of which nothing runs any more, and nothing will by itself."""
+
 BATCH_MAX = 32
 """Helpers asked about at once after a reconnect or a reload, so that other calls to the manager get in between."""
 

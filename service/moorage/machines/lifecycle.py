@@ -935,7 +935,8 @@ class Lifecycle:
         async def add() -> None:
             with contextlib.closing(news), self._one_more(machine, "change"):
                 async with self._changes.alone(machine.name):
-                    await self.check_helpers(specs, machine.name, machine.helpers)
+                    staying = await self._changes.staying(machine, specs, deadline=deadline)
+                    await self.check_helpers(specs, machine.name, staying)
                     news.set(await self._changes.add(machine, specs, news.set, deadline=deadline))
 
         done = self._begin(add)

@@ -623,6 +623,51 @@ async def test_how_one_failed_stays_known(spawn: Processes, added: bool) -> None
         await until(failed)
 
 
+async def ended(client: Client, name: str) -> None:
+    """Kill a helper of web, and wait until it is known to have failed."""
+    run("systemctl", "kill", "--signal=KILL", f"machine-web-{name}.service")
+
+    async def failed() -> bool:
+        found = {each["name"]: each["activeState"] for each in (await describe(client, "web"))["helpers"]}
+        return found[name] == "failed"
+
+    await until(failed)
+
+
+async def test_one_that_has_ended_is_replaced(spawn: Processes) -> None:
+    async with await connect() as client:
+        await made(client, spawn(), helper("fs", sockets=[{"name": "s"}]), added=True)
+        await client.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [helper("gpu")]})
+        again = {"name": "web", "helpers": [helper("fs", sockets=[{"name": "s"}, {"name": "t"}])]}
+        with pytest.raises(InvalidParameter, match=r"helpers\[0\].name"):
+            await client.call(f"{OURS}AddHelpers", again)
+        await ended(client, "fs")
+        other = {"name": "web", "helpers": [helper("x", sockets=[{"name": "s"}])]}
+        with pytest.raises(InvalidParameter, match=r"helpers\[0\].sockets\[0\].name"):
+            await client.call(f"{OURS}AddHelpers", other)
+        (found,) = (await client.call(f"{OURS}AddHelpers", again))["helpers"]
+        assert (found["name"], found["activeState"]) == ("fs", "active")
+        assert [
+            (each["name"], each["activeState"]) for each in (await describe(client, "web"))["helpers"]
+        ] == [("gpu", "active"), ("fs", "active")]
+        assert sorted(os.listdir("/run/moorage/m/web")) == ["s", "t"]
+        # The record is that of the new one.
+        run("systemctl", "restart", "moored.service")
+    async with await connect() as client:
+        assert [each["activeState"] for each in (await describe(client, "web"))["helpers"]] == ["active"] * 2
+
+
+async def test_one_that_came_with_the_machine_is_not_replaced(spawn: Processes) -> None:
+    async with await connect() as client:
+        await made(client, spawn(), helper("fs"), added=False)
+        await ended(client, "fs")
+        with pytest.raises(UnitNameTaken, match="came with the machine, and has ended") as taken:
+            await client.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [helper("fs")]})
+        assert taken.value.unit == "machine-web-fs.service"
+        (found,) = (await describe(client, "web"))["helpers"]
+        assert (found["activeState"], found["result"]) == ("failed", "signal")
+
+
 async def test_none_is_active_whose_program_has_ended(spawn: Processes) -> None:
     async with await connect() as client:
         await register(client, "web", spawn())
