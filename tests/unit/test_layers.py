@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "moorage.machines.allocation", "moorage.machines.metadata", "moorage.machines.lifecycle",
         "moorage.machines.leaders", "moorage.machines.leases", "moorage.machines.final_account",
-        "moorage.machines.changes", "moorage.machines.places",
+        "moorage.machines.stop_command", "moorage.machines.changes", "moorage.machines.places",
         "moorage.machines.helpers", "moorage.machines.helper_states", "moorage.machines.latest",
         "moorage.machines.together", "moorage.machines.ownership", "moorage.machines.probe",
         "moorage.machines.events", "moorage.machines.effective", "moorage.wire.link", "moorage.wire.server",

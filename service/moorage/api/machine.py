@@ -30,7 +30,7 @@ from moorage.machines import model, rights
 from moorage.machines.allocation import JobFailed, NotUnicode, UnitNameTaken
 from moorage.machines.asked import differing, digests
 from moorage.machines.final_account import accounting
-from moorage.machines.helpers import HelperFailed, InvalidHelper, NoIdMapping
+from moorage.machines.helpers import HelperFailed, InvalidHelper, NoIdMapping, bad_argument, is_program
 from moorage.machines.lifecycle import (
     REGISTER_USEC,
     STOP_USEC,
@@ -181,6 +181,8 @@ class MoorageMachine(Interface):
             try:
                 registration = self._registration(call, params, leader, as_root)
                 await self._lifecycle.check_helpers(registration.helpers, registration.name)
+                if registration.exec_stop and not await is_program(registration.exec_stop[0]):
+                    raise InvalidParameter("execStop[0]")
                 timeout_usec = params.timeoutUSec or REGISTER_USEC
                 try:
                     done = await self._registered(call, registration, timeout_usec)
@@ -211,6 +213,8 @@ class MoorageMachine(Interface):
             ssh_private_key_path=params.sshPrivateKeyPath,
             control_address=params.controlAddress,
         )
+        if params.execStop and (place := bad_argument(params.execStop)) is not None:
+            raise InvalidParameter(f"execStop{place}")
         if params.slice is not None and not model.is_slice_name(params.slice):
             raise InvalidParameter("slice")
         if params.description is not None and not (
@@ -223,6 +227,7 @@ class MoorageMachine(Interface):
                 ("description", params.description),
                 ("properties", params.properties),
                 ("helpers", params.helpers),
+                ("execStop", params.execStop),
             ):
                 if value:
                     raise InvalidParameter(name)  # of a unit that is somebody else's
@@ -236,7 +241,7 @@ class MoorageMachine(Interface):
             PermissionDenied, InteractiveAuthenticationRequired, System: as polkit says.
             InvalidProperty: of all that it asks for, this takes the rights of root.
         """
-        if params.helpers:
+        if params.helpers or params.execStop:
             await as_root.require()
         excess: manager.InvalidProperty | None = None
         try:
@@ -281,6 +286,8 @@ class MoorageMachine(Interface):
             description=params.description,
             properties=params.properties or {},
             helpers=machine_helpers.specs(params.helpers),
+            exec_stop=tuple(params.execStop or ()),
+            exec_stop_timeout_usec=params.execStopTimeoutUSec,
             lease=bool(params.lease),
             dry_run=bool(params.dryRun),
             privileged=as_root.granted,

@@ -363,6 +363,17 @@ def register(
     help="File with helpers and the beginning of the command: see moorctl check.",
 )
 @click.option(
+    "--exec-stop",
+    metavar="COMMAND",
+    help="Command that asks the machine to end, before it is told to by signals; as for a shell.",
+)
+@click.option(
+    "--exec-stop-timeout",
+    callback=_parsed(_finite_span),
+    metavar="SPAN",
+    help="How long that may take.  [default: 1min 30s]",
+)
+@click.option(
     "--lease/--no-lease",
     default=True,
     show_default=True,
@@ -417,6 +428,8 @@ def run_(
     name: str,
     helpers: tuple[str, ...],
     helper_file: str | None,
+    exec_stop: str | None,
+    exec_stop_timeout: int | None,
     lease: bool,
     pty: bool,
     fds: tuple[str, ...],
@@ -455,6 +468,8 @@ def run_(
     directory = helper_files.runtime_directory(name, address)
     given = helper_files.HelperSet() if helper_file is None else read_helpers(helper_file, name, directory)
     every = [*given.helpers, *(helper_of(text) for text in helpers)]
+    asking = given.exec_stop if exec_stop is None else _program("--exec-stop", exec_stop)
+    parameters |= {"execStop": asking or None, "execStopTimeoutUSec": exec_stop_timeout}
     argv = [*given.command, *command]
     if not argv:
         raise click.UsageError("There is no command to run.")
@@ -521,18 +536,23 @@ def helper_of(text: str) -> helper_files.Helper:
     from moorage.cli import helper_files
 
     name, separator, command = text.partition("=")
+    if not separator:
+        raise click.BadParameter(f"{text!r} is not NAME=COMMAND", param_hint="'--helper'")
+    return helper_files.Helper(name, _program("--helper", command, f"{name}: "))
+
+
+def _program(option: str, command: str, where: str = "") -> list[str]:
+    """Split a command as a shell does, and find its program: the service has no PATH of its own to look in."""
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise click.BadParameter(f"{name}: {error}", param_hint="'--helper'") from None
-    if not separator or not words:
-        raise click.BadParameter(f"{text!r} is not NAME=COMMAND", param_hint="'--helper'")
-    # The service has no PATH of its own to look in.
+        raise click.BadParameter(f"{where}{error}", param_hint=f"'{option}'") from None
+    if not words:
+        raise click.BadParameter(f"{where}there is no command", param_hint=f"'{option}'")
     found = shutil.which(words[0])
     if found is None:
-        raise click.BadParameter(f"{name}: there is no program {words[0]!r}", param_hint="'--helper'")
-    words[0] = os.path.abspath(found)
-    return helper_files.Helper(name, words)
+        raise click.BadParameter(f"{where}there is no program {words[0]!r}", param_hint=f"'{option}'")
+    return [os.path.abspath(found), *words[1:]]
 
 
 def read_helpers(path: str, machine: str, directory: str) -> helper_files.HelperSet:

@@ -3,6 +3,7 @@
 A file is TOML::
 
     command = ["qemu-system-x86_64", "-chardev", "socket,id=fs,path=%t/fs.sock"]
+    execStop = ["/usr/local/bin/power-down", "%n"]
 
     [helpers.virtiofsd]
     execStart = ["/usr/libexec/virtiofsd", "--fd=3", "--shared-dir=/srv/%n"]
@@ -72,11 +73,13 @@ class HelperSet(Struct):
 
     command: list[str] = []
     helpers: list[Helper] = []
+    exec_stop: list[str] = []
 
 
-class _File(Struct, forbid_unknown_fields=True):
+class _File(Struct, rename="camel", forbid_unknown_fields=True):
     command: list[str] = []
     helpers: dict[str, dict[str, Any]] = {}
+    exec_stop: list[str] = []
 
 
 def load(path: str) -> HelperSet:
@@ -105,7 +108,7 @@ def parse(text: str) -> HelperSet:
         raise ValueError("it is nested too deeply") from None
     file = _converted(document, _File, "")
     helpers = [_helper(name, table) for name, table in file.helpers.items()]
-    return HelperSet(file.command, helpers)
+    return HelperSet(file.command, helpers, file.exec_stop)
 
 
 def _helper(name: str, table: Mapping[str, Any]) -> Helper:
@@ -200,10 +203,13 @@ def expand(helpers: HelperSet, specifiers: Mapping[str, str]) -> HelperSet:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         expanded.append(msgspec.structs.replace(helper, exec_start=command, properties=properties))
-    try:
-        return HelperSet(_in_texts(helpers.command, replaced), expanded)
-    except ValueError as error:
-        raise ValueError(f"command: {error}") from None
+    texts: dict[str, list[str]] = {}
+    for name, words in (("command", helpers.command), ("execStop", helpers.exec_stop)):
+        try:
+            texts[name] = _in_texts(words, replaced)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return HelperSet(texts["command"], expanded, texts["execStop"])
 
 
 def _value(match: re.Match[str], specifiers: Mapping[str, str]) -> str:
@@ -275,6 +281,8 @@ def explain(helpers: HelperSet, machine: str, directory: str) -> Iterator[str]:
         raise ValueError(f"after: the order is a circle: {' -> '.join(error.args[1])}") from None
     if helpers.command:
         yield f"Command: {shlex.join(helpers.command)} …"
+    if helpers.exec_stop:
+        yield f"Before it is stopped: {shlex.join(helpers.exec_stop)}"
     if names:
         yield f"Runtime directory: {directory}"
     for name in names:

@@ -16,6 +16,7 @@ import trio
 
 from moorage import process
 from moorage.machines import helpers as helping
+from moorage.machines import stop_command
 from moorage.machines.helper_states import ENDED
 from moorage.machines.model import (
     Change,
@@ -31,6 +32,7 @@ from moorage.machines.model import (
     helper_unit,
     in_description,
     scope_name,
+    stop_command_name,
     stopper_name,
 )
 from moorage.machines.rights import MACHINE_SLICE, TASKS_MAX
@@ -346,18 +348,28 @@ class Allocator:
     async def _auxiliary(
         self, registration: Registration, slice_: str, mark: str, *, deadline: float
     ) -> tuple[AuxiliaryUnit, ...]:
-        """Describe the units that come with the scope: those of its helpers."""
-        if not registration.helpers:
+        """Describe the units that come with the scope: those of its helpers, and that of its stop command."""
+        if not registration.helpers and not registration.exec_stop:
             return ()
         host = helping.Host(
             registration.name, scope_name(registration.name), slice_, registration.owner, mark
         )
         types = await self._helpers.types(deadline=deadline)
+        asking = [
+            types.unit(
+                stop_command_name(host.name),
+                stop_command.describe(host, registration.exec_stop, registration.exec_stop_timeout_usec),
+            )
+            for _ in registration.exec_stop[:1]
+        ]
+        if not registration.helpers:
+            return tuple(asking)
         barrier = helping.barrier(host, registration.helpers)
         barrier |= {"Before": [host.unit], "OnFailure": [stopper_name(host.name)]}
         return (
             *types.helpers(host, registration.helpers, self._helpers.home, with_place=True),
             types.unit(barrier_name(host.name), barrier),
+            *asking,
         )
 
     async def _result(self, unit: str, *, deadline: float) -> str | None:
@@ -759,7 +771,7 @@ class Allocator:
         """
         deadline = trio.current_time() + UNDO_USEC / 1e6
         if await self._started(machine.unit, mark, deadline=deadline) is not None:
-            await self.undo(machine.unit, mark, helping.auxiliary_names(machine.name, machine.helpers))
+            await self.undo(machine.unit, mark, auxiliary_names(machine))
 
     async def resume(self, machine: Machine, mark: str, *, keep: bool, deadline: float) -> Place | None:
         """Find what came of a start whose caller was killed: all that was asked for, or nothing.
@@ -782,7 +794,7 @@ class Allocator:
         status = await self._started(machine.unit, mark, deadline=ask)
         status = await self._until_started(status, mark, deadline=deadline)
         deadline = trio.current_time() + UNDO_USEC / 1e6
-        auxiliary = helping.auxiliary_names(machine.name, machine.helpers)
+        auxiliary = auxiliary_names(machine)
         if status is None:
             for each in auxiliary:  # what failed, and the scope with it
                 await self._take_away(each, mark, deadline)
@@ -841,6 +853,12 @@ class Allocator:
                     await event.wait()
             finally:
                 self._awaited.pop(unit, None)
+
+
+def auxiliary_names(machine: Machine) -> list[str]:
+    """Return the names of all units that come with a machine's scope."""
+    asking = [stop_command_name(machine.name)] if stop_command.PARAMETER in machine.request else []
+    return [*helping.auxiliary_names(machine.name, machine.helpers), *asking]
 
 
 def _properties(specs: Sequence[HelperSpec]) -> list[dict[str, Json]]:

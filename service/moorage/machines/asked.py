@@ -33,6 +33,8 @@ _PARAMETERS = {
     "description": "description",
     "properties": "properties",
     "helpers": "helpers",
+    "exec_stop": "execStop",
+    "exec_stop_timeout_usec": "execStopTimeoutUSec",
     "lease": "lease",
 }
 """Fields of a registration, and the parameters of Register that they come from. The others say whose call it is, and

@@ -270,14 +270,21 @@ def check(specs: Sequence[HelperSpec], machine: str, existing: Iterable[Helper],
     _check_order(specs, names)
 
 
-def _check_command(command: Sequence[str], where: str) -> None:
+def bad_argument(command: Sequence[str]) -> str | None:
+    """Return what a command cannot have: "[2]" for its third string, "" for all of it; None if it can be."""
     if not 0 < len(command) <= ARGUMENTS_MAX or not model.is_path(command[0]):
-        raise InvalidHelper(where)
+        return ""
     if unit_files.broken_command(command[0], command, expands=False) is not None:
-        raise InvalidHelper(f"{where}[0]")
+        return "[0]"
     for number, argument in enumerate(command):
         if unit_files.QUOTED.broken_by(argument) is not None:
-            raise InvalidHelper(f"{where}[{number}]")
+            return f"[{number}]"
+    return None
+
+
+def _check_command(command: Sequence[str], where: str) -> None:
+    if (place := bad_argument(command)) is not None:
+        raise InvalidHelper(f"{where}{place}")
 
 
 def _check_sockets(spec: HelperSpec, where: str, taken: set[str], directory: str) -> None:
@@ -328,6 +335,12 @@ async def check_programs(specs: Sequence[HelperSpec]) -> None:
     missing = await trio.to_thread.run_sync(_missing, visible, abandon_on_cancel=True)
     if missing is not None:
         raise InvalidHelper(f"[{missing}].execStart[0]")
+
+
+async def is_program(path: str) -> bool:
+    """Whether a program is there, as far as we can see."""
+    # In a thread: it may lie on a file system that does not answer.
+    return await trio.to_thread.run_sync(_missing, [(0, path)], abandon_on_cancel=True) is None
 
 
 def _missing(programs: Sequence[tuple[int, str]]) -> int | None:

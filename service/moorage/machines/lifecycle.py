@@ -23,7 +23,7 @@ import trio
 
 from moorage import process
 from moorage.machines import effective
-from moorage.machines.allocation import ASK_USEC, Allocator, Place
+from moorage.machines.allocation import ASK_USEC, Allocator, Place, auxiliary_names
 from moorage.machines.asked import digests
 from moorage.machines.changes import Changes
 from moorage.machines.ending import FORGOTTEN, described
@@ -31,7 +31,6 @@ from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.helpers import (
     Helpers,
     Home,
-    auxiliary_names,
     check,
     check_programs,
     check_properties,
@@ -743,8 +742,7 @@ class Lifecycle:
             self._watch.remove(machine.control_group)
             self._remove_record(machine.name)
             if machine.allocated:
-                auxiliary = auxiliary_names(machine.name, machine.helpers)
-                await self._allocator.undo(machine.unit, mark, auxiliary)
+                await self._allocator.undo(machine.unit, mark, auxiliary_names(machine))
             raise
         self.registry.commit(claim, machine)
         self._mark(machine).new = True  # to be looked at: for what happened before the watch was there

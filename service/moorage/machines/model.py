@@ -353,6 +353,8 @@ class Registration(msgspec.Struct, frozen=True):
         description: of the scope; None for one made from class and name.
         properties: further properties of the scope, by name.
         helpers: services to start with it, checked.
+        exec_stop: command that runs before the scope is told to stop, checked; empty for none.
+        exec_stop_timeout_usec: how long it may take, µs; None for the default.
         lease: it is to end with the caller's connection.
         dry_run: check everything, create nothing.
         privileged: the caller has the rights of the manager: whatever it wants may be done.
@@ -378,6 +380,8 @@ class Registration(msgspec.Struct, frozen=True):
     description: str | None = None
     properties: dict[str, Json] = msgspec.field(default_factory=dict[str, Json])
     helpers: tuple[HelperSpec, ...] = ()
+    exec_stop: tuple[str, ...] = ()
+    exec_stop_timeout_usec: int | None = None
     lease: bool = False
     dry_run: bool = False
     privileged: bool = False
@@ -457,6 +461,11 @@ def adder_name(machine: str) -> str:
 def stopper_name(machine: str) -> str:
     """Name of the service whose start stops the machine."""
     return f"machine-{escape(machine)}--stop.service"
+
+
+def stop_command_name(machine: str) -> str:
+    """Name of the service whose stop asks the machine to end."""
+    return f"machine-{escape(machine)}--ask.service"
 
 
 def is_helper_name(name: str, machine: str) -> bool:

@@ -47,7 +47,7 @@ def fake(moorctl: Moorctl, listener: socket.socket) -> Generator[Moorctl]:
         (["--name", "web"], "no command to run"),
         (["--name", "web", "-p", "MemoryMax=much", "true"], "MemoryMax: 'much' is no size"),
         (["--name", "web", "--helper", "fs", "true"], "'fs' is not NAME=COMMAND"),
-        (["--name", "web", "--helper", "fs=", "true"], "'fs=' is not NAME=COMMAND"),
+        (["--name", "web", "--helper", "fs=", "true"], "fs: there is no command"),
         (["--name", "web", "--helper", "fs='x", "true"], "No closing quotation"),
         (
             ["--name", "web", "--helper", "fs=no-such-program", "true"],

@@ -29,6 +29,8 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "description": ("description", "a"),
     "properties": ("properties", {"MemoryMax": 2**30}),
     "helpers": ("helpers", (HelperSpec("fs", ("/bin/true",)),)),
+    "exec_stop": ("execStop", ("/bin/true",)),
+    "exec_stop_timeout_usec": ("execStopTimeoutUSec", 1),
     "lease": ("lease", True),
 }
 

@@ -1,0 +1,180 @@
+"""A machine is asked to end by a command before it is told to by signals, whoever stops it."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from authority import wait_for
+from moored import (
+    OURS,
+    UNTIL_SECONDS,
+    Process,
+    Processes,
+    assert_everything_gone,
+    connect,
+    describe,
+    end_moored,
+    register,
+    run,
+    show,
+    state,
+    units,
+    until,
+    verdict,
+)
+
+UNIT = "machine-web--ask.service"
+
+GUEST = """
+trap 'echo plug >>"$1"; exit 9' TERM
+echo ready
+while [ ! -e "$1.button" ]; do sleep 0.01; done
+echo shutdown >>"$1"
+exit 3
+"""
+"""Stands for a VMM whose guest shuts down when its power button is pressed."""
+
+PRESS = (
+    'touch "$1.button"; for i in $(seq 400); do grep -q shutdown "$1" && exit 0; sleep 0.01; done; exit 1'
+)
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o777)
+    path = tmp_path / "story"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def guest(spawn: Processes, story: Path) -> Process:
+    process = spawn(["sh", "-c", GUEST, "sh", str(story)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def told(story: Path) -> str:
+    """What the guest has noted."""
+    return story.read_text()
+
+
+def press(story: Path) -> list[str]:
+    return ["/bin/sh", "-c", PRESS, "sh", str(story)]
+
+
+async def registered(guest: Process, story: Path, **fields: Any) -> None:
+    async with await connect() as client:
+        await register(client, "web", guest, execStop=press(story), **fields)
+        await until(lambda: state(UNIT) == "active")
+
+
+async def stop_by_call() -> None:
+    async with await connect() as client:
+        await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+async def stop_by_systemctl() -> None:
+    run("systemctl", "stop", "machine-web.scope")
+
+
+async def stop_without_moored() -> None:
+    await end_moored()
+    run("systemctl", "stop", "machine-web.scope")
+    run("systemctl", "start", "moored.socket")
+
+
+STOPS = [stop_by_call, stop_by_systemctl, stop_without_moored]
+
+
+@pytest.mark.usefixtures("everything_gone", "mortal")
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("helpers", [[], [{"name": "h", "execStart": ["/bin/sleep", "infinity"]}]], ids=len)
+async def test_it_shuts_down_by_itself(
+    guest: Process, story: Path, stop: Callable[[], Any], helpers: list[dict[str, Any]]
+) -> None:
+    await registered(guest, story, helpers=helpers)
+    await stop()
+    assert told(story) == "shutdown\n"
+    assert guest.wait(UNTIL_SECONDS) == 3
+    await assert_everything_gone()
+
+
+@pytest.mark.usefixtures("everything_gone")
+async def test_the_end_of_a_lease_asks_too(guest: Process, story: Path) -> None:
+    async with await connect() as client:
+        await register(client, "web", guest, execStop=press(story), lease=True)
+        await until(lambda: state(UNIT) == "active")
+    await until(lambda: told(story) == "shutdown\n")
+    assert guest.wait(UNTIL_SECONDS) == 3
+
+
+@pytest.mark.usefixtures("everything_gone")
+async def test_its_time_is_bounded(guest: Process) -> None:
+    async with await connect() as client:
+        command = ["/bin/sleep", "infinity"]
+        await register(client, "web", guest, execStop=command, execStopTimeoutUSec=200_000)
+        await until(lambda: state(UNIT) == "active")
+        await client.call(f"{OURS}Stop", {"name": "web"})
+        assert guest.wait(UNTIL_SECONDS) == 9  # told by SIGTERM
+        assert (await verdict(client, "web"))["result"] == "success"
+
+
+@pytest.mark.usefixtures("everything_gone")
+async def test_a_machine_that_ends_by_itself_is_not_held_up(guest: Process) -> None:
+    async with await connect() as client:
+        await register(client, "web", guest, execStop=["/bin/true"])
+        await until(lambda: state(UNIT) == "active")
+        os.kill(guest.pid, signal.SIGKILL)
+        guest.wait(UNTIL_SECONDS)
+        await verdict(client, "web")
+        await until(lambda: not units())
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (["true"], "execStop"),
+        (["/usr/bin/no-such-program"], "execStop[0]"),
+        (["/bin/true", "a\0b"], "execStop[1]"),
+    ],
+)
+async def test_a_command_that_cannot_be(spawn: Processes, command: list[str], error: str) -> None:
+    async with await connect() as client:
+        with pytest.raises(Exception, match="InvalidParameter") as caught:
+            await register(client, "web", spawn(), execStop=command)
+        assert getattr(caught.value, "parameter", None) == error
+        with pytest.raises(Exception, match="InvalidParameter"):
+            await register(client, "web", spawn(), execStop=["/bin/true"], allocateUnit=False)
+    assert units() == []
+
+
+@pytest.mark.usefixtures("everything_gone")
+def test_moorctl_run_asks_when_it_is_interrupted(nothing_left: None, story: Path) -> None:
+    argv = ["moorctl", "run", "--name", "web", "--exec-stop", f"sh -c '{PRESS}' sh {story}", "--"]
+    process = subprocess.Popen([*argv, "sh", "-c", GUEST, "sh", str(story)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    wait_for(lambda: state(UNIT) == "active")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(UNTIL_SECONDS) == 3
+    process.stdout.close()
+    assert told(story) == "shutdown\n"
+
+
+@pytest.mark.usefixtures("everything_gone")
+async def test_it_is_ordered_for_a_shutdown_of_the_host(guest: Process, story: Path) -> None:
+    await registered(guest, story)
+    found = show(UNIT, "After", "BindsTo", "Conflicts", "ExecStop")
+    assert "machine-web.scope" in found["After"].split()
+    assert "machine-web.scope" in found["BindsTo"].split()
+    assert "shutdown.target" in show("machine-web.scope", "Conflicts")["Conflicts"].split()
+    async with await connect() as client:
+        assert (await describe(client, "web"))["phase"] == "running"
+        await client.call(f"{OURS}Stop", {"name": "web"})
