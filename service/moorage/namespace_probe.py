@@ -190,21 +190,23 @@ def _wanted(body: bytes) -> tuple[int, int, int, bytes] | None:
 
 
 def os_release(descriptors: int | None = None) -> bytes:
-    """Content of the os-release file below this root directory (os-release(5)), unjudged.
+    """Return the content of the os-release file below this root directory (os-release(5)), unjudged.
 
     It is a regular file of bounded size, or an error: opening anything else may have effects, or never return.
 
     Args:
         descriptors: the directory of this process's own descriptors, /proc/self/fd, where that is not to be found
-            by its name any more.
+            by its name any more, in a container; None on the host.
 
     Raises:
         OSError: ENOENT if there is none, EBADFD if it is no regular file, EFBIG if it is larger than OS_RELEASE_MAX.
     """
+    # A service with RestrictSUIDSGID= has no openat2(), and the files of the host are nobody else's.
+    find = _open_path if descriptors is None else _find
     try:
-        path = _find(b"/etc/os-release")
+        path = find(b"/etc/os-release")
     except FileNotFoundError:
-        path = _find(b"/usr/lib/os-release")
+        path = find(b"/usr/lib/os-release")
     try:
         if not stat.S_ISREG(os.fstat(path).st_mode):
             raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))
@@ -224,6 +226,10 @@ def os_release(descriptors: int | None = None) -> bytes:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     finally:
         os.close(file)
+
+
+def _open_path(path: bytes) -> int:
+    return os.open(path, os.O_PATH | os.O_CLOEXEC)
 
 
 def _find(path: bytes) -> int:
