@@ -60,6 +60,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         whole: it was the whole of its unit.
         asked: why this service was asked to stop it, if it was.
         deactivating: its unit was seen to be stopped before this service was asked to.
+        late: this service had its unit stopped when it was ending already, so that what the service manager tells of
+            a stop is no reason.
         accounting: the last counters of its control group.
         final: they were read when the last process had gone.
         leader_ended: None where that is not known.
@@ -75,6 +77,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool = True
     asked: Cause | None = None
     deactivating: bool = False
+    late: bool = False
     accounting: Accounting = Accounting()
     final: bool = False
     leader_ended: bool | None = None
@@ -111,7 +114,7 @@ def judge(facts: Facts) -> Verdict:
 
 def needs_the_helper(facts: Facts) -> bool:
     """Whether a helper may have had the machine stopped."""
-    return facts.deactivating or facts.told.stopped or (facts.asked is None and not facts.watched)
+    return facts.deactivating or _stopped(facts) or (facts.asked is None and not facts.watched)
 
 
 def merged(one: Accounting, other: Accounting) -> Accounting:
@@ -156,7 +159,7 @@ def _cause(facts: Facts, result: str | None, *, killed: bool, managed: bool) -> 
         return facts.asked
     if facts.leader_group is not None:
         return Cause.leader_left
-    if facts.told.stopped or (facts.deactivating and result == "success"):
+    if _stopped(facts) or (facts.deactivating and result == "success"):
         return Cause.unit_stopped
     if facts.deactivating or result not in {None, "success"}:
         return None  # by the manager itself: RuntimeMaxSec=, or what its result says
@@ -164,6 +167,11 @@ def _cause(facts: Facts, result: str | None, *, killed: bool, managed: bool) -> 
         return None  # it may have been the leader
     sure = facts.watched or not facts.whole or facts.told.ended_at is not None
     return Cause.leader_ended if facts.leader_ended and sure else None
+
+
+def _stopped(facts: Facts) -> bool:
+    """Whether somebody else had the unit stopped."""
+    return facts.told.stopped and not facts.late
 
 
 def described(verdict: Verdict) -> str:

@@ -86,13 +86,14 @@ def accounting(control_group: str) -> Accounting:
 class _Notes:
     """What has been seen of a machine that lives."""
 
-    __slots__ = ("counters", "deactivating", "emptied_at", "final", "watched")
+    __slots__ = ("counters", "deactivating", "emptied_at", "final", "late", "watched")
 
     def __init__(self) -> None:
         self.counters = Accounting()
         self.final = False
         self.emptied_at: Timestamp | None = None
         self.deactivating = False
+        self.late = False
         self.watched = True
 
 
@@ -211,6 +212,10 @@ class FinalAccounts:
         notes = self._notes.get(machine)
         return notes is not None and notes.deactivating
 
+    def stopped_late(self, machine: Machine) -> None:
+        """Take note that this service has the unit of a machine stopped, which was ending already."""
+        self._of(machine).late = True
+
     def forget(self, machine: Machine) -> None:
         """Drop the notes of a machine."""
         self._notes.pop(machine, None)
@@ -238,6 +243,7 @@ class FinalAccounts:
             whole=machine.owns_unit,
             asked=machine.asked,
             deactivating=notes.deactivating,
+            late=notes.late,
             accounting=notes.counters,
             final=notes.final,
             leader_ended=True if gone or (leader is not None and group is None) else None,

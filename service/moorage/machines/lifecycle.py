@@ -1067,9 +1067,11 @@ class Lifecycle:
 
     def _note_asked(self, machine: Machine, cause: Cause) -> None:
         """Take note of why a machine is stopped, unless it was ending by itself; the next instance has to know too."""
+        if machine.asked is not None:
+            return
         state = cgroup.events(machine.control_group)
-        ends = state is None or not state.populated or self._accounts.is_deactivating(machine)
-        if machine.asked is not None or ends:
+        if state is None or not state.populated or self._accounts.is_deactivating(machine):
+            self._accounts.stopped_late(machine)
             return
         machine.asked = cause
         try:

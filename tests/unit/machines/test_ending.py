@@ -40,6 +40,11 @@ KILL, SEGV = Exit(signal=9), Exit(signal=11)
             Cause.unit_stopped,
         ),
         (Facts(found_at=AT, leader_ended=True, told=Told("timeout", LATER, stopped=True)), Cause.unit_stopped),
+        # This service had it stopped when its last process had gone.
+        (
+            Facts(found_at=AT, leader_ended=True, late=True, told=Told("success", LATER, stopped=True)),
+            Cause.leader_ended,
+        ),
         # RuntimeMaxSec=: nobody asked for a stop.
         (Facts(found_at=AT, leader_ended=True, deactivating=True, told=Told("timeout", LATER)), None),
         (Facts(found_at=AT, deactivating=True, helper=HelperEnd("fs")), Cause.helper_ended),
