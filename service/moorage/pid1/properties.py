@@ -183,6 +183,7 @@ class UnitProperties:
         """See `moorage.pid1.manager.PropertyTypes`."""
         if len(properties) > PROPERTIES_MAX:
             raise InvalidProperty(next(iter(properties)), f"more than {PROPERTIES_MAX} properties at once")
+        unit_files.check_together(properties)
         budget = _Budget()
         converted: list[TypedProperty] = []
         for name, value in properties.items():

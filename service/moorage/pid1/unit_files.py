@@ -14,7 +14,7 @@ Pure: no I/O.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from moorage.pid1.manager import InvalidProperty
@@ -388,6 +388,21 @@ _SETTLED: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     **dict.fromkeys(("AppArmorProfile", "SmackProcessLabel"), _label),
     "SetCredential": _credentials,
 }  # fmt: skip
+
+
+_APART: Final = (("BlockIOReadBandwidth", "BlockIOWriteBandwidth"),)
+"""Pairs of which only the second is read back: it is written with a line before it that empties both."""
+
+
+def check_together(names: Collection[str]) -> None:
+    """Check whether properties that are set at once are all read back.
+
+    Raises:
+        InvalidProperty: one of them would not be.
+    """
+    for lost, other in _APART:
+        if lost in names and other in names:
+            raise InvalidProperty(lost, f"together with {other}, it would be lost with {_RELOAD}")
 
 
 def settle(name: str, signature: str, value: Any, version: int) -> Any:

@@ -17,6 +17,7 @@ SIGNATURES = {
     "CPUQuotaPerSecUSec": "t", "MemoryMaxScale": "u", "RestrictNamespaces": "t", "DelegateNamespaces": "t",
     "UMask": "u",
     "SecureBits": "i", "MountImages": "a(ssba(ss))", "SuccessExitStatus": "(aiai)", "IOReadIOPSMax": "a(st)",
+    "BlockIOReadBandwidth": "a(st)", "BlockIOWriteBandwidth": "a(st)",
     "RootHash": "ay", "SetCredentialEncrypted": "a(say)", "NUMAPolicy": "i", "CPUAffinityFromNUMA": "b",
 }  # fmt: skip
 
@@ -138,6 +139,14 @@ def test_what_older_versions_lose(name: str, value: Json) -> None:
     types(262).convert({name: value})
     with pytest.raises(InvalidProperty, match=name):
         types(257).convert({name: value})
+
+
+def test_what_would_empty_the_other_is_refused() -> None:
+    read, written = ({name: [["/dev/a", 100]]} for name in ("BlockIOReadBandwidth", "BlockIOWriteBandwidth"))
+    types().convert(read)
+    types().convert(written)
+    with pytest.raises(InvalidProperty, match="together with BlockIOWriteBandwidth"):
+        types().convert(written | read)
 
 
 @given(
