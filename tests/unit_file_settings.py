@@ -44,7 +44,7 @@ SERVICE = {
     # files and streams
     "StandardOutput": "append:/dev/null", "StandardError": "null",
     "LogExtraFields": "FIELD=a b", "LogFilterPatterns": "~x.*", "SyslogIdentifier": "me %",
-    "StateDirectory": "a b/c:d e:f:ro g::ro", "CacheDirectory": "cache", "ConfigurationDirectory": "conf",
+    "StateDirectory": "a b/c:d e:f:ro", "CacheDirectory": "cache", "ConfigurationDirectory": "conf",
     "OpenFile": "/etc/hostname:host:read-only", "SetCredential": r"cred:a\x00b",
     "LoadCredential": "host:/etc/hostname", "ImportCredential": "x.*", "WorkingDirectory": "-/nowhere",
     # of services

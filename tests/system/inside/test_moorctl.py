@@ -57,7 +57,7 @@ class TestOverTheService(Battery):
             "IODeviceWeight=/dev/null 200", "IODeviceLatencyTargetSec=/dev/null 25ms",
             "IPAddressAllow=192.0.2.0/24 2001:db8::/32", "IPAddressDeny=any", "ManagedOOMMemoryPressure=kill",
             "ManagedOOMMemoryPressureLimit=60%", "ManagedOOMMemoryPressureDurationSec=30s", "IPAccounting=no",
-            "MemoryPressureWatch=off", "MemoryPressureThresholdSec=200ms", "DisableControllers=",
+            "MemoryPressureWatch=off", "DisableControllers=",
             "Documentation=man:systemd.scope(5)", "StopWhenUnneeded=no",
             "CPUQuotaPerSecUSec=250000", "SourcePath=/etc/passwd",
         ]  # fmt: skip

@@ -706,7 +706,12 @@ async def test_a_rehearsal_makes_nothing(spawn: Processes) -> None:
         leader = spawn()
         before = control_group(leader)
         reply = await register(
-            client, "web", leader, dryRun=True, slice="moorage-dry.slice", properties={"TasksMax": 5}
+            client,
+            "web",
+            leader,
+            dryRun=True,
+            slice="moorage-dry.slice",
+            properties={"RuntimeMaxUSec": 5_000_000},
         )
         machine = reply["machine"]
         assert reply["differences"] == []

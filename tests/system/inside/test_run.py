@@ -334,7 +334,7 @@ onFailure = "stopMachine"
 [helpers.late]
 execStart = ["/usr/bin/sleep", "infinity"]
 after = ["echo"]
-properties = { TasksMax = 5, Environment = ["OF=%n"] }
+properties = { OOMScoreAdjust = 100, Environment = ["OF=%n"] }
 """
 
 
