@@ -1055,9 +1055,10 @@ class Lifecycle:
         if self.registry.get(machine.name) is not machine:
             return True
         gone = self._end_of(machine)
+        ends = self._is_ending(machine)  # before it is told to
         if not machine.owns_unit:
             self._ask_to_stop(machine)
-        self._note_asked(machine, cause)
+        self._note_asked(machine, cause, ends=ends)
         machine.phase = Phase.stopping
         with trio.move_on_after(wait_usec / 1e6):
             if machine.owns_unit:
@@ -1065,12 +1066,16 @@ class Lifecycle:
             await gone.wait()
         return gone.is_set()
 
-    def _note_asked(self, machine: Machine, cause: Cause) -> None:
+    def _is_ending(self, machine: Machine) -> bool:
+        """Whether a machine has no process left, or its unit is being stopped by others."""
+        state = cgroup.events(machine.control_group)
+        return state is None or not state.populated or self._accounts.is_deactivating(machine)
+
+    def _note_asked(self, machine: Machine, cause: Cause, *, ends: bool) -> None:
         """Take note of why a machine is stopped, unless it was ending by itself; the next instance has to know too."""
         if machine.asked is not None:
             return
-        state = cgroup.events(machine.control_group)
-        if state is None or not state.populated or self._accounts.is_deactivating(machine):
+        if ends:
             self._accounts.stopped_late(machine)
             return
         machine.asked = cause
