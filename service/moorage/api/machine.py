@@ -30,7 +30,14 @@ from moorage.machines import model, rights
 from moorage.machines.allocation import JobFailed, NotUnicode, UnitNameTaken
 from moorage.machines.asked import differing, digests
 from moorage.machines.final_account import accounting
-from moorage.machines.helpers import HelperFailed, InvalidHelper, NoIdMapping, bad_argument, is_program
+from moorage.machines.helpers import (
+    HelperFailed,
+    HelperLate,
+    InvalidHelper,
+    NoIdMapping,
+    bad_argument,
+    is_program,
+)
 from moorage.machines.lifecycle import (
     REGISTER_USEC,
     STOP_USEC,
@@ -131,6 +138,8 @@ def _error(error: Exception) -> VarlinkError | None:
             return wire.NoSuchProperty(error.property, error.nearest or None)
         case manager.InvalidProperty():
             return wire.InvalidProperty(error.property, error.reason)
+        case HelperLate():
+            return wire.Timeout(error.operation, error.helper, error.log)
         case manager.ManagerTimeout():
             return wire.Timeout(error.operation)
         case manager.UnitBusy():

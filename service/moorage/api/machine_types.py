@@ -424,6 +424,8 @@ class Timeout(VarlinkError):
 
     error = "io.moorage.Machine.Timeout"
     operation: str
+    helper: str | None = None
+    log: list[str] | None = None
 
 
 @dataclass(eq=False)

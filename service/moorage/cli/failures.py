@@ -122,7 +122,10 @@ _WORDS: Final[Mapping[str, _Words]] = {
     _MACHINE + "Busy": _Words(Exit.REFUSED, "The service is busy: {operation}.", hint="Try again."),
     _MACHINE + "NotSupported": _Words(Exit.REFUSED, "{what} is not supported: {reason}."),
     _MACHINE + "Timeout": _Words(
-        Exit.TIMED_OUT, "It took too long: {operation}.", hint="It may still happen: {moorctl} list"
+        Exit.TIMED_OUT,
+        "Helper {helper} was not ready in time. All that was started is taken back.",
+        without="It took too long: {operation}.",
+        hint="{instead}",
     ),
     _MACHINE + "ManagerUnavailable": _Words(Exit.REFUSED, "The service manager does not do it: {reason}."),
     _SERVICE + "InvalidParameter": _Words(
@@ -242,6 +245,8 @@ def _refusal(
         "journalctl": manager.replace("systemctl", "journalctl"),
         "moorctl": address.moorctl,
     }
+    if "helper" not in values:
+        quoted["instead"] = f"It may still happen: {address.moorctl} list"
     text = _filled(words.text, values) or _filled(words.without, values)
     if not text:
         text = f"The service answered {printable(name)}: {printable(json.dumps(parameters, default=str))}"

@@ -46,6 +46,7 @@ from moorage.pid1.manager import (
     Manager,
     ManagerError,
     ManagerRefused,
+    ManagerTimeout,
     NoSuchUnit,
     PropertyTypes,
     ScopeSpec,
@@ -271,6 +272,7 @@ class Allocator:
         Raises:
             UnitNameTaken: by something that does not go.
             HelperFailed: one of the helpers did not start. Nothing is left.
+            HelperLate: one of them was not ready in time. It may be yet: the caller takes it back.
             JobFailed: the manager could not start it. Nothing is left.
             ProcessGone: the leader died meanwhile. Nothing is left.
             InvalidProperty: the manager does not like a property, or one of those named.
@@ -281,6 +283,7 @@ class Allocator:
         self._check_stray(unit)
         spec = await self._spec(registration, pidfd, mark, deadline=deadline)
         slice_, auxiliary = spec.slice or MACHINE_SLICE, spec.auxiliary
+        records = helping.recorded(registration.name, registration.helpers)
         with self._helpers.starting(registration.name, registration.helpers) as start:
             self._starting[unit] = UnitHint("changed", unit)
             try:
@@ -289,6 +292,8 @@ class Allocator:
                 if process.has_exited(pidfd):
                     raise process.ProcessGone(registration.leader.pid) from None
                 raise _blamed(error, [registration.properties, *_properties(registration.helpers)]) from None
+            except ManagerTimeout as error:
+                raise await self._helpers.lateness(start, records) or error from None
             finally:
                 said = self._starting.pop(unit)
             units = [each.unit for each in auxiliary]
@@ -296,7 +301,6 @@ class Allocator:
                 if job.result == "done":
                     place = await self._second_look(registration, said, slice_, pidfd, deadline=deadline)
                     if place is not None:
-                        records = helping.recorded(registration.name, registration.helpers)
                         statuses = await self._helpers.settled(start, records, deadline=deadline)
                         if not start.failed:  # none of them has ended again, right after its start
                             return place, statuses
@@ -470,6 +474,8 @@ class Allocator:
                 nursery.start_soon(self._tell_changes, start, records, tell)
                 job = await self._tried(spec, specs, deadline=deadline)
                 nursery.cancel_scope.cancel()
+            if isinstance(job, ManagerTimeout):
+                raise await self._helpers.lateness(start, records) or job
             if isinstance(job, Exception):
                 raise job
             statuses = await self._helpers.settled(start, records, deadline=deadline)

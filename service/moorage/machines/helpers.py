@@ -183,6 +183,20 @@ class HelperFailed(Exception):
         self.log = list(log)
 
 
+class HelperLate(ManagerTimeout):
+    """A helper was not ready in time.
+
+    Attributes:
+        helper: its name.
+        log: the last lines that it wrote.
+    """
+
+    def __init__(self, helper: str, unit: str, log: Sequence[str]) -> None:
+        super().__init__(f"start of {unit}")
+        self.helper = helper
+        self.log = list(log)
+
+
 class NoIdMapping(Exception):
     """An id-mapped bind mount is wanted of the service manager.
 
@@ -740,22 +754,37 @@ class Helpers:
 
         A failed unit is gone at once together with what it was to start with: what is left of it is in the journal.
         """
-        read = functools.partial(
-            journal.read,
-            tuple(start.failed or start.units),
-            since_usec=start.since_usec,
-            boot_id=process.boot_id(),
-            user=self.home.user,
-            wait_usec=LOG_WAIT_USEC,
-        )
-        try:
-            logs = await trio.to_thread.run_sync(read)
-        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
-            _log.warning("Failed to read the journal, ignoring: %s", error)
-            logs = dict[str, journal.UnitLog]()
+        logs = await self._logs(start, tuple(start.failed or start.units), LOG_WAIT_USEC)
         failed = start.failed or [unit for unit, log in logs.items() if log.result is not None]
         if not failed:
             return None
         log = logs.get(failed[0], journal.UnitLog())
         result = log.result or start.results.get(failed[0]) or None
         return HelperFailed(start.units[failed[0]], failed[0], result, log.lines)
+
+    async def lateness(self, start: Start, records: Iterable[Helper]) -> HelperLate | None:
+        """Say which of the helpers is not ready; None where all are, or nothing is known of them."""
+        for status in self.states.statuses(records):
+            if status.active_state == "activating":
+                unit = status.helper.unit
+                logs = await self._logs(start, (unit,), 0)
+                return HelperLate(status.helper.name, unit, logs.get(unit, journal.UnitLog()).lines)
+        return None
+
+    async def _logs(
+        self, start: Start, units: Sequence[str], wait_usec: int
+    ) -> Mapping[str, journal.UnitLog]:
+        """Return what units have written since a start began, none where the journal cannot be read."""
+        read = functools.partial(
+            journal.read,
+            units,
+            since_usec=start.since_usec,
+            boot_id=process.boot_id(),
+            user=self.home.user,
+            wait_usec=wait_usec,
+        )
+        try:
+            return await trio.to_thread.run_sync(read)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            _log.warning("Failed to read the journal, ignoring: %s", error)
+            return {}

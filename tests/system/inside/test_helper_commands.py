@@ -69,3 +69,17 @@ def test_helpers_come_and_go(machine: str, tmp_path: Path) -> None:
 )
 def test_what_is_refused(machine: str, arguments: list[str], status: int, words: str) -> None:
     refused(moorctl(*arguments), status, words)
+
+
+NEVER = """
+[helpers.never]
+type = "notify"
+execStart = ["/bin/sh", "-c", "echo waiting for the disk >&2; exec sleep infinity"]
+"""
+
+
+def test_one_that_never_gets_ready_is_named(nothing_left: None, tmp_path: Path) -> None:
+    file = tmp_path / "set.toml"
+    file.write_text(NEVER)
+    done = moorctl("run", "--name", "late", "--timeout", "1s", "--helpers", str(file), "--", "true")
+    refused(done, 125, "Helper never was not ready in time", "waiting for the disk", "is taken back")

@@ -47,7 +47,14 @@ USER = Address("/run/u", "systemctl --user")
         ("HelperFailed", {"helper": "fs", "unit": "a.service", "log": []}, 1, "Helper fs did not start.\nSee: "),
         ("Busy", {"operation": "Register"}, 1, "The service is busy: Register."),
         ("NotSupported", {"what": "lease", "reason": "later"}, 1, "lease is not supported: later."),
-        ("Timeout", {"operation": "start"}, 6, "It took too long: start."),
+        (
+            "Timeout", {"operation": "start"}, 6,
+            "It took too long: start.\nIt may still happen: moorctl --user list",
+        ),
+        (
+            "Timeout", {"operation": "start", "helper": "fs", "log": ["one"]}, 6,
+            "Helper fs was not ready in time. All that was started is taken back.\n  one",
+        ),
         ("ManagerUnavailable", {"reason": "gone"}, 1, "The service manager does not do it: gone."),
         ("Unheard", {"a": "b"}, 1, 'The service answered io.moorage.Machine.Unheard: {"a": "b"}'),
     ],
