@@ -142,11 +142,13 @@ def test_what_older_versions_lose(name: str, value: Json) -> None:
 
 
 def test_what_would_empty_the_other_is_refused() -> None:
-    read, written = ({name: [["/dev/a", 100]]} for name in ("BlockIOReadBandwidth", "BlockIOWriteBandwidth"))
-    types().convert(read)
-    types().convert(written)
+    both: dict[str, Json] = {
+        name: [["/dev/a", 100]] for name in ("BlockIOReadBandwidth", "BlockIOWriteBandwidth")
+    }
+    for name, value in both.items():
+        types().convert({name: value})
     with pytest.raises(InvalidProperty, match="together with BlockIOWriteBandwidth"):
-        types().convert(written | read)
+        types().convert(both)
 
 
 @given(
