@@ -39,6 +39,7 @@ from moorage.machines.rights import MACHINE_SLICE, TASKS_MAX
 from moorage.machines.together import together
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
+    ASK_USEC,
     AuxiliaryUnit,
     InvalidProperty,
     Job,
@@ -66,9 +67,6 @@ UNDO_USEC = 100_000_000
 RESUME_USEC = 90_000_000
 """For how long a start of helpers that was found under way is left to itself, µs: the manager's
 DefaultTimeoutStartUSec=, which they have."""
-
-ASK_USEC = 10_000_000
-"""Deadline of a single question to the manager, µs: longer than it takes to reload its configuration."""
 
 UNSEEN_USEC = 2_000_000
 """For how long a start may be on its way to the manager after its sender has died, µs: it reads in turn from all that

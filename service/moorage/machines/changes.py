@@ -13,13 +13,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 import trio
 
-from moorage.machines.allocation import ASK_USEC, UNDO_USEC, Allocator
+from moorage.machines.allocation import UNDO_USEC, Allocator
 from moorage.machines.helper_states import GONE, HelperStates
 from moorage.machines.helpers import Host, recorded
 from moorage.machines.model import Change, Helper, HelperSpec, HelperStatus, Machine, Timestamp
 from moorage.machines.registry import Registry
 from moorage.machines.store import BadRecord, Store
-from moorage.pid1.manager import ManagerError, ManagerTimeout, ManagerUnavailable
+from moorage.pid1.manager import ASK_USEC, ManagerError, ManagerTimeout, ManagerUnavailable
 
 _log = logging.getLogger(__name__)
 

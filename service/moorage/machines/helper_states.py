@@ -24,7 +24,7 @@ import trio
 from moorage import journal, process
 from moorage.machines.model import Helper, HelperStatus
 from moorage.machines.together import together
-from moorage.pid1.manager import Json, Manager, ManagerError, NoSuchProperty, NoSuchUnit, UnitHint
+from moorage.pid1.manager import ASK_USEC, Json, Manager, ManagerError, NoSuchProperty, NoSuchUnit, UnitHint
 
 ENDED = frozenset({"inactive", "failed", "deactivating"})
 """States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
@@ -34,9 +34,6 @@ GONE = frozenset({"inactive", "failed"})
 
 BATCH_MAX = 32
 """Helpers asked about at once after a reconnect or a reload, so that other calls to the manager get in between."""
-
-ASK_USEC = 10_000_000
-"""Deadline for one batch, and pause before it is asked about again, µs: longer than the manager takes to reload."""
 
 _PROPERTIES = ("LoadState", "ActiveState", "SubState", "InvocationID", "Result", "MainPID")
 

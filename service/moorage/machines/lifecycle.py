@@ -23,7 +23,7 @@ import trio
 
 from moorage import process
 from moorage.machines import effective
-from moorage.machines.allocation import ASK_USEC, Allocator, Place, auxiliary_names
+from moorage.machines.allocation import Allocator, Place, auxiliary_names
 from moorage.machines.asked import digests
 from moorage.machines.changes import Changes
 from moorage.machines.ending import FORGOTTEN, described
@@ -63,6 +63,7 @@ from moorage.machines.store import BadRecord, Store
 from moorage.machines.together import together
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
+    ASK_USEC,
     Json,
     Manager,
     ManagerError,
@@ -550,6 +551,7 @@ class Lifecycle:
         else:
             # Nobody tells the manager any more that this group is empty: it lost that event (its own race).
             _log.info("Scope %s of machine %s is active but empty, stopping it.", machine.unit, machine.name)
+            self._accounts.stopped_late(machine)
             with contextlib.suppress(NoSuchUnit):
                 await self._manager.stop(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
             self._look_later(machine, EMPTY_SETTLE_USEC)

@@ -30,7 +30,6 @@ PERIOD_MIN_USEC: Final = 1_000
 PERIOD_MAX_USEC: Final = 1_000_000
 """Bounds of periods and quotas, µs, which are the kernel's (``cgroup_cpu_adjust_period()``)."""
 
-CPU_WEIGHT_DEFAULT: Final = 100
 _STARTUP: Final = "Startup"
 _ONLY_DURING_STARTUP: Final = "it is in force only while the system starts up or shuts down"
 

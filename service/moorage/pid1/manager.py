@@ -19,6 +19,9 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 UnitType: TypeAlias = Literal["scope", "service", "socket"]
 """The types of units whose properties can be converted."""
 
+ASK_USEC = 10_000_000
+"""Deadline of a single question, and pause before it is asked again, µs: longer than the manager takes to reload."""
+
 
 class ManagerError(Exception):
     """The service manager did not do what it was asked; always one of the subclasses below."""

@@ -137,11 +137,6 @@ class Call:
         """Who made the connection."""
         return self._caller.peer
 
-    @property
-    def fd_count(self) -> int:
-        """How many file descriptors came with the call."""
-        return len(self._fds)
-
     def take_fd(self, index: int, field: str) -> int:
         """Return a file descriptor that came with the call; the handler owns it from now on.
 
