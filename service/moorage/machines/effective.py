@@ -276,6 +276,7 @@ async def _looked_at(manager: Manager, units: Sequence[Unit]) -> _Answer:
                 effective_probe.__file__,
                 question,
                 "What is in force of the limits of a machine",
+                account=None,
                 capabilities=CAP_NET_ADMIN | CAP_BPF | CAP_DAC_READ_SEARCH,
                 system_calls=("bpf",),
             )

@@ -64,7 +64,12 @@ async def is_in_namespace_of(pid: int, pidfd: int, uid: int, manager: Manager) -
     try:
         with trio.fail_after(OWNER_SECONDS):
             answer = await probe(
-                manager, owner_probe.__file__, pidfd, f"Owner of process {pid}", capabilities=CAP_SYS_PTRACE
+                manager,
+                owner_probe.__file__,
+                pidfd,
+                f"Owner of process {pid}",
+                account=f"owner-{uid}",
+                capabilities=CAP_SYS_PTRACE,
             )
         return uid in msgspec.json.decode(answer, type=list[int])
     except (trio.TooSlowError, ProbeFailed, msgspec.MsgspecError):

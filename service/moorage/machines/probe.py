@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from typing import Final
+from weakref import WeakValueDictionary
 
+import msgspec
 import trio
 
-from moorage.pid1.manager import Json, Manager, ManagerError, ServiceSpec
+from moorage.pid1.manager import Job, Json, Manager, ManagerError, ServiceSpec, UnitExists
 
 PROBE_SECONDS: Final = 5.0
 """How long the unit may run: a file of a container may be one that never lets itself be read (fuse(4))."""
@@ -17,7 +19,16 @@ PROBE_STOP_SECONDS: Final = 1.0
 """From SIGTERM to SIGKILL: a probe has nothing to put in order."""
 
 PROBES_MAX: Final = 16
-"""Units at the same time, in all: each is a Python of some 10 MiB. More wait, within their deadline."""
+"""Units at the same time that look at processes, and as many that look at the host: each is a Python of some 10 MiB.
+More wait, within their deadline."""
+
+PROBES_PER_ACCOUNT_MAX: Final = 4
+"""Units on one account: those of one user's machines, or of one machine of root's. A container can keep a unit that
+looks at its files for as long as it likes: a process that waits for a file server (fuse(4)) is not to be killed. So
+many may stay, and nobody else waits for them."""
+
+AGAIN_SECONDS: Final = 0.5
+"""Pause before it is looked again whether a unit that had stayed has gone; whoever waits for that waits anyway."""
 
 PROBE_MEMORY_MAX: Final = 128 * 1024 * 1024
 """Bytes; ten times what a probe needs."""
@@ -35,7 +46,22 @@ CAP_SYS_PTRACE: Final = 1 << 19
 CAP_SYS_ADMIN: Final = 1 << 21
 CAP_BPF: Final = 1 << 39
 
+
+class _Account:
+    """Places for the units on one account.
+
+    Each has a name, which the manager gives to one unit only: so a unit that stays has its place, also after a restart
+    of this service.
+    """
+
+    def __init__(self) -> None:
+        self.places = trio.Semaphore(PROBES_PER_ACCOUNT_MAX)
+        self.free = set(range(PROBES_PER_ACCOUNT_MAX))
+
+
+_host_probes = trio.Semaphore(PROBES_MAX)
 _probes = trio.Semaphore(PROBES_MAX)
+_accounts: WeakValueDictionary[str, _Account] = WeakValueDictionary()
 
 
 class ProbeFailed(Exception):
@@ -48,16 +74,18 @@ async def probe(
     subject: int,
     description: str,
     *,
+    account: str | None,
     capabilities: int,
     system_calls: tuple[str, ...] = (),
 ) -> bytes:
-    """Have a unit look at something.
+    """Have a unit look at something, within the deadline of the caller's task.
 
     Args:
         manager: starts the unit.
         program: path of a Python program that runs by itself.
         subject: its file descriptor 3: the pidfd of a process, or a file with a question.
         description: of the unit.
+        account: on whose account it is, a part of a unit's name; None for a look at the host.
         capabilities: what it needs, by their bits (capabilities(7)).
         system_calls: what it needs beside ``@system-service`` (systemd.exec(5)).
 
@@ -67,31 +95,52 @@ async def probe(
     Raises:
         ProbeFailed: there is no answer.
     """
-    async with _probes:
-        deadline = trio.current_effective_deadline()
-        try:
-            # A file, not a pipe: when the job has ended, the answer is whole, and its size never was in the way.
-            output = os.memfd_create("answer", os.MFD_CLOEXEC)
-        except OSError as exc:
-            raise ProbeFailed(str(exc)) from exc
-        try:
-            types = await manager.property_types("service", deadline=deadline)
-            spec = ServiceSpec(
-                unit=f"moored-probe-{os.urandom(8).hex()}.service",
-                description=description,
-                properties=types.convert(_properties(program, capabilities, system_calls)),
-                standard_output=output,
-                file_descriptors=((subject, "subject"),),
-            )
-            job = await manager.start_service(spec, deadline=deadline)
-            data = os.pread(output, ANSWER_MAX, 0)
-        except (ManagerError, OSError) as exc:
-            raise ProbeFailed(str(exc)) from exc
-        finally:
-            os.close(output)
+    deadline = trio.current_effective_deadline()
+    try:
+        # A file, not a pipe: when the job has ended, the answer is whole, and its size never was in the way.
+        output = os.memfd_create("answer", os.MFD_CLOEXEC)
+    except OSError as exc:
+        raise ProbeFailed(str(exc)) from exc
+    try:
+        types = await manager.property_types("service", deadline=deadline)
+        spec = ServiceSpec(
+            unit=f"moored-probe-{os.urandom(8).hex()}.service",
+            description=description,
+            properties=types.convert(_properties(program, capabilities, system_calls)),
+            standard_output=output,
+            file_descriptors=((subject, "subject"),),
+        )
+        if account is None:
+            async with _host_probes:
+                job = await manager.start_service(spec, deadline=deadline)
+        else:
+            job = await _start(manager, spec, account, deadline)
+        data = os.pread(output, ANSWER_MAX, 0)
+    except (ManagerError, OSError) as exc:
+        raise ProbeFailed(str(exc)) from exc
+    finally:
+        os.close(output)
     if job.result != "done":
         raise ProbeFailed(f"job of {job.unit} ended with {job.result!r}")
     return data
+
+
+async def _start(manager: Manager, spec: ServiceSpec, account: str, deadline: float) -> Job:
+    """Start a unit in one of the places of an account, and wait for its end."""
+    of = _accounts.setdefault(account, _Account())
+    async with of.places:
+        while True:
+            for place in tuple(of.free):
+                of.free.discard(place)
+                named = msgspec.structs.replace(spec, unit=f"moored-probe-{account}-{place}.service")
+                try:
+                    async with _probes:
+                        return await manager.start_service(named, deadline=deadline)
+                except UnitExists:
+                    continue
+                finally:
+                    of.free.add(place)
+            await trio.sleep(AGAIN_SECONDS)
 
 
 def _properties(program: str, capabilities: int, system_calls: tuple[str, ...]) -> dict[str, Json]:
