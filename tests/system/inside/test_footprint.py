@@ -93,8 +93,8 @@ def traced(to: Path) -> Generator[None]:
 _CALL = re.compile(r"\d+ +(?P<name>\w+)\((?P<arguments>.*?)(?:\) += .*| <unfinished \.\.\.>)")
 _PATH = re.compile(r'(?:<(?P<directory>[^>]*)>, )?"(?P<path>[^"]*)"')
 _READING = {
-    "access", "faccessat", "faccessat2", "fstat", "getcwd", "inotify_add_watch", "lstat", "newfstatat", "readlink",
-    "readlinkat", "stat", "statfs", "statx",
+    "access", "faccessat", "faccessat2", "fstat", "getcwd", "getxattr", "inotify_add_watch", "lstat", "newfstatat",
+    "readlink", "readlinkat", "stat", "statfs", "statx",
 }  # fmt: skip
 
 

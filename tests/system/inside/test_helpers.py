@@ -449,7 +449,7 @@ async def test_the_machine_stops_before_its_helpers(spawn: Processes, how: str) 
 async def test_the_same_machine_again_at_once(spawn: Processes) -> None:
     wanted = [helper("fs", sockets=[{"name": "s"}]), helper("tpm", after=["fs"])]
     async with await connect() as client:
-        for _ in range(50):
+        for _ in range(20):
             leader = spawn()
             machine = (await register(client, "web", leader, helpers=wanted))["machine"]
             assert [each["activeState"] for each in machine["helpers"]] == ["active", "active"]
