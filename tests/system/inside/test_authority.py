@@ -1,5 +1,6 @@
 """Who may do what on the system's instance: calls, machines, processes, units, properties."""
 
+import contextlib
 import json
 import os
 import signal
@@ -251,8 +252,12 @@ def test_processes_of_others_stay_where_they_are(spawn: Processes) -> None:
         }
         for unit in (True, False):
             assert registers(ALICE, leader, "yes", allocateUnit=unit) == answer
-            # File descriptors are received from root only: she has sent none.
-            assert asks(ALICE, f"{OURS}Register", {**by_fd, "allocateUnit": unit}, [pidfd]) == not_received
+            # File descriptors are received from root only. Linux 6.16 does not even let users send any, once the
+            # service has accepted the connection.
+            with contextlib.suppress(PermissionError):
+                assert (
+                    asks(ALICE, f"{OURS}Register", {**by_fd, "allocateUnit": unit}, [pidfd]) == not_received
+                )
             named = {"name": "yes", "class": "container", "leader": leader.pid, "allocateUnit": unit}
             assert asks(ALICE, f"{THEIRS}Register", named) == DENIED
         os.close(pidfd)

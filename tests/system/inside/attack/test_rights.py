@@ -1,5 +1,6 @@
 """What the system's manager does as root, it does for nobody who was given less than root's rights."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,10 @@ def test_processes_of_others_are_not_moved(
                 assert session.register("web", pid, allocateUnit=place) == answer
                 pidfd = os.pidfd_open(pid)
                 by_fd = {"name": "web", "class": "vm", "leaderFileDescriptor": 0, "allocateUnit": place}
-                # File descriptors are received from root only: a user has sent none.
-                assert session.call("Register", by_fd, [pidfd]) == not_received
+                # File descriptors are received from root only. Linux 6.16 does not even let users send any, once the
+                # service has accepted the connection.
+                with contextlib.suppress(PermissionError):
+                    assert session.call("Register", by_fd, [pidfd]) == not_received
                 os.close(pidfd)
             named = {"name": "web", "class": "vm", "leader": pid}
             assert session.call(f"{THEIRS}Register", named) in (DENIED, CHALLENGED)
