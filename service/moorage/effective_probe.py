@@ -61,7 +61,8 @@ def device(path: str) -> "tuple[str, str | None] | None":
 def _backing(number: int) -> "int | None":
     """The block device of a file system that has a number of its own, as btrfs does."""
     wanted = f"{os.major(number)}:{os.minor(number)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    # Only a newline ends a line: the kernel escapes no carriage return.
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for line in file:
             fields = line.split()
             source = fields[fields.index("-") + 2]

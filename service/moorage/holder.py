@@ -175,7 +175,8 @@ def _enter_subgroup(command: "Command", fds: "list[int]") -> None:
     name = command["subgroup"]
     if name is None:
         return
-    unified = [line[3:] for line in _content(b"/proc/self/cgroup").splitlines() if line.startswith(b"0::")]
+    # A carriage return in the name of a group is no end of a line, as splitlines() has it.
+    unified = [line[3:] for line in _content(b"/proc/self/cgroup").split(b"\n") if line.startswith(b"0::")]
     group = _HIERARCHY + unified[0]
     try:
         delegated = posix.getxattr(group, "user.delegate") == b"1"

@@ -111,6 +111,18 @@ def _read(path: str) -> bytes:
         os.close(descriptor)
 
 
+def _lines(path: str) -> list[bytes]:
+    """Read a file of /proc line by line: only a newline ends one.
+
+    The kernel escapes newlines in what others choose, such as names of processes and of control groups, but not what
+    ``bytes.splitlines()`` takes for the end of a line besides: a carriage return.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _read(path).split(b"\n")
+
+
 def _is_kernel_thread(pid: int) -> bool:
     # Threads of the kernel have no memory (proc_pid_statm(5)), but who has ended has none either.
     if not _read(f"/proc/{pid}/statm").startswith(b"0 "):
@@ -121,7 +133,7 @@ def _is_kernel_thread(pid: int) -> bool:
 
 
 def _thread_group(pid: int) -> int:
-    for line in _read(f"/proc/{pid}/status").splitlines():
+    for line in _lines(f"/proc/{pid}/status"):
         if line.startswith(b"Tgid:"):
             return int(line[5:])
     raise ProcessGone(pid)
@@ -129,7 +141,7 @@ def _thread_group(pid: int) -> int:
 
 def _pid_and_flags(pidfd: int) -> tuple[int, int]:
     flags = 0
-    for line in _read(f"/proc/self/fdinfo/{pidfd}").splitlines():
+    for line in _lines(f"/proc/self/fdinfo/{pidfd}"):
         if line.startswith(b"flags:"):
             flags = int(line[6:], 8)
         elif line.startswith(b"Pid:"):
@@ -291,10 +303,10 @@ def control_group(pid: int) -> str:
         NotAProcess: it is in no unified hierarchy.
     """
     try:
-        text = _read(f"/proc/{pid}/cgroup")
+        lines = _lines(f"/proc/{pid}/cgroup")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
-    for line in text.splitlines():
+    for line in lines:
         if line.startswith(b"0::"):
             # The kernel marks a group that was removed under a process (a zombie, mostly).
             return os.fsdecode(line[3:].removesuffix(b" (deleted)"))
@@ -308,10 +320,10 @@ def numbers_like_us(pid: int) -> bool:
         ProcessGone: it does not exist.
     """
     try:
-        text = _read(f"/proc/{pid}/status")
+        lines = _lines(f"/proc/{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
-    for line in text.splitlines():
+    for line in lines:
         if line.startswith(b"NSpid:"):  # one number for each namespace, from that of /proc downwards
             return len(line.split()) == 2
     return True  # a kernel without PID namespaces
@@ -349,10 +361,10 @@ def uids(pid: int) -> frozenset[int]:
         ProcessGone: it does not exist.
     """
     try:
-        text = _read(f"/proc/{pid}/status")
+        lines = _lines(f"/proc/{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
-    for line in text.splitlines():
+    for line in lines:
         if line.startswith(b"Uid:"):
             return frozenset(map(int, line[4:].split()))
     raise ProcessGone(pid)

@@ -220,6 +220,20 @@ def test_all_uids_of_a_process(sleeper: subprocess.Popen[bytes]) -> None:
             look_at(sleeper.pid)
 
 
+def test_a_command_that_looks_like_further_lines(tmp_path: Path) -> None:
+    # The name is the first line of /proc/PID/status, with newlines escaped, but no carriage returns.
+    for name in ("\rUid:4711", "\rTgid:1", "\rNSpid:1 2 3"):
+        path = tmp_path / name
+        path.symlink_to("/bin/sleep")
+        with subprocess.Popen([path, "600"]) as child:
+            try:
+                assert process.uids(child.pid) == {os.getuid()}
+                assert process.numbers_like_us(child.pid)
+                assert process.identify(child.pid).pid == child.pid
+            finally:
+                child.kill()
+
+
 def test_the_peer_of_a_socket() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
