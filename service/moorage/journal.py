@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -35,10 +35,6 @@ _UNIT_OOMD_KILL: Final = "d989611b15e44c9dbf31e3c81256e4ed"
 _UNIT_RESOURCES: Final = "ae8f7b866b0347b9af31fe1c80b127c0"
 
 _UNIT_STARTED: Final = "39f53479d3a045ac8e11786248231fbf"
-_TRIGGERING: Final = (
-    "Triggering On"  # no message ID goes with it (unit_start_on_termination_deps() of systemd)
-)
-
 _ENDS: Final = (_UNIT_SUCCESS, _UNIT_FAILURE_RESULT)
 
 
@@ -145,14 +141,15 @@ class Culprit(msgspec.Struct):
     began_usec: int
 
 
-def culprit(units: Sequence[str], stopped: str, *, boot_id: str, user: bool) -> Culprit | None:
-    """Find the unit whose end had another one stopped.
+def culprit(bonds: Mapping[str, str], stopped: str, *, boot_id: str, user: bool) -> Culprit | None:
+    """Find the unit whose end had another one stopped, by a bond of the two.
 
-    It ended before the manager began to stop the other, and the manager wrote that it therefore starts what was to be
-    started then (systemd.unit(5), ``OnFailure=``). Those that end because the other one does come later.
+    The manager stops the bond first (``StopWhenUnneeded=``, systemd.unit(5)), and passes that on to the other unit, so
+    that the job of the bond has the lower number. Where the other unit is stopped by somebody else, or goes by itself,
+    it is the other way round, or there is no such job.
 
     Args:
-        units: those that may be it.
+        bonds: the units that may be it, by the names of their bonds.
         stopped: the other one.
         boot_id: of this boot, 32 hexadecimal digits.
         user: they are units of a user's manager.
@@ -163,37 +160,56 @@ def culprit(units: Sequence[str], stopped: str, *, boot_id: str, user: bool) -> 
     from systemd import journal
 
     about = "USER_UNIT" if user else "UNIT"
+    units = (*bonds, *bonds.values(), stopped)
     with journal.Reader() as reader:
-        for match in (*_by_manager(user=user), *(f"{about}={unit}" for unit in (*units, stopped))):
+        for match in (*_by_manager(user=user), *(f"{about}={unit}" for unit in units)):
             reader.add_match(match)
         reader.seek_tail()
-        return _culprit(reader, about, stopped, boot_id)
+        return _culprit(_entries(reader, boot_id), about, bonds, stopped)
 
 
-def _culprit(reader: Any, about: str, stopped: str, boot_id: str) -> Culprit | None:
-    """Go backwards from the end of the unit that was stopped to the beginning of the one that is to blame."""
-    found: Culprit | None = None
-    stopping, triggered = False, set[str]()
+def _entries(reader: Any, boot_id: str) -> Iterator[Mapping[str, Any]]:
     for _ in range(ENTRIES_MAX):
         entry = reader.get_previous()
         if not entry or not _is_since(entry, 0, boot_id):
             break
+        yield entry
+
+
+def _culprit(
+    entries: Iterable[Mapping[str, Any]], about: str, bonds: Mapping[str, str], stopped: str
+) -> Culprit | None:
+    """Go backwards from the end of the unit that was stopped to the beginning of the one that is to blame."""
+    found: Culprit | None = None
+    job = 0  # the first one that was to stop the unit
+    blamed: str | None = None  # whose bond was stopped by an earlier one
+    settled = set[str]()  # those of which the last job of the bond was seen
+    ends: dict[str, Culprit] = {}  # the last ones
+    for entry in entries:
         unit, kind = entry.get(about, ""), _kind(entry)
         if unit == stopped:
-            if kind in _ENDS or entry.get("JOB_TYPE") == "stop":
-                stopping = True
-                triggered.clear()
-            elif stopping and found is None and kind == _UNIT_STARTED:
+            if entry.get("JOB_TYPE") == "stop":
+                job = _job(entry)
+            elif kind == _UNIT_STARTED and blamed is None:
                 break
+        elif unit in bonds and "JOB_TYPE" in entry:
+            if bonds[unit] not in settled and entry["JOB_TYPE"] == "stop" and 0 < _job(entry) < job:
+                # Where others have ended as well: this is the first of them.
+                blamed, job = bonds[unit], _job(entry)
+            settled.add(bonds[unit])
+        elif kind in _ENDS and unit not in ends:
+            ends[unit] = Culprit(unit, str(entry.get("UNIT_RESULT", "success")), _moment(entry)[1])
         elif found is not None and unit == found.unit:
             if kind in _ENDS:
                 break
             found.began_usec = _moment(entry)[1]
-        elif found is None and stopping and f"{unit}: {_TRIGGERING}" in _text(entry.get("MESSAGE", "")):
-            triggered.add(unit)
-        elif found is None and kind in _ENDS and unit in triggered:
-            found = Culprit(unit, str(entry.get("UNIT_RESULT", "success")), _moment(entry)[1])
+        found = found if found is not None and found.unit == blamed else ends.get(blamed or "")
     return found
+
+
+def _job(entry: Mapping[str, Any]) -> int:
+    text = str(entry.get("JOB_ID", ""))
+    return int(text) if text.isdecimal() else 0
 
 
 def _kind(entry: Mapping[str, Any]) -> str:

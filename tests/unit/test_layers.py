@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.leaders", "moorage.machines.leases", "moorage.machines.final_account",
         "moorage.machines.stop_command", "moorage.machines.changes", "moorage.machines.places",
         "moorage.machines.helpers", "moorage.machines.helper_states", "moorage.machines.latest",
+        "moorage.machines.vital",
         "moorage.machines.together", "moorage.machines.ownership", "moorage.machines.probe",
         "moorage.machines.events", "moorage.machines.effective", "moorage.wire.link", "moorage.wire.server",
         "moorage.wire.client", "moorage.launch",

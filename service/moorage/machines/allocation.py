@@ -29,6 +29,7 @@ from moorage.machines.model import (
     Registration,
     adder_name,
     barrier_name,
+    bond_name,
     helper_unit,
     in_description,
     scope_name,
@@ -323,9 +324,8 @@ class Allocator:
         slice_ = registration.slice or MACHINE_SLICE
         types = await self._manager.property_types("scope", deadline=deadline)
         auxiliary = await self._auxiliary(registration, slice_, mark, deadline=deadline)
-        wanted: list[Json] = [
-            each.unit for each in auxiliary if each.unit != stopper_name(registration.name)
-        ]
+        asking = [stop_command_name(registration.name)] if registration.exec_stop else []
+        wanted: list[Json] = [*helping.wanted(registration.name, registration.helpers), *asking]
         return ScopeSpec(
             unit=scope_name(registration.name),
             pidfds=(pidfd,),
@@ -562,7 +562,12 @@ class Allocator:
         deadline = trio.current_time() + UNDO_USEC / 1e6
         units = helping.change_names(change)
         if not wait or await self._is_any_started(units, mark, deadline=deadline):
-            await together([partial(self._take_away, unit, mark, deadline) for unit in units])
+            bonds = helping.bond_names(change.machine, change.helpers)
+            for bond in bonds:
+                await self._stop_marked(bond, mark, alone=True, deadline=deadline)
+            await together(
+                [partial(self._take_away, unit, mark, deadline, alone=unit in bonds) for unit in units]
+            )
 
     async def _is_any_started(self, units: Sequence[str], mark: str, *, deadline: float) -> bool:
         """Whether a start has made any of these units; one that is still on its way is waited for."""
@@ -578,10 +583,11 @@ class Allocator:
     ) -> list[UnitStatus | None]:
         return await together([partial(self._made, unit, mark, deadline=deadline) for unit in units])
 
-    async def stop_helper(self, helper: Helper, marks: str, *, deadline: float) -> None:
-        """Stop a helper; its sockets are bound to it. A unit of its name that is none of the machine's goes on.
+    async def stop_helper(self, machine: str, helper: Helper, marks: str, *, deadline: float) -> None:
+        """Stop a helper that is not wanted any more. A unit of its name that is none of the machine's goes on.
 
         Args:
+            machine: name of its machine.
             helper: which one.
             marks: what all marks begin with that units of its machine have.
             deadline: on trio's clock.
@@ -589,11 +595,22 @@ class Allocator:
         Raises:
             ManagerError: as the manager says.
         """
-        status = await self._manager.status(helper.unit, deadline=deadline)
-        if status is not None and any(address.startswith(marks) for address in status.documentation):
-            with contextlib.suppress(NoSuchUnit):
-                await self._manager.stop(helper.unit, deadline=deadline)
+        # Whatever the record says of its policy: an instance that was killed may have changed that already.
+        await self._stop_marked(bond_name(machine, helper.name), marks, alone=True, deadline=deadline)
+        if await self._stop_marked(helper.unit, marks, deadline=deadline):
             await self._reset(helper.unit, deadline=deadline)
+            if helper.sockets:
+                socket = helper_unit(machine, helper.name, "socket")
+                await self._stop_marked(socket, marks, deadline=deadline)
+
+    async def _stop_marked(self, unit: str, marks: str, *, alone: bool = False, deadline: float) -> bool:
+        """Stop a unit if one of its marks begins like this; return whether that is so."""
+        status = await self._manager.status(unit, deadline=deadline)
+        if status is None or not any(address.startswith(marks) for address in status.documentation):
+            return False
+        with contextlib.suppress(NoSuchUnit):
+            await self._manager.stop(unit, alone=alone, deadline=deadline)
+        return True
 
     async def find(self, registration: Registration, pidfd: int, *, deadline: float) -> Place:
         """Find the unit that a process is in.
@@ -751,11 +768,9 @@ class Allocator:
         await self._take_away(unit, mark, deadline)
         await together([partial(self._take_away, each, mark, deadline) for each in auxiliary])
 
-    async def _take_away(self, unit: str, mark: str, deadline: float) -> None:
+    async def _take_away(self, unit: str, mark: str, deadline: float, *, alone: bool = False) -> None:
         """Stop a unit if it is the one that a start has made, and wait until its name is free."""
-        if await self._made(unit, mark, deadline=deadline) is not None:
-            with contextlib.suppress(NoSuchUnit):
-                await self._manager.stop(unit, deadline=deadline)
+        if await self._stop_marked(unit, mark, alone=alone, deadline=deadline):
             await self._wait_gone(unit, mark=mark, deadline=deadline)
 
     async def _made(self, unit: str, mark: str, *, deadline: float) -> UnitStatus | None:

@@ -11,12 +11,21 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
+import msgspec
 import trio
 
 from moorage.machines.allocation import UNDO_USEC, Allocator
 from moorage.machines.helper_states import GONE, HelperStates
 from moorage.machines.helpers import Host, recorded
-from moorage.machines.model import Change, Helper, HelperSpec, HelperStatus, Machine, Timestamp
+from moorage.machines.model import (
+    Change,
+    Helper,
+    HelperFailure,
+    HelperSpec,
+    HelperStatus,
+    Machine,
+    Timestamp,
+)
 from moorage.machines.registry import Registry
 from moorage.machines.store import BadRecord, Store
 from moorage.pid1.manager import ASK_USEC, ManagerError, ManagerTimeout, ManagerUnavailable
@@ -157,7 +166,11 @@ class Changes:
 
     async def _remove(self, machine: Machine, helper: Helper, deadline: float) -> None:
         marks = self._store.marks_of(machine.name)
-        await self._allocator.stop_helper(helper, marks, deadline=deadline)
+        # From here on the machine goes on without it, even should it be there for a while yet.
+        spared = msgspec.structs.replace(helper, on_failure=HelperFailure.ignore)
+        machine.helpers = tuple(spared if each.name == helper.name else each for each in machine.helpers)
+        self._save(machine)
+        await self._allocator.stop_helper(machine.name, helper, marks, deadline=deadline)
         machine.helpers = tuple(each for each in machine.helpers if each.name != helper.name)
         self._states.drop([helper.unit])
         self._save(machine)

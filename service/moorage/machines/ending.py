@@ -114,6 +114,8 @@ def judge(facts: Facts) -> Verdict:
 
 def needs_the_helper(facts: Facts) -> bool:
     """Whether a helper may have had the machine stopped."""
+    if facts.asked is Cause.helper_ended:
+        return True
     return facts.deactivating or _stopped(facts) or (facts.asked is None and not facts.watched)
 
 

@@ -27,6 +27,7 @@ from moorage.machines.model import (
     Machine,
     Timestamp,
     Verdict,
+    bond_name,
 )
 from moorage.pid1 import cgroup
 
@@ -327,10 +328,11 @@ class FinalAccounts:
         }
         if not units:
             return None
+        bonds = {bond_name(machine.name, name): unit for unit, name in units.items()}
         boot_id = process.boot_id()
 
         def look() -> ending.HelperEnd | None:
-            found = journal.culprit(tuple(units), machine.unit, boot_id=boot_id, user=self._user)
+            found = journal.culprit(bonds, machine.unit, boot_id=boot_id, user=self._user)
             if found is None:
                 return None
             logs = journal.read(

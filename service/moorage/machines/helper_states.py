@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
@@ -30,7 +30,7 @@ ENDED = frozenset({"inactive", "failed", "deactivating"})
 """States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
 
 GONE = frozenset({"inactive", "failed"})
-"""States of a helper of which nothing runs any more, and nothing will by itself."""
+"""States of a helper that has ended for good: one that is to be started again has others (``RestartMode=direct``)."""
 
 BATCH_MAX = 32
 """Helpers asked about at once after a reconnect or a reload, so that other calls to the manager get in between."""
@@ -98,6 +98,11 @@ class HelperStates:
         self._user = user
         self._states: dict[str, _State] = {}
         self._missed = trio.Event()
+        self._ended: Callable[[str], None] = lambda _: None
+
+    def watch(self, ended: Callable[[str], None]) -> None:
+        """Have a function called with each service that is found to have ended for good, perhaps more than once."""
+        self._ended = ended
 
     def follow(self, units: Iterable[str], *, since_usec: int) -> None:
         """Begin to keep the states of services, of which nothing is known yet.
@@ -128,6 +133,11 @@ class HelperStates:
             state.set_state(hint.active_state, hint.sub_state, hint.invocation_id)
         elif hint.kind == "removed":
             state.unload()
+        self._tell(hint.unit, state)
+
+    def _tell(self, unit: str, state: _State) -> None:
+        if state.has_state and state.active_state in GONE:
+            self._ended(unit)
 
     def miss(self) -> None:
         """Take note that changes may have been missed, of any unit: they are asked for."""
@@ -162,6 +172,11 @@ class HelperStates:
             main_process=_main_process(helper.unit, state),
             invocation_id=state.invocation_id,
         )
+
+    def has_ended(self, helper: Helper) -> bool:
+        """Whether a helper is known to have ended for good."""
+        state = self._states.get(helper.unit)
+        return state is not None and state.has_state and state.active_state in GONE
 
     def statuses(self, helpers: Iterable[Helper]) -> list[HelperStatus]:
         """Return the states of helpers."""
@@ -225,6 +240,7 @@ class HelperStates:
             state.unload()
             if not seen:
                 await self._read_end(unit, state)
+        self._tell(unit, state)
 
     async def _read_end(self, unit: str, state: _State) -> None:
         """Look into the journal for how a service ended that was unloaded when nobody listened."""

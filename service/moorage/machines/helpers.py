@@ -4,13 +4,19 @@ How the units hang together. All of it is the service manager's own: none of it 
 
 - The *place*, a service whose process ends at once, has the runtime directory of the machine made and removed. Where
   that belongs to anybody but root it is a file system of its own, which bounds what can be put there.
-- The *sockets* of a helper are one unit of its name, bound in that directory, passed by socket activation.
+- The *sockets* of a helper are one unit of its name, bound in that directory, passed by socket activation. The manager
+  takes them away when nothing needs them any more (``StopWhenUnneeded=``): with the last end of the helper, but not
+  while that is on its way to a restart. ``BindsTo=`` would, as "deactivating" is enough for it.
 - A *helper* is started before the scope and stopped after it: a VMM that is told to stop needs its disk until it has
   stopped. It is bound to the scope (``BindsTo=``): whatever ends the machine ends the helper.
 - The *barrier*, a service without a process, is ordered after all helpers and requires them. If one of them does not
   start, the barrier does not either, and its ``OnFailure=`` is
 - the *stopper*, a service that conflicts with the scope: its start takes the start of the scope out of the queue,
-  or ends the machine that runs. It is also what the failure of a helper leads to whose policy is ``stopMachine``.
+  or ends the machine that runs.
+- The *bond* of a helper whose policy is ``stopMachine``, a service whose process ends at once, is needed by that
+  helper alone, so that the manager stops it as it does the sockets, however the helper ended; and passes its own stop
+  on to the scope (``PropagatesStopTo=``). It is started after the helper and the scope: a helper that does not start
+  has not ended. Stopped by itself, without what depends on it, it lets go: then the helper may end alone.
 
 So that a machine comes with all its helpers or not at all, whoever dies meanwhile.
 """
@@ -470,9 +476,25 @@ def _mounted(directory: str, owner: int) -> dict[str, Json]:
     }
 
 
+def _bond(host: Host, spec: HelperSpec) -> dict[str, Json]:
+    helper = model.helper_unit(host.name, spec.name)
+    return {
+        **_common(host, f"Bond of machine {model.in_description(host.name)} and its helper {spec.name}"),
+        "Type": "oneshot",
+        "RemainAfterExit": True,
+        "ExecStart": [[_program("true"), ["true"], False]],
+        "BindsTo": [host.unit],
+        # By the start of the helper this one is started; by Requires= it is not where the helper was not.
+        "Requires": [helper],
+        "After": [host.unit, helper],
+        "StopWhenUnneeded": True,
+        "PropagatesStopTo": [host.unit],
+    }
+
+
 def _stopper(host: Host) -> dict[str, Json]:
     return {
-        **_common(host, f"Stop of machine {host.name}, of which a helper failed"),
+        **_common(host, f"Stop of machine {host.name}, of which a helper did not start"),
         **_without_process(),
         "Conflicts": [host.unit],
     }
@@ -505,8 +527,8 @@ def _socket(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
         mode |= mode >> 6 & 0o7
     return {
         **_bound(host, f"Sockets of helper {spec.name} of machine {model.in_description(host.name)}"),
-        # Bound to the helper as well: nobody shall wait on a socket that nobody will ever accept from.
-        "BindsTo": [host.unit, model.helper_unit(host.name, spec.name)],
+        # Nobody shall wait on a socket that nobody will ever accept from.
+        "StopWhenUnneeded": True,
         "Requires": [place],
         "After": [place],
         "Listen": [[names[socket.type], f"{directory}/{socket.name}"] for socket in spec.sockets],
@@ -542,7 +564,7 @@ def _service(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
         # Restarted "directly" a service has not failed for those that watch for it, until it is given up.
         properties |= {"Restart": spec.restart, "RestartMode": "direct"}
     if spec.on_failure is HelperFailure.stop_machine:
-        properties["OnFailure"] = [model.stopper_name(host.name)]
+        properties["Wants"] = [model.bond_name(host.name, spec.name)]
     return properties
 
 
@@ -581,6 +603,8 @@ class Types(msgspec.Struct, frozen=True):
             if spec.sockets:
                 unit = model.helper_unit(host.name, spec.name, "socket")
                 units.append(AuxiliaryUnit(unit, self.socket.convert(_socket(host, spec, home))))
+            if spec.on_failure is HelperFailure.stop_machine:
+                units.append(self.unit(model.bond_name(host.name, spec.name), _bond(host, spec)))
         return tuple(units)
 
     def unit(self, name: str, properties: Mapping[str, Json]) -> AuxiliaryUnit:
@@ -594,6 +618,14 @@ class Types(msgspec.Struct, frozen=True):
             raise InvalidProperty(error.property, f"helper {spec.name}: {error.reason}") from None
 
 
+def wanted(machine: str, specs: Sequence[HelperSpec]) -> list[str]:
+    """Return the names of the units that a scope pulls in: for ever, so not those that go when nothing needs them."""
+    if not specs:
+        return []
+    services = [model.helper_unit(machine, spec.name) for spec in specs]
+    return [model.place_name(machine), *services, model.barrier_name(machine)]
+
+
 def auxiliary_names(machine: str, specs: Sequence[HelperSpec | Helper]) -> list[str]:
     """Return the names of all units that come with a machine that has these helpers."""
     if not specs:
@@ -603,6 +635,7 @@ def auxiliary_names(machine: str, specs: Sequence[HelperSpec | Helper]) -> list[
         model.stopper_name(machine),
         model.barrier_name(machine),
         *helper_names(machine, specs),
+        *bond_names(machine, specs),
     ]
 
 
@@ -611,15 +644,25 @@ def change_names(change: model.Change) -> list[str]:
     place = (
         [model.place_name(change.machine), model.stopper_name(change.machine)] if change.with_place else []
     )
-    return [model.adder_name(change.machine), *helper_names(change.machine, change.helpers), *place]
+    bonds = bond_names(change.machine, change.helpers)
+    return [model.adder_name(change.machine), *helper_names(change.machine, change.helpers), *bonds, *place]
 
 
 def helper_names(machine: str, specs: Iterable[HelperSpec | Helper]) -> list[str]:
-    """Return the names of the units of helpers."""
+    """Return the names of the units of helpers, but for their bonds."""
     return [
         model.helper_unit(machine, spec.name, suffix)
         for spec in specs
         for suffix in (("service", "socket") if spec.sockets else ("service",))
+    ]
+
+
+def bond_names(machine: str, specs: Iterable[HelperSpec | Helper]) -> list[str]:
+    """Return the names of the bonds of those helpers that have one."""
+    return [
+        model.bond_name(machine, spec.name)
+        for spec in specs
+        if spec.on_failure is HelperFailure.stop_machine
     ]
 
 

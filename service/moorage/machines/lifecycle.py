@@ -52,6 +52,7 @@ from moorage.machines.model import (
     Phase,
     Registration,
     helper_unit,
+    machine_of_helper,
     machine_of_scope,
     scope_name,
 )
@@ -61,6 +62,7 @@ from moorage.machines.registry import Claim, Full, LeaderTaken, NameTaken, Regis
 from moorage.machines.rights import check as check_rights
 from moorage.machines.store import BadRecord, Store
 from moorage.machines.together import together
+from moorage.machines.vital import BOND_USEC, is_left_to_us, lost
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
     ASK_USEC,
@@ -206,6 +208,7 @@ class Lifecycle:
         self._references = references
         self._helpers = Helpers(manager, home)
         self._states = self._helpers.states
+        self._states.watch(self._helper_ended)
         self._allocator = Allocator(manager, self._helpers, store.marks)
         self._readiness = Readiness()
         self._watch = cgroup.Watch(self._readiness, self._group_changed, self._recheck_all)
@@ -231,6 +234,9 @@ class Lifecycle:
             begin=self._begin,
         )
         self._under_way: Counter[tuple[Machine, str]] = Counter()
+        self._without: set[Machine] = (
+            set()
+        )  # being stopped since a helper that they do not run without has ended
         self._leases = Leases(self._end, lambda machine: bool(self._under_way[machine, "lease"]))
         self._nursery: trio.Nursery | None = None
         self._shields: set[trio.CancelScope] = set()  # around what outlives its caller
@@ -450,6 +456,11 @@ class Lifecycle:
         elif hint.active_state != "active" or machine.phase is not Phase.running:
             self._look_later(machine, EMPTY_SETTLE_USEC)
 
+    def _helper_ended(self, unit: str) -> None:
+        machine = self.registry.get(machine_of_helper(unit) or "")
+        if machine is not None and lost(machine, self._states):
+            self._mark(machine).ask = True
+
     def _look_later(self, machine: Machine, usec: int) -> None:
         due = trio.current_time() + usec / 1e6
         if due < self._due.get(machine, math.inf):
@@ -548,6 +559,9 @@ class Lifecycle:
         elif populated:
             machine.phase = Phase.running
             self._watch.add(machine.control_group)  # should it not be watched since our start
+            if lost(machine, self._states) is not None:
+                assert self._nursery is not None, "the lifecycle is not running"
+                self._nursery.start_soon(self._stop_without, machine)
         else:
             # Nobody tells the manager any more that this group is empty: it lost that event (its own race).
             _log.info("Scope %s of machine %s is active but empty, stopping it.", machine.unit, machine.name)
@@ -1131,6 +1145,28 @@ class Lifecycle:
             # Of a unit that is stopped and gone the manager tells by itself, a moment later.
             mark = self._mark(machine)
             mark.ask |= not stopped
+
+    async def _stop_without(self, machine: Machine) -> None:
+        """Stop a machine that runs on without a helper that it does not run without."""
+        if machine in self._without:
+            return
+        self._without.add(machine)
+        try:
+            while self.registry.get(machine.name) is machine and (helper := lost(machine, self._states)):
+                deadline = trio.current_time() + ASK_USEC / 1e6
+                try:
+                    if not await is_left_to_us(machine, helper, self._manager, deadline=deadline):
+                        await trio.sleep(BOND_USEC / 1e6)
+                    elif lost(machine, self._states) is helper:  # it may have been removed meanwhile
+                        _log.info(
+                            "Machine %s is stopped: its helper %s has ended.", machine.name, helper.name
+                        )
+                        await self.stop(machine, cause=Cause.helper_ended)
+                except (ManagerError, TooMuchUnderWay) as error:
+                    _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
+                    await trio.sleep(ASK_USEC / 1e6)
+        finally:
+            self._without.discard(machine)
 
     async def wait_registered(self, name: str, *, timeout_usec: int = REGISTER_USEC) -> None:
         """Wait while a machine of that name is being registered: a stop is queued behind the start job."""

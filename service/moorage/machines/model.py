@@ -438,6 +438,12 @@ def machine_of_scope(unit: str) -> str | None:
     return name if is_machine_name(name) and scope_name(name) == unit else None
 
 
+def machine_of_helper(unit: str) -> str | None:
+    """Name of the machine that the name of a helper's service is for; None where it is for none."""
+    name = unescape(unit.removeprefix("machine-").partition("-")[0])
+    return name if is_machine_name(name) and unit.startswith(f"machine-{escape(name)}-") else None
+
+
 def place_name(machine: str) -> str:
     """Name of the service that holds a machine's runtime directory."""
     return f"machine-{escape(machine)}.service"
@@ -446,6 +452,11 @@ def place_name(machine: str) -> str:
 def helper_unit(machine: str, helper: str, suffix: str = "service") -> str:
     """Name of a helper's unit: escaping leaves no hyphen, so that both names can be read back from it."""
     return f"machine-{escape(machine)}-{escape(helper)}.{suffix}"
+
+
+def bond_name(machine: str, helper: str) -> str:
+    """Name of the service that ends a machine with one of its helpers; the only one with three parts."""
+    return f"machine-{escape(machine)}-{escape(helper)}-bond.service"
 
 
 def barrier_name(machine: str) -> str:
@@ -473,7 +484,7 @@ def is_helper_name(name: str, machine: str) -> bool:
     return (
         len(name) <= NAME_MAX
         and bool(_HELPER_NAME.fullmatch(name))
-        and len(helper_unit(machine, name)) <= UNIT_NAME_MAX
+        and len(bond_name(machine, name)) <= UNIT_NAME_MAX
     )
 
 

@@ -348,10 +348,15 @@ class Manager(Protocol):
         """
         ...
 
-    async def stop(self, unit: str, *, deadline: float) -> Job:
+    async def stop(self, unit: str, *, alone: bool = False, deadline: float) -> Job:
         """Stop a unit and wait for the end of the job, whose result is "frozen" for a frozen unit.
 
         The caller sees to it that the start job of a scope has ended (needs.md §7, trap 2).
+
+        Args:
+            unit: its name.
+            alone: leave all units that depend on it as they are (``ignore-dependencies``, systemctl(1)).
+            deadline: on trio's clock.
 
         Raises:
             NoSuchUnit: not loaded.

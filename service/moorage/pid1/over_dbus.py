@@ -413,9 +413,9 @@ class DBusManager:
                     if exc.sent:
                         raise
 
-    async def stop(self, unit: str, *, deadline: float) -> Job:
+    async def stop(self, unit: str, *, alone: bool = False, deadline: float) -> Job:
         """See `Manager`."""
-        call = _manager_call("StopUnit", "ss", (unit, "replace"), "o")
+        call = _manager_call("StopUnit", "ss", (unit, "ignore-dependencies" if alone else "replace"), "o")
         sent = False
         with _errors(f"stop of {unit}", deadline, unit):
             while True:

@@ -37,7 +37,6 @@ from moored import (
     configure,
     connect,
     control_group,
-    cursor,
     describe,
     directories,
     end_moored,
@@ -758,22 +757,6 @@ async def test_removed(spawn: Processes, added: bool) -> None:
             other = {"name": "web", "helpers": [helper("fs2", sockets=[{"name": "s"}])]}
             await client.call(f"{OURS}AddHelpers", other)
         assert os.listdir("/run/moorage/m/web") == ["s"]
-
-
-@pytest.mark.parametrize("policy", ["ignore", "stopMachine"])
-async def test_one_that_fails_while_it_is_removed_has_failed(spawn: Processes, policy: str) -> None:
-    text = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\nprint('up', flush=True)\n"
-    async with await connect() as client:
-        leader = spawn()
-        place = cursor()
-        wanted = helper("fs", python(f"{text}while True: signal.pause()"), onFailure=policy)
-        await register(client, "web", leader, helpers=[wanted])
-        await until(lambda: "up" in messages("machine-web-fs.service", place))
-        await client.call(f"{OURS}RemoveHelper", {"name": "web", "helper": "fs"})
-        if policy == "stopMachine":
-            assert await trio.to_thread.run_sync(leader.wait) == -signal.SIGTERM
-        else:
-            assert state("machine-web.scope") == "active"
 
 
 async def test_reloaded(spawn: Processes) -> None:

@@ -1,0 +1,102 @@
+"""Which helper's end had a machine stopped, by what the manager wrote."""
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moorage import journal
+from moorage.machines.model import bond_name, helper_unit, machine_of_helper
+
+BONDS = {"a-bond": "a", "b-bond": "b"}
+SUCCESS, FAILED, STARTED = (
+    "7ad2d189f7e94e70a38c781354912448",
+    "d9b373ed55a64feb8242e02dbe79a49c",
+    "39f53479d3a045ac8e11786248231fbf",
+)
+
+
+def job(unit: str, kind: str, number: int) -> dict[str, Any]:
+    return {"UNIT": unit, "JOB_TYPE": kind, "JOB_ID": str(number)}
+
+
+def end(unit: str, result: str | None = None) -> dict[str, Any]:
+    message = {"UNIT": unit, "MESSAGE_ID": FAILED if result else SUCCESS}
+    return {**message, **({"UNIT_RESULT": result} if result else {})}
+
+
+def started(unit: str) -> dict[str, Any]:
+    return {"UNIT": unit, "MESSAGE_ID": STARTED, "JOB_TYPE": "start", "JOB_ID": "1"}
+
+
+BEGUN = [started("a"), started("b"), started("m"), started("a-bond"), started("b-bond")]
+
+CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, str] | None]] = {
+    "it failed": (
+        [end("a", "signal"), job("a-bond", "stop", 9), job("m", "stop", 10), end("m"), job("m", "stop", 10), end("b")],
+        ("a", "signal"),
+    ),
+    "it ended well": ([end("a"), job("a-bond", "stop", 9), job("m", "stop", 10), end("m")], ("a", "success")),
+    "it was stopped, after the machine": (
+        [job("a-bond", "stop", 9), job("m", "stop", 10), end("m"), job("a", "stop", 8), end("a")], ("a", "success"),
+    ),
+    "the machine was stopped": (
+        [job("a-bond", "stop", 12), job("b-bond", "stop", 11), job("m", "stop", 10), end("m"), end("a", "exit-code")],
+        None,
+    ),
+    "the machine was stopped while it paused before a restart": (
+        [end("a"), job("a-bond", "stop", 12), job("m", "stop", 10), end("m")], None,
+    ),
+    "the machine ended": ([end("m"), job("a-bond", "stop", 12), end("a")], None),
+    "both ended": (
+        [end("b"), job("b-bond", "stop", 9), end("a"), job("a-bond", "stop", 12), job("m", "stop", 10), end("m")],
+        ("b", "success"),
+    ),
+    "both ended while it was frozen": (
+        [end("b"), job("b-bond", "stop", 9), job("m", "stop", 10), end("a"), job("a-bond", "stop", 12),
+         job("m", "stop", 13), end("m")],
+        ("b", "success"),
+    ),
+    "frozen": (
+        [end("a"), job("a-bond", "stop", 9), job("m", "stop", 10), job("m", "stop", 14), end("m")], ("a", "success"),
+    ),
+    "restarted by hand, and stopped": (
+        [job("a-bond", "restart", 7), job("a-bond", "stop", 7), end("a"), started("a"), started("a-bond"),
+         job("a-bond", "stop", 12), job("m", "stop", 10), end("m"), end("a")],
+        None,
+    ),
+    "an earlier machine": (
+        [end("a"), job("a-bond", "stop", 9), job("m", "stop", 10), end("m"), *BEGUN, end("m")], None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_whose_end_it_was(case: str) -> None:
+    entries, expected = CASES[case]
+    stamped = [
+        {
+            **entry,
+            "__REALTIME_TIMESTAMP": datetime.fromtimestamp(number, UTC),
+            "__MONOTONIC_TIMESTAMP": SimpleNamespace(timestamp=timedelta(seconds=number)),
+        }
+        for number, entry in enumerate([*BEGUN, *entries])
+    ]
+    find = journal._culprit
+    found = find(reversed(stamped), "UNIT", BONDS, "m")
+    assert (found and (found.unit, found.result)) == expected
+    if found is not None:
+        assert found.began_usec == {"a": 0, "b": 1_000_000}[found.unit]
+
+
+@pytest.mark.parametrize("machine", ["web", "a-b", "a.b", "a:b"])
+def test_names_of_bonds(machine: str) -> None:
+    assert machine_of_helper(helper_unit(machine, "f-s")) == machine
+    assert machine_of_helper(bond_name(machine, "f-s")) == machine
+    assert bond_name("a", "b-c") != bond_name("a-b", "c")
+
+
+@pytest.mark.parametrize("unit", ["machine-web.service", "moored.service", "machine--x.service", ""])
+def test_names_of_others(unit: str) -> None:
+    assert machine_of_helper(unit) is None
