@@ -552,11 +552,12 @@ class MoorageMachine(Interface):
                 machine_helpers.status(helper)
                 for helper in helpers or self._lifecycle.helper_statuses(machine)
             ],
-            verdict=None if machine.verdict is None else _verdict(machine.verdict),
+            verdict=None if machine.verdict is None else _verdict(machine.verdict, whole=whole),
         )
 
 
-def _verdict(verdict: model.Verdict) -> wire.Verdict:
+def _verdict(verdict: model.Verdict, *, whole: bool) -> wire.Verdict:
+    """Say how a machine ended; what a helper wrote is told to those only who may know all of the machine."""
     return wire.Verdict(
         result=verdict.result,
         exitedAt=timestamp(verdict.exited_at),
@@ -566,7 +567,7 @@ def _verdict(verdict: model.Verdict) -> wire.Verdict:
         leaderSignal=verdict.leader_signal,
         helper=verdict.helper,
         helperResult=verdict.helper_result,
-        log=list(verdict.log) or None,
+        log=(list(verdict.log) or None) if whole else None,
         accounting=_accounting(verdict.accounting),
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from authority import CHALLENGED, DENIED, wait_for
 from hostile import call, dial, encode, receive, send
-from moored import OURS, THEIRS, UNTIL_SECONDS, Processes, scopes
+from moored import OURS, THEIRS, UNTIL_SECONDS, Processes, messages, run, scopes
 from sessions import Session
 
 REFUSED = {"org.varlink.service.PermissionDenied", "io.systemd.InteractiveAuthenticationRequired"}
@@ -47,6 +47,23 @@ def test_a_verdict_is_nobody_elses_to_forget(spawn: Processes, creator: Session,
         assert not found.keys() & SECRETS.keys()
         assert session.call("Forget", {"name": "web"})["error"] in {*REFUSED, f"{OURS}NoSuchMachine"}
     assert "verdict" in stranger.call("Describe", {"name": "web"})["parameters"]["machine"]
+
+
+def test_the_journal_of_a_helper_is_not_read_by_way_of_a_verdict(
+    everything_gone: None, spawn: Processes, stranger: Session
+) -> None:
+    leader = spawn()
+    command = ["/bin/sh", "-c", "echo words; exec sleep infinity"]
+    helper = {"name": "fs", "execStart": command, "onFailure": "stopMachine"}
+    asked = {"name": "web", "class": "vm", "leader": {"pid": leader.pid}, "helpers": [helper]}
+    assert "error" not in (call(f"{OURS}Register", asked) or {"error": None})
+    wait_for(lambda: "words" in messages("machine-web-fs.service"))
+    run("systemctl", "kill", "--signal=KILL", "machine-web-fs.service")
+    leader.wait(UNTIL_SECONDS)
+    wait_for(lambda: "words" in run("moorctl", "status", "web"))
+    found = stranger.call("Describe", {"name": "web"})["parameters"]["machine"]["verdict"]
+    assert (found["cause"], found["helper"]) == ("helperEnded", "fs")
+    assert "log" not in found
 
 
 def test_a_subgroup_leads_nowhere_else(spawn: Processes, creator: Session) -> None:
