@@ -43,6 +43,10 @@ for taking them back."""
 QUESTIONS_PER_UID_MAX: Final = 8
 """Questions pending of one user, so that one of them cannot take all places. A person answers one at a time."""
 
+PERSONS_MAX: Final = 32
+"""Questions pending that a person may be asked, in all. These last for minutes, and one person may have many uids
+(subuid(5)): the other half is left to those that polkit answers by itself."""
+
 ATTEMPTS_MAX: Final = 3
 """A broker or polkitd that is being restarted is asked again; one that goes again and again is not."""
 
@@ -99,6 +103,7 @@ class Polkit:
         self._connecting = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._pending: Counter[int] = Counter()
+        self._persons = 0
         self._numbers = itertools.count(1)
         self._complained = ""
 
@@ -136,12 +141,18 @@ class Polkit:
         except ProcessGone:
             return Answer.NO  # whom to ask about?
         self._pending[peer.uid] += 1
+        person = interactive and self._persons < PERSONS_MAX
+        self._persons += person
         try:
-            with trio.move_on_after(PERSON_SECONDS if interactive else ANSWER_SECONDS):
-                return await self._ask(pidfd, peer.uid, action, details, interactive=interactive)
+            with trio.move_on_after(PERSON_SECONDS if person else ANSWER_SECONDS):
+                answer = await self._ask(pidfd, peer.uid, action, details, interactive=person)
+                if answer is Answer.CHALLENGE and interactive and not person:
+                    raise TooManyQuestions
+                return answer
             self._complain("CallTimeout", CallTimeout("CheckAuthorization"))
             return Answer.SILENCE
         finally:
+            self._persons -= person
             self._pending[peer.uid] -= 1
             if not self._pending[peer.uid]:
                 del self._pending[peer.uid]
