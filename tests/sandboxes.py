@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from _pytest.mark import ParameterSet
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TOOL = CHECKOUT / "tools" / "sandbox"
@@ -29,6 +30,23 @@ UP_SECONDS = 1200.0
 DOWN_SECONDS = 60.0
 PYTEST_SECONDS = 900.0
 """For one module of tests that runs inside."""
+
+
+DESCRIPTORS = frozenset({"test_limits", "test_bad_input", "test_bounds", "test_crowd", "test_descriptors"})
+"""Modules of which no two may run at a time, in whatever sandboxes: the kernel counts file descriptors that are on
+their way (ETOOMANYREFS, unix(7)) by user, and root is one user in all sandboxes."""
+
+
+def modules(directory: Path) -> list[ParameterSet]:
+    """Return the modules of tests that run inside, as parameters."""
+    return [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.xdist_group("descriptors")] if path.stem in DESCRIPTORS else [],
+        )
+        for path in sorted(directory.glob("test_*.py"))
+    ]
 
 
 @dataclass(frozen=True)

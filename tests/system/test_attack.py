@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sandboxes import Sandbox
+from sandboxes import Sandbox, modules
 
-MODULES = sorted((Path(__file__).parent / "inside" / "attack").glob("test_*.py"))
+MODULES = modules(Path(__file__).parent / "inside" / "attack")
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("module", MODULES)
 def test_attack(boot: Callable[..., Sandbox], module: Path) -> None:
     boot().pytest(module)

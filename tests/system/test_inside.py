@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sandboxes import VMM, Sandbox
+from sandboxes import VMM, Sandbox, modules
 
-MODULES = sorted((Path(__file__).parent / "inside").glob("test_*.py"))
+MODULES = modules(Path(__file__).parent / "inside")
 
 SANDBOXES = {
     "test_qemu": ("--packages", VMM, "--read-only", "--no-broker", "--mask", "tmp.mount"),
@@ -15,6 +15,6 @@ SANDBOXES = {
 """Modules that need another one than the usual, with its options."""
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("module", MODULES)
 def test_inside(boot: Callable[..., Sandbox], module: Path) -> None:
     boot(*SANDBOXES.get(module.stem, ())).pytest(module)

@@ -302,7 +302,8 @@ def _explained(helper: Helper, machine: str, directory: str) -> Iterator[str]:
         yield f"  Starts after: {', '.join(helper.after)}"
     if helper.restart not in {None, "no"}:
         yield f"  Restarted: {helper.restart}"
-    yield f"  If it fails: {'the machine is stopped' if helper.on_failure == 'stopMachine' else 'the machine goes on'}"
+    vital = helper.on_failure == "stopMachine"
+    yield "  However it ends: the machine is stopped" if vital else "  If it fails: the machine goes on"
     for name, value in helper.properties.items():
         yield f"  Property: {name}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
 

@@ -506,7 +506,7 @@ class Lifecycle:
         """Look at the control group; return whether that tells all."""
         found = cgroup.identity(machine.control_group)
         if found not in {None, machine.control_group_id}:  # the unit has been started anew
-            self._finish(machine, "forgotten")
+            self._finish(machine, FORGOTTEN)
             return True
         state = None if found is None else cgroup.events(machine.control_group)
         if state is not None and state.populated:
@@ -551,9 +551,8 @@ class Lifecycle:
             else:
                 await self._bury(machine, status)
         elif not populated and not machine.allocated:
-            self._finish(
-                machine, "success"
-            )  # what becomes of its unit, with RemainAfterExit= for one, is no matter
+            # What becomes of its unit, with RemainAfterExit= for one, is no matter.
+            self._finish(machine, "success")
         elif status.active_state == "deactivating":
             machine.phase = Phase.stopping
         elif populated:

@@ -209,7 +209,7 @@ def test_what_is_told() -> None:
         "  Socket: /run/moorage/m/web/fs.sock, stream, mode 0660, passed as file descriptor 3",
         "  Socket: /run/moorage/m/web/other, stream, mode 0600, passed as file descriptor 4",
         "  Starts after: tpm",
-        "  If it fails: the machine is stopped",
+        "  However it ends: the machine is stopped",
         "  Property: MemoryMax=536870912",
         "  Property: TimeoutStopUSec=5000000",
         '  Property: BindPaths=[["/srv/web","/srv",false,0]]',
