@@ -29,6 +29,7 @@ from moorage.authz.policy import IN_PLACE
 from moorage.machines import model, rights
 from moorage.machines.allocation import JobFailed, NotUnicode, UnitNameTaken
 from moorage.machines.asked import differing, digests
+from moorage.machines.changes import MachineGone
 from moorage.machines.final_account import accounting
 from moorage.machines.helpers import (
     HelperFailed,
@@ -96,6 +97,8 @@ def _error(error: Exception) -> VarlinkError | None:
             return wire.HelperFailed(error.helper, error.unit, error.result, error.log)
         case InvalidHelper():
             return InvalidParameter(f"helpers{error.field}")
+        case MachineGone():
+            return wire.NoSuchMachine(error.name)
         case NotWhole():
             return wire.NotSupported(
                 "helpers", "the machine is part of a unit, which they cannot be bound to"

@@ -33,6 +33,18 @@ from moorage.pid1.manager import ASK_USEC, ManagerError, ManagerTimeout, Manager
 _log = logging.getLogger(__name__)
 
 
+class MachineGone(Exception):
+    """The machine has ended, or was forgotten. Its name, and those of its units, may be another one's by now.
+
+    Attributes:
+        name: of the machine.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"machine {name} is gone")
+        self.name = name
+
+
 class Changes:
     """Adds helpers to machines, and removes them.
 
@@ -99,6 +111,7 @@ class Changes:
             Their state, once all are active.
 
         Raises:
+            MachineGone: before the helpers were there.
             HelperFailed, UnitNameTaken, JobFailed, ManagerError: as the allocation says. Nothing is left of them, or
                 will be.
             OSError: the intent or the record could not be written; the same.
@@ -152,6 +165,7 @@ class Changes:
         """Stop a helper of a machine and forget it; within :meth:`alone`.
 
         Raises:
+            MachineGone: and the helper with it.
             ManagerError: as the manager says.
             OSError: the intent or the record could not be written.
         """
@@ -200,6 +214,8 @@ class Changes:
             while True:
                 try:
                     await self._resume(change)
+                except MachineGone:
+                    continue  # which is noticed then
                 except (ManagerError, OSError) as error:
                     _log.warning(
                         "Failed to go on with helpers of machine %s, trying again: %s", change.machine, error
@@ -251,14 +267,17 @@ class Changes:
         removes: bool = False,
         with_place: bool = False,
     ) -> Change:
+        self._check_there(machine)
         return Change(machine.name, machine.invocation_id, self._now(), helpers, removes, with_place)
 
     def _enter(self, machine: Machine, change: Change) -> None:
         """Enter helpers that are there.
 
         Raises:
+            MachineGone: meanwhile.
             OSError: the record could not be written; the machine is as it was.
         """
+        self._check_there(machine)
         before = machine.helpers, machine.runtime_directory
         machine.helpers += change.helpers
         machine.runtime_directory = self._directory(machine.name)
@@ -267,6 +286,10 @@ class Changes:
         except OSError:
             machine.helpers, machine.runtime_directory = before
             raise
+
+    def _check_there(self, machine: Machine) -> None:
+        if self._registry.get(machine.name) is not machine:
+            raise MachineGone(machine.name)
 
     def _save(self, machine: Machine) -> None:
         if self._registry.get(machine.name) is machine:

@@ -933,6 +933,7 @@ class Lifecycle:
         Raises:
             NotWhole: the machine is a part of a unit.
             RegisteredByUser: it is in the hands of somebody without the rights of the manager.
+            MachineGone: it has ended meanwhile, or was forgotten.
             InvalidHelper, InvalidProperty: as :meth:`check_helpers` says.
             HelperFailed, UnitNameTaken, JobFailed: as the allocation says. The machine has none of them.
             ManagerError: as the manager says.
@@ -962,6 +963,7 @@ class Lifecycle:
 
         Raises:
             NoSuchHelper: it has none of that name.
+            MachineGone: it has ended meanwhile, or was forgotten.
             ManagerError: as the manager says.
             OSError: the record could not be written.
         """

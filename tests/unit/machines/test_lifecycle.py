@@ -5,13 +5,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
 from fake_manager import FakeManager
+from moorage.machines.changes import MachineGone
 from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
-from moorage.machines.model import HelperSpec, Machine, MachineClass, Timestamp
+from moorage.machines.model import Helper, HelperFailure, HelperSpec, Machine, MachineClass, Timestamp
 from moorage.machines.store import Store
 from moorage.pid1.manager import ServiceSpec, UnitHint
 from moorage.pid1.references import References
@@ -76,3 +78,40 @@ async def test_a_slow_reader_of_changes_gets_the_last(tmp_path: Path) -> None:
             seen += [statuses async for statuses in changes]
         assert [each.active_state for each in seen[-1]] == ["active"]
         assert len(seen) == 2, "a slow reader is told of what is, not of all that was"
+
+
+async def added(lifecycle: Lifecycle, machine: Machine) -> None:
+    """Add a helper to a machine."""
+    async with aclosing(lifecycle.add_helpers(machine, [HelperSpec("fs", ("/bin/sh",))])) as changes:
+        async for _ in changes:
+            pass
+
+
+async def test_helpers_are_not_added_to_a_successor(tmp_path: Path) -> None:
+    """The machine has ended and its name is another one's: so are the names of its units."""
+    manager = FakeManager()
+    started: list[str] = []
+    web, successor = machine("web"), machine("web")
+
+    async def start(spec: ServiceSpec) -> None:
+        started.append(spec.unit)
+        lifecycle.registry.remove(web)
+        lifecycle.registry.add(successor)
+        unit = "machine-web-fs.service"
+        manager.tell(UnitHint("main", unit, result="success", main_pid=os.getpid()))
+        manager.tell(UnitHint("changed", unit, "active", "running"))
+
+    manager.starting = start
+    async with running(manager, tmp_path) as lifecycle:
+        lifecycle.registry.add(web)
+        with pytest.raises(MachineGone):  # while they are started
+            await added(lifecycle, web)
+        assert started
+        with pytest.raises(MachineGone):  # before
+            await added(lifecycle, web)
+        assert len(started) == 1
+        assert not successor.helpers
+        web.helpers = (Helper("fs", "machine-web-fs.service", HelperFailure.ignore, ()),)
+        with pytest.raises(MachineGone):
+            await lifecycle.remove_helper(web, "fs")
+    assert not any(name.startswith(".change-") for name in os.listdir(tmp_path))
