@@ -6,10 +6,12 @@ from typing import Any
 
 import trio
 
-from faults.clients import Clients, Refused, identity, sleeper
+from faults.clients import FOREIGN_HELPERS, Clients, Refused, identity, sleeper
 from faults.world import (
+    DIRECTORIES,
     OURS,
     RECORDS,
+    ROOT,
     SOCKET,
     Process,
     Violation,
@@ -23,6 +25,8 @@ from faults.world import (
     show,
     units,
 )
+from moorage.machines.leases import LEASE_GRACE_USEC
+from moorage.machines.model import bond_name, directory_name
 from moorage.wire.client import Client
 from moorage.wire.errors import RemoteError
 
@@ -31,12 +35,15 @@ QUIET_SECONDS = 40.0
 
 LOOK_SECONDS = 0.1
 
+LEASES_SECONDS = LEASE_GRACE_USEC / 1e6 + 1
+"""After the last step: until then a machine would have been stopped whose lease was lost in it."""
+
 TASKS_MAX = 8
 """Threads of moored: one for the loop, and those for files that may not answer, which are kept for 10 s."""
 
 FOREIGN = ("machine-foreign.scope", "machine-vm\\x2dforeign.scope", "foreign.scope")
 """Scopes of somebody else: two with names that machines could have."""
-FOREIGN_SERVICES = ("machine-foreign-fs.service", "foreign.service")
+FOREIGN_SERVICES = ("machine-foreign-fs.service", "foreign.service", *FOREIGN_HELPERS.values())
 
 
 class Foreign:
@@ -104,7 +111,8 @@ class Checks:
         Raises:
             Violation: it is not in time; says in which way not.
         """
-        await self._drop_leases()
+        for wanted in [each for each in self._clients.leases if each.ended]:
+            self._clients.drop(wanted)
         problems: list[str] = ["nothing was looked at"]
         with trio.move_on_after(QUIET_SECONDS):
             while problems:
@@ -115,24 +123,28 @@ class Checks:
                     problems = [f"moored does not answer: {error}"]
         if problems:
             raise Violation("; ".join(problems))
+        await self._decide()
         await self._verdicts()
 
-    async def _drop_leases(self) -> None:
-        """A lease whose connection is gone has ended its machine."""
-        for wanted, client in list(self._clients.leases.items()):
-            try:
-                await client.call("org.varlink.service.GetInfo")
-            except Exception:  # noqa: BLE001 - in whatever way it ended
-                wanted.end("the connection of its lease ended")
-            if wanted.ended:
-                client.close()
-                del self._clients.leases[wanted]
+    async def settle_leases(self) -> None:
+        """Wait for the end of what nobody would hold, and until everything is as it must be again.
+
+        Raises:
+            Violation: as :meth:`settle` says.
+        """
+        await trio.sleep(LEASES_SECONDS)
+        await self.settle()
 
     async def _problems(self) -> AsyncIterator[str]:
         living = {wanted.name: wanted for wanted in self._world.living()}
         for wanted in living.values():
             if wanted.process.poll() is not None:
-                raise Violation(f"the leader of {wanted.name} is gone, and nobody asked for that")
+                lease = self._clients.leases.get(wanted)
+                held = f"; its lease: {lease.trouble or 'held'}" if lease is not None else ""
+                raise Violation(f"the leader of {wanted.name} is gone, and nobody asked for that{held}")
+        for wanted, lease in self._clients.leases.items():
+            if lease.trouble:
+                yield f"the lease of {wanted.name} was not taken again: {lease.trouble}"
         machines = await listed()
         if machines.keys() != living.keys():
             yield f"listed are {sorted(machines)}, and not {sorted(living)}"
@@ -162,6 +174,12 @@ class Checks:
         }
         if there != said:
             yield f"{machine['unit']} is {there}, and not {said}"
+        if machine["uid"] != wanted.owner:
+            yield f"{wanted.name} is of user {machine['uid']}, and not of {wanted.owner}"
+        names = {helper["name"] for helper in machine["helpers"]}
+        if names - wanted.helpers.keys() or wanted.helpers.keys() - names - wanted.undecided:
+            undecided = sorted(wanted.undecided)
+            yield f"{wanted.name} has helpers {sorted(names)}, and not {sorted(wanted.helpers)} (perhaps {undecided})"
         for helper in machine["helpers"]:
             if helper["activeState"] != "active" and not wanted.limping:
                 yield f"{helper['unit']} is {helper['activeState']}"
@@ -175,14 +193,31 @@ class Checks:
         if (groups := scope_groups().keys()) != known:
             yield f"control groups are {sorted(groups)}, and not {sorted(known)}"
         helpers = {helper["unit"] for machine in machines.values() for helper in machine["helpers"]}
-        services = {
-            unit
-            for unit in units("machine-*-*.service")
-            if "--" not in unit and unit not in FOREIGN_SERVICES
+        theirs = helpers | {unit.removesuffix("service") + "socket" for unit in helpers}
+        theirs |= {
+            bond_name(name, helper["name"])
+            for name, machine in machines.items()
+            for helper in machine["helpers"]
         }
-        if services - helpers:
-            yield f"services without a machine: {sorted(services - helpers)}"
-        kept = {name for name, record in records().items() if record is None or record["phase"] != "exited"}
+        loaded = units("machine-*-*.service", "machine-*-*.socket")
+        others = loaded.keys() - theirs - set(FOREIGN_SERVICES)
+        # A helper that was removed stays in the manager's memory for as long as others of its machine name it.
+        running = {unit for unit in others if "--" not in unit and loaded[unit] != "inactive"}
+        if running:
+            yield f"helpers on no record: {sorted(running)}"
+        scopes = {f"machine-{unit.split('-')[1]}.scope" for unit in others}
+        if scopes - known:
+            yield f"units of helpers without a machine: {sorted(scopes - known)}"
+        homes = {directory_name(name) for name, machine in machines.items() if machine["helpers"]}
+        directories = set(os.listdir(DIRECTORIES)) if DIRECTORIES.exists() else set[str]()
+        if not homes <= directories:
+            yield f"runtime directories are {sorted(directories)}, and not {sorted(homes)}"
+        names = {directory_name(name) for name in (*machines, *self._world.unrecorded)}
+        if directories - names:
+            yield f"runtime directories without a machine: {sorted(directories - names)}"
+        kept = {
+            name for name, record in records().items() if record is None or record.get("phase") != "exited"
+        }
         if kept - self._world.unrecorded.keys() != machines.keys():
             yield f"records are {sorted(kept)}, and not {sorted(machines)}"
 
@@ -191,7 +226,7 @@ class Checks:
             assert wanted.machine is not None
             unit = wanted.machine["unit"]
             if (now := show(unit, "InvocationID")["InvocationID"]) != wanted.machine["invocationId"]:
-                yield f"{unit}, whose record was damaged, is {now}, was {wanted.machine['invocationId']}"
+                yield f"{unit}, which is on no record any more, is {now}, was {wanted.machine['invocationId']}"
 
     def _of_service(self, machines: int) -> Iterator[str]:
         pid = main_pid()
@@ -208,6 +243,15 @@ class Checks:
             yield f"moored has {descriptors} file descriptors, and not {wanted}"
         if tasks > TASKS_MAX:
             yield f"moored has {tasks} threads"
+
+    async def _decide(self) -> None:
+        """Take note of what became of changes that were cut off: from here on it stays so."""
+        machines = await listed()
+        for wanted in self._world.living():
+            names = {helper["name"] for helper in machines[wanted.name]["helpers"]}
+            for name in wanted.undecided - names:
+                del wanted.helpers[name]
+            wanted.undecided.clear()
 
     async def _verdicts(self) -> None:
         """Look at the verdicts of all that ended, and forget them; look for those that were damaged."""
@@ -240,6 +284,7 @@ class Checks:
             **{key: wanted.parameters[key] for key in ("name", "class", "leader")},
             "allocateUnit": False,
         }
+        wanted.owner = ROOT
         before = wanted.machine
         del self._world.unrecorded[name]
         self._world.machines[name] = wanted

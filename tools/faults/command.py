@@ -1,13 +1,18 @@
 """tools/chaos: moored against a real systemd while everything around it goes wrong.
 
 In a sandbox of its own, clients register machines (with helpers, leases, in slices, as containers), register them
-again, stop them, list and describe them; leaders die. Meanwhile, one step after the other, a fault is injected. Then
-the clients finish, whatever that takes, and it is looked whether
+again, add helpers and remove them, stop and forget machines, list and describe them; leaders die. Some are root's,
+some an ordinary user's, who also tries what she may not. Many hang up before they have an answer; leases are held as
+launchers do it, over restarts. Meanwhile, one step after the other, a fault is injected. Then the clients finish,
+whatever that takes, and it is looked whether
 
   - every machine whose Register was answered is there with the same identity, or has its verdict;
-  - List, the records, the service manager's units, the control groups and the helpers agree about that;
+  - those with a lease have ended only where it was dropped on purpose;
+  - every helper that was asked for runs and is on record, and no other does, whoever was cut off meanwhile;
+  - List, the records, the service manager's units, the control groups and the runtime directories agree about that;
   - nothing else is there: no ghost, no second one, nothing half-made;
-  - nothing that is not moored's was stopped: scopes and services of others beside it run as they did;
+  - nothing that is not moored's was stopped: scopes and services of others beside it run as they did, also those whose
+    names helpers were to have;
   - moored has no more file descriptors and tasks than these machines need.
 
 The seed decides who does what and which fault comes when, but not how long things take: the same seed finds the same

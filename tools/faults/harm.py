@@ -15,8 +15,11 @@ from typing import Any
 
 import trio
 
-from faults.clients import Clients
-from faults.world import RECORDS, Violation, Wanted, World, main_pid, run, show
+from faults.clients import Clients, sleeper
+from faults.world import OURS, RECORDS, SOCKET, Violation, Wanted, World, main_pid, run, show
+from moorage.machines.model import helper_unit
+from moorage.wire.client import Client
+from moorage.wire.errors import VarlinkError
 
 FILLER = RECORDS.parent / "filler"
 ELSEWHERE = Path("/run/moorage-elsewhere")
@@ -28,6 +31,12 @@ LOOK_SECONDS = 0.01
 
 CALLS_MEANWHILE_SECONDS = 1.0
 """For how long clients meet a full directory."""
+
+CHANGE_SECONDS = 0.04
+"""For how long a change of helpers is under way on an idle machine."""
+
+SLOW_USEC = 3_000_000
+"""For the start of a helper that never gets ready, µs: longer than it takes to begin a restart."""
 
 HELD_SECONDS = (0.2, 4.0)
 """For how long the manager does not answer; HELD_LONG_SECONDS in a run that is long enough for that."""
@@ -111,6 +120,18 @@ async def kill_in_register(scene: Scene) -> None:
         await back(pid)
 
 
+async def kill_in_change(scene: Scene) -> None:
+    """SIGKILL within milliseconds of a change of helpers that goes out."""
+    pid = await trio.to_thread.run_sync(main_pid)
+    with trio.move_on_after(CALLS_MEANWHILE_SECONDS):
+        await scene.clients.changing.wait()
+    await trio.sleep(scene.chance.uniform(0, CHANGE_SECONDS))
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        await back(pid)
+
+
 async def kill_while_it_starts(scene: Scene) -> None:
     """SIGKILL, and again while it finds its machines."""
     for _ in range(3):
@@ -123,6 +144,44 @@ async def kill_while_it_starts(scene: Scene) -> None:
 async def restart(_: Scene) -> None:
     """A regular restart."""
     await command("systemctl", "restart", "moored.service")
+
+
+async def terminate(_: Scene) -> None:
+    """SIGTERM, not from the manager."""
+    pid = await trio.to_thread.run_sync(main_pid)
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    await back(pid)
+
+
+async def restart_while_busy(_: Scene) -> None:
+    """A restart while a Register is under way that lasts: its connection ends later than those that are idle."""
+    leader = sleeper()
+    slow = {
+        "name": "slow",
+        "execStart": ["/usr/bin/sleep", "infinity"],
+        "type": "notify",
+        "properties": {"TimeoutStartUSec": SLOW_USEC},
+    }
+    call = {"name": "slow", "class": "vm", "leader": {"pid": leader.pid}, "helpers": [slow]}
+
+    async def register() -> None:
+        with suppress(OSError, VarlinkError):
+            async with await Client.connect(SOCKET) as client:
+                await client.call(f"{OURS}Register", call)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(register)
+            for _turn in range(round(CALLS_MEANWHILE_SECONDS / LOOK_SECONDS)):
+                if (RECORDS / ".start-slow").exists():
+                    break
+                await trio.sleep(LOOK_SECONDS)
+            await command("systemctl", "restart", "moored.service")
+    finally:
+        leader.kill()
+        await trio.to_thread.run_sync(leader.wait)
 
 
 async def reload(_: Scene) -> None:
@@ -229,7 +288,7 @@ async def damage(scene: Scene) -> None:
     plain = [
         wanted
         for wanted in scene.world.living()
-        if not wanted.reserved and not {"helpers", "lease"} & wanted.parameters.keys()
+        if not wanted.reserved and not wanted.helpers and "lease" not in wanted.parameters
     ]
     before = murder()
     for wanted in scene.chance.sample(plain, min(len(plain), 2)):
@@ -287,18 +346,26 @@ async def stop_scopes(scene: Scene) -> None:
 async def kill_helpers(scene: Scene) -> None:
     """Helpers die: some take their machine with them."""
     scene.clients.stopping_helpers = True
-    having = [wanted for wanted in _some(scene, 1) if wanted.helpers]
-    for wanted in having:
-        wanted.limping = True
+    having = [wanted for wanted in _some(scene, 1) if _decided(wanted)]
     fatal = [wanted for wanted in having if _is_fatal(wanted)]
-    async with ending(fatal, "its helper was killed"):
-        units = [unit for wanted in having for unit in wanted.helpers]
-        if units:
-            await command("systemctl", "kill", "--signal=SIGKILL", *units)
+    for wanted in having:
+        wanted.limping = wanted.reserved = True
+    try:
+        async with ending(fatal, "its helper was killed"):
+            units = [helper_unit(wanted.name, name) for wanted in having for name in _decided(wanted)]
+            if units:
+                await command("systemctl", "kill", "--signal=SIGKILL", *units)
+    finally:
+        for wanted in having:
+            wanted.reserved = False
+
+
+def _decided(wanted: Wanted) -> list[str]:
+    return sorted(wanted.helpers.keys() - wanted.undecided)
 
 
 def _is_fatal(wanted: Wanted) -> bool:
-    return any(helper["onFailure"] == "stopMachine" for helper in wanted.parameters["helpers"])
+    return any(wanted.helpers[name]["onFailure"] == "stopMachine" for name in _decided(wanted))
 
 
 async def drop_leases(scene: Scene) -> None:
@@ -306,15 +373,18 @@ async def drop_leases(scene: Scene) -> None:
     chosen = [wanted for wanted in _some(scene, 1) if wanted in scene.clients.leases]
     async with ending(chosen, "the connection of its lease ended"):
         for wanted in chosen:
-            scene.clients.leases.pop(wanted).close()
+            scene.clients.drop(wanted)
 
 
 KINDS: dict[str, tuple[Harm, int]] = {
     "nothing": (nothing, 1),
     "moored killed": (kill, 4),
     "moored killed in a Register": (kill_in_register, 6),
+    "moored killed in a change of helpers": (kill_in_change, 6),
     "moored killed while it starts": (kill_while_it_starts, 2),
-    "moored restarted": (restart, 2),
+    "moored restarted": (restart, 3),
+    "moored restarted while a call lasts": (restart_while_busy, 2),
+    "moored terminated": (terminate, 2),
     "daemon-reload": (reload, 2),
     "daemon-reexec": (reexecute, 3),
     "daemon-reexec and moored killed": (reexecute_and_kill, 2),

@@ -15,11 +15,13 @@ from typing import Any, cast
 import trio
 
 from faults import harm
+from faults.alice import Alice
 from faults.checks import Checks, Foreign
 from faults.clients import Clients
-from faults.world import Violation, World, run
+from faults.world import ALICE, ROOT, Violation, World, run
 
-CLIENTS = 6
+CLIENTS = (ROOT, ROOT, ROOT, ROOT, ALICE, ALICE)
+"""A client each: whose."""
 BUSY_SECONDS = (0.2, 0.8)
 """For how long the clients work before a fault comes, and after it."""
 
@@ -39,8 +41,8 @@ async def step(scene: harm.Scene, checks: Checks, kind: str) -> None:
     enough = trio.Event()
     with trio.move_on_after(STEP_SECONDS) as scope:
         async with trio.open_nursery() as nursery:
-            for _ in range(CLIENTS):
-                nursery.start_soon(scene.clients.work, enough, scene.chance.randrange(2**31))
+            for user in CLIENTS:
+                nursery.start_soon(scene.clients.work, enough, scene.chance.randrange(2**31), user)
             await trio.sleep(scene.chance.uniform(*BUSY_SECONDS))
             await harm.KINDS[kind][0](scene)
             await trio.sleep(scene.chance.uniform(*BUSY_SECONDS))
@@ -70,9 +72,17 @@ def table(injected: Counter[str], survived: Counter[str], world: World) -> str:
 
 async def chaos(options: dict[str, Any]) -> int:
     """Do it; return the exit status."""
+    async with trio.open_nursery() as nursery:
+        status = await _chaos(options, nursery)
+        nursery.cancel_scope.cancel()
+        return status
+    raise AssertionError("nobody else cancels that")
+
+
+async def _chaos(options: dict[str, Any], nursery: trio.Nursery) -> int:
     chance = random.Random(options["seed"])
     world = World()
-    clients = Clients(world, chance)
+    clients = Clients(world, Alice(), nursery)
     scene = harm.Scene(world, clients, chance, options["seconds"])
     kinds = options["only"] or list(harm.KINDS)
     weights = [harm.KINDS[kind][1] for kind in kinds]
@@ -90,6 +100,8 @@ async def chaos(options: dict[str, Any]) -> int:
         print(f"{injected.total():4} {kind} …", flush=True)
         try:
             await step(scene, checks, kind)
+            if time.monotonic() >= end:
+                await checks.settle_leases()
         except BaseException as error:
             found = violation(error)
             if found is None:

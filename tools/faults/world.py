@@ -13,6 +13,12 @@ OURS = "io.moorage.Machine."
 RECORDS = Path("/run/moorage/machines")
 CGROUPS = Path("/sys/fs/cgroup")
 
+DIRECTORIES = Path("/run/moorage/m")
+
+ROOT = 0
+ALICE = 1000
+"""An ordinary user of every sandbox; chaos has a rule of polkit give her io.moorage.create-machine."""
+
 COMMAND_SECONDS = 90.0
 """For systemctl, also when the manager does not answer for half a minute."""
 
@@ -38,7 +44,10 @@ class Wanted:
         ended: why it is not expected to be there any more; empty while it is.
         verdict: whether its verdict is expected then.
         reserved: a client is about to do something with it.
-        limping: its helpers were killed, and it goes on without them.
+        limping: some of its helpers may have ended, and it goes on without them.
+        owner: the user who registers it.
+        helpers: by name, as it is asked to have them.
+        undecided: names of those that nobody has been told about: they are there and run, or they are not.
     """
 
     name: str
@@ -49,11 +58,13 @@ class Wanted:
     verdict: bool = True
     reserved: bool = False
     limping: bool = False
+    owner: int = ROOT
+    helpers: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    undecided: set[str] = field(default_factory=set[str])
 
-    @property
-    def helpers(self) -> list[str]:
-        """Names of its helpers' services."""
-        return [helper["unit"] for helper in self.machine["helpers"]] if self.machine else []
+    def __post_init__(self) -> None:
+        """Have the helpers that its Register names."""
+        self.helpers = {helper["name"]: helper for helper in self.parameters.get("helpers", [])}
 
     def end(self, why: str, *, verdict: bool = True) -> None:
         """Expect it no more; the first reason counts."""
@@ -67,7 +78,7 @@ class World:
 
     Attributes:
         machines: by name: those that are there, and those that ended since the last check.
-        unrecorded: machines whose record was damaged: they run, but nobody knows them.
+        unrecorded: machines whose record was damaged, or that were forgotten: they run, but nobody knows them.
         calls: how many calls were answered, by what they were answered with.
     """
 
@@ -139,9 +150,11 @@ def scope_groups() -> dict[str, Path]:
 
 
 def records() -> dict[str, dict[str, Any] | None]:
-    """What lies in the directory of records; None for what is no record."""
+    """What lies in the directory of records, but notes of units that were left alone; None for what is no record."""
     found: dict[str, dict[str, Any] | None] = {}
     for name in os.listdir(RECORDS):
+        if name.startswith(".left-"):
+            continue
         try:
             path = RECORDS / name
             found[name] = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else None
