@@ -221,6 +221,13 @@ def _by_manager(*, user: bool) -> tuple[str, ...]:
     return ("_COMM=systemd", f"_UID={os.geteuid()}") if user else ("_PID=1",)
 
 
+def _is_by_manager(entry: Mapping[str, Any], *, user: bool) -> bool:
+    """Whether an entry is the manager's, as :func:`_by_manager` has it for a query."""
+    if user:
+        return bool(entry.get("_COMM") == "systemd" and entry.get("_UID") == os.geteuid())
+    return bool(entry.get("_PID") == 1)
+
+
 def _moment(entry: Mapping[str, Any]) -> tuple[int, int]:
     stamp = entry["__MONOTONIC_TIMESTAMP"].timestamp
     return round(entry["__REALTIME_TIMESTAMP"].timestamp() * 1e6), round(stamp.total_seconds() * 1e6)
@@ -280,8 +287,9 @@ def read(
 def _matches(unit: str, *, user: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return what a unit wrote itself, and what its manager wrote about it."""
     if user:
-        return (f"_SYSTEMD_USER_UNIT={unit}",), (f"USER_UNIT={unit}", "_COMM=systemd")
-    return (f"_SYSTEMD_UNIT={unit}",), (f"UNIT={unit}", "_PID=1")
+        owner = f"_SYSTEMD_OWNER_UID={os.geteuid()}"
+        return (f"_SYSTEMD_USER_UNIT={unit}", owner), (f"USER_UNIT={unit}", *_by_manager(user=True))
+    return (f"_SYSTEMD_UNIT={unit}",), (f"UNIT={unit}", *_by_manager(user=False))
 
 
 def _collect(
@@ -295,7 +303,9 @@ def _collect(
             break
         if not _is_since(entry, since_usec, boot_id):
             break
-        if (log := found.get(entry.get(told, ""))) is not None:
+        # A unit may write any field that has no underscore, also with the names of the manager's.
+        managers = _is_by_manager(entry, user=user)
+        if managers and (log := found.get(entry.get(told, ""))) is not None:
             if log.result is None and getattr(entry.get("MESSAGE_ID"), "hex", "") == _UNIT_SUCCESS:
                 log.succeeded = True
             log.result = log.result or entry.get("UNIT_RESULT")
