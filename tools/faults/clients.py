@@ -3,6 +3,7 @@
 Some of them are root's, some alice's. What they ask for may be cut off at any point: they hang up, or moored goes.
 """
 
+import errno
 import itertools
 import random
 import subprocess
@@ -46,7 +47,6 @@ FOREIGN_HELPERS = {
 UNDECIDED = frozenset(
     {"io.systemd.Disconnected", f"{OURS}Timeout", f"{OURS}ManagerUnavailable", f"{OURS}Busy"}
 )
-NO_SPACE = 28
 INVALID_PARAMETER = "org.varlink.service.InvalidParameter"
 
 # What is answered to alice where the machine is root's; it may also have ended meanwhile.
@@ -77,12 +77,18 @@ class Refused(Exception):
     @property
     def no_space(self) -> bool:
         """Whether it is for want of space."""
-        return self.name == "io.systemd.System" and self.parameters.get("errno") == NO_SPACE
+        return self.name == "io.systemd.System" and self.parameters.get("errno") == errno.ENOSPC
 
 
 def sleeper(argv: tuple[str, ...] = ("sleep", "infinity"), *, user: int = ROOT) -> Process:
     """Start a process that does nothing, or what is given."""
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, user=user)
+
+
+def _is_undecided(error: VarlinkError) -> bool:
+    # Polkit is asked no more than a few questions of one user at once: all her leases are taken again in one moment.
+    many = error.error == "io.systemd.System" and error.parameters().get("errno") == errno.EBUSY
+    return many or error.error in UNDECIDED
 
 
 def identity(machine: dict[str, Any]) -> tuple[Any, ...]:
@@ -214,7 +220,7 @@ class Clients:
                     self._world.count("no connection, tried again")
                 except VarlinkError as error:
                     self._world.count(error.error.rpartition(".")[2])
-                    if error.error not in UNDECIDED:
+                    if not _is_undecided(error):
                         raise Refused(error, again=again) from None
                     again = True
                 else:
