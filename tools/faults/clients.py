@@ -496,8 +496,12 @@ class Clients:
 
     async def _remove(self, chance: random.Random, user: int) -> None:
         async def remove(wanted: Wanted) -> None:
-            # Not those that came with the machine: the manager starts them again with the next one that is added.
-            came = {helper["name"] for helper in wanted.parameters.get("helpers", [])}
+            # Not those that came with the machine and end it: the manager starts them again with the next one.
+            came = {
+                helper["name"]
+                for helper in wanted.parameters.get("helpers", [])
+                if helper["onFailure"] == "stopMachine"
+            }
             decided = sorted(wanted.helpers.keys() - wanted.undecided - came)
             if not decided:
                 return
