@@ -172,7 +172,8 @@ async def test_a_rehearsal_refuses_what_the_call_refuses_of_a_helper(spawn: Proc
 async def test_a_rehearsal_leaves_nothing_and_moves_nobody(spawn: Processes) -> None:
     leader = spawn()
     before = control_group(leader)
-    helper = {"name": "fs", "execStart": ["/usr/bin/false"], "sockets": [{"name": "s"}]}
+    # Of this type it has failed before it could be taken to be ready.
+    helper = {"name": "fs", "type": "oneshot", "execStart": ["/usr/bin/false"], "sockets": [{"name": "s"}]}
     asked = {"MemoryMax": 2**30, "Delegate": True, "OOMPolicy": "kill", "RuntimeMaxUSec": 5_000_000}
     loaded = units()
     files = sorted(os.listdir("/run/systemd/transient"))
