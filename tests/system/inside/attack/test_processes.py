@@ -64,7 +64,8 @@ def test_a_leader_that_became_roots_and_calls_itself_the_users(attacker: Session
     wait_for(lambda: uid(leader) == 0)
     reply = attacker.call("Kill", {"name": "web", "signal": 9, "whom": "leader"})
     assert reply == {"error": f"{OURS}ProcessGone", "parameters": {}}
-    assert Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    # Neither dead nor dying; it may still be on its way into its sleep.
+    assert Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     os.kill(leader, 9)
 
 
