@@ -38,6 +38,7 @@ from moorage.machines.limits import (
 from moorage.machines.probe import CAP_BPF, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, ProbeFailed, probe
 from moorage.pid1 import cgroup
 from moorage.pid1.manager import Json, Manager
+from moorage.pid1.unit_files import QUOTA_STEP_USEC
 
 LOOK_USEC: Final = 5_000_000
 """For how long devices and BPF programs are looked at, µs: as long as the unit that does so may run."""
@@ -145,9 +146,8 @@ class Foreseen:
             case ["cpu", "idle"]:
                 return str(int(self._number("CPUWeight", None) == 0))
             case ["cpu", "max"]:
-                return cpu_max(
-                    self._number("CPUQuotaPerSecUSec", None), self._number("CPUQuotaPeriodUSec", None)
-                )
+                quota, period = (self._number(f"CPUQuota{kind}USec", None) for kind in ("PerSec", "Period"))
+                return cpu_max(None if quota is None else quota - quota % QUOTA_STEP_USEC, period)
             case ["cpuset", "cpus" | "mems" as kind, *rest] if rest in ([], ["effective"]):
                 return self._set(kind, effective=bool(rest))
             case ["io", "weight"]:

@@ -246,11 +246,15 @@ def _mode(name: str, value: int) -> int:
     return value
 
 
+QUOTA_STEP_USEC: Final = 100
+"""A hundredth of a percent of a second, µs: the finest quota of CPU time that a unit file can hold."""
+
+
 def _quota(name: str, value: int) -> int:
     """Written in percent with two decimals, which have to fit into an int."""
     if value != _INFINITY and not 100 <= value < 100 * 2**31:
         raise InvalidProperty(name, "not between 0.01 % of one CPU and 214748 CPUs")
-    return value if value == _INFINITY else value - value % 100
+    return value if value == _INFINITY else value - value % QUOTA_STEP_USEC
 
 
 def _scale(name: str, value: int) -> int:

@@ -89,7 +89,7 @@ async def test_the_kernel_has_what_was_asked_for(spawn: Processes) -> None:
     [
         ({"MemoryMax": 64 * MIB + 1}, "memory.max", str(64 * MIB), str(64 * MIB)),
         ({"MemoryLow": PAGE - 1}, "memory.low", "0", "0"),
-        ({"CPUQuotaPerSecUSec": 333_333}, "cpu.max", "33333 100000", "333330"),
+        ({"CPUQuotaPerSecUSec": 333_333}, "cpu.max", "33330 100000", "333300"),
         ({"CPUQuotaPeriodUSec": 100, "CPUQuotaPerSecUSec": 2_000_000}, "cpu.max", "2000 1000", "1000"),
         (
             {"CPUQuotaPeriodUSec": 5_000_000, "CPUQuotaPerSecUSec": 500_000},
