@@ -44,7 +44,9 @@ def traces(name: str) -> list[str]:
     """What a host can still see of a sandbox: directories, mounts, control groups, processes."""
     found = [str(path) for path in Path("/run/moorage-sandbox").glob(f"{name}*")]
     found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
-    found += [str(path) for path in Path("/sys/fs/cgroup").rglob(f"*{name}*") if path.is_dir()]
+    # Not Path.rglob(), which fails where a group of another sandbox goes at that moment.
+    for directory, below, _ in os.walk("/sys/fs/cgroup"):
+        found += [f"{directory}/{each}" for each in below if name in each]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             status, groups = (process / "status").read_text(), (process / "cgroup").read_text()
