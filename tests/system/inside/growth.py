@@ -235,6 +235,7 @@ async def grown() -> None:
     await some_of_all()
     await at_rest()
     before = await until(settled, "it has come to rest")
+    assert before is not None
     blocks, memory = (await asked())["blocks"], pss()
 
     found = before
