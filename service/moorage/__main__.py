@@ -18,7 +18,7 @@ import trio
 
 from moorage import __version__, activation
 from moorage.app import NoRecords, Options, run
-from moorage.pid1.cgroup import NotUnified, check_unified
+from moorage.kernel.cgroup import NotUnified, check_unified
 from moorage.pid1.manager import ManagerUnavailable
 
 IDLE_USEC = 30_000_000

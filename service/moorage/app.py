@@ -14,10 +14,10 @@ import msgspec
 import trio
 
 from moorage import __version__, activation
-from moorage.api.generic_service import GenericService
-from moorage.api.machine import MoorageMachine
+from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.requests import Authority
-from moorage.api.systemd_machine import SystemdMachine
+from moorage.api.systemd_machine.handlers import SystemdMachine
+from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
 from moorage.machines.helpers import Home

@@ -6,7 +6,6 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-
 from sandboxes import CHECKOUT, Sandbox
 
 SOCKET = "/run/moorage-peers"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sandboxes import CHECKOUT, RUN_SECONDS, VMM, Sandbox
 
 from moorage.machines.leases import LEASE_GRACE_USEC
-from sandboxes import CHECKOUT, RUN_SECONDS, VMM, Sandbox
 
 EXAMPLES = CHECKOUT / "examples"
 COMPILE_SECONDS = 60.0

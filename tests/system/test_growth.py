@@ -4,7 +4,6 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-
 import sandboxes
 from sandboxes import Sandbox
 

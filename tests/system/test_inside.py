@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from sandboxes import VMM, Sandbox, modules
 
 MODULES = modules(Path(__file__).parent / "inside")

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-
 from sandboxes import CHECKOUT, Sandbox
 
 README = (CHECKOUT / "README.md").read_text()

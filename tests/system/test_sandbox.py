@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-
 from sandboxes import CHECKOUT, RUN_SECONDS, TOOL, Sandbox, start, stop
 
 SYSTEMS = {"trixie": ("trixie", "nspawn"), "forky": ("forky", "nspawn"), "forky-uml": ("forky", "uml")}

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from sandboxes import start, stop
 
 MODULES = sorted((Path(__file__).parent / "inside" / "uml").glob("test_*.py"))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from moorage import journal
 from moorage.machines.model import bond_name, helper_unit, machine_of_helper
+from moorage.pid1 import journal
 
 BONDS = {"a-bond": "a", "b-bond": "b"}
 SUCCESS, FAILED, STARTED = (

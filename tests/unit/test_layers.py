@@ -15,21 +15,23 @@ PACKAGE = Path(__file__).parents[2] / "service" / "moorage"
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: words
     ("moorage.wire.errors", "moorage.wire.message", "moorage.machines.model", "moorage.pid1.manager",
-     "moorage.process", "moorage.holder"),
+     "moorage.kernel.process", "moorage.launch.holder"),
     # 1: pure decisions
     (
         "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
         "moorage.wire.places",
         "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
-        "moorage.authz.policy", "moorage.machines.rights", "moorage.machines.limits", "moorage.machines.ending",
-        "moorage.owner_probe", "moorage.effective_probe", "moorage.marshalling",
+        "moorage.authz.policy", "moorage.authz.allowed_properties",
+        "moorage.machines.limits", "moorage.machines.ending",
+        "moorage.probes.owner", "moorage.probes.effective", "moorage.dbus.marshal",
         "moorage.machines.asked",
     ),
     # 2: adapters to the outside
     (
-        "moorage.dbus", "moorage.journal", "moorage.readiness", "moorage.pid1.over_dbus", "moorage.pid1.cgroup",
+        "moorage.dbus.bus", "moorage.pid1.journal", "moorage.kernel.poller", "moorage.pid1.over_dbus",
+        "moorage.kernel.cgroup",
         "moorage.pid1.references",
-        "moorage.machines.store", "moorage.authz.polkit", "moorage.namespace_probe",
+        "moorage.machines.store", "moorage.authz.polkit", "moorage.probes.namespaces",
         "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",
         "moorage.wire.memory",
     ),
@@ -40,9 +42,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.stop_command", "moorage.machines.changes", "moorage.machines.places",
         "moorage.machines.helpers", "moorage.machines.helper_states", "moorage.machines.latest",
         "moorage.machines.vital",
-        "moorage.machines.together", "moorage.machines.ownership", "moorage.machines.probe",
-        "moorage.machines.events", "moorage.machines.effective", "moorage.wire.link", "moorage.wire.server",
-        "moorage.wire.client", "moorage.launch",
+        "moorage.machines.together", "moorage.authz.ownership", "moorage.pid1.oneshot",
+        "moorage.machines.effective", "moorage.wire.link", "moorage.wire.server",
+        "moorage.wire.client", "moorage.launch.payload", "moorage.launch",
     ),
     # 4: interfaces served
     ("moorage.api", "moorage.activation"),
@@ -58,6 +60,11 @@ PACKAGES_ONLY = (
     "moorage.pid1",
     "moorage.authz",
     "moorage.api",
+    "moorage.api.moorage_machine",
+    "moorage.api.systemd_machine",
+    "moorage.dbus",
+    "moorage.kernel",
+    "moorage.probes",
 )
 """Packages that are only a docstring (and a version): they belong to no layer and must import nothing."""
 
@@ -77,12 +84,12 @@ FORBIDDEN: tuple[Arrow, ...] = (
     Arrow("moorage.machines", "moorage.api"),
     Arrow("moorage.machines", "moorage.wire"),
     Arrow("moorage.pid1", "moorage.machines"),
-    Arrow("moorage", "jeepney", ("moorage.dbus", "moorage.pid1.over_dbus", "moorage.authz.polkit")),
-    Arrow("moorage", "systemd", ("moorage.activation", "moorage.journal")),
+    Arrow("moorage", "jeepney", ("moorage.dbus.bus", "moorage.pid1.over_dbus", "moorage.authz.polkit")),
+    Arrow("moorage", "systemd", ("moorage.activation", "moorage.pid1.journal")),
     Arrow("moorage", "varlink", ("moorage.wire.idl",)),
     *(Arrow(module, "trio") for module in PURE),
     *(Arrow(module, "logging") for module in PURE),
-    *(Arrow(module, "socket") for module in PURE if module != "moorage.process"),
+    *(Arrow(module, "socket") for module in PURE if module != "moorage.kernel.process"),
     # The command line talks to the socket only.
     *(
         Arrow("moorage.cli", f"moorage.{other}")
@@ -211,7 +218,8 @@ def test_imports_go_downward_only() -> None:
     [
         ("wire/server.py", "from moorage.machines import model", "moorage.wire.server:1 imports moorage.machines"),
         ("wire/server.py", "from ..machines.model import X", "moorage.wire.server:1 imports moorage.machines.model"),
-        ("pid1/jobs.py", "import moorage.dbus", "moorage.pid1.jobs:1 imports moorage.dbus, from layer 1 up to 2"),
+        ("pid1/jobs.py", "import moorage.dbus.bus",
+         "moorage.pid1.jobs:1 imports moorage.dbus.bus, from layer 1 up to 2"),
         ("pid1/jobs.py", "def late():\n    import trio", "moorage.pid1.jobs:2 imports trio, which is forbidden"),
         (
             "machines/registry.py",
@@ -220,20 +228,22 @@ def test_imports_go_downward_only() -> None:
         ),
         ("wire/message.py", "from socket import socket", "moorage.wire.message:1 imports socket, which is forbidden"),
         ("app.py", "import systemd.daemon", "moorage.app:1 imports systemd.daemon, which is forbidden"),
-        ("cli/__init__.py", "from moorage import dbus", "moorage.cli:1 imports moorage.dbus, which is forbidden"),
+        ("cli/__init__.py", "from moorage.dbus import bus",
+         "moorage.cli:1 imports moorage.dbus.bus, which is forbidden"),
         ("stray.py", "", "moorage.stray is in no layer"),
         ("wire/__init__.py", "from moorage.wire import server", "moorage.wire:1 imports moorage.wire.server, but a"),
-        ("process.py", "from moorage.machines import model", "imports go round: moorage.machines.model -> moorage"),
+        ("kernel/process.py", "from moorage.machines import model",
+         "imports go round: moorage.kernel.process -> moorage"),
     ],
 )  # fmt: skip
 def test_an_offender_is_named(tmp_path: Path, path: str, text: str, offence: str) -> None:
     package = tmp_path / "moorage"
     sample = {
-        "machines/model.py": "import moorage.process",
-        "process.py": "import socket",
-        "dbus.py": "import trio, jeepney",
+        "machines/model.py": "import moorage.kernel.process",
+        "kernel/process.py": "import socket",
+        "dbus/bus.py": "import trio, jeepney",
     }
-    for directory in ("wire", "machines", "pid1", "cli"):
+    for directory in ("wire", "machines", "pid1", "cli", "kernel", "dbus"):
         sample[f"{directory}/__init__.py"] = ""
     sample |= {"wire/server.py": "", "machines/store.py": ""}
     for name, source in sample.items():

@@ -21,7 +21,8 @@ from jeepney.low_level import Endianness, Header, HeaderFields, Message, Message
 from benchmarks.machines import GONE_SECONDS, LOOK_SECONDS
 from benchmarks.peers import CGROUPS, COMMAND_SECONDS
 from benchmarks.wire import CALL_SECONDS, Unmeasurable, connect, encode, exchange
-from moorage import process
+from moorage.authz.allowed_properties import MACHINE_SLICE, TASKS_MAX
+from moorage.kernel import process
 from moorage.machines.allocation import Allocator
 from moorage.machines.helpers import Helpers, Home, relative_directory
 from moorage.machines.model import (
@@ -32,7 +33,6 @@ from moorage.machines.model import (
     place_name,
     scope_name,
 )
-from moorage.machines.rights import MACHINE_SLICE, TASKS_MAX
 from moorage.pid1.manager import Job, ScopeSpec
 from moorage.pid1.over_dbus import DBusManager, Endpoints
 from moorage.pid1.properties import split_signature

@@ -6,8 +6,8 @@ import msgspec
 
 from fuzzing.mutation import damaged
 from fuzzing.target import Target, corpus
-from moorage.api import machine_helpers
-from moorage.api.machine_types import AddHelpersIn
+from moorage.api.moorage_machine import convert as machine_helpers
+from moorage.api.moorage_machine.types import AddHelpersIn
 from moorage.cli import helper_files
 from moorage.machines.helpers import Home, InvalidHelper, check, check_properties
 from moorage.pid1.manager import InvalidProperty

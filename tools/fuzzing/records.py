@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from fuzzing.mutation import damaged, damaged_json, encode_json
 from fuzzing.service_manager import Recorded
 from fuzzing.target import Target, corpus
+from moorage.kernel.process import boot_id
 from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.store import BadRecord, Store, decode, encode
 from moorage.pid1.over_dbus import DBusManager, Endpoints
 from moorage.pid1.references import References
-from moorage.process import boot_id
 
 NAME = "web"
 """Of the machine, and of the file."""

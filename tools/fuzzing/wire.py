@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from fuzzing.mutation import POSITIONS, damaged, damaged_json, encode_json
 from fuzzing.target import Target, corpus
-from moorage.api import machine_types, systemd_machine
-from moorage.api.generic_service import GenericService
-from moorage.api.machine import MoorageMachine
-from moorage.api.systemd_machine import SystemdMachine
+from moorage.api.moorage_machine import types as machine_types
+from moorage.api.moorage_machine.handlers import MoorageMachine
+from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.api.systemd_machine.handlers import SystemdMachine
+from moorage.api.systemd_service import GenericService
 from moorage.wire.connection import Connection, Role, Signal
 from moorage.wire.dispatch import handlers_of, invalid_field
 from moorage.wire.errors import ProtocolError, VarlinkError, error_from_reply, error_table

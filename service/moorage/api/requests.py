@@ -16,12 +16,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from moorage import process
+from moorage.authz.ownership import NotOwned
 from moorage.authz.policy import AS_ROOT, Policy
 from moorage.authz.polkit import Answer, Polkit, TooManyQuestions
+from moorage.kernel import process
 from moorage.machines import model
 from moorage.machines.lifecycle import Lifecycle
-from moorage.machines.ownership import NotOwned
 from moorage.machines.registry import Registry
 from moorage.wire.dispatch import Call, Int
 from moorage.wire.errors import (

@@ -1,9 +1,10 @@
 """Who may do what, as one table. Pure: the caller's uid comes from the socket, the machine's owner from the registry.
 
 The boundary runs along the service manager, not through it. What a call asks of the system's manager is either
-harmless in the hands of a hostile user, which has to be shown (:mod:`moorage.machines.rights` for the properties of
-scopes, :mod:`moorage.machines.ownership` for processes), or it takes the rights of root: the variant `AS_ROOT` of
-Register, and all methods that deal with helpers. Whoever polkit gives the action for these is treated as root is.
+harmless in the hands of a hostile user, which has to be shown (:mod:`moorage.authz.allowed_properties` for the
+properties of scopes, :mod:`moorage.authz.ownership` for processes), or it takes the rights of root: the variant
+`AS_ROOT` of Register, and all methods that deal with helpers. Whoever polkit gives the action for these is treated
+as root is.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from typing import Final
 
 import trio
 
-from moorage.dbus import Call, CallFailed, CallTimeout, Link, LinkClosed, LinkError
-from moorage.process import Peer, ProcessGone
+from moorage.dbus.bus import Call, CallFailed, CallTimeout, Link, LinkClosed, LinkError
+from moorage.kernel.process import Peer, ProcessGone
 
 ANSWER_SECONDS: Final = 25.0
 """For an answer that needs no person. A broker gives a service as long to be started (service_start_timeout of

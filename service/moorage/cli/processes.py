@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from moorage import process
+from moorage.kernel import process
 
 
 def naming(pidfd: int, by_fd: str, by_name: str) -> tuple[dict[str, Any], list[int]]:

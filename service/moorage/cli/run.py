@@ -25,7 +25,15 @@ from moorage.cli.quantities import printable
 from moorage.cli.replies import Machine
 from moorage.cli.service import INTERFACE, Reply
 from moorage.cli.terminal import Terminal
-from moorage.launch import HOLD_SECONDS, BadCommand, HolderGone, Payload, StartFailed, hold, keep_lease
+from moorage.launch.payload import (
+    HOLD_SECONDS,
+    BadCommand,
+    HolderGone,
+    Payload,
+    StartFailed,
+    hold,
+    keep_lease,
+)
 from moorage.wire.client import CALL_SECONDS, Client
 from moorage.wire.errors import ProtocolError, VarlinkError
 
@@ -46,7 +54,7 @@ _OPTIONS: Final = {
     "subgroup": "--subgroup",
     "uid": "--uid",
 }
-"""What a person has typed for the arguments of :meth:`moorage.launch.Payload.run`."""
+"""What a person has typed for the arguments of :meth:`moorage.launch.payload.Payload.run`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +67,9 @@ class Order:
         register_seconds: how long its answer may take.
         stop_seconds: how long the answer of Stop may take.
         directory: the runtime directory that the helpers were told of; None where they were not.
-        identity: arguments of :func:`moorage.launch.hold`: user and groups.
+        identity: arguments of :func:`moorage.launch.payload.hold`: user and groups.
         argv: program and arguments.
-        settings: further arguments of :meth:`moorage.launch.Payload.run`.
+        settings: further arguments of :meth:`moorage.launch.payload.Payload.run`.
         terminal: whether the program gets a terminal of its own.
         as_json: whether to print what the service answered: to stderr, as standard output is the program's.
     """

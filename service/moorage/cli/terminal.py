@@ -76,7 +76,7 @@ class Terminal:
     """A pseudo terminal, pty(7), for a payload. To be used with ``with``.
 
     Attributes:
-        payload_fd: the payload's side of it, for :meth:`moorage.launch.Payload.run`.
+        payload_fd: the payload's side of it, for :meth:`moorage.launch.payload.Payload.run`.
         interactive: there is somebody who can type.
     """
 

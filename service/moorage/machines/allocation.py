@@ -14,7 +14,8 @@ from functools import partial
 import msgspec
 import trio
 
-from moorage import process
+from moorage.authz.allowed_properties import MACHINE_SLICE, TASKS_MAX
+from moorage.kernel import cgroup, process
 from moorage.machines import helpers as helping
 from moorage.machines import stop_command
 from moorage.machines.helper_states import ENDED
@@ -36,9 +37,7 @@ from moorage.machines.model import (
     stop_command_name,
     stopper_name,
 )
-from moorage.machines.rights import MACHINE_SLICE, TASKS_MAX
 from moorage.machines.together import together
-from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
     ASK_USEC,
     AuxiliaryUnit,

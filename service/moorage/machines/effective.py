@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
-from moorage import effective_probe
+from moorage.kernel import cgroup
 from moorage.machines.limits import (
     BPF_TYPES,
     COMPARED,
@@ -35,10 +35,10 @@ from moorage.machines.limits import (
     set_text,
     whole_pages,
 )
-from moorage.machines.probe import CAP_BPF, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, ProbeFailed, probe
-from moorage.pid1 import cgroup
 from moorage.pid1.manager import Json, Manager
+from moorage.pid1.oneshot import CAP_BPF, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, ProbeFailed, probe
 from moorage.pid1.unit_files import QUOTA_STEP_USEC
+from moorage.probes import effective as effective_probe
 
 LOOK_USEC: Final = 5_000_000
 """For how long devices and BPF programs are looked at, µs: as long as the unit that does so may run."""

@@ -9,8 +9,8 @@ import signal
 
 import msgspec
 
+from moorage.kernel.process import Exit
 from moorage.machines.model import Accounting, Cause, Timestamp, Verdict
-from moorage.process import Exit
 
 FORGOTTEN = "forgotten"
 """Result of a unit of which the manager knows no more than that it failed, or that it is another one by now."""

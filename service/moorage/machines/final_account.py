@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
-from moorage import journal, process
+from moorage.kernel import cgroup, process
 from moorage.machines import ending
 from moorage.machines.leaders import Leader
 from moorage.machines.model import (
@@ -29,7 +29,7 @@ from moorage.machines.model import (
     Verdict,
     bond_name,
 )
-from moorage.pid1 import cgroup
+from moorage.pid1 import journal
 
 TOLD_USEC = 5_000_000
 """For how long the journal may take to get what the manager wrote about an end, µs: a few ms on an idle machine; with

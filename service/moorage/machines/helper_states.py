@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
-from moorage import journal, process
+from moorage.kernel import process
 from moorage.machines.model import Helper, HelperStatus
 from moorage.machines.together import together
+from moorage.pid1 import journal
 from moorage.pid1.manager import ASK_USEC, Json, Manager, ManagerError, NoSuchProperty, NoSuchUnit, UnitHint
 
 ENDED = frozenset({"inactive", "failed", "deactivating"})

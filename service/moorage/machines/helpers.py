@@ -36,11 +36,11 @@ from contextlib import contextmanager
 import msgspec
 import trio
 
-from moorage import journal, process
+from moorage.kernel import process
 from moorage.machines import model
 from moorage.machines.helper_states import ENDED, HelperStates
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, HelperStatus, SocketType
-from moorage.pid1 import unit_files
+from moorage.pid1 import journal, unit_files
 from moorage.pid1.manager import (
     AuxiliaryUnit,
     InvalidProperty,

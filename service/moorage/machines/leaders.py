@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import trio
 
-from moorage import process
+from moorage.kernel import process
+from moorage.kernel.poller import Readiness
 from moorage.machines.model import Machine
-from moorage.readiness import Readiness
 
 
 class Leader:

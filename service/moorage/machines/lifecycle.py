@@ -21,7 +21,10 @@ from typing import Literal, TypeVar
 import msgspec
 import trio
 
-from moorage import process
+from moorage.authz.allowed_properties import check as check_rights
+from moorage.authz.ownership import NotOwned, check_unit, is_in_namespace_of, may_signal, runs_as
+from moorage.kernel import cgroup, process
+from moorage.kernel.poller import Readiness
 from moorage.machines import effective
 from moorage.machines.allocation import Allocator, Place, auxiliary_names
 from moorage.machines.asked import digests
@@ -56,14 +59,11 @@ from moorage.machines.model import (
     machine_of_scope,
     scope_name,
 )
-from moorage.machines.ownership import NotOwned, check_unit, is_in_namespace_of, may_signal, runs_as
 from moorage.machines.places import Places
 from moorage.machines.registry import Claim, Full, LeaderTaken, NameTaken, Registry
-from moorage.machines.rights import check as check_rights
 from moorage.machines.store import BadRecord, Store
 from moorage.machines.together import together
 from moorage.machines.vital import BOND_USEC, is_left_to_us, lost
-from moorage.pid1 import cgroup
 from moorage.pid1.manager import (
     ASK_USEC,
     Json,
@@ -77,7 +77,6 @@ from moorage.pid1.manager import (
     UnitStatus,
 )
 from moorage.pid1.references import References
-from moorage.readiness import Readiness
 
 REGISTER_USEC = 30_000_000
 """Default deadline of a registration, µs: runc's, after 1 s had proved too short on loaded hosts (runc#2614)."""

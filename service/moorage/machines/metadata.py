@@ -1,7 +1,7 @@
 """What is inside a machine, as far as it can be seen without its help: addresses, OS release, UID shift.
 
 The answers are those of systemd-machined 262 (``machine_get_addresses()``, ``machine_get_os_release()``,
-``machine_get_uid_shift()``). A container is entered by a short-lived unit of its own (`moorage.namespace_probe`),
+``machine_get_uid_shift()``). A container is entered by a short-lived unit of its own (`moorage.probes.namespaces`),
 which needs rights that moored does not have.
 """
 
@@ -17,9 +17,10 @@ from typing import Final, TypeVar
 import msgspec
 import trio
 
-from moorage import namespace_probe
+from moorage.kernel.process import NotAProcess, ProcessGone, has_exited, open_process, pid_of
 from moorage.machines.model import Machine, MachineClass
-from moorage.machines.probe import (
+from moorage.pid1.manager import Manager
+from moorage.pid1.oneshot import (
     CAP_SETGID,
     CAP_SETUID,
     CAP_SYS_ADMIN,
@@ -28,8 +29,7 @@ from moorage.machines.probe import (
     ProbeFailed,
     probe,
 )
-from moorage.pid1.manager import Manager
-from moorage.process import NotAProcess, ProcessGone, has_exited, open_process, pid_of
+from moorage.probes import namespaces as namespace_probe
 
 ACQUIRE_SECONDS: Final = 10.0
 """For everything about one machine. A probe takes a tenth of a second; a loaded host may take many times as long."""
@@ -210,7 +210,7 @@ class _Found(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct, forbid_unknown_fields=True):
-    """What a probe prints: see `moorage.namespace_probe`."""
+    """What a probe prints: see `moorage.probes.namespaces`."""
 
     addresses: list[tuple[int, int, str]] | int
     os_release: str | int

@@ -7,8 +7,8 @@ from enum import StrEnum
 
 import msgspec
 
+from moorage.kernel.process import ProcessId
 from moorage.pid1.manager import Json
-from moorage.process import ProcessId
 
 NAME_MAX = 64  # HOST_NAME_MAX of Linux, which machined applies to machines as well (hostname_is_valid())
 UNIT_NAME_MAX = 255  # UNIT_NAME_MAX of systemd's basic/unit-name.h

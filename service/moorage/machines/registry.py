@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from moorage.kernel.process import ProcessId
 from moorage.machines.model import Machine, Phase
-from moorage.process import ProcessId
 
 MACHINES_MAX = 16384
 """Machines in all. Three times what one instance is built for (5,000); bounds memory and the cost of a restart."""

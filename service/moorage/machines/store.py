@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines.model import (
     Cause,
     Change,
@@ -39,7 +40,6 @@ from moorage.machines.model import (
     Verdict,
     is_machine_name,
 )
-from moorage.process import ProcessId, boot_id
 
 VERSION = 4
 """Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for

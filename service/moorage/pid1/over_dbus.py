@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 import trio
 
-from moorage.dbus import (
+from moorage.dbus.bus import (
     BUS_CALLS_MAX,
     PEER_CALLS_MAX,
     BadCall,

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import trio
 
-from moorage.dbus import BUS_CALLS_MAX, Call, Link, LinkError, Signal
+from moorage.dbus.bus import BUS_CALLS_MAX, Call, Link, LinkError, Signal
 
 CALL_SECONDS = 10.0
 """For one call: longer than it takes the manager to reload its configuration."""

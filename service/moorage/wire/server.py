@@ -1,7 +1,7 @@
 """A varlink service on listening sockets.
 
-All connections are handled by one task (:mod:`moorage.readiness`): read, decode, and where the handler does not wait,
-answer at once. Only a handler that waits gets a task of its own.
+All connections are handled by one task (:mod:`moorage.kernel.poller`): read, decode, and where the handler does not
+wait, answer at once. Only a handler that waits gets a task of its own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from functools import partial
 import msgspec
 import trio
 
-from moorage.process import Peer, peer_of
-from moorage.readiness import Readiness
+from moorage.kernel.poller import Readiness
+from moorage.kernel.process import Peer, peer_of
 from moorage.wire.deadlines import Deadlines
 from moorage.wire.dispatch import Service
 from moorage.wire.disposal import Disposal

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import trio
-
 from moored import (
     Processes,
     assert_everything_gone,

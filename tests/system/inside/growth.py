@@ -11,12 +11,10 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import hostile
 import pytest
 import trio
-
-import hostile
 from hostile import dial, encode
-from moorage.wire.client import Client
 from moored import (
     DROP_IN,
     OURS,
@@ -30,6 +28,8 @@ from moored import (
     scopes,
     until,
 )
+
+from moorage.wire.client import Client
 
 FEW = 100
 CYCLES = int(os.environ.get("MOORAGE_CYCLES", "10000"))

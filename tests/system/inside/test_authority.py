@@ -9,10 +9,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-from msgspec.structs import replace
-
 import hostile
+import pytest
 from authority import (
     ALICE,
     BOB,
@@ -27,8 +25,6 @@ from authority import (
     wait_for,
 )
 from hostile import call, dial, encode
-from moorage.machines.model import Machine, MachineClass, Timestamp
-from moorage.machines.store import BadRecord, Store
 from moored import (
     OURS,
     THEIRS,
@@ -42,6 +38,10 @@ from moored import (
     scopes,
     show,
 )
+from msgspec.structs import replace
+
+from moorage.machines.model import Machine, MachineClass, Timestamp
+from moorage.machines.store import BadRecord, Store
 
 SECRETS = {"sshPrivateKeyPath": "/etc/secret", "controlAddress": "/run/control"}
 

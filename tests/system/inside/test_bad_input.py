@@ -14,17 +14,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import hostile
 import pytest
 import trio
+from hostile import ask, call, dial, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import hostile
-from hostile import ask, call, dial, encode
-from moorage.api import machine_types
-from moorage.process import PID_MAX
-from moorage.wire.connection import FDS_MAX, INPUT_MAX
-from moorage.wire.errors import VarlinkError
 from moored import (
     OURS,
     SOCKET,
@@ -41,6 +36,11 @@ from moored import (
     scopes,
     until,
 )
+
+from moorage.api.moorage_machine import types as machine_types
+from moorage.kernel.process import PID_MAX
+from moorage.wire.connection import FDS_MAX, INPUT_MAX
+from moorage.wire.errors import VarlinkError
 
 INVALID = "org.varlink.service.InvalidParameter"
 

@@ -10,17 +10,10 @@ import time
 from collections.abc import Generator
 from contextlib import ExitStack
 
+import hostile
 import pytest
 import trio
-
-import hostile
 from hostile import as_user, call, connect_as, dial, encode
-from moorage.api.machine_types import Busy
-from moorage.machines.lifecycle import UNDER_WAY_MAX
-from moorage.wire.client import Client
-from moorage.wire.connection import CALL_MAX
-from moorage.wire.link import UNFINISHED_SECONDS
-from moorage.wire.server import Limits
 from moored import (
     OURS,
     THEIRS,
@@ -36,6 +29,13 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.api.moorage_machine.types import Busy
+from moorage.machines.lifecycle import UNDER_WAY_MAX
+from moorage.wire.client import Client
+from moorage.wire.connection import CALL_MAX
+from moorage.wire.link import UNFINISHED_SECONDS
+from moorage.wire.server import Limits
 
 LIMITS = Limits()
 

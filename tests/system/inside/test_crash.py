@@ -11,10 +11,6 @@ from typing import Any
 
 import pytest
 import trio
-
-from moorage.api.machine_types import UnitNameTaken
-from moorage.wire.client import Client
-from moorage.wire.errors import Disconnected
 from moored import (
     OURS,
     RECORDS,
@@ -37,6 +33,10 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.api.moorage_machine.types import UnitNameTaken
+from moorage.wire.client import Client
+from moorage.wire.errors import Disconnected
 
 SCOPE = "machine-web.scope"
 HELPER = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"]}

@@ -10,12 +10,6 @@ from typing import Any
 
 import pytest
 import trio
-
-from moorage.api import machine_types, systemd_machine
-from moorage.api.machine_types import NoSuchMachine, NotSupported, ProcessGone, Timeout
-from moorage.pid1.cgroup import identity
-from moorage.wire.client import Client
-from moorage.wire.errors import InvalidParameter
 from moored import (
     OURS,
     RECORDS,
@@ -37,6 +31,13 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.api.moorage_machine import types as machine_types
+from moorage.api.moorage_machine.types import NoSuchMachine, NotSupported, ProcessGone, Timeout
+from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.kernel.cgroup import identity
+from moorage.wire.client import Client
+from moorage.wire.errors import InvalidParameter
 
 SYSTEMD = int(run("systemctl", "--version").split()[1])
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import trio
-
 from hostile import call
 from moored import (
     OURS,

@@ -16,18 +16,6 @@ from typing import Any
 
 import pytest
 import trio
-
-from moorage.api.machine_types import (
-    HelperFailed,
-    InvalidProperty,
-    NoSuchHelper,
-    NoSuchProperty,
-    NotSupported,
-    Timeout,
-    UnitNameTaken,
-)
-from moorage.wire.client import Client
-from moorage.wire.errors import InvalidParameter
 from moored import (
     DIRECTORIES,
     OURS,
@@ -52,6 +40,18 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.api.moorage_machine.types import (
+    HelperFailed,
+    InvalidProperty,
+    NoSuchHelper,
+    NoSuchProperty,
+    NotSupported,
+    Timeout,
+    UnitNameTaken,
+)
+from moorage.wire.client import Client
+from moorage.wire.errors import InvalidParameter
 
 SLEEP = ["/usr/bin/sleep", "infinity"]
 ALICE, BOB = 1000, 1001

@@ -4,10 +4,6 @@ import os
 from typing import Any
 
 import pytest
-
-from moorage.api.machine_types import HelperFailed, InvalidProperty, ProcessGone
-from moorage.machines.limits import COMPARED, why_not
-from moorage.pid1.properties import UnitProperties
 from moored import (
     OURS,
     Processes,
@@ -21,6 +17,10 @@ from moored import (
     scopes,
     units,
 )
+
+from moorage.api.moorage_machine.types import HelperFailed, InvalidProperty, ProcessGone
+from moorage.machines.limits import COMPARED, why_not
+from moorage.pid1.properties import UnitProperties
 
 SLEEP = ["/usr/bin/sleep", "infinity"]
 BUS = "org.freedesktop.systemd1"

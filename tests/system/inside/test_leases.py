@@ -15,8 +15,6 @@ import trio
 pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl  # noqa: E402
-from moorage.machines.leases import LEASE_GRACE_USEC  # noqa: E402
-from moorage.wire.errors import Disconnected  # noqa: E402
 from moored import (  # noqa: E402
     RECORDS,
     Processes,
@@ -28,6 +26,9 @@ from moored import (  # noqa: E402
     scopes,
     until,
 )
+
+from moorage.machines.leases import LEASE_GRACE_USEC  # noqa: E402
+from moorage.wire.errors import Disconnected  # noqa: E402
 
 moorctl = Moorctl()
 LAUNCHERS = 8

@@ -9,12 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import hostile
+import pytest
 from hostile import call, dial, encode
-from moorage.wire.errors import System
-from moorage.wire.server import Limits
 from moored import (
     OURS,
     Processes,
@@ -28,6 +25,9 @@ from moored import (
     run,
     until,
 )
+
+from moorage.wire.errors import System
+from moorage.wire.server import Limits
 
 ALICE = 1000
 FEW = 64

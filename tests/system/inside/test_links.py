@@ -4,15 +4,6 @@ from collections.abc import Generator
 
 import pytest
 import trio
-
-from moorage.api.machine_types import (
-    InvalidProperty,
-    NoSuchMachine,
-    NoSuchProperty,
-    Timeout,
-    UnitNameTaken,
-)
-from moorage.wire.client import Client
 from moored import (
     OURS,
     Processes,
@@ -28,6 +19,15 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.api.moorage_machine.types import (
+    InvalidProperty,
+    NoSuchMachine,
+    NoSuchProperty,
+    Timeout,
+    UnitNameTaken,
+)
+from moorage.wire.client import Client
 
 
 @pytest.fixture(params=["private", "bus"])

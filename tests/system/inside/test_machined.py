@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import trio
-
 from hostile import ask, encode
 from moored import SOCKET, THEIRS, Processes, assert_nothing_left, run, until
 

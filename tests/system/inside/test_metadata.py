@@ -28,7 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from moorage.machines import metadata, probe
+from moorage.kernel.process import process_id
+from moorage.machines import metadata
 from moorage.machines.metadata import (
     Address,
     Metadata,
@@ -42,10 +43,10 @@ from moorage.machines.metadata import (
     parse_os_release,
 )
 from moorage.machines.model import Machine, MachineClass, Timestamp
-from moorage.namespace_probe import OS_RELEASE_MAX
+from moorage.pid1 import oneshot as probe
 from moorage.pid1.manager import ServiceSpec
 from moorage.pid1.over_dbus import DBusManager, Endpoints, LinkKind
-from moorage.process import process_id
+from moorage.probes.namespaces import OS_RELEASE_MAX
 
 MACHINED = "/run/systemd/machine/io.systemd.Machine"
 

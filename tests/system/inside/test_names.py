@@ -9,10 +9,6 @@ from pathlib import Path
 
 import pytest
 import trio
-
-from moorage.api import systemd_machine
-from moorage.api.machine_types import UnitNameTaken
-from moorage.wire.client import Client
 from moored import (
     OURS,
     THEIRS,
@@ -34,6 +30,10 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.api.moorage_machine.types import UnitNameTaken
+from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.wire.client import Client
 
 TIMES = 100
 

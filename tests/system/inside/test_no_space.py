@@ -5,8 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-
-from moorage.wire.errors import System
 from moored import (
     OURS,
     RECORDS,
@@ -23,6 +21,8 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.wire.errors import System
 
 ENOSPC = 28
 PLACE = RECORDS.parent

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import trio
-
 from hostile import call
 from moored import (
     OURS,

@@ -11,14 +11,14 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import hostile
 import polkit_agent
+import pytest
 from authority import ALICE, BOB, CHALLENGED, DENIED, acting_as, asks, at_home, registers, rules, wait_for
 from hostile import ANSWER_SECONDS, dial, encode
-from moorage.authz.polkit import QUESTIONS_PER_UID_MAX
 from moored import OURS, SOCKET, THEIRS, UNTIL_SECONDS, Processes, descriptors, main_pid, run, scopes, show
+
+from moorage.authz.polkit import QUESTIONS_PER_UID_MAX
 
 SYSTEMD = int(run("systemctl", "--version").split()[1])
 NAMED = {"class": "vm"}

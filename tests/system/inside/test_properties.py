@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moored import OURS, Processes, connect, control_group, kill, listed, register, run, scopes, show
 
-from moorage.api.machine_types import InvalidProperty, JobFailed, NoSuchProperty
+from moorage.api.moorage_machine.types import InvalidProperty, JobFailed, NoSuchProperty
 from moorage.wire.client import Client
 from moorage.wire.errors import VarlinkError
-from moored import OURS, Processes, connect, control_group, kill, listed, register, run, scopes, show
 
 SYSTEMD = int(run("systemctl", "--version").split()[1])
 CONTROLLERS = Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()

@@ -20,11 +20,6 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-
-from moorage.cli import helper_files
-from moorage.launch import Payload, hold
-from moorage.wire.client import Client
-from moorage.wire.errors import Disconnected
 from moored import (
     DIRECTORIES,
     OURS,
@@ -45,6 +40,11 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.cli import helper_files
+from moorage.launch.payload import Payload, hold
+from moorage.wire.client import Client
+from moorage.wire.errors import Disconnected
 
 EXAMPLE = "/moorage/examples/helpers/qemu-microvm.toml"
 SHARED = Path("/srv/web")

@@ -14,11 +14,6 @@ from typing import Any
 
 import pytest
 import trio
-
-from moorage.api import machine_types, systemd_machine
-from moorage.api.machine_types import MachineExists, NotSupported, ProcessGone, Timeout
-from moorage.wire.client import Client
-from moorage.wire.errors import ExpectedMore, InvalidParameter, System, VarlinkError
 from moored import (
     OURS,
     SOCKET,
@@ -41,6 +36,12 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.api.moorage_machine import types as machine_types
+from moorage.api.moorage_machine.types import MachineExists, NotSupported, ProcessGone, Timeout
+from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.wire.client import Client
+from moorage.wire.errors import ExpectedMore, InvalidParameter, System, VarlinkError
 
 NAMES = [
     "web", "web-1", "a--b", "a-", "a.b", "a..b", "a.", "user@host", "@", "back\\slash", "\\x2d", "9lives", "_x", "a:b",

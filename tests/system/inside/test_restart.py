@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-
-from moorage.api.machine_types import ManagerUnavailable, NoSuchMachine, ProcessGone, UnitNameTaken
 from moored import (
     OURS,
     RECORDS,
@@ -34,6 +32,8 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.api.moorage_machine.types import ManagerUnavailable, NoSuchMachine, ProcessGone, UnitNameTaken
 
 IDENTITY: dict[str, Any] = {
     "class": "container",

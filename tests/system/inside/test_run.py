@@ -14,7 +14,6 @@ import trio
 pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
-from moorage.machines.leases import LEASE_GRACE_USEC  # noqa: E402
 from moored import RECORDS, cursor, logged, run, scopes, show, until  # noqa: E402
 from unit_file_settings import (  # noqa: E402
     SCOPE,
@@ -24,6 +23,8 @@ from unit_file_settings import (  # noqa: E402
     SERVICE_DEFAULTS,
     in_force,
 )
+
+from moorage.machines.leases import LEASE_GRACE_USEC  # noqa: E402
 
 moorctl = Moorctl()
 Starter = Callable[..., subprocess.Popen[str]]

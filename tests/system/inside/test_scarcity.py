@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from moorage.wire.client import Client
-from moorage.wire.errors import System
 from moored import (
     OURS,
     RECORDS,
@@ -36,6 +33,9 @@ from moored import (
     state,
     until,
 )
+
+from moorage.wire.client import Client
+from moorage.wire.errors import System
 
 HELPER = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"], "sockets": [{"name": "fs.sock"}]}
 OTHER = {"name": "tpm", "execStart": ["/usr/bin/sleep", "infinity"]}

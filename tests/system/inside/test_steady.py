@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import trio
-
-from moorage.api.machine_types import HelperFailed
 from moored import (
     DIRECTORIES,
     OURS,
@@ -31,6 +29,8 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.api.moorage_machine.types import HelperFailed
 
 ECHO = """
 import os, signal, socket, sys

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from authority import wait_for
 from moored import (
     OURS,

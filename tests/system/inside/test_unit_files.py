@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import pytest
 import trio
 
-from moorage.dbus import Call, LinkError
+from moorage.dbus.bus import Call, LinkError
 from moorage.pid1.manager import (
     AuxiliaryUnit,
     InvalidProperty,

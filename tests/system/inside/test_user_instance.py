@@ -7,10 +7,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import hostile
 import pytest
 import trio
-
-import hostile
 from authority import ALICE, BOB, DENIED, acting_as, asks, wait_for
 from authority import registers as registers_at
 from hostile import dial, encode

@@ -15,11 +15,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import trio
-
-from moorage.api.machine_types import NoSuchMachine, Timeout
-from moorage.machines.model import escape
-from moorage.wire.client import Client
-from moorage.wire.errors import Disconnected
 from moored import (
     OURS,
     Process,
@@ -38,6 +33,11 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.api.moorage_machine.types import NoSuchMachine, Timeout
+from moorage.machines.model import escape
+from moorage.wire.client import Client
+from moorage.wire.errors import Disconnected
 
 KERNEL_TELLS = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (6, 15)
 """Whether the kernel tells others than the parent how a process ended (PIDFD_INFO_EXIT)."""

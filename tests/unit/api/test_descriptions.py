@@ -2,7 +2,10 @@
 
 import pytest
 
-from moorage.api import generic_service, machine, machine_types, systemd_machine
+from moorage.api import systemd_service as generic_service
+from moorage.api.moorage_machine import handlers as machine
+from moorage.api.moorage_machine import types as machine_types
+from moorage.api.systemd_machine import handlers as systemd_machine
 from moorage.wire.conformance import check
 from moorage.wire.dispatch import Interface, load_description
 from moorage.wire.errors import VarlinkError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from moorage.api.generic_service import GenericService
-from moorage.api.machine import MoorageMachine
-from moorage.api.systemd_machine import SystemdMachine
+from moorage.api.moorage_machine.handlers import MoorageMachine
+from moorage.api.systemd_machine.handlers import SystemdMachine
+from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import (
     AS_ROOT,
     AS_ROOT_ACTION,

@@ -16,9 +16,9 @@ from typing import Any
 
 import trio
 
-from moorage import process
-from moorage.api import machine_types as wire
+from moorage.api.moorage_machine import types as wire
 from moorage.api.requests import Timestamp, process_id
+from moorage.kernel import process
 from moorage.machines import model
 from moorage.wire.dispatch import Call, Empty, Interface, Service, load_description, method
 from moorage.wire.errors import InvalidParameter

@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from moorage.kernel.process import ProcessId
 from moorage.machines.asked import differing, digests
 from moorage.machines.model import HelperSpec, MachineClass, Registration
-from moorage.process import ProcessId
 
 PLAIN = Registration(
     name="web", class_=MachineClass.vm, uid=1, leader=ProcessId(2, 3, "4" * 32), leader_pidfd=5, owner=6,

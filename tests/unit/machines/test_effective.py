@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from moorage.kernel import cgroup
 from moorage.machines.effective import Foreseen, Group, slice_path
 from moorage.machines.limits import Device, Facts, differences
-from moorage.pid1 import cgroup
 from moorage.pid1.manager import Json
 
 GROUP = "/machine.slice/machine-a.slice/machine-web.scope"

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moorage.kernel.process import Exit
 from moorage.machines.ending import Facts, HelperEnd, Told, described, judge, merged, needs_the_helper
 from moorage.machines.model import Accounting, Cause, Timestamp
-from moorage.process import Exit
 
 AT = Timestamp(1000, 100)
 LATER = Timestamp(2000, 200)

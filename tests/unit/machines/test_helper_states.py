@@ -8,9 +8,9 @@ import time
 import pytest
 import trio
 import trio.testing
-
 from fake_manager import FakeManager
-from moorage import process
+
+from moorage.kernel import process
 from moorage.machines.helper_states import HelperStates
 from moorage.machines.model import Helper, HelperFailure, HelperStatus
 from moorage.pid1.manager import UnitHint

@@ -7,9 +7,9 @@ from collections.abc import Generator
 import pytest
 import trio
 
-from moorage import process
+from moorage.kernel import process
+from moorage.kernel.poller import Readiness
 from moorage.machines.leaders import Leader
-from moorage.readiness import Readiness
 
 SECONDS = 10
 

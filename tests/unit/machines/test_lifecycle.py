@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-
 from fake_manager import FakeManager
+
 from moorage.machines.changes import MachineGone
 from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle

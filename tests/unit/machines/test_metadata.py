@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage import namespace_probe
 from moorage.machines.metadata import (
     Metadata,
     MetadataError,
@@ -23,6 +22,7 @@ from moorage.machines.metadata import (
 )
 from moorage.machines.model import Machine, MachineClass, Timestamp
 from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.probes import namespaces as namespace_probe
 
 
 def machine(class_: MachineClass) -> Machine:

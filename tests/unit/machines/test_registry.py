@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec.structs import replace
 
+from moorage.kernel.process import ProcessId
 from moorage.machines.model import Accounting, Machine, MachineClass, Phase, Timestamp, Verdict
 from moorage.machines.registry import (
     MACHINES_MAX,
@@ -21,7 +22,6 @@ from moorage.machines.registry import (
     NameTaken,
     Registry,
 )
-from moorage.process import ProcessId
 
 
 def leader(number: int) -> ProcessId:

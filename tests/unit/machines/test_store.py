@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage import journal
+from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines import model, store
 from moorage.machines.model import (
     Accounting,
@@ -26,7 +26,7 @@ from moorage.machines.model import (
     Verdict,
 )
 from moorage.machines.store import BadRecord, Store, decode, encode
-from moorage.process import ProcessId, boot_id
+from moorage.pid1 import journal
 
 VERDICT = Verdict(
     "oom-kill", Timestamp(10, 11), oom_killed=True,

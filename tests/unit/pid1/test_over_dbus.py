@@ -9,7 +9,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.dbus import CallFailed
+from moorage.dbus.bus import CallFailed
 from moorage.pid1 import over_dbus
 from moorage.pid1.manager import (
     AccessDenied,

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from moorage.dbus import Call, CallFailed, Link, LinkClosed, LinkError
+from moorage.dbus.bus import Call, CallFailed, Link, LinkClosed, LinkError
 from moorage.pid1 import references
 from moorage.pid1.references import References
 

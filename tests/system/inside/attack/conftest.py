@@ -8,7 +8,6 @@ users are in ``sessions.py``; what each of them may reach, and why, is in ``docs
 from collections.abc import Generator
 
 import pytest
-
 from sessions import CREATOR, HOLDER, REGISTRANT, STRANGER, Session, add_users, log_in
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from hostile import call, connect_as, encode
-from moorage.wire.connection import FDS_MAX
-from moorage.wire.server import Limits
 from moored import descriptors, main_pid, until
 from sessions import Session
+
+from moorage.wire.connection import FDS_MAX
+from moorage.wire.server import Limits
 
 LIMITS = Limits()
 PONG = {"parameters": {}}

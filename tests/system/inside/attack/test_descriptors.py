@@ -14,9 +14,8 @@ from array import array
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-import pytest
-
 import hostile
+import pytest
 from fuse_file import FuseFile
 from hostile import call, dial, encode
 from moored import OURS, main_pid

@@ -6,10 +6,10 @@ import signal
 from pathlib import Path
 
 import trio
-
-from moorage.machines.registry import MACHINES_PER_UID_MAX
 from moored import OURS, run, scopes, until
 from sessions import Session
+
+from moorage.machines.registry import MACHINES_PER_UID_MAX
 
 WORK_SECONDS = 180.0
 """For some hundred registrations with polkit, of a user, on a host that does other things too."""

@@ -1,9 +1,9 @@
 """What a helper writes to the journal is its own word, whatever names its fields have."""
 
 import pytest
-
-from moorage.api.machine_types import HelperFailed
 from moored import Processes, connect, register
+
+from moorage.api.moorage_machine.types import HelperFailed
 
 PLANTS = """
 (

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-
 from authority import wait_for
-from moorage.machines.rights import SCOPE, Choice, Range, Values
 from moored import OURS, UNTIL_SECONDS, control_group, run, scopes, show, state
 from sessions import Session
+
+from moorage.authz.allowed_properties import SCOPE, Choice, Range, Values
 
 UNLIMITED = 2**64 - 1
 

@@ -6,7 +6,6 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-
 from authority import wait_for
 from moored import OURS, THEIRS, Processes, control_group, process_of
 from sessions import Session

@@ -5,9 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from moorage.authz.polkit import PERSONS_MAX, QUESTIONS_PER_UID_MAX
 from moored import OURS, Processes, connect, control_group, register, until
 from sessions import Session
+
+from moorage.authz.polkit import PERSONS_MAX, QUESTIONS_PER_UID_MAX
 
 AGENT = r"""
 import sys

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from authority import CHALLENGED, DENIED, in_service
 from hostile import call
 from moored import (

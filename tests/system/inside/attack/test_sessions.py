@@ -1,7 +1,6 @@
 """The attackers are who they are said to be: in real sessions, with the rights of their kind and no others."""
 
 import pytest
-
 from authority import CHALLENGED
 from moored import control_group
 from sessions import Session

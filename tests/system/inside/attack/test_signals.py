@@ -7,7 +7,6 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-
 from authority import CHALLENGED, DENIED, wait_for
 from moored import OURS, THEIRS, UNTIL_SECONDS, Processes, control_group, run, scopes
 from sessions import Session

@@ -10,10 +10,10 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-
-from moorage.machines.probe import PROBES_MAX, PROBES_PER_ACCOUNT_MAX
 from moored import Processes, connect, cursor, logged, register, run, until
 from sessions import Session
+
+from moorage.pid1.oneshot import PROBES_MAX, PROBES_PER_ACCOUNT_MAX
 
 FUSE = Path("/dev/fuse")
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import trio
-
 from moored import OURS, RECORDS, Processes, connect, kill, listed, register, run, units, until
 from sessions import Session
 

@@ -10,10 +10,10 @@ import signal
 from typing import Any
 
 import pytest
-
-from moorage.api.machine_types import InvalidProperty
 from moored import OURS, Processes, connect, messages, register, run, show, units, until
 from sessions import CREATOR, Session
+
+from moorage.api.moorage_machine.types import InvalidProperty
 
 HERS = f"/run/user/{CREATOR.uid}/moorage/io.moorage.Machine"
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from moorage.launch import hold
 from moored import (
     OURS,
     Processes,
@@ -23,6 +21,8 @@ from moored import (
     until,
     verdict,
 )
+
+from moorage.launch.payload import hold
 
 HIERARCHY = "/sys/fs/cgroup"
 MIB = 1024 * 1024

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import trio
-
 from moored import (
     OURS,
     Process,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import trio
-
-from moorage.launch import hold
 from moored import OURS, connect, until
+
+from moorage.launch.payload import hold
 
 HIERARCHY = "/sys/fs/cgroup"
 MIB = 1024 * 1024

@@ -15,7 +15,7 @@ from typing import IO
 import pytest
 from _pytest.mark import ParameterSet
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 TOOL = CHECKOUT / "tools" / "sandbox"
 VERSIONS = {"trixie": 257, "forky": 262}
 """Every system test runs on each of these suites; the number is the version of systemd."""

@@ -1,6 +1,6 @@
 """A link to a message bus, or to a peer that speaks D-Bus on a socket of its own.
 
-jeepney has the SASL lines and unmarshals bodies; `moorage.marshalling` writes messages. The socket, the framing and
+jeepney has the SASL lines and unmarshals bodies; `moorage.dbus.marshal` writes messages. The socket, the framing and
 the matching of replies are here, because a lost signal is a lost machine and a link has to end in a known state:
 
 - One task reads. Signals are handed over synchronously; there is no queue between the socket and the owner that
@@ -27,8 +27,8 @@ import trio
 from jeepney.auth import BEGIN, AuthenticationError, Authenticator
 from jeepney.low_level import Endianness, HeaderFields, MessageFlag, MessageType, Struct, parse_signature
 
-from moorage.marshalling import Unmarshallable
-from moorage.marshalling import message as marshal
+from moorage.dbus.marshal import Unmarshallable
+from moorage.dbus.marshal import message as marshal
 
 AUTH_LINE_MAX: Final = 8192
 """Bytes of one line of the authentication dialogue; jeepney's own limit, lines of the specification have < 100."""

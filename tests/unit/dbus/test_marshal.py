@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jeepney.low_level import Endianness, Header, HeaderFields, Message, MessageType
 
-from moorage.marshalling import Unmarshallable, message
+from moorage.dbus.marshal import Unmarshallable, message
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 BASIC: dict[str, st.SearchStrategy[Any]] = {

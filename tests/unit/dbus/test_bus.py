@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jeepney.low_level import Endianness, Header, HeaderFields, Message, MessageType
 
-from moorage import dbus
-from moorage.dbus import BadCall, BadReply, Call, CallFailed, CallTimeout, Link, LinkClosed, Signal
+from moorage.dbus import bus as dbus
+from moorage.dbus.bus import BadCall, BadReply, Call, CallFailed, CallTimeout, Link, LinkClosed, Signal
 
 PING = Call("org.example", "/org/example", "org.example.Test", "Ping")
 ECHO = Call("org.example", "/org/example", "org.example.Test", "Echo", "s", ("text",), "s")

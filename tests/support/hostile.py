@@ -12,13 +12,13 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import msgspec
+from moored import SOCKET
 from msgspec import Struct
 
-from moorage.api.generic_service import GenericService
-from moorage.api.machine import MoorageMachine
-from moorage.api.systemd_machine import SystemdMachine
+from moorage.api.moorage_machine.handlers import MoorageMachine
+from moorage.api.systemd_machine.handlers import SystemdMachine
+from moorage.api.systemd_service import GenericService
 from moorage.wire.dispatch import Empty, GetInterfaceDescriptionParameters
-from moored import SOCKET
 
 ANSWER_SECONDS = 20.0
 """Longest wait for an answer that should come at once."""

@@ -1,6 +1,6 @@
 """Whose user namespaces a process is in.
 
-Run as a program, by a unit that has the right to look (`moorage.machines.probe`). The pidfd of the process is its file
+Run as a program, by a unit that has the right to look (`moorage.pid1.oneshot`). The pidfd of the process is its file
 descriptor 3 (sd_listen_fds(3)), its answer one JSON array on standard output: the uids that own the namespaces, from
 the innermost up to, and without, the one that the program itself is in. This is the walk of systemd's
 ``process_is_owned_by_uid()``.

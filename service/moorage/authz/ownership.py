@@ -17,11 +17,12 @@ from typing import Final
 import msgspec
 import trio
 
-from moorage import owner_probe, process
+from moorage.authz.allowed_properties import is_below_slice_of
+from moorage.kernel import process
 from moorage.machines.model import Machine
-from moorage.machines.probe import CAP_SYS_PTRACE, ProbeFailed, probe
-from moorage.machines.rights import is_below_slice_of
 from moorage.pid1.manager import Manager, NoSuchProperty, NoSuchUnit
+from moorage.pid1.oneshot import CAP_SYS_PTRACE, ProbeFailed, probe
+from moorage.probes import owner as owner_probe
 
 OWNER_SECONDS: Final = 10.0
 """For the look at the user namespaces of a process. It takes a tenth of a second; a loaded host many times as long."""

@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from moored import until
 
 import moorage
-from moorage import holder, launch
-from moorage.launch import BadCommand, HolderGone, StartFailed, hold
-from moored import until
+from moorage.launch import holder
+from moorage.launch import payload as launch
+from moorage.launch.payload import BadCommand, HolderGone, StartFailed, hold
 
 GONE_SECONDS = 20.0
 """For what happens at once on an idle machine."""
@@ -248,7 +249,7 @@ class TestFileDescriptors:
     def test_a_launcher_without_standard_streams(self) -> None:
         script = """
 import os, trio
-from moorage.launch import hold
+from moorage.launch.payload import hold
 async def main():
     for fd in range(3):
         os.close(fd)
@@ -423,7 +424,7 @@ class TestNothingIsLeft:
     def test_where_the_launcher_dies(self, number: int) -> None:
         script = """
 import trio
-from moorage.launch import hold
+from moorage.launch.payload import hold
 async def main():
     async with await hold() as payload:
         print(payload.pid, flush=True)
@@ -547,7 +548,7 @@ class TestThePackageIsReplaced:
 import pathlib, sys
 sys.path.insert(0, {str(tmp_path)!r})
 import trio
-from moorage import launch
+from moorage.launch import payload as launch
 assert launch.__file__.startswith({str(tmp_path)!r})
 for path in pathlib.Path({str(package)!r}).rglob("*.py"):
     path.write_text("raise SystemExit('another version')")

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import msgspec
 
-from moorage import process
+from moorage.kernel import process
 
 ROOT = "/sys/fs/cgroup"
 INOTIFY_READ_SIZE = 16 * 1024
@@ -189,7 +189,7 @@ def _managed_oom_kills(control_group: str) -> int | None:
 
 
 class Readiness(Protocol):
-    """The part of :class:`moorage.readiness.Readiness` that a watch needs."""
+    """The part of :class:`moorage.kernel.poller.Readiness` that a watch needs."""
 
     def add(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Have a function called when an fd is ready."""

@@ -1,6 +1,6 @@
 """The program that waits for its command line, and becomes it.
 
-It is not for a person to start: :mod:`moorage.launch` runs its text, from memory, as
+It is not for a person to start: :mod:`moorage.launch.payload` runs its text, from memory, as
 ``python3 -I -S -B FILE SECONDS [UID GID [GROUP …]]``, with one end of a socket at :data:`CONTROL_FD`. There it waits,
 as that user, and a member already of the control group that its payload shall live in, until one message names the
 command; then it arranges what the message says, and executes the command with the same PID.
@@ -17,7 +17,7 @@ The protocol, over a socket of type SOCK_SEQPACKET, so that a message is there w
   :mod:`marshal`, and the end of the process.
 """
 
-import _signal  # pyright: ignore[reportMissingModuleSource]  # a built-in; see typings
+import _signal  # pyright: ignore[reportMissingModuleSource]  # a built-in; see tools/typings
 import _socket
 import marshal
 import posix
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, TypedDict
 
     class Command(TypedDict):
-        """What to become; the fields are the arguments of :meth:`moorage.launch.Payload.run`."""
+        """What to become; the fields are the arguments of :meth:`moorage.launch.payload.Payload.run`."""
 
         argv: list[bytes]
         paths: list[bytes]

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from msgspec import field
 
-from moorage import process
 from moorage.api.requests import (
     Authority,
     ForeignNumber,
@@ -32,12 +31,13 @@ from moorage.api.requests import (
     process_id,
     timestamp,
 )
+from moorage.authz.ownership import NotOwned, UnitNotOwned
 from moorage.authz.policy import IN_PLACE, METADATA
+from moorage.kernel import process
 from moorage.machines import metadata, model
 from moorage.machines.allocation import JobFailed, NotUnicode, UnitNameTaken
 from moorage.machines.final_account import now
 from moorage.machines.lifecycle import Lifecycle, NotStoppable, TooMuchUnderWay, TooOld
-from moorage.machines.ownership import NotOwned, UnitNotOwned
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1.manager import AccessDenied, ManagerError, ManagerTimeout, NoSuchUnit
 from moorage.wire.dispatch import Call, Int, Interface, Last, Parameters, Reply, load_description, method

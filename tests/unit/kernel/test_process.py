@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage import process
-from moorage.process import NotAProcess, ProcessGone
+from moorage.kernel import process
+from moorage.kernel.process import NotAProcess, ProcessGone
 
 
 def open_fds() -> list[str]:
@@ -174,7 +174,7 @@ def test_a_pidfd_of_a_thread_is_no_process() -> None:
 
 def test_no_file_descriptor_left_is_said_as_it_is(sleeper: subprocess.Popen[bytes]) -> None:
     code = (
-        "import resource, sys; from moorage import process\n"
+        "import resource, sys; from moorage.kernel import process\n"
         "process.boot_id()\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\n"
         "try: process.open_process(int(sys.argv[1]))\n"
@@ -182,7 +182,7 @@ def test_no_file_descriptor_left_is_said_as_it_is(sleeper: subprocess.Popen[byte
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(sleeper.pid)],
-        env={**os.environ, "PYTHONPATH": str(Path(process.__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(process.__file__).parents[2])},
         capture_output=True,
         text=True,
         check=True,

@@ -34,7 +34,7 @@ PROBE_MEMORY_MAX: Final = 128 * 1024 * 1024
 """Bytes; ten times what a probe needs."""
 
 ANSWER_MAX: Final = 1024 * 1024
-"""Bytes of a probe's answer; that of `moorage.namespace_probe` is the longest: ADDRESSES_MAX addresses of 60, and
+"""Bytes of a probe's answer; that of `moorage.probes.namespaces` is the longest: ADDRESSES_MAX addresses of 60, and
 OS_RELEASE_MAX characters of up to 6."""
 
 CAP_DAC_READ_SEARCH: Final = 1 << 2

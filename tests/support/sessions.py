@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import trio
-
 import session_agent
+import trio
 from hostile import ANSWER_SECONDS, encode, receive, send
 from moored import OURS, SOCKET, UNTIL_SECONDS, run, until
 

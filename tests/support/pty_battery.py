@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Sequence
 from typing import IO, Any
 
 import pytest
-
 from cli_battery import RUN_SECONDS, Moorctl, a_name
 
 LFLAG = 3

@@ -1,6 +1,6 @@
 """What paths lead to, and which BPF programs are attached to control groups.
 
-Run as a program, by a unit that has the right to look (`moorage.machines.probe`): the service itself sees neither the
+Run as a program, by a unit that has the right to look (`moorage.pid1.oneshot`): the service itself sees neither the
 host's devices nor everybody's files. Its file descriptor 3 (sd_listen_fds(3)) is a file with the question, its answer
 one JSON object on standard output:
 

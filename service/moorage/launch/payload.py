@@ -38,7 +38,7 @@ from typing import Final, Self
 
 import trio
 
-from moorage import holder
+from moorage.launch import holder
 from moorage.wire.client import Client
 from moorage.wire.errors import VarlinkError
 

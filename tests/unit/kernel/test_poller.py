@@ -7,7 +7,7 @@ import socket
 import pytest
 import trio
 
-from moorage.readiness import EVENTS_PER_POLL, Readiness
+from moorage.kernel.poller import EVENTS_PER_POLL, Readiness
 
 
 def test_calls_back_with_the_events() -> None:
@@ -120,7 +120,7 @@ def test_what_cannot_be_polled_is_refused(tmp_path: os.PathLike[str]) -> None:
 async def test_a_callback_that_fails_is_called_again_and_the_others_go_on(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moorage.readiness.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("moorage.kernel.poller.RETRY_SECONDS", 0.01)
     readiness = Readiness()
     ours, theirs = socket.socketpair()
     others, away = socket.socketpair()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
-
 from hostile import call
 from moored import OURS, SOCKET, Process, Processes, control_group, run, until
 

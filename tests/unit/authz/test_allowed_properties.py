@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from moorage.machines import rights
-from moorage.machines.rights import SCOPE, Choice, Range, check, is_below_slice_of
+from moorage.authz import allowed_properties as rights
+from moorage.authz.allowed_properties import SCOPE, Choice, Range, check, is_below_slice_of
 from moorage.pid1.manager import InvalidProperty
 
 ALICE = 1000

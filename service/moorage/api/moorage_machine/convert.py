@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moorage.api import machine_types as wire
+from moorage.api.moorage_machine import types as wire
 from moorage.api.requests import process_id
 from moorage.machines import model
 

@@ -7,9 +7,8 @@ from contextlib import aclosing, contextmanager
 
 from msgspec.structs import asdict, replace
 
-from moorage import process
-from moorage.api import machine_helpers
-from moorage.api import machine_types as wire
+from moorage.api.moorage_machine import convert as machine_helpers
+from moorage.api.moorage_machine import types as wire
 from moorage.api.requests import (
     AsRoot,
     Authority,
@@ -25,8 +24,11 @@ from moorage.api.requests import (
     process_id,
     timestamp,
 )
+from moorage.authz import allowed_properties as rights
+from moorage.authz.ownership import NotOwned, UnitNotOwned
 from moorage.authz.policy import IN_PLACE
-from moorage.machines import model, rights
+from moorage.kernel import process
+from moorage.machines import model
 from moorage.machines.allocation import JobFailed, NotUnicode, UnitNameTaken
 from moorage.machines.asked import differing, digests
 from moorage.machines.changes import MachineGone
@@ -51,7 +53,6 @@ from moorage.machines.lifecycle import (
     TooMuchUnderWay,
     TooOld,
 )
-from moorage.machines.ownership import NotOwned, UnitNotOwned
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1 import manager, unit_files
 from moorage.wire.dispatch import Call, Empty, Interface, Last, load_description, method

@@ -13,8 +13,9 @@ from typing import Any, TypeVar, overload
 
 import trio
 
-from moorage.api import machine_types, systemd_machine
-from moorage.process import process_id
+from moorage.api.moorage_machine import types as machine_types
+from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.kernel.process import process_id
 from moorage.wire.client import Client
 from moorage.wire.errors import VarlinkError
 

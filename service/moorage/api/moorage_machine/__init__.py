@@ -1,0 +1,1 @@
+"""`io.moorage.Machine`: its words, conversions and handlers."""

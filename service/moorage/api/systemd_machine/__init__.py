@@ -1,0 +1,1 @@
+"""`io.systemd.Machine`, as systemd-machined serves it."""

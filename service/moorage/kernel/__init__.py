@@ -1,0 +1,1 @@
+"""What the kernel reports of processes and control groups; nothing here waits for anybody."""
