@@ -1,4 +1,4 @@
-"""Who may do what, row by row of the policy's table; and the README has the same one."""
+"""Who may do what, row by row of the policy's table; and docs/authority.md has the same one."""
 
 import re
 from collections.abc import Iterator
@@ -132,7 +132,7 @@ def test_every_action_of_ours_is_in_the_policy_file() -> None:
     assert set(re.findall(r'<action id="([^"]+)">', text)) == asked
 
 
-# The table in the README
+# The table in docs/authority.md
 
 
 def _cell(decision: Decision) -> str:
@@ -155,4 +155,4 @@ def _table() -> Iterator[str]:
 
 def test_the_readme_has_the_same_table() -> None:
     table = "\n".join(_table())
-    assert table in (CHECKOUT / "README.md").read_text(), f"it should be\n\n{table}"
+    assert table in (CHECKOUT / "docs" / "authority.md").read_text(), f"it should be\n\n{table}"
