@@ -91,7 +91,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         url="",
         interfaces=[
             SystemdMachine(lifecycle, authority),
-            MoorageMachine(lifecycle, authority),
+            MoorageMachine(lifecycle, authority, manager),
             GenericService(authority, log_level=options.log_level),
         ],
     )

@@ -289,6 +289,11 @@ class UnitHint(msgspec.Struct, frozen=True):
 class PropertyTypes(Protocol):
     """Knows the properties that one type of unit accepts from this manager."""
 
+    @property
+    def settable(self) -> Mapping[str, str]:
+        """Signature to set each property with, by name; properties that can only be read are included."""
+        ...
+
     def convert(self, properties: Mapping[str, Json]) -> tuple[TypedProperty, ...]:
         """Turn JSON values into what the manager wants, checking types, ranges and sizes.
 

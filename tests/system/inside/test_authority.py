@@ -78,6 +78,7 @@ HELPERS = [{"name": "a", "execStart": ["/bin/true"]}]
 LOOKS: dict[str, dict[str, Any]] = {
     f"{OURS}List": {},
     f"{OURS}Describe": {"name": "web"},
+    f"{OURS}DescribeProperties": {"type": "scope"},
     f"{OURS}Find": {"unit": "machine-web.scope"},
     f"{THEIRS}List": {"name": "web"},
 }

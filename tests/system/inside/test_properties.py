@@ -9,7 +9,7 @@ from moored import OURS, Processes, connect, control_group, kill, listed, regist
 
 from moorage.api.moorage_machine.types import InvalidProperty, JobFailed, NoSuchProperty
 from moorage.wire.client import Client
-from moorage.wire.errors import VarlinkError
+from moorage.wire.errors import InvalidParameter, VarlinkError
 
 SYSTEMD = int(run("systemctl", "--version").split()[1])
 CONTROLLERS = Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
@@ -233,6 +233,26 @@ async def test_every_property_of_a_scope_can_be_set(spawn: Processes) -> None:
             shown = show(reply["machine"]["unit"], name)[name]
             found.append((name, value, wanted if wanted in shown.split() else shown))
     assert found == table
+
+
+async def test_the_properties_of_each_type_of_unit_are_described(spawn: Processes) -> None:
+    async with await connect() as client:
+        found = {
+            kind: (await client.call(f"{OURS}DescribeProperties", {"type": kind}))["properties"]
+            for kind in ("scope", "service", "socket")
+        }
+        with pytest.raises(InvalidParameter):
+            await client.call(f"{OURS}DescribeProperties", {"type": "timer"})
+    table = SETTABLE + (NEW if SYSTEMD >= 258 else [])
+    assert {name for name, _, _ in table} <= found["scope"].keys()
+    assert found["scope"]["CPUWeight"] == found["service"]["CPUWeight"] == "t"
+    assert found["scope"]["Conditions"] == "a(sbbs)"
+    assert found["service"]["ExecStart"] == "a(sasb)"
+    assert found["socket"]["Backlog"] == "u"
+    assert "ExecStart" not in found["scope"]
+    assert "StandardInputFileDescriptor" not in found["service"]
+    if SYSTEMD < 258:
+        assert not found["scope"].keys() & {name for name, _, _ in NEW}
 
 
 async def test_properties_that_this_systemd_does_not_know_are_refused_by_name(spawn: Processes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 
+import trio
 from msgspec.structs import asdict, replace
 
 from moorage.api.moorage_machine import convert as machine_helpers
@@ -55,6 +56,7 @@ from moorage.machines.lifecycle import (
 )
 from moorage.machines.registry import Full, LeaderTaken, NameTaken
 from moorage.pid1 import manager, unit_files
+from moorage.pid1.manager import ASK_USEC, Manager
 from moorage.wire.dispatch import Call, Empty, Interface, Last, load_description, method
 from moorage.wire.errors import InvalidParameter, PermissionDenied, VarlinkError
 
@@ -170,11 +172,12 @@ def _errors() -> Generator[None]:
 class MoorageMachine(Interface):
     """The handlers of io.moorage.Machine."""
 
-    def __init__(self, lifecycle: Lifecycle, authority: Authority) -> None:
+    def __init__(self, lifecycle: Lifecycle, authority: Authority, manager: Manager) -> None:
         super().__init__(load_description("io.moorage.Machine"))
         self._lifecycle = lifecycle
         self._registry = lifecycle.registry
         self._authority = authority
+        self._manager = manager
 
     @method("Register")
     async def register(self, call: Call, params: wire.RegisterIn) -> wire.RegisterOut:
@@ -370,6 +373,21 @@ class MoorageMachine(Interface):
             machine=self._machine(call, machine),
             accounting=_accounting(machine.verdict.accounting),
             limits={},
+        )
+
+    @method("DescribeProperties")
+    async def describe_properties(
+        self, call: Call, params: wire.DescribePropertiesIn
+    ) -> wire.DescribePropertiesOut:
+        """Return the properties that the service manager has for a type of unit."""
+        permit(call, self._authority)
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        with _errors():
+            types = await self._manager.property_types(params.type.value, deadline=deadline)
+        return wire.DescribePropertiesOut(
+            properties={
+                name: signature for name, signature in types.settable.items() if "h" not in signature
+            }
         )
 
     @method("Find")

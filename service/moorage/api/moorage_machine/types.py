@@ -275,6 +275,26 @@ class DescribeOut(Reply, kw_only=True):
     limits: dict[str, Any]
 
 
+class UnitType(StrEnum):
+    """A type of unit that machines consist of."""
+
+    scope = "scope"
+    service = "service"
+    socket = "socket"
+
+
+class DescribePropertiesIn(Parameters, kw_only=True):
+    """Parameters of DescribeProperties."""
+
+    type: UnitType
+
+
+class DescribePropertiesOut(Reply, kw_only=True, omit_defaults=False):
+    """Reply of DescribeProperties: D-Bus signatures, by the names of the properties."""
+
+    properties: dict[str, str]
+
+
 class FindIn(Parameters, kw_only=True):
     """Exactly one of these."""
 
