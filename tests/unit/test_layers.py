@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[2] / "service" / "moorage"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: words
-    ("moorage.wire.errors", "moorage.wire.message", "moorage.machines.model", "moorage.pid1.manager",
-     "moorage.kernel.process", "moorage.launch.holder"),
+    ("moorage.wire.errors", "moorage.wire.message", "moorage.machines.model", "moorage.machines.errors",
+     "moorage.pid1.manager", "moorage.kernel.process", "moorage.launch.holder"),
     # 1: pure decisions
     (
         "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",

@@ -9,7 +9,8 @@ from fuzzing.target import Target, corpus
 from moorage.api.moorage_machine import convert as machine_helpers
 from moorage.api.moorage_machine.types import AddHelpersIn
 from moorage.cli import helper_files
-from moorage.machines.helpers import Home, InvalidHelper, check, check_properties
+from moorage.machines.errors import InvalidHelper
+from moorage.machines.helpers import Home, check, check_properties
 from moorage.pid1.manager import InvalidProperty
 
 MACHINE = "web"

@@ -18,6 +18,7 @@ from moorage.authz.allowed_properties import MACHINE_SLICE, TASKS_MAX
 from moorage.kernel import cgroup, process
 from moorage.machines import helpers as helping
 from moorage.machines import stop_command
+from moorage.machines.errors import JobFailed, NotUnicode, UnitNameTaken
 from moorage.machines.helper_states import ENDED
 from moorage.machines.model import (
     Change,
@@ -90,40 +91,6 @@ _OURS = {
     "RefuseManualStart": "the scope could not be started",
     "RefuseManualStop": "the machine could not be stopped",
 }
-
-
-class UnitNameTaken(Exception):
-    """The name of the scope is held by something that is no machine of ours.
-
-    Attributes:
-        unit: the name.
-        holder: what holds it, in words.
-    """
-
-    def __init__(self, unit: str, holder: str) -> None:
-        super().__init__(f"{unit} is taken by {holder}")
-        self.unit = unit
-        self.holder = holder
-
-
-class NotUnicode(Exception):
-    """The name of the control group that the process is in is not UTF-8: neither a record nor a reply can have it."""
-
-
-class JobFailed(Exception):
-    """The unit was not started, or does not hold the leader.
-
-    Attributes:
-        unit: its name.
-        job_result: result of the start job; "done" where only the second look failed.
-        unit_result: ``Result=`` of the unit.
-    """
-
-    def __init__(self, unit: str, job_result: str, unit_result: str | None) -> None:
-        super().__init__(f"job for {unit}: {job_result} ({unit_result})")
-        self.unit = unit
-        self.job_result = job_result
-        self.unit_result = unit_result
 
 
 class Place(msgspec.Struct, frozen=True):

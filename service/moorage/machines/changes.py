@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from moorage.machines.allocation import UNDO_USEC, Allocator
+from moorage.machines.errors import MachineGone
 from moorage.machines.helper_states import GONE, HelperStates
 from moorage.machines.helpers import Host, recorded
 from moorage.machines.model import (
@@ -31,18 +32,6 @@ from moorage.machines.store import BadRecord, Store
 from moorage.pid1.manager import ASK_USEC, ManagerError, ManagerTimeout, ManagerUnavailable
 
 _log = logging.getLogger(__name__)
-
-
-class MachineGone(Exception):
-    """The machine has ended, or was forgotten. Its name, and those of its units, may be another one's by now.
-
-    Attributes:
-        name: of the machine.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"machine {name} is gone")
-        self.name = name
 
 
 class Changes:

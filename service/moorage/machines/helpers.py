@@ -38,6 +38,7 @@ import trio
 
 from moorage.kernel import process
 from moorage.machines import model
+from moorage.machines.errors import HelperFailed, HelperLate, InvalidHelper, NoIdMapping
 from moorage.machines.helper_states import ENDED, HelperStates
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, HelperStatus, SocketType
 from moorage.pid1 import journal, unit_files
@@ -157,62 +158,6 @@ COMMAND_FLAGS = frozenset({"ignore-failure", unit_files.NO_EXPANSION})
 """Flags of such a command: it runs with the helper's own rights, so not those of the prefixes "+" and "!"."""
 
 _log = logging.getLogger(__name__)
-
-
-class InvalidHelper(Exception):
-    """A helper cannot be as it is described.
-
-    Attributes:
-        field: path of the field within the list of helpers, such as "[1].sockets[0].name".
-    """
-
-    def __init__(self, field: str) -> None:
-        super().__init__(f"invalid helper: {field}")
-        self.field = field
-
-
-class HelperFailed(Exception):
-    """A helper did not start, and with it what was to start with it.
-
-    Attributes:
-        helper: its name.
-        unit: the unit that failed.
-        result: why, as the manager says; None if it does not.
-        log: the last lines that it wrote.
-    """
-
-    def __init__(self, helper: str, unit: str, result: str | None, log: Sequence[str]) -> None:
-        super().__init__(f"helper {helper}: {unit}: {result}")
-        self.helper = helper
-        self.unit = unit
-        self.result = result
-        self.log = list(log)
-
-
-class HelperLate(ManagerTimeout):
-    """A helper was not ready in time.
-
-    Attributes:
-        helper: its name.
-        log: the last lines that it wrote.
-    """
-
-    def __init__(self, helper: str, unit: str, log: Sequence[str]) -> None:
-        super().__init__(f"start of {unit}")
-        self.helper = helper
-        self.log = list(log)
-
-
-class NoIdMapping(Exception):
-    """An id-mapped bind mount is wanted of the service manager.
-
-    Attributes:
-        property: by which.
-    """
-
-    def __init__(self, property_: str) -> None:
-        super().__init__(f"{property_} with idmap")
-        self.property = property_
 
 
 class Home(msgspec.Struct, frozen=True):

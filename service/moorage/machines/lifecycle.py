@@ -30,15 +30,19 @@ from moorage.machines.allocation import Allocator, Place, auxiliary_names
 from moorage.machines.asked import digests
 from moorage.machines.changes import Changes
 from moorage.machines.ending import FORGOTTEN, described
-from moorage.machines.final_account import FinalAccounts, now
-from moorage.machines.helpers import (
-    Helpers,
-    Home,
-    check,
-    check_programs,
-    check_properties,
-    recorded,
+from moorage.machines.errors import (
+    Full,
+    LeaderTaken,
+    NameTaken,
+    NoSuchHelper,
+    NotStoppable,
+    NotWhole,
+    RegisteredByUser,
+    TooMuchUnderWay,
+    TooOld,
 )
+from moorage.machines.final_account import FinalAccounts, now
+from moorage.machines.helpers import Helpers, Home, check, check_programs, check_properties, recorded
 from moorage.machines.latest import Latest
 from moorage.machines.leaders import Leaders
 from moorage.machines.leases import Leases
@@ -60,7 +64,7 @@ from moorage.machines.model import (
     scope_name,
 )
 from moorage.machines.places import Places
-from moorage.machines.registry import Claim, Full, LeaderTaken, NameTaken, Registry
+from moorage.machines.registry import Claim, Registry
 from moorage.machines.store import BadRecord, Store
 from moorage.machines.together import together
 from moorage.machines.vital import BOND_USEC, is_left_to_us, lost
@@ -129,43 +133,6 @@ SCOPES = "machine-*.scope"
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class NotWhole(Exception):
-    """The machine is a part of a unit: there is nothing that helpers could be bound to."""
-
-
-class RegisteredByUser(Exception):
-    """Whoever registered the machine had no rights to helpers: root adds none either, to what a user controls."""
-
-
-class TooMuchUnderWay(Exception):
-    """So much is being done with the machine already that nothing more is begun."""
-
-    def __init__(self) -> None:
-        super().__init__("too much is under way")
-
-
-class NoSuchHelper(Exception):
-    """The machine has no helper of this name."""
-
-
-class NotStoppable(Exception):
-    """The machine has neither a unit of its own nor a living supervisor that could be asked to stop it."""
-
-
-class TooOld(Exception):
-    """The service manager is too old for an operation.
-
-    Attributes:
-        operation: what cannot be done.
-        version: of systemd, that could do it.
-    """
-
-    def __init__(self, operation: str, version: int) -> None:
-        super().__init__(f"{operation} needs systemd {version}")
-        self.operation = operation
-        self.version = version
 
 
 class Registered(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from moorage.machines.registry import Full
+from moorage.machines.errors import NoPlace
 
 STARTS_MAX = 128
 """Start jobs under way at once of those who have the rights of the manager."""
@@ -23,10 +23,6 @@ USERS_STARTS_MAX = 64
 STARTS_PER_UID_MAX = 16
 """The same of each of them: a quarter, so that several who start whatever never ends do not keep out the rest. A start
 without helpers takes a few ms."""
-
-
-class NoPlace(Full):
-    """No place has become free before the deadline."""
 
 
 class Places:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from moorage.kernel.process import ProcessId
+from moorage.machines.errors import Full, LeaderTaken, NameTaken
 from moorage.machines.model import Machine, Phase
 
 MACHINES_MAX = 16384
@@ -24,37 +25,6 @@ VERDICTS_PER_UID_MAX = 128
 
 VERDICT_KEEP_USEC = 10 * 60 * 1_000_000
 """For how long a verdict is kept, µs: a launcher that restarts after a crash comes back within minutes."""
-
-
-class NameTaken(Exception):
-    """A machine of that name is registered, or is being registered.
-
-    Attributes:
-        holder: the machine; None while it is still being registered.
-    """
-
-    def __init__(self, name: str, holder: Machine | None) -> None:
-        super().__init__(f"machine {name} exists")
-        self.name = name
-        self.holder = holder
-
-
-class LeaderTaken(Exception):
-    """The process is the leader of another machine, or lives in another machine's unit.
-
-    Attributes:
-        name: of the other machine.
-        holder: the machine; None while it is still being registered.
-    """
-
-    def __init__(self, name: str, holder: Machine | None) -> None:
-        super().__init__(f"the process belongs to machine {name}")
-        self.name = name
-        self.holder = holder
-
-
-class Full(Exception):
-    """There are as many machines as one instance keeps, in all or of one uid."""
 
 
 class Claim(msgspec.Struct, frozen=True):

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.machines import model
+from moorage.machines.errors import InvalidHelper
 from moorage.machines.helpers import (
     COMMANDS,
     REFUSED,
     Home,
-    InvalidHelper,
     auxiliary_names,
     check,
     check_programs,

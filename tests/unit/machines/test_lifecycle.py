@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from fake_manager import FakeManager
 
-from moorage.machines.changes import MachineGone
+from moorage.machines.errors import MachineGone
 from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, Machine, MachineClass, Timestamp

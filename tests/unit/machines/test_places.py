@@ -7,7 +7,8 @@ import pytest
 import trio
 import trio.testing
 
-from moorage.machines.places import STARTS_MAX, STARTS_PER_UID_MAX, USERS_STARTS_MAX, NoPlace, Places
+from moorage.machines.errors import NoPlace
+from moorage.machines.places import STARTS_MAX, STARTS_PER_UID_MAX, USERS_STARTS_MAX, Places
 
 FAR = float("inf")
 

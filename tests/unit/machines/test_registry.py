@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec.structs import replace
 
 from moorage.kernel.process import ProcessId
+from moorage.machines.errors import Full, LeaderTaken, NameTaken
 from moorage.machines.model import Accounting, Machine, MachineClass, Phase, Timestamp, Verdict
 from moorage.machines.registry import (
     MACHINES_MAX,
@@ -17,9 +18,6 @@ from moorage.machines.registry import (
     VERDICTS_MAX,
     VERDICTS_PER_UID_MAX,
     Claim,
-    Full,
-    LeaderTaken,
-    NameTaken,
     Registry,
 )
 

@@ -30,31 +30,29 @@ from moorage.authz.ownership import NotOwned, UnitNotOwned
 from moorage.authz.policy import IN_PLACE
 from moorage.kernel import process
 from moorage.machines import model
-from moorage.machines.allocation import JobFailed, NotUnicode, UnitNameTaken
 from moorage.machines.asked import differing, digests
-from moorage.machines.changes import MachineGone
-from moorage.machines.final_account import accounting
-from moorage.machines.helpers import (
+from moorage.machines.errors import (
+    Full,
     HelperFailed,
     HelperLate,
     InvalidHelper,
+    JobFailed,
+    LeaderTaken,
+    MachineGone,
+    NameTaken,
     NoIdMapping,
-    bad_argument,
-    is_program,
-)
-from moorage.machines.lifecycle import (
-    REGISTER_USEC,
-    STOP_USEC,
-    Lifecycle,
     NoSuchHelper,
     NotStoppable,
+    NotUnicode,
     NotWhole,
-    Registered,
     RegisteredByUser,
     TooMuchUnderWay,
     TooOld,
+    UnitNameTaken,
 )
-from moorage.machines.registry import Full, LeaderTaken, NameTaken
+from moorage.machines.final_account import accounting
+from moorage.machines.helpers import bad_argument, is_program
+from moorage.machines.lifecycle import REGISTER_USEC, STOP_USEC, Lifecycle, Registered
 from moorage.pid1 import manager, unit_files
 from moorage.pid1.manager import ASK_USEC, Manager
 from moorage.wire.dispatch import Call, Empty, Interface, Last, load_description, method

@@ -35,10 +35,19 @@ from moorage.authz.ownership import NotOwned, UnitNotOwned
 from moorage.authz.policy import IN_PLACE, METADATA
 from moorage.kernel import process
 from moorage.machines import metadata, model
-from moorage.machines.allocation import JobFailed, NotUnicode, UnitNameTaken
+from moorage.machines.errors import (
+    Full,
+    JobFailed,
+    LeaderTaken,
+    NameTaken,
+    NotStoppable,
+    NotUnicode,
+    TooMuchUnderWay,
+    TooOld,
+    UnitNameTaken,
+)
 from moorage.machines.final_account import now
-from moorage.machines.lifecycle import Lifecycle, NotStoppable, TooMuchUnderWay, TooOld
-from moorage.machines.registry import Full, LeaderTaken, NameTaken
+from moorage.machines.lifecycle import Lifecycle
 from moorage.pid1.manager import AccessDenied, ManagerError, ManagerTimeout, NoSuchUnit
 from moorage.wire.dispatch import Call, Int, Interface, Last, Parameters, Reply, load_description, method
 from moorage.wire.errors import (
