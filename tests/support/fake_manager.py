@@ -64,6 +64,10 @@ class FakeManager:
         """See `Manager`."""
         self._callback, self._interest = callback, interest
 
+    def is_wanted(self, unit: str) -> bool:
+        """Whether hints about a unit are wanted."""
+        return self._interest(unit)
+
     def tell(self, hint: UnitHint) -> None:
         """Send a hint, should anybody want it."""
         if not hint.unit or self._interest(hint.unit):

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "moorage.dbus.bus", "moorage.pid1.journal", "moorage.kernel.poller", "moorage.pid1.over_dbus",
         "moorage.kernel.cgroup",
-        "moorage.pid1.references",
+        "moorage.pid1.references", "moorage.pid1.hints",
         "moorage.machines.store", "moorage.authz.polkit", "moorage.probes.namespaces",
         "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",
         "moorage.wire.memory",

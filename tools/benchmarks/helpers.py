@@ -33,6 +33,7 @@ from moorage.machines.model import (
     place_name,
     scope_name,
 )
+from moorage.pid1.hints import Hints
 from moorage.pid1.manager import Job, ScopeSpec
 from moorage.pid1.over_dbus import DBusManager, Endpoints
 from moorage.pid1.properties import split_signature
@@ -160,7 +161,8 @@ def described(machine: Machine) -> ScopeSpec:
 
     async def run() -> ScopeSpec:
         manager = _Recorder(Endpoints.of("system"))
-        allocator = Allocator(manager, Helpers(manager, HOME), MARKS)
+        hints = Hints(manager)
+        allocator = Allocator(manager, Helpers(manager, HOME, hints), hints, MARKS)
         registration = Registration(
             name=machine.name,
             class_=MachineClass.vm,

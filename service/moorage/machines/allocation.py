@@ -39,6 +39,7 @@ from moorage.machines.model import (
     stopper_name,
 )
 from moorage.machines.together import together
+from moorage.pid1.hints import Hints
 from moorage.pid1.manager import (
     ASK_USEC,
     AuxiliaryUnit,
@@ -195,26 +196,12 @@ class Allocator:
         stray: control groups with processes that belong to no unit, by the unit whose name they are in the way of.
     """
 
-    def __init__(self, manager: Manager, helpers: helping.Helpers, marks: str) -> None:
+    def __init__(self, manager: Manager, helpers: helping.Helpers, hints: Hints, marks: str) -> None:
         self._manager = manager
         self._helpers = helpers
+        self._hints = hints
         self._marks = marks
         self.stray: dict[str, str] = {}
-        self._awaited: dict[str, trio.Event] = {}
-        self._starting: dict[
-            str, UnitHint
-        ] = {}  # what the manager last said of a scope that is being started
-
-    def interested(self, unit: str) -> bool:
-        """Whether hints about a unit are waited for here."""
-        return unit in self._awaited or unit in self._starting
-
-    def hint(self, hint: UnitHint) -> None:
-        """Take note that something may have happened to a unit."""
-        if hint.unit in self._starting:
-            self._starting[hint.unit] = hint
-        if (event := self._awaited.get(hint.unit)) is not None:
-            event.set()
 
     def describe(self, status: UnitStatus) -> str:
         """Say what holds a unit's name."""
@@ -249,8 +236,10 @@ class Allocator:
         spec = await self._spec(registration, pidfd, mark, deadline=deadline)
         slice_, auxiliary = spec.slice or MACHINE_SLICE, spec.auxiliary
         records = helping.recorded(registration.name, registration.helpers)
-        with self._helpers.starting(registration.name, registration.helpers) as start:
-            self._starting[unit] = UnitHint("changed", unit)
+        with (
+            self._hints.of([unit]) as news,
+            self._helpers.starting(registration.name, registration.helpers) as start,
+        ):
             try:
                 job = await self._start(spec, mark, deadline=deadline)
             except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
@@ -259,8 +248,7 @@ class Allocator:
                 raise _blamed(error, [registration.properties, *_properties(registration.helpers)]) from None
             except ManagerTimeout as error:
                 raise await self._helpers.lateness(start, records) or error from None
-            finally:
-                said = self._starting.pop(unit)
+            said = news.last.get(unit, UnitHint("changed", unit))
             units = [each.unit for each in auxiliary]
             try:
                 if job.result == "done":
@@ -482,8 +470,7 @@ class Allocator:
         self, start: helping.Start, records: Sequence[Helper], tell: Callable[[list[HelperStatus]], None]
     ) -> None:
         while True:
-            await start.changed.wait()
-            start.changed = trio.Event()
+            await start.news.next()
             tell(self._helpers.states.statuses(records))
 
     async def resume_helpers(self, change: Change, mark: str) -> bool:
@@ -538,10 +525,11 @@ class Allocator:
     async def _is_any_started(self, units: Sequence[str], mark: str, *, deadline: float) -> bool:
         """Whether a start has made any of these units; one that is still on its way is waited for."""
         given_up = trio.current_time() + UNSEEN_USEC / 1e6
-        while not any(await self._all_made(units, mark, deadline=deadline)):
-            if trio.current_time() >= given_up:
-                return False
-            await self._next_hint(units[0])
+        with self._hints.of(units[:1]) as news:
+            while not any(await self._all_made(units, mark, deadline=deadline)):
+                if trio.current_time() >= given_up:
+                    return False
+                await news.next(SETTLE_USEC / 1e6)
         return True
 
     async def _all_made(
@@ -678,9 +666,8 @@ class Allocator:
         Returns whether it went before the deadline, and as long as nothing keeps it.
         """
         kept_until = deadline
-        while True:
-            event = self._awaited.setdefault(unit, trio.Event())
-            try:
+        with self._hints.of([unit]) as news:
+            while True:
                 status = await self._manager.status(unit, deadline=deadline)
                 if status is None or (mark is not None and mark not in status.documentation):
                     return True
@@ -692,12 +679,9 @@ class Allocator:
                     kept_until = deadline
                 elif kept_until == deadline:
                     kept_until = min(deadline, trio.current_time() + KEPT_USEC / 1e6)
-                with trio.move_on_after(SETTLE_USEC / 1e6):
-                    await event.wait()
-            finally:
-                self._awaited.pop(unit, None)
-            if trio.current_time() >= kept_until:
-                return False
+                await news.next(SETTLE_USEC / 1e6)
+                if trio.current_time() >= kept_until:
+                    return False
 
     async def _is_kept(self, status: UnitStatus, *, deadline: float) -> bool:
         """Whether what keeps a unit in the manager's memory may do so for ever.
@@ -802,42 +786,33 @@ class Allocator:
         self, status: UnitStatus | None, mark: str, *, deadline: float
     ) -> UnitStatus | None:
         """Wait until the start of a unit has ended, or the deadline has passed; return what it has made by then."""
-        while status is not None and status.job_id and trio.current_time() < deadline:
-            await self._next_hint(status.unit)
-            status = await self._made(status.unit, mark, deadline=deadline + ASK_USEC / 1e6)
+        if status is None:
+            return None
+        with self._hints.of([status.unit]) as news:
+            while status is not None and status.job_id and trio.current_time() < deadline:
+                await news.next(SETTLE_USEC / 1e6)
+                status = await self._made(status.unit, mark, deadline=deadline + ASK_USEC / 1e6)
         return status
 
     async def _started(self, unit: str, mark: str, *, deadline: float) -> UnitStatus | None:
         """The unit that a start has made, if it has; a start that is still on its way is waited for."""
         given_up = trio.current_time() + UNSEEN_USEC / 1e6
-        while True:
-            if (status := await self._made(unit, mark, deadline=deadline)) is not None:
-                return status
-            if trio.current_time() >= given_up:
-                return None
-            await self._next_hint(unit)
-
-    async def _next_hint(self, unit: str) -> None:
-        """Wait until something happens to a unit, or a while."""
-        event = self._awaited.setdefault(unit, trio.Event())
-        try:
-            with trio.move_on_after(SETTLE_USEC / 1e6):
-                await event.wait()
-        finally:
-            self._awaited.pop(unit, None)
+        with self._hints.of([unit]) as news:
+            while True:
+                if (status := await self._made(unit, mark, deadline=deadline)) is not None:
+                    return status
+                if trio.current_time() >= given_up:
+                    return None
+                await news.next(SETTLE_USEC / 1e6)
 
     async def _wait_without_job(self, unit: str, *, waits: bool, deadline: float) -> None:
         """Wait until a unit has no job, or only one that waits for others, should it have any to wait for."""
-        while True:
-            event = self._awaited.setdefault(unit, trio.Event())
-            try:
+        with self._hints.of([unit]) as news:
+            while True:
                 look = await self._manager.look(unit, None, deadline=deadline)
                 if not look.job_id or (waits and look.active_state == "inactive"):
                     return
-                with trio.move_on_after(SETTLE_USEC / 1e6):
-                    await event.wait()
-            finally:
-                self._awaited.pop(unit, None)
+                await news.next(SETTLE_USEC / 1e6)
 
 
 def auxiliary_names(machine: Machine) -> list[str]:

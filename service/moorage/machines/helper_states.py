@@ -25,6 +25,7 @@ from moorage.kernel import process
 from moorage.machines.model import Helper, HelperStatus
 from moorage.machines.together import together
 from moorage.pid1 import journal
+from moorage.pid1.hints import Hints
 from moorage.pid1.manager import ASK_USEC, Json, Manager, ManagerError, NoSuchProperty, NoSuchUnit, UnitHint
 
 ENDED = frozenset({"inactive", "failed", "deactivating"})
@@ -88,18 +89,21 @@ class _State:
 class HelperStates:
     """Keeps what the manager last reported of each helper's service."""
 
-    def __init__(self, manager: Manager, *, user: bool) -> None:
+    def __init__(self, manager: Manager, hints: Hints, *, user: bool) -> None:
         """Follow nothing yet.
 
         Args:
             manager: to ask what was missed.
+            hints: from it.
             user: it is a user's.
         """
         self._manager = manager
+        self._hints = hints
         self._user = user
         self._states: dict[str, _State] = {}
         self._missed = trio.Event()
         self._ended: Callable[[str], None] = lambda _: None
+        hints.follow_all(lambda _hint: self.miss())
 
     def watch(self, ended: Callable[[str], None]) -> None:
         """Have a function called with each service that is found to have ended for good, perhaps more than once."""
@@ -114,17 +118,15 @@ class HelperStates:
         """
         for unit in units:
             self._states[unit] = _State(since_usec)
+            self._hints.follow(unit, self._hint)
 
     def drop(self, units: Iterable[str]) -> None:
         """Forget services."""
         for unit in units:
             self._states.pop(unit, None)
+            self._hints.unfollow(unit, self._hint)
 
-    def interested(self, unit: str) -> bool:
-        """Whether hints about a unit are wanted here."""
-        return unit in self._states
-
-    def hint(self, hint: UnitHint) -> None:
+    def _hint(self, hint: UnitHint) -> None:
         """Take note of what the manager reports of a unit."""
         if (state := self._states.get(hint.unit)) is None:
             return

@@ -42,6 +42,7 @@ from moorage.machines.errors import HelperFailed, HelperLate, InvalidHelper, NoI
 from moorage.machines.helper_states import ENDED, HelperStates
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, HelperStatus, SocketType
 from moorage.pid1 import journal, unit_files
+from moorage.pid1.hints import Hints, News
 from moorage.pid1.manager import (
     AuxiliaryUnit,
     InvalidProperty,
@@ -634,16 +635,21 @@ class Start:
         units: the helper's name by unit.
         failed: those that have been seen to fail, in that order.
         results: of those, what the manager answered.
-        changed: set when something may have changed; to be replaced by who waits for it.
+        news: of these units.
         since_usec: when it began, µs since boot.
     """
 
-    def __init__(self, units: Mapping[str, str]) -> None:
+    def __init__(self, units: Mapping[str, str], news: News) -> None:
         self.units = units
+        self.news = news
         self.failed: list[str] = []
         self.results: dict[str, str] = {}
-        self.changed = trio.Event()
         self.since_usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+
+    def hint(self, hint: UnitHint) -> None:
+        """Take note of a unit that has failed."""
+        if hint.active_state == "failed" and hint.unit not in self.failed:
+            self.failed.append(hint.unit)
 
     def note(self, statuses: Iterable[HelperStatus]) -> None:
         """Take note of helpers that have ended, right after their start."""
@@ -661,22 +667,11 @@ class Helpers:
         states: of all helpers.
     """
 
-    def __init__(self, manager: Manager, home: Home) -> None:
+    def __init__(self, manager: Manager, home: Home, hints: Hints) -> None:
         self.home = home
-        self.states = HelperStates(manager, user=home.user)
+        self.states = HelperStates(manager, hints, user=home.user)
         self._manager = manager
-        self._starts: dict[str, Start] = {}
-
-    def interested(self, unit: str) -> bool:
-        """Whether hints about a unit are waited for here."""
-        return unit in self._starts
-
-    def hint(self, hint: UnitHint) -> None:
-        """Take note that something may have happened to a unit."""
-        if (start := self._starts.get(hint.unit)) is not None:
-            if hint.active_state == "failed" and hint.unit not in start.failed:
-                start.failed.append(hint.unit)
-            start.changed.set()
+        self._hints = hints
 
     async def types(self, *, deadline: float) -> Types:
         """Return what services and sockets have.
@@ -697,17 +692,18 @@ class Helpers:
             units[model.helper_unit(machine, spec.name)] = spec.name
             if spec.sockets:
                 units[model.helper_unit(machine, spec.name, "socket")] = spec.name
-        start = Start(units)
-        self.states.follow(
-            (model.helper_unit(machine, spec.name) for spec in specs), since_usec=start.since_usec
-        )
-        self._starts.update(dict.fromkeys(units, start))
-        try:
-            yield start
-        finally:
+        with self._hints.of(units) as news:
+            start = Start(units, news)
+            self.states.follow(
+                (model.helper_unit(machine, spec.name) for spec in specs), since_usec=start.since_usec
+            )
             for unit in units:
-                if self._starts.get(unit) is start:
-                    del self._starts[unit]
+                self._hints.follow(unit, start.hint)
+            try:
+                yield start
+            finally:
+                for unit in units:
+                    self._hints.unfollow(unit, start.hint)
 
     async def settled(
         self, start: Start, helpers: Sequence[Helper], *, deadline: float
@@ -721,7 +717,6 @@ class Helpers:
             ManagerError: as the manager says, or it reports nothing.
         """
         while True:
-            start.changed = trio.Event()
             await self.states.catch_up([helper.unit for helper in helpers], deadline=deadline)
             statuses = self.states.statuses(helpers)
             unsettled = [
@@ -733,7 +728,7 @@ class Helpers:
                 start.note(statuses)
                 return statuses
             with trio.move_on_at(deadline) as waiting:
-                await start.changed.wait()
+                await start.news.next()
             if waiting.cancelled_caught:
                 raise ManagerTimeout(f"end of the main process of {unsettled[0]}")
 

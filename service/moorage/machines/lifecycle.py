@@ -68,6 +68,7 @@ from moorage.machines.registry import Claim, Registry
 from moorage.machines.store import BadRecord, Store
 from moorage.machines.together import together
 from moorage.machines.vital import BOND_USEC, is_left_to_us, lost
+from moorage.pid1.hints import Hints
 from moorage.pid1.manager import (
     ASK_USEC,
     Json,
@@ -172,10 +173,11 @@ class Lifecycle:
         self._manager = manager
         self._store = store
         self._references = references
-        self._helpers = Helpers(manager, home)
+        self._hints = Hints(manager)
+        self._helpers = Helpers(manager, home, self._hints)
         self._states = self._helpers.states
         self._states.watch(self._helper_ended)
-        self._allocator = Allocator(manager, self._helpers, store.marks)
+        self._allocator = Allocator(manager, self._helpers, self._hints, store.marks)
         self._readiness = Readiness()
         self._watch = cgroup.Watch(self._readiness, self._group_changed, self._recheck_all)
         self._leaders = Leaders(self._readiness, self._part_ended)
@@ -206,7 +208,7 @@ class Lifecycle:
         self._leases = Leases(self._end, lambda machine: bool(self._under_way[machine, "lease"]))
         self._nursery: trio.Nursery | None = None
         self._shields: set[trio.CancelScope] = set()  # around what outlives its caller
-        manager.watch(self._hint, self._interested)
+        self._hints.follow_all(self._missed)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -266,6 +268,7 @@ class Lifecycle:
                 self._forget_records(self.registry.retire(found))
             else:
                 self.registry.add(found)
+                self.follow(found)
                 self._accounts.enter(found, watched=False)
                 try:
                     self._hold(found)
@@ -279,7 +282,9 @@ class Lifecycle:
         for name, found in self._store.left():
             if isinstance(found, BadRecord):
                 _log.warning("Failed to load the note of the unit of machine %s, ignoring: %s", name, found)
-            elif not self.registry.leave(found):
+            elif self.registry.leave(found):
+                self._hints.follow(found.unit, self._hint_of_left)
+            else:
                 self._store.vacate(name)
 
     def _begun(self) -> list[tuple[Machine, Claim]]:
@@ -384,31 +389,23 @@ class Lifecycle:
         self._accounts.glance(machine)
         self._mark(machine)
 
-    def _interested(self, unit: str) -> bool:
-        return (
-            self.registry.by_unit(unit) is not None
-            or self.registry.is_left(unit)
-            or self._allocator.interested(unit)
-            or self._helpers.interested(unit)
-            or self._states.interested(unit)
-        )
+    def follow(self, machine: Machine) -> None:
+        """Take note of what the manager reports of a machine's unit from now on."""
+        if machine.owns_unit:
+            self._hints.follow(machine.unit, self._hint)
 
-    def _hint(self, hint: UnitHint) -> None:
-        if hint.kind in {"reloaded", "connected", "disconnected"}:
-            if hint.kind != "reloaded":
-                self._accounts.lost_sight()
-            self._recheck_all()
-            self._states.miss()
-            return
-        self._states.hint(hint)
-        if hint.kind == "main":
-            return
-        self._allocator.hint(hint)
-        self._helpers.hint(hint)
+    def _missed(self, hint: UnitHint) -> None:
+        if hint.kind != "reloaded":
+            self._accounts.lost_sight()
+        self._recheck_all()
+
+    def _hint_of_left(self, hint: UnitHint) -> None:
         if hint.kind == "removed":
             self._vacate(hint.unit)
+
+    def _hint(self, hint: UnitHint) -> None:
         machine = self.registry.by_unit(hint.unit)
-        if machine is None:
+        if machine is None or hint.kind == "main":
             return
         if hint.kind == "removed":
             self._mark(machine).removed = True
@@ -585,6 +582,8 @@ class Lifecycle:
         self._accounts.forget(machine)
         self._drop_helpers(machine)
         self._watch.remove(machine.control_group)
+        if machine.owns_unit:
+            self._hints.unfollow(machine.unit, self._hint)
         self._references.release(machine.unit)
         self._results.pop(machine, None)
         self._due.pop(machine, None)
@@ -726,6 +725,7 @@ class Lifecycle:
                 await self._allocator.undo(machine.unit, mark, auxiliary_names(machine))
             raise
         self.registry.commit(claim, machine)
+        self.follow(machine)
         self._mark(machine).new = True  # to be looked at: for what happened before the watch was there
 
     async def _take_back(self, machine: Machine, steps: contextlib.ExitStack) -> None:
@@ -1209,6 +1209,7 @@ class Lifecycle:
         self._withdraw_done(machine)
         self._remove_record(machine.name)
         if living and self.registry.leave(machine):
+            self._hints.follow(machine.unit, self._hint_of_left)
             try:
                 self._store.leave(machine)
             except OSError as error:
@@ -1217,6 +1218,7 @@ class Lifecycle:
 
     def _vacate(self, unit: str) -> None:
         """Take note that the unit of a machine that was forgotten is gone."""
+        self._hints.unfollow(unit, self._hint_of_left)
         if (machine := self.registry.vacate(unit)) is not None:
             try:
                 self._store.vacate(machine.name)

@@ -13,6 +13,7 @@ from fake_manager import FakeManager
 from moorage.kernel import process
 from moorage.machines.helper_states import HelperStates
 from moorage.machines.model import Helper, HelperFailure, HelperStatus
+from moorage.pid1.hints import Hints
 from moorage.pid1.manager import UnitHint
 
 UNIT = "machine-web-fs.service"
@@ -27,8 +28,7 @@ def manager() -> FakeManager:
 
 @pytest.fixture
 def states(manager: FakeManager) -> HelperStates:
-    found = HelperStates(manager.manager, user=False)
-    manager.watch(found.hint, found.interested)
+    found = HelperStates(manager.manager, Hints(manager.manager), user=False)
     found.follow([UNIT], since_usec=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
     return found
 
@@ -131,5 +131,5 @@ def test_a_process_that_was_named_is_recognized() -> None:
 def test_what_is_dropped_is_of_no_interest(manager: FakeManager, states: HelperStates) -> None:
     tell(manager, "active", "running")
     states.drop([UNIT])
-    assert not states.interested(UNIT)
+    assert not manager.is_wanted(UNIT)
     assert states.status(FS) == HelperStatus(FS)

@@ -50,6 +50,7 @@ async def test_a_lease_on_what_ends_at_once_leaves_nothing(tmp_path: Path) -> No
         for number in range(MACHINES):
             found = machine(f"m{number}")
             lifecycle.registry.add(found)
+            lifecycle.follow(found)
             lifecycle.lease(found, trio.sleep_forever)
             manager.tell(UnitHint("removed", found.unit))
         await trio.testing.wait_all_tasks_blocked()
