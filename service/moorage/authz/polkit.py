@@ -24,7 +24,8 @@ from typing import Final
 import trio
 
 from moorage.dbus.bus import Call, CallFailed, CallTimeout, Link, LinkClosed, LinkError
-from moorage.kernel.process import Peer, ProcessGone
+from moorage.kernel.peer import Peer
+from moorage.kernel.process import ProcessGone
 
 ANSWER_SECONDS: Final = 25.0
 """For an answer that needs no person. A broker gives a service as long to be started (service_start_timeout of

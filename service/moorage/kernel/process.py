@@ -1,4 +1,4 @@
-"""Processes that cannot be taken for one another, and the peer of a socket.
+"""Processes that cannot be taken for one another.
 
 A PID is a number that the kernel hands out again; a pidfd is the process. Where no pidfd can be kept (a record on
 disk, a JSON message), the inode number of the pidfd together with the boot ID names the process for good: since Linux
@@ -14,16 +14,11 @@ import fcntl
 import functools
 import os
 import select
-import socket
 import struct
 from pathlib import Path
 
 import msgspec
 
-_SO_PEERPIDFD = getattr(
-    socket, "SO_PEERPIDFD", 77
-)  # asm-generic/socket.h; not in Python's socket module before 3.14
-_UCRED = struct.Struct("iII")
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 _PIDFD_THREAD = os.O_EXCL  # include/uapi/linux/pidfd.h, Linux 6.9
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO of include/uapi/linux/pidfd.h: _IOWR(0xFF, 11, struct pidfd_info)
@@ -384,67 +379,3 @@ def shares_our_ids(pid: int) -> bool:
         return True  # a kernel without user namespaces
     except ProcessLookupError:
         raise ProcessGone(pid) from None
-
-
-class Peer(msgspec.Struct, frozen=True):
-    """Who is at the other end of a Unix socket, as the kernel recorded it when the connection was made (unix(7)).
-
-    Attributes:
-        pid: 0 where it is not visible in this PID namespace.
-        uid: effective uid.
-        gid: effective gid.
-    """
-
-    pid: int
-    uid: int
-    gid: int
-    _socket: socket.socket
-    _known: list[ProcessId] = msgspec.field(default_factory=list[ProcessId])
-
-    def pidfd(self) -> int:
-        """Open the peer (SO_PEERPIDFD, Linux 6.5).
-
-        The socket holds the kernel's own reference to the process since connect(2), so that asking late is as safe as
-        asking early, and costs no file descriptor for those who never need it.
-
-        Returns:
-            A pidfd, close-on-exec, owned by the caller.
-
-        Raises:
-            ProcessGone: it has been reaped.
-            OSError: no file descriptor is left (EMFILE, ENFILE).
-        """
-        try:
-            return self._socket.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-        except (ProcessLookupError, ValueError):
-            raise ProcessGone(self.pid) from None
-        except OSError as error:
-            # EINVAL, ENODATA: what kernels before 6.16 say of a peer that has been reaped.
-            if error.errno in {22, 61}:
-                raise ProcessGone(self.pid) from None
-            raise
-
-    def process_id(self) -> ProcessId:
-        """Name the peer. The kernel is asked once; who has been named may have ended since.
-
-        Raises:
-            ProcessGone: it had ended when it was first asked for.
-            NotAProcess: it is not visible in this PID namespace.
-            OSError: no file descriptor is left.
-        """
-        if not self._known:
-            pidfd = self.pidfd()
-            try:
-                self._known.append(process_id(pidfd))
-            finally:
-                os.close(pidfd)
-        return self._known[0]
-
-
-def peer_of(connection: socket.socket) -> Peer:
-    """Return the peer of a connected Unix stream socket (SO_PEERCRED).
-
-    The connection must stay open for as long as :meth:`Peer.pidfd` is of use.
-    """
-    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return Peer(pid, uid, gid, connection)

@@ -24,6 +24,7 @@ import trio
 from moorage.authz.allowed_properties import check as check_rights
 from moorage.authz.ownership import NotOwned, check_unit, is_in_namespace_of, may_signal, runs_as
 from moorage.kernel import cgroup, process
+from moorage.kernel.cgroup_watch import Watch
 from moorage.kernel.poller import Readiness
 from moorage.machines import effective
 from moorage.machines.allocation import Allocator, Place, auxiliary_names
@@ -179,7 +180,7 @@ class Lifecycle:
         self._states.watch(self._helper_ended)
         self._allocator = Allocator(manager, self._helpers, self._hints, store.marks)
         self._readiness = Readiness()
-        self._watch = cgroup.Watch(self._readiness, self._group_changed, self._recheck_all)
+        self._watch = Watch(self._readiness, self._group_changed, self._recheck_all)
         self._leaders = Leaders(self._readiness, self._part_ended)
         self._accounts = FinalAccounts(self._completed, user=home.user)
         self._marked: dict[Machine, _Mark] = {}

@@ -48,7 +48,7 @@ from typing import Annotated, Any, Final, Generic, Protocol, TypeVar, cast
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from moorage.kernel.process import Peer
+from moorage.kernel.peer import Peer
 from moorage.wire.errors import InterfaceNotFound, InvalidParameter, MethodNotFound, MethodNotImplemented
 from moorage.wire.message import CallMessage, decode_parameters, repeated_key
 

@@ -24,8 +24,8 @@ from typing import Any, cast
 import msgspec
 import trio
 
+from moorage.kernel.peer import Peer
 from moorage.kernel.poller import Readiness
-from moorage.kernel.process import Peer
 from moorage.wire.connection import (
     CALL_MAX,
     CLOSED,

@@ -17,8 +17,8 @@ from functools import partial
 import msgspec
 import trio
 
+from moorage.kernel.peer import Peer, peer_of
 from moorage.kernel.poller import Readiness
-from moorage.kernel.process import Peer, peer_of
 from moorage.wire.deadlines import Deadlines
 from moorage.wire.dispatch import Service
 from moorage.wire.disposal import Disposal

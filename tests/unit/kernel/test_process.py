@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.kernel import process
+from moorage.kernel.peer import Peer, peer_of
 from moorage.kernel.process import NotAProcess, ProcessGone
 
 
@@ -237,7 +238,7 @@ def test_a_command_that_looks_like_further_lines(tmp_path: Path) -> None:
 def test_the_peer_of_a_socket() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        peer = process.peer_of(ours)
+        peer = peer_of(ours)
         assert (peer.pid, peer.uid, peer.gid) == (os.getpid(), os.geteuid(), os.getegid())
         pidfd = peer.pidfd()
         assert process.process_id(pidfd).pid == os.getpid()
@@ -245,7 +246,7 @@ def test_the_peer_of_a_socket() -> None:
         os.close(pidfd)
 
 
-def look(peer: process.Peer) -> process.ProcessId:
+def look(peer: Peer) -> process.ProcessId:
     """Open a peer, and look who it is."""
     pidfd = peer.pidfd()
     try:
@@ -263,7 +264,7 @@ def test_a_peer_that_was_reaped_is_gone(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", code, path], check=True)
         connected, _ = listener.accept()
         with connected:
-            peer = process.peer_of(connected)
+            peer = peer_of(connected)
             # Since Linux 6.16 the kernel hands out pidfds of those who were reaped as well.
             with pytest.raises(ProcessGone):
                 look(peer)
