@@ -20,11 +20,14 @@ from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
+from moorage.kernel.poller import Readiness
+from moorage.kernel.system import system
 from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.store import Store
+from moorage.pid1 import journal
 from moorage.pid1.over_dbus import DBusManager, Endpoints
-from moorage.pid1.references import References
+from moorage.pid1.references import BusReferences
 from moorage.wire.dispatch import Service
 from moorage.wire.server import Server
 
@@ -76,13 +79,19 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     authority = Authority(Policy(options.user), polkit)
     endpoints = Endpoints.of("system" if options.user is None else "user")
     manager = DBusManager(endpoints, options.link)
-    references = References(None if options.link == "private" else endpoints.bus)
+    references = BusReferences(None if options.link == "private" else endpoints.bus)
     try:
         store = Store(options.state_directory)
     except OSError as error:
         raise NoRecords(f"cannot keep records in {options.state_directory}: {error.strerror}") from None
+    readiness = Readiness()
     lifecycle = Lifecycle(
-        manager, store, Home(user=options.user is not None, root=options.runtime_directory), references
+        manager,
+        store,
+        Home(user=options.user is not None, root=options.runtime_directory),
+        references,
+        system(readiness),
+        journal,
     )
     service = Service(
         vendor="The moorage project",
@@ -103,6 +112,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         await background.start(manager.run)
         background.start_soon(references.run)
         await background.start(lifecycle.run)
+        background.start_soon(readiness.run)
         if polkit is not None:
             await background.start(polkit.run)
         await background.start(server.serve, listeners)
@@ -118,6 +128,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         lifecycle.end()
         await server.drain(DRAIN_USEC / 1e6)
         background.cancel_scope.cancel()
+    readiness.close()
     store.close()
     notifier.close()
 

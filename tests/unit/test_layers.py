@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[2] / "service" / "moorage"
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: words
     ("moorage.wire.errors", "moorage.wire.message", "moorage.machines.model", "moorage.machines.errors",
-     "moorage.pid1.manager", "moorage.kernel.process", "moorage.kernel.peer", "moorage.launch.holder"),
+     "moorage.pid1.manager", "moorage.kernel.process", "moorage.kernel.peer", "moorage.kernel.clock",
+     "moorage.launch.holder"),
     # 1: pure decisions
     (
         "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
@@ -29,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 2: adapters to the outside
     (
         "moorage.dbus.bus", "moorage.pid1.journal", "moorage.kernel.poller", "moorage.pid1.over_dbus",
-        "moorage.kernel.cgroup", "moorage.kernel.cgroup_watch",
+        "moorage.kernel.cgroup", "moorage.kernel.cgroup_watch", "moorage.kernel.processes", "moorage.kernel.system",
         "moorage.pid1.references", "moorage.pid1.hints",
         "moorage.machines.store", "moorage.authz.polkit", "moorage.probes.namespaces",
         "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",

@@ -23,6 +23,8 @@ from benchmarks.peers import CGROUPS, COMMAND_SECONDS
 from benchmarks.wire import CALL_SECONDS, Unmeasurable, connect, encode, exchange
 from moorage.authz.allowed_properties import MACHINE_SLICE, TASKS_MAX
 from moorage.kernel import process
+from moorage.kernel.poller import Readiness
+from moorage.kernel.system import system
 from moorage.machines.allocation import Allocator
 from moorage.machines.helpers import Helpers, Home, relative_directory
 from moorage.machines.model import (
@@ -33,6 +35,7 @@ from moorage.machines.model import (
     place_name,
     scope_name,
 )
+from moorage.pid1 import journal
 from moorage.pid1.hints import Hints
 from moorage.pid1.manager import Job, ScopeSpec
 from moorage.pid1.over_dbus import DBusManager, Endpoints
@@ -162,7 +165,9 @@ def described(machine: Machine) -> ScopeSpec:
     async def run() -> ScopeSpec:
         manager = _Recorder(Endpoints.of("system"))
         hints = Hints(manager)
-        allocator = Allocator(manager, Helpers(manager, HOME, hints), hints, MARKS)
+        kernel = system(Readiness())
+        helpers = Helpers(manager, HOME, hints, kernel, journal)
+        allocator = Allocator(manager, helpers, hints, MARKS, kernel)
         registration = Registration(
             name=machine.name,
             class_=MachineClass.vm,

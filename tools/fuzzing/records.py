@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 from fuzzing.mutation import damaged, damaged_json, encode_json
 from fuzzing.service_manager import Recorded
 from fuzzing.target import Target, corpus
+from moorage.kernel.poller import Readiness
 from moorage.kernel.process import boot_id
+from moorage.kernel.system import system
 from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.store import BadRecord, Store, decode, encode
+from moorage.pid1 import journal
 from moorage.pid1.over_dbus import DBusManager, Endpoints
-from moorage.pid1.references import References
+from moorage.pid1.references import BusReferences
 
 NAME = "web"
 """Of the machine, and of the file."""
@@ -46,17 +49,20 @@ def _of_file(data: bytes) -> Iterator[Record]:
 async def _start(directory: str) -> tuple[int, int]:
     """Start what keeps machines on these records; return how many it has at first, and after it has looked."""
     recorded = Recorded()
+    readiness = Readiness()
     async with recorded.listening(directory), trio.open_nursery() as nursery:
         manager = DBusManager(Endpoints(recorded.path, recorded.path), "private")
         await nursery.start(manager.run)
         store = Store(f"{directory}/machines")
         try:
-            lifecycle = Lifecycle(manager, store, Home(user=False, root=directory), References(None))
+            home = Home(user=False, root=directory)
+            lifecycle = Lifecycle(manager, store, home, BusReferences(None), system(readiness), journal)
             found = sum(not isinstance(machine, BadRecord) for _, machine in store.load())
             await nursery.start(lifecycle.run)
             nursery.cancel_scope.cancel()
         finally:
             store.close()
+    readiness.close()
     return found, len(lifecycle.registry)
 
 

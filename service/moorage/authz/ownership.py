@@ -11,14 +11,14 @@ unit, or declares that unit a machine that may be stopped, is not the user's dec
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 import msgspec
 import trio
 
 from moorage.authz.allowed_properties import is_below_slice_of
-from moorage.kernel import process
+from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
+from moorage.kernel.processes import Processes
 from moorage.machines.model import Machine
 from moorage.pid1.manager import Manager, NoSuchProperty, NoSuchUnit
 from moorage.pid1.oneshot import CAP_SYS_PTRACE, ProbeFailed, probe
@@ -54,13 +54,13 @@ class UnitNotOwned(Exception):
         self.unit = unit
 
 
-async def is_in_namespace_of(pid: int, pidfd: int, uid: int, manager: Manager) -> bool:
+async def is_in_namespace_of(pid: int, pidfd: int, uid: int, manager: Manager, processes: Processes) -> bool:
     """Whether a process that does not run as a user is in a user namespace of that user's all the same.
 
     Raises:
         ProcessGone: it has ended.
     """
-    if process.shares_our_ids(pid):
+    if processes.shares_our_ids(pid):
         return False
     try:
         with trio.fail_after(OWNER_SECONDS):
@@ -74,24 +74,24 @@ async def is_in_namespace_of(pid: int, pidfd: int, uid: int, manager: Manager) -
             )
         return uid in msgspec.json.decode(answer, type=list[int])
     except (trio.TooSlowError, ProbeFailed, msgspec.MsgspecError):
-        if process.has_exited(pidfd):
-            raise process.ProcessGone(pid) from None
+        if processes.has_exited(pidfd):
+            raise ProcessGone(pid) from None
         return False
 
 
-def runs_as(pid: int, pidfd: int, uid: int) -> bool:
+def runs_as(pid: int, pidfd: int, uid: int, processes: Processes) -> bool:
     """Whether a process runs as a user, and as nobody else.
 
     Raises:
         ProcessGone: it has ended.
     """
-    found = process.uids(pid)
-    if process.has_exited(pidfd):  # so that what was read is sure to be its own
-        raise process.ProcessGone(pid)
+    found = processes.uids(pid)
+    if processes.has_exited(pidfd):  # so that what was read is sure to be its own
+        raise ProcessGone(pid)
     return found == frozenset({uid})
 
 
-def may_signal(machine: Machine, target: process.ProcessId) -> bool:
+def may_signal(machine: Machine, target: ProcessId, processes: Processes) -> bool:
     """Whether the leader or the supervisor of a machine is still what it was when a user registered it.
 
     A process can turn into somebody else's, by a set-user-ID program, and be moved to another unit, as with a session
@@ -100,21 +100,22 @@ def may_signal(machine: Machine, target: process.ProcessId) -> bool:
     Args:
         machine: that a user registered.
         target: its leader or its supervisor.
+        processes: of this host.
     """
     try:
-        pidfd = process.open_process(target.pid, target.pidfd_id, target.boot_id)
+        pidfd = processes.open(target.pid, target.pidfd_id, target.boot_id)
         try:
             if target == machine.leader:
-                group = process.control_group(target.pid)
+                group = processes.control_group(target.pid)
                 if not f"{group}/".startswith(f"{machine.control_group}/"):
                     return False
                 if machine.owner != machine.uid:
                     # It is in a user namespace of the user's, which it cannot leave, or root has agreed to it.
-                    return not process.has_exited(pidfd)
-            return runs_as(target.pid, pidfd, machine.uid)
+                    return not processes.has_exited(pidfd)
+            return runs_as(target.pid, pidfd, machine.uid, processes)
         finally:
-            os.close(pidfd)
-    except (process.ProcessGone, process.NotAProcess):
+            processes.close(pidfd)
+    except (ProcessGone, NotAProcess):
         return False
 
 

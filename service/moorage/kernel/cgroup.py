@@ -13,6 +13,8 @@ import errno
 import fnmatch
 import os
 import struct
+from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
@@ -180,3 +182,76 @@ def _managed_oom_kills(control_group: str) -> int | None:
         if error.errno in {errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP}:
             return None
         raise
+
+
+class Watch(Protocol):
+    """Watched groups."""
+
+    def __len__(self) -> int: ...
+
+    def add(self, control_group: str) -> bool:
+        """Watch a group; nothing happens if it is watched already.
+
+        Returns:
+            False if there is no such group.
+
+        Raises:
+            OSError: no watch is left (fs.inotify.max_user_watches).
+        """
+        ...
+
+    def remove(self, control_group: str) -> None:
+        """Stop watching a group; nothing happens if it is not watched."""
+        ...
+
+    def close(self) -> None:
+        """Stop watching everything."""
+        ...
+
+
+class Hierarchy(Protocol):
+    """The unified hierarchy of control groups, as the core sees it; the errors are those of cgroupfs."""
+
+    def events(self, control_group: str) -> Events | None:
+        """Read ``cgroup.events``; None if there is no such group.
+
+        Raises:
+            OSError: no file descriptor is left (EMFILE, ENFILE), or no memory.
+        """
+        ...
+
+    def attribute(self, control_group: str, name: str) -> str | None:
+        """Read one attribute of a group, without the newline; None if the group or its controller is not there.
+
+        Raises:
+            OSError: as :meth:`events` says.
+        """
+        ...
+
+    def identity(self, control_group: str) -> int | None:
+        """Return the inode number of a group, which no later group has; None if it is gone."""
+        ...
+
+    def usage(self, control_group: str) -> Usage:
+        """Read the counters of a group; all None if it is gone.
+
+        Raises:
+            OSError: as :meth:`events` says.
+        """
+        ...
+
+    async def find(self, pattern: str) -> list[str]:
+        """Find the groups in the slices of our manager whose name matches, with processes in them (fnmatch(3))."""
+        ...
+
+    def watch(self, changed: Callable[[str], None], overflow: Callable[[], None]) -> Watch:
+        """Start watching.
+
+        Args:
+            changed: called with the path of a group whose ``cgroup.events`` may have changed.
+            overflow: called when the kernel dropped events (fs.inotify.max_queued_events).
+
+        Raises:
+            OSError: no inotify instance is left (fs.inotify.max_user_instances).
+        """
+        ...

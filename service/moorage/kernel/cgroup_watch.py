@@ -30,7 +30,7 @@ class Readiness(Protocol):
         ...
 
 
-class Watch:
+class InotifyWatch:
     """Tells when ``cgroup.events`` of a group changes: one inotify instance for all groups (inotify(7)).
 
     Well-kept inotify libraries either own a loop or a thread; what is needed here are three system calls.
@@ -67,14 +67,7 @@ class Watch:
         return result
 
     def add(self, control_group: str) -> bool:
-        """Watch a group; nothing happens if it is watched already.
-
-        Returns:
-            False if there is no such group.
-
-        Raises:
-            OSError: no watch is left (fs.inotify.max_user_watches).
-        """
+        """See `Watch`."""
         if control_group in self._watches:
             return True
         path = f"{ROOT}{control_group}/cgroup.events".encode()
@@ -87,7 +80,7 @@ class Watch:
         return True
 
     def remove(self, control_group: str) -> None:
-        """Stop watching a group; nothing happens if it is not watched."""
+        """See `Watch`."""
         watch = self._watches.pop(control_group, None)
         if watch is None:
             return
@@ -100,7 +93,7 @@ class Watch:
                 raise
 
     def close(self) -> None:
-        """Stop watching everything."""
+        """See `Watch`."""
         self._readiness.remove(self._descriptor)
         os.close(self._descriptor)
 

@@ -15,7 +15,9 @@ import msgspec
 import trio
 
 from moorage.authz.allowed_properties import MACHINE_SLICE, TASKS_MAX
-from moorage.kernel import cgroup, process
+from moorage.kernel.cgroup import Hierarchy
+from moorage.kernel.process import NotAProcess, ProcessGone
+from moorage.kernel.system import System
 from moorage.machines import helpers as helping
 from moorage.machines import stop_command
 from moorage.machines.errors import JobFailed, NotUnicode, UnitNameTaken
@@ -163,12 +165,13 @@ def split_control_group(path: str, unit: str) -> tuple[str, str | None] | None:
     return path[:end], path[end:] or None
 
 
-def describe(status: UnitStatus, marks: str) -> str:
+def describe(status: UnitStatus, marks: str, hierarchy: Hierarchy) -> str:
     """Say what holds a unit's name, so that a person knows what to do.
 
     Args:
         status: of the unit.
         marks: what marks of our own begin with.
+        hierarchy: of control groups.
     """
     if status.load_state not in {"loaded", "not-found"}:
         where = f", by {status.fragment_path}" if status.fragment_path else ""
@@ -179,12 +182,14 @@ def describe(status: UnitStatus, marks: str) -> str:
     kind = "a failed unit" if status.active_state == "failed" else f"a unit that is {status.active_state}"
     details = [f"“{status.description}”"] if status.description not in {"", status.unit} else []
     if status.control_group:
-        details.append("with processes" if _is_populated(status) else "without processes")
+        details.append("with processes" if _is_populated(status, hierarchy) else "without processes")
     if status.job_id:
         details.append(f"with job {status.job_id} queued")
     if status.dependants:
         details.append(f"needed by {', '.join(status.dependants)}")
-    if _is_populated(status) and any(address.startswith(marks) for address in status.documentation):
+    if _is_populated(status, hierarchy) and any(
+        address.startswith(marks) for address in status.documentation
+    ):
         details.append("once a machine whose record is lost: it can be registered again without a new unit")
     return ", ".join([kind, *details])
 
@@ -196,16 +201,20 @@ class Allocator:
         stray: control groups with processes that belong to no unit, by the unit whose name they are in the way of.
     """
 
-    def __init__(self, manager: Manager, helpers: helping.Helpers, hints: Hints, marks: str) -> None:
+    def __init__(
+        self, manager: Manager, helpers: helping.Helpers, hints: Hints, marks: str, system: System
+    ) -> None:
         self._manager = manager
         self._helpers = helpers
         self._hints = hints
         self._marks = marks
+        self._hierarchy = system.hierarchy
+        self._processes = system.processes
         self.stray: dict[str, str] = {}
 
     def describe(self, status: UnitStatus) -> str:
         """Say what holds a unit's name."""
-        return describe(status, self._marks)
+        return describe(status, self._marks, self._hierarchy)
 
     async def allocate(
         self, registration: Registration, pidfd: int, mark: str, *, deadline: float
@@ -243,8 +252,8 @@ class Allocator:
             try:
                 job = await self._start(spec, mark, deadline=deadline)
             except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
-                if process.has_exited(pidfd):
-                    raise process.ProcessGone(registration.leader.pid) from None
+                if self._processes.has_exited(pidfd):
+                    raise ProcessGone(registration.leader.pid) from None
                 raise _blamed(error, [registration.properties, *_properties(registration.helpers)]) from None
             except ManagerTimeout as error:
                 raise await self._helpers.lateness(start, records) or error from None
@@ -258,7 +267,7 @@ class Allocator:
                         if not start.failed:  # none of them has ended again, right after its start
                             return place, statuses
                 result = await self._result(unit, deadline=deadline) if job.result != "done" else None
-                gone = process.has_exited(pidfd)
+                gone = self._processes.has_exited(pidfd)
                 failure = (
                     await self._helpers.failure(start) if auxiliary and (start.failed or not gone) else None
                 )
@@ -268,8 +277,8 @@ class Allocator:
             await self.undo(unit, mark, units)
             if failure is not None:
                 raise failure
-            if gone or process.has_exited(pidfd):
-                raise process.ProcessGone(registration.leader.pid)
+            if gone or self._processes.has_exited(pidfd):
+                raise ProcessGone(registration.leader.pid)
             raise JobFailed(unit, job.result, result)
 
     async def _spec(
@@ -294,7 +303,7 @@ class Allocator:
     def _check_stray(self, unit: str) -> None:
         if (path := self.stray.get(unit)) is None:
             return
-        state = cgroup.events(path)
+        state = self._hierarchy.events(path)
         if state is not None and state.populated:
             # The manager would put the leader among them.
             where = f"{path}, a control group of no unit, which systemd-cgls can show"
@@ -368,20 +377,22 @@ class Allocator:
         place = self._place(registration.leader.pid, unit, None, slice_, invocation_id)
         # Only now is it sure that what was read was read of the leader, not of a process with its number.
         return (
-            place if active_state == "active" and invocation_id and not process.has_exited(pidfd) else None
+            place
+            if active_state == "active" and invocation_id and not self._processes.has_exited(pidfd)
+            else None
         )
 
     def _place(
         self, pid: int, unit: str, subgroup: str | None, slice_: str, invocation_id: str
     ) -> Place | None:
         try:
-            split = split_control_group(process.control_group(pid), unit)
-        except (process.ProcessGone, process.NotAProcess):
+            split = split_control_group(self._processes.control_group(pid), unit)
+        except (ProcessGone, NotAProcess):
             return None
         if split is None:
             return None
         path = split[0] + (subgroup or "")
-        identity = cgroup.identity(path)
+        identity = self._hierarchy.identity(path)
         return None if identity is None else Place(unit, subgroup, slice_, path, identity, invocation_id)
 
     async def add_helpers(
@@ -578,11 +589,11 @@ class Allocator:
         try:
             unit, invocation_id = await self._manager.unit_of_process(pidfd, deadline=deadline)
             status = await self._manager.status(unit, deadline=deadline)
-            split = split_control_group(process.control_group(registration.leader.pid), unit)
-        except (NoSuchUnit, process.NotAProcess):
+            split = split_control_group(self._processes.control_group(registration.leader.pid), unit)
+        except (NoSuchUnit, NotAProcess):
             status, unit, invocation_id, split = None, "", "", None
-        if process.has_exited(pidfd):
-            raise process.ProcessGone(registration.leader.pid)
+        if self._processes.has_exited(pidfd):
+            raise ProcessGone(registration.leader.pid)
         place = (
             self._place(registration.leader.pid, unit, split[1], status.slice, invocation_id)
             if status is not None and split is not None
@@ -621,12 +632,12 @@ class Allocator:
         try:
             await self._manager.check_scope(spec, deadline=deadline)
         except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
-            if process.has_exited(registration.leader_pidfd):
-                raise process.ProcessGone(registration.leader.pid) from None
+            if self._processes.has_exited(registration.leader_pidfd):
+                raise ProcessGone(registration.leader.pid) from None
             raise _blamed(error, [registration.properties, *_properties(registration.helpers)]) from None
         status = await self._manager.status(unit, deadline=deadline)
-        if status is not None and not _is_leftover(status):
-            going = _is_going(status) and not await self._is_kept(status, deadline=deadline)
+        if status is not None and not _is_leftover(status, self._hierarchy):
+            going = _is_going(status, self._hierarchy) and not await self._is_kept(status, deadline=deadline)
             if not going:
                 raise UnitNameTaken(unit, self.describe(status))
         return Place(unit, None, registration.slice or MACHINE_SLICE, "", 0, "")
@@ -635,14 +646,14 @@ class Allocator:
         status = await self._manager.status(unit, deadline=deadline)
         if status is None:
             return
-        if _is_leftover(status):
+        if _is_leftover(status, self._hierarchy):
             await self._reset(unit, deadline=deadline)
-        elif not _is_going(status):
+        elif not _is_going(status, self._hierarchy):
             raise UnitNameTaken(unit, self.describe(status))
         if await self._wait_gone(unit, deadline=deadline):
             return
         status = await self._manager.status(unit, deadline=deadline)
-        if status is not None and _is_empty_scope(status) and self._is_ours(status):
+        if status is not None and _is_empty_scope(status, self._hierarchy) and self._is_ours(status):
             # One that was forgotten, and whose end the manager has missed.
             with contextlib.suppress(NoSuchUnit):
                 await self._manager.stop(unit, deadline=deadline)
@@ -671,9 +682,9 @@ class Allocator:
                 status = await self._manager.status(unit, deadline=deadline)
                 if status is None or (mark is not None and mark not in status.documentation):
                     return True
-                if not (_is_going(status) or status.active_state == "failed"):
+                if not (_is_going(status, self._hierarchy) or status.active_state == "failed"):
                     return False
-                if _is_leftover(status):
+                if _is_leftover(status, self._hierarchy):
                     await self._reset(unit, deadline=deadline)
                 if not await self._is_kept(status, deadline=deadline):
                     kept_until = deadline
@@ -770,7 +781,11 @@ class Allocator:
             return None
         await self._helpers.states.catch_up([helper.unit for helper in machine.helpers], deadline=deadline)
         statuses = self._helpers.states.statuses(machine.helpers)
-        identity = cgroup.identity(status.control_group) if _is_populated(status) else None
+        identity = (
+            self._hierarchy.identity(status.control_group)
+            if _is_populated(status, self._hierarchy)
+            else None
+        )
         if (
             status.active_state == "active"
             and identity is not None
@@ -835,14 +850,14 @@ def _blamed(error: ManagerError, asked: Sequence[Mapping[str, Json]]) -> Manager
     return InvalidProperty(", ".join(names), reason)
 
 
-def _is_leftover(status: UnitStatus) -> bool:
+def _is_leftover(status: UnitStatus, hierarchy: Hierarchy) -> bool:
     """Whether a unit is a transient one that failed, with nothing left in it, and nobody else's business."""
     if status.active_state != "failed" or not status.transient:
         return False
-    return not _is_populated(status)
+    return not _is_populated(status, hierarchy)
 
 
-def _is_going(status: UnitStatus) -> bool:
+def _is_going(status: UnitStatus, hierarchy: Hierarchy) -> bool:
     """Whether a unit is a transient one that is being stopped, or that nothing keeps in the manager's memory."""
     if not status.transient:
         return False
@@ -852,16 +867,16 @@ def _is_going(status: UnitStatus) -> bool:
         case "inactive":
             return not status.job_id
         case _:
-            return _is_empty_scope(status)
+            return _is_empty_scope(status, hierarchy)
 
 
-def _is_empty_scope(status: UnitStatus) -> bool:
+def _is_empty_scope(status: UnitStatus, hierarchy: Hierarchy) -> bool:
     """Whether a unit is an active scope without processes: the manager is about to notice that."""
     if status.active_state != "active" or not status.unit.endswith(".scope") or status.job_id:
         return False
-    return not _is_populated(status)  # its control group may be gone before its state changes
+    return not _is_populated(status, hierarchy)  # its control group may be gone before its state changes
 
 
-def _is_populated(status: UnitStatus) -> bool:
-    state = cgroup.events(status.control_group) if status.control_group else None
+def _is_populated(status: UnitStatus, hierarchy: Hierarchy) -> bool:
+    state = hierarchy.events(status.control_group) if status.control_group else None
     return state is not None and state.populated

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable, Sequence
 
 import msgspec
 import trio
 
-from moorage.kernel import cgroup, process
+from moorage.kernel.cgroup import Hierarchy
+from moorage.kernel.clock import Clock
+from moorage.kernel.system import System
 from moorage.machines import ending
 from moorage.machines.leaders import Leader
 from moorage.machines.model import (
@@ -29,7 +30,7 @@ from moorage.machines.model import (
     Verdict,
     bond_name,
 )
-from moorage.pid1 import journal
+from moorage.pid1.journal import Journal, UnitEnd
 
 TOLD_USEC = 5_000_000
 """For how long the journal may take to get what the manager wrote about an end, µs: a few ms on an idle machine; with
@@ -74,14 +75,14 @@ _COUNTERS = {
 _log = logging.getLogger(__name__)
 
 
-def now() -> Timestamp:
+def now(clock: Clock) -> Timestamp:
     """Return the time, µs since the epoch and since boot."""
-    return Timestamp(time.time_ns() // 1000, time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+    return Timestamp(clock.realtime(), clock.monotonic())
 
 
-def accounting(control_group: str) -> Accounting:
+def accounting(control_group: str, hierarchy: Hierarchy) -> Accounting:
     """Read the counters of a control group; those that are not there are None."""
-    return Accounting(**msgspec.structs.asdict(cgroup.usage(control_group)))
+    return Accounting(**msgspec.structs.asdict(hierarchy.usage(control_group)))
 
 
 class _Notes:
@@ -116,13 +117,19 @@ class _Account:
 class FinalAccounts:
     """Takes notes of the machines that live, and completes the accounts of those that have ended."""
 
-    def __init__(self, completed: Callable[[Machine], None], *, user: bool) -> None:
+    def __init__(
+        self, completed: Callable[[Machine], None], system: System, journal: Journal, *, user: bool
+    ) -> None:
         """Begin with no machine.
 
         Args:
             completed: called with a machine when its verdict is complete.
+            system: the kernel's.
+            journal: of this host.
             user: the machines are those of a user's manager.
         """
+        self._system = system
+        self._journal = journal
         self._completed = completed
         self._user = user
         self._notes: dict[Machine, _Notes] = {}
@@ -160,7 +167,7 @@ class FinalAccounts:
     def glance(self, machine: Machine) -> None:
         """Read the counters of a machine of which something has ended, before the manager takes its group away."""
         try:
-            state = cgroup.events(machine.control_group)
+            state = self._system.hierarchy.events(machine.control_group)
         except OSError:  # no file descriptor is left: the look that follows is repeated
             return
         if state is not None and not state.populated:
@@ -172,7 +179,7 @@ class FinalAccounts:
         """Take note that a machine has no process any more, and read its counters, if that is news."""
         notes = self._of(machine)
         if notes.emptied_at is None:
-            notes.emptied_at = now()
+            notes.emptied_at = now(self._system.clock)
             notes.final = self.sample(machine)
 
     def is_empty(self, machine: Machine) -> bool:
@@ -184,8 +191,8 @@ class FinalAccounts:
         """Read the counters of a machine; return whether its group was there all the while."""
         notes = self._of(machine)
         try:
-            counters = accounting(machine.control_group)
-            whole = cgroup.identity(machine.control_group) == machine.control_group_id
+            counters = accounting(machine.control_group, self._system.hierarchy)
+            whole = self._system.hierarchy.identity(machine.control_group) == machine.control_group_id
         except OSError:  # no file descriptor is left: what was read before stays
             return False
         notes.counters = counters if whole else ending.merged(notes.counters, counters)
@@ -239,7 +246,7 @@ class FinalAccounts:
             _log.warning("The leader of machine %s has left it, and lives in %s.", machine.name, group)
         facts = ending.Facts(
             result=result,
-            found_at=notes.emptied_at or now(),
+            found_at=notes.emptied_at or now(self._system.clock),
             watched=notes.watched,
             whole=machine.owns_unit,
             asked=machine.asked,
@@ -293,10 +300,10 @@ class FinalAccounts:
             account.waits = False
             nursery.start_soon(self._complete, account)
 
-    async def _ends(self, invocations: Sequence[str]) -> dict[str, journal.UnitEnd]:
+    async def _ends(self, invocations: Sequence[str]) -> dict[str, UnitEnd]:
         if not invocations:
             return {}
-        read = functools.partial(journal.ends, invocations, user=self._user, wait_usec=WAIT_USEC)
+        read = functools.partial(self._journal.ends, invocations, user=self._user, wait_usec=WAIT_USEC)
         try:
             return await trio.to_thread.run_sync(read, abandon_on_cancel=True)
         except OSError as error:
@@ -329,13 +336,13 @@ class FinalAccounts:
         if not units:
             return None
         bonds = {bond_name(machine.name, name): unit for unit, name in units.items()}
-        boot_id = process.boot_id()
+        boot_id = self._system.processes.boot_id()
 
         def look() -> ending.HelperEnd | None:
-            found = journal.culprit(bonds, machine.unit, boot_id=boot_id, user=self._user)
+            found = self._journal.culprit(bonds, machine.unit, boot_id=boot_id, user=self._user)
             if found is None:
                 return None
-            logs = journal.read(
+            logs = self._journal.read(
                 [found.unit], since_usec=found.began_usec, boot_id=boot_id, user=self._user, wait_usec=0
             )
             return ending.HelperEnd(units[found.unit], found.result, tuple(logs[found.unit].lines))
@@ -347,7 +354,7 @@ class FinalAccounts:
             return None
 
 
-def _told(end: journal.UnitEnd) -> ending.Told:
+def _told(end: UnitEnd) -> ending.Told:
     return ending.Told(
         result=end.result,
         ended_at=Timestamp(end.realtime, end.monotonic),

@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
-from moorage.kernel import process
+from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
+from moorage.kernel.processes import Processes
 from moorage.machines.model import Helper, HelperStatus
 from moorage.machines.together import together
-from moorage.pid1 import journal
 from moorage.pid1.hints import Hints
+from moorage.pid1.journal import Journal
 from moorage.pid1.manager import ASK_USEC, Json, Manager, ManagerError, NoSuchProperty, NoSuchUnit, UnitHint
 
 ENDED = frozenset({"inactive", "failed", "deactivating"})
@@ -63,7 +64,7 @@ class _State:
         self.active_state, self.sub_state, self.invocation_id = "inactive", "dead", ""
         self.result: str | None = None
         self.main_pid = 0
-        self.main_process: process.ProcessId | None = None
+        self.main_process: ProcessId | None = None
 
     def set_state(self, active_state: str, sub_state: str, invocation_id: str) -> None:
         self.active_state, self.sub_state = active_state, sub_state
@@ -89,16 +90,22 @@ class _State:
 class HelperStates:
     """Keeps what the manager last reported of each helper's service."""
 
-    def __init__(self, manager: Manager, hints: Hints, *, user: bool) -> None:
+    def __init__(
+        self, manager: Manager, hints: Hints, processes: Processes, journal: Journal, *, user: bool
+    ) -> None:
         """Follow nothing yet.
 
         Args:
             manager: to ask what was missed.
             hints: from it.
+            processes: of this host.
+            journal: of this host.
             user: it is a user's.
         """
         self._manager = manager
         self._hints = hints
+        self._processes = processes
+        self._journal = journal
         self._user = user
         self._states: dict[str, _State] = {}
         self._missed = trio.Event()
@@ -172,7 +179,7 @@ class HelperStates:
             active_state=state.active_state,
             sub_state=state.sub_state,
             result=state.result,
-            main_process=_main_process(helper.unit, state),
+            main_process=_main_process(helper.unit, state, self._processes),
             invocation_id=state.invocation_id,
         )
 
@@ -191,10 +198,10 @@ class HelperStates:
         if state is None or not state.main_pid or state.active_state in ENDED:
             return False
         try:
-            process.identify(state.main_pid)
-        except process.ProcessGone:
+            self._processes.identify(state.main_pid)
+        except ProcessGone:
             return True
-        except process.NotAProcess:
+        except NotAProcess:
             pass
         return False
 
@@ -249,10 +256,10 @@ class HelperStates:
         """Look into the journal for how a service ended that was unloaded when nobody listened."""
         state.result = None
         read = functools.partial(
-            journal.read,
+            self._journal.read,
             (unit,),
             since_usec=state.since_usec,
-            boot_id=process.boot_id(),
+            boot_id=self._processes.boot_id(),
             user=self._user,
             wait_usec=0,
         )
@@ -275,16 +282,16 @@ def _hexadecimal(value: Json) -> str:
     )
 
 
-def _main_process(unit: str, state: _State) -> process.ProcessId | None:
+def _main_process(unit: str, state: _State, processes: Processes) -> ProcessId | None:
     """Name the main process of a unit, if it is still there and still in it."""
     if not state.main_pid:
         return None
     try:
         if state.main_process is not None and state.main_process.pidfd_id is not None:
-            return state.main_process if process.is_alive(state.main_process) else None
-        found = process.identify(state.main_pid)
+            return state.main_process if processes.is_alive(state.main_process) else None
+        found = processes.identify(state.main_pid)
         # Only one that is in the unit is the one that the manager meant, not one that has its number by now.
-        state.main_process = found if f"/{unit}" in process.control_group(state.main_pid) else None
-    except (process.ProcessGone, process.NotAProcess, OSError):
+        state.main_process = found if f"/{unit}" in processes.control_group(state.main_pid) else None
+    except (ProcessGone, NotAProcess, OSError):
         return None  # no file descriptor may be left: what cannot be checked is left out
     return state.main_process

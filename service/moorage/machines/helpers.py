@@ -29,20 +29,20 @@ import logging
 import os
 import shutil
 import stat
-import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
 import trio
 
-from moorage.kernel import process
+from moorage.kernel.system import System
 from moorage.machines import model
 from moorage.machines.errors import HelperFailed, HelperLate, InvalidHelper, NoIdMapping
 from moorage.machines.helper_states import ENDED, HelperStates
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, HelperStatus, SocketType
-from moorage.pid1 import journal, unit_files
+from moorage.pid1 import unit_files
 from moorage.pid1.hints import Hints, News
+from moorage.pid1.journal import Journal, UnitLog
 from moorage.pid1.manager import (
     AuxiliaryUnit,
     InvalidProperty,
@@ -639,12 +639,12 @@ class Start:
         since_usec: when it began, µs since boot.
     """
 
-    def __init__(self, units: Mapping[str, str], news: News) -> None:
+    def __init__(self, units: Mapping[str, str], news: News, *, since_usec: int) -> None:
         self.units = units
         self.news = news
         self.failed: list[str] = []
         self.results: dict[str, str] = {}
-        self.since_usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self.since_usec = since_usec
 
     def hint(self, hint: UnitHint) -> None:
         """Take note of a unit that has failed."""
@@ -667,9 +667,11 @@ class Helpers:
         states: of all helpers.
     """
 
-    def __init__(self, manager: Manager, home: Home, hints: Hints) -> None:
+    def __init__(self, manager: Manager, home: Home, hints: Hints, system: System, journal: Journal) -> None:
         self.home = home
-        self.states = HelperStates(manager, hints, user=home.user)
+        self.states = HelperStates(manager, hints, system.processes, journal, user=home.user)
+        self._system = system
+        self._journal = journal
         self._manager = manager
         self._hints = hints
 
@@ -693,7 +695,7 @@ class Helpers:
             if spec.sockets:
                 units[model.helper_unit(machine, spec.name, "socket")] = spec.name
         with self._hints.of(units) as news:
-            start = Start(units, news)
+            start = Start(units, news, since_usec=self._system.clock.monotonic())
             self.states.follow(
                 (model.helper_unit(machine, spec.name) for spec in specs), since_usec=start.since_usec
             )
@@ -741,7 +743,7 @@ class Helpers:
         failed = start.failed or [unit for unit, log in logs.items() if log.result is not None]
         if not failed:
             return None
-        log = logs.get(failed[0], journal.UnitLog())
+        log = logs.get(failed[0], UnitLog())
         result = log.result or start.results.get(failed[0]) or None
         return HelperFailed(start.units[failed[0]], failed[0], result, log.lines)
 
@@ -751,18 +753,16 @@ class Helpers:
             if status.active_state == "activating":
                 unit = status.helper.unit
                 logs = await self._logs(start, (unit,), 0)
-                return HelperLate(status.helper.name, unit, logs.get(unit, journal.UnitLog()).lines)
+                return HelperLate(status.helper.name, unit, logs.get(unit, UnitLog()).lines)
         return None
 
-    async def _logs(
-        self, start: Start, units: Sequence[str], wait_usec: int
-    ) -> Mapping[str, journal.UnitLog]:
+    async def _logs(self, start: Start, units: Sequence[str], wait_usec: int) -> Mapping[str, UnitLog]:
         """Return what units have written since a start began, none where the journal cannot be read."""
         read = functools.partial(
-            journal.read,
+            self._journal.read,
             units,
             since_usec=start.since_usec,
-            boot_id=process.boot_id(),
+            boot_id=self._system.processes.boot_id(),
             user=self.home.user,
             wait_usec=wait_usec,
         )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import select
 from collections.abc import Callable
 
 import trio
 
-from moorage.kernel import process
-from moorage.kernel.poller import Readiness
+from moorage.kernel.process import Exit, NotAProcess, ProcessGone
+from moorage.kernel.processes import Processes
 from moorage.machines.model import Machine
 
 
@@ -22,24 +20,24 @@ class Leader:
         reaped: set when nothing more will be known of its end.
     """
 
-    def __init__(self, pidfd: int, readiness: Readiness, changed: Callable[[], None]) -> None:
+    def __init__(self, pidfd: int, processes: Processes, changed: Callable[[], None]) -> None:
         """Watch a leader.
 
         Args:
             pidfd: of it; belongs to this object from now on.
-            readiness: watches it.
+            processes: of this host.
             changed: called once, when it has ended.
 
         Raises:
             OSError: it cannot be watched; the pidfd stays the caller's.
         """
         self.ended = False
-        self.exit: process.Exit | None = None
+        self.exit: Exit | None = None
         self.reaped = trio.Event()
         self._pidfd = pidfd
-        self._readiness = readiness
+        self._processes = processes
         self._changed = changed
-        readiness.add(pidfd, select.EPOLLIN, self._ready)
+        processes.watch(pidfd, self._note_end, self._note_reaping)
 
     @property
     def pidfd(self) -> int | None:
@@ -48,14 +46,14 @@ class Leader:
 
     def elsewhere(self, control_group: str) -> str | None:
         """Return the control group that the leader is in, if it lives, and not in this one or below."""
-        if self.pidfd is None or process.has_exited(self._pidfd):
+        if self.pidfd is None or self._processes.has_exited(self._pidfd):
             return None
         try:
-            found = process.control_group(process.pid_of(self._pidfd))
-        except (process.ProcessGone, process.NotAProcess):
+            found = self._processes.control_group(self._processes.pid_of(self._pidfd))
+        except (ProcessGone, NotAProcess):
             return None
         # Whoever ended while that was read is shown in the root.
-        if process.has_exited(self._pidfd) or f"{found}/".startswith(f"{control_group}/"):
+        if self._processes.has_exited(self._pidfd) or f"{found}/".startswith(f"{control_group}/"):
             return None
         return found
 
@@ -63,32 +61,29 @@ class Leader:
         """Stop watching; nothing happens if that is over already."""
         if not self.reaped.is_set():
             self.reaped.set()
-            self._readiness.remove(self._pidfd)
-            os.close(self._pidfd)
+            self._processes.unwatch(self._pidfd)
+            self._processes.close(self._pidfd)
 
-    def _ready(self, events: int) -> None:
-        first = not self.ended
+    def _note_end(self) -> None:
         self.ended = True
-        if events & select.EPOLLHUP or not process.tells_of_reaping():
-            self.exit = process.exit_of(self._pidfd)
-            self.close()
-        else:
-            self._readiness.modify(self._pidfd, 0)  # which leaves EPOLLHUP: it is a zombie
-        if first:
-            self._changed()
+        self._changed()
+
+    def _note_reaping(self) -> None:
+        self.exit = self._processes.exit_of(self._pidfd)
+        self.close()
 
 
 class Leaders:
     """The leaders of the machines that live: a file descriptor for each."""
 
-    def __init__(self, readiness: Readiness, ended: Callable[[Machine], None]) -> None:
+    def __init__(self, processes: Processes, ended: Callable[[Machine], None]) -> None:
         """Watch nothing yet.
 
         Args:
-            readiness: watches them.
+            processes: of this host.
             ended: called with the machine whose leader has ended.
         """
-        self._readiness = readiness
+        self._processes = processes
         self._ended = ended
         self._leaders: dict[Machine, Leader] = {}
 
@@ -98,7 +93,7 @@ class Leaders:
         Raises:
             OSError: it cannot be watched; the pidfd stays the caller's.
         """
-        self._leaders[machine] = Leader(pidfd, self._readiness, lambda: self._ended(machine))
+        self._leaders[machine] = Leader(pidfd, self._processes, lambda: self._ended(machine))
 
     def open(self, machine: Machine) -> None:
         """Watch the leader of a machine, if it was named and has not ended.
@@ -109,13 +104,13 @@ class Leaders:
         if machine.leader is None:
             return
         try:
-            pidfd = process.open_process(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
-        except (process.ProcessGone, process.NotAProcess):
+            pidfd = self._processes.open(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
+        except (ProcessGone, NotAProcess):
             return  # a machine lives as long as its unit, not as its leader
         try:
             self.keep(machine, pidfd)
         except OSError:
-            os.close(pidfd)
+            self._processes.close(pidfd)
             raise
 
     def pidfd(self, machine: Machine) -> int | None:

@@ -8,7 +8,6 @@ has crossed into the service manager runs in the lifecycle's own nursery: a clie
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import logging
 import math
@@ -23,9 +22,9 @@ import trio
 
 from moorage.authz.allowed_properties import check as check_rights
 from moorage.authz.ownership import NotOwned, check_unit, is_in_namespace_of, may_signal, runs_as
-from moorage.kernel import cgroup, process
-from moorage.kernel.cgroup_watch import Watch
-from moorage.kernel.poller import Readiness
+from moorage.kernel.cgroup import Hierarchy
+from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
+from moorage.kernel.system import System
 from moorage.machines import effective
 from moorage.machines.allocation import Allocator, Place, auxiliary_names
 from moorage.machines.asked import digests
@@ -42,7 +41,7 @@ from moorage.machines.errors import (
     TooMuchUnderWay,
     TooOld,
 )
-from moorage.machines.final_account import FinalAccounts, now
+from moorage.machines.final_account import FinalAccounts, accounting, now
 from moorage.machines.helpers import Helpers, Home, check, check_programs, check_properties, recorded
 from moorage.machines.latest import Latest
 from moorage.machines.leaders import Leaders
@@ -59,6 +58,7 @@ from moorage.machines.model import (
     Machine,
     Phase,
     Registration,
+    Timestamp,
     helper_unit,
     machine_of_helper,
     machine_of_scope,
@@ -70,6 +70,7 @@ from moorage.machines.store import BadRecord, Store
 from moorage.machines.together import together
 from moorage.machines.vital import BOND_USEC, is_left_to_us, lost
 from moorage.pid1.hints import Hints
+from moorage.pid1.journal import Journal
 from moorage.pid1.manager import (
     ASK_USEC,
     Json,
@@ -167,7 +168,17 @@ class Lifecycle:
         registry: the machines.
     """
 
-    def __init__(self, manager: Manager, store: Store, home: Home, references: References) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        store: Store,
+        home: Home,
+        references: References,
+        system: System,
+        journal: Journal,
+    ) -> None:
+        self._system = system
+        self._hierarchy, self._processes = system.hierarchy, system.processes
         # Who has the rights of the manager anyway.
         self._trusted = frozenset({0, os.geteuid()})
         self.registry = Registry(self._trusted)
@@ -175,14 +186,13 @@ class Lifecycle:
         self._store = store
         self._references = references
         self._hints = Hints(manager)
-        self._helpers = Helpers(manager, home, self._hints)
+        self._helpers = Helpers(manager, home, self._hints, system, journal)
         self._states = self._helpers.states
         self._states.watch(self._helper_ended)
-        self._allocator = Allocator(manager, self._helpers, self._hints, store.marks)
-        self._readiness = Readiness()
-        self._watch = Watch(self._readiness, self._group_changed, self._recheck_all)
-        self._leaders = Leaders(self._readiness, self._part_ended)
-        self._accounts = FinalAccounts(self._completed, user=home.user)
+        self._allocator = Allocator(manager, self._helpers, self._hints, store.marks, system)
+        self._watch = system.hierarchy.watch(self._group_changed, self._recheck_all)
+        self._leaders = Leaders(system.processes, self._part_ended)
+        self._accounts = FinalAccounts(self._completed, system, journal, user=home.user)
         self._marked: dict[Machine, _Mark] = {}
         self._due: dict[Machine, float] = {}  # to be looked at again at that time, on trio's clock
         self._wake = trio.Event()
@@ -199,7 +209,7 @@ class Lifecycle:
             self.registry,
             self._states,
             directory=home.directory,
-            now=now,
+            now=self._now,
             begin=self._begin,
         )
         self._under_way: Counter[tuple[Machine, str]] = Counter()
@@ -230,7 +240,6 @@ class Lifecycle:
                 nursery.start_soon(self._look_around, self._begun())
                 for change in self._changes.begun():
                     await nursery.start(self._changes.resume, change)
-                nursery.start_soon(self._readiness.run)
                 nursery.start_soon(self._accounts.run)
                 nursery.start_soon(self._recheck_for_ever)
                 nursery.start_soon(self._tidy_for_ever)
@@ -245,7 +254,6 @@ class Lifecycle:
             self._nursery = None
             self._watch.close()
             self._leaders.close()
-            self._readiness.close()
 
     def serve(self) -> None:
         """Take note that calls are served from now on."""
@@ -254,6 +262,9 @@ class Lifecycle:
     def end(self) -> None:
         """Take note of the order to end: connections that close from now on are not the end of who made them."""
         self._leases.close()
+
+    def _now(self) -> Timestamp:
+        return now(self._system.clock)
 
     @property
     def idle(self) -> bool:
@@ -340,7 +351,7 @@ class Lifecycle:
     async def _resumed(self, machine: Machine, *, keep: bool) -> Place | None:
         mark = self._store.mark(machine)
         while True:
-            deadline = trio.current_time() + (machine.start_by - now().monotonic) / 1e6
+            deadline = trio.current_time() + (machine.start_by - self._now().monotonic) / 1e6
             try:
                 return await self._allocator.resume(machine, mark, keep=keep, deadline=deadline)
             except (ManagerError, OSError) as error:
@@ -362,7 +373,7 @@ class Lifecycle:
         except (ManagerError, OSError) as error:
             _log.warning("Failed to look for scopes without a machine, ignoring: %s", error)
             return
-        for path in await trio.to_thread.run_sync(cgroup.find, SCOPES):
+        for path in await self._hierarchy.find(SCOPES):
             unit = path.rpartition("/")[2]
             if unit not in units and self._is_other(unit):
                 _log.warning("%s has processes, but no unit.", path)
@@ -468,11 +479,11 @@ class Lifecycle:
 
     def _settled_by_kernel(self, machine: Machine, mark: _Mark) -> bool:
         """Look at the control group; return whether that tells all."""
-        found = cgroup.identity(machine.control_group)
+        found = self._hierarchy.identity(machine.control_group)
         if found not in {None, machine.control_group_id}:  # the unit has been started anew
             self._finish(machine, FORGOTTEN)
             return True
-        state = None if found is None else cgroup.events(machine.control_group)
+        state = None if found is None else self._hierarchy.events(machine.control_group)
         if state is not None and state.populated:
             if self._accounts.populated(machine):  # it was empty, and is not any more
                 machine.phase = Phase.running
@@ -503,7 +514,7 @@ class Lifecycle:
 
     async def _settle(self, machine: Machine, status: UnitStatus | None) -> None:
         """Decide what became of a machine, by what the kernel and the manager say."""
-        state = cgroup.events(machine.control_group)
+        state = self._hierarchy.events(machine.control_group)
         populated = state is not None and state.populated
         if status is None or status.invocation_id != machine.invocation_id:
             self._finish(machine, None if status is None else FORGOTTEN)
@@ -613,7 +624,7 @@ class Lifecycle:
     async def _tidy_for_ever(self) -> None:
         while True:
             await trio.sleep(TIDY_USEC / 1e6)
-            self._forget_records(self.registry.expire(now().monotonic))
+            self._forget_records(self.registry.expire(self._now().monotonic))
             if self.registry.left:
                 await self._vacate_all()
 
@@ -648,7 +659,7 @@ class Lifecycle:
             OSError: no file descriptor is left, or the record could not be written.
         """
         deadline = trio.current_time() + timeout_usec / 1e6
-        group = process.control_group(registration.leader.pid)
+        group = self._processes.control_group(registration.leader.pid)
         for holder in (self.registry.get(registration.name), self.registry.by_control_group(group)):
             if holder is not None:
                 await self._wait_until_gone(holder, deadline)
@@ -659,7 +670,7 @@ class Lifecycle:
         if registration.dry_run:
             self.registry.abandon(claim)
             return Registered(await self._rehearse(registration, deadline), [])
-        machine = _machine(registration)
+        machine = _machine(registration, self._now())
         machine.start_by = machine.timestamp.monotonic + timeout_usec
         if machine.helpers:
             machine.runtime_directory = self._helpers.home.directory(machine.name)
@@ -670,8 +681,8 @@ class Lifecycle:
             undo.callback(done.set)
             undo.callback(self._claims.pop, registration.name)
             undo.callback(self._drop_helpers, machine)
-            pidfd = fcntl.fcntl(registration.leader_pidfd, fcntl.F_DUPFD_CLOEXEC, 3)
-            undo.callback(os.close, pidfd)
+            pidfd = self._processes.duplicate(registration.leader_pidfd)
+            undo.callback(self._processes.close, pidfd)
             steps = undo.pop_all()
 
         async def complete() -> Registered:
@@ -711,7 +722,7 @@ class Lifecycle:
         """
         mark = self._store.mark(machine)
         _put(machine, place).phase = Phase.running
-        machine.timestamp, machine.start_by = now(), 0
+        machine.timestamp, machine.start_by = self._now(), 0
         try:
             self._check_still_owned(machine)
             self._watch.add(machine.control_group)
@@ -758,7 +769,7 @@ class Lifecycle:
         return withdraw
 
     def _check_leader(self, registration: Registration) -> None:
-        holder = self.registry.by_control_group(process.control_group(registration.leader.pid))
+        holder = self.registry.by_control_group(self._processes.control_group(registration.leader.pid))
         if holder is not None and holder.owns_unit:
             raise LeaderTaken(holder.name, holder)
 
@@ -772,15 +783,14 @@ class Lifecycle:
             NotOwned: it is not.
             ProcessGone: it has ended.
         """
-        if runs_as(pid, pidfd, uid):
+        if runs_as(pid, pidfd, uid, self._processes):
             return uid
-        owner = process.owner(pid)
-        if not await is_in_namespace_of(pid, pidfd, uid, self._manager):
+        owner = self._processes.owner(pid)
+        if not await is_in_namespace_of(pid, pidfd, uid, self._manager, self._processes):
             raise NotOwned(pid, owner)
         return owner
 
-    @staticmethod
-    def _check_still_owned(machine: Machine) -> None:
+    def _check_still_owned(self, machine: Machine) -> None:
         """Check that a leader has not become somebody else's while it was moved: by a set-user-ID program.
 
         What is in a user namespace of the caller's cannot leave it; what has ended harms nobody.
@@ -788,13 +798,13 @@ class Lifecycle:
         leader = machine.leader
         if leader is None or machine.uid == 0 or machine.uid != machine.owner:
             return
-        with contextlib.suppress(process.ProcessGone, process.NotAProcess):
-            pidfd = process.open_process(leader.pid, leader.pidfd_id, leader.boot_id)
+        with contextlib.suppress(ProcessGone, NotAProcess):
+            pidfd = self._processes.open(leader.pid, leader.pidfd_id, leader.boot_id)
             try:
-                if not runs_as(leader.pid, pidfd, machine.uid):
-                    raise NotOwned(leader.pid, process.owner(leader.pid))
+                if not runs_as(leader.pid, pidfd, machine.uid, self._processes):
+                    raise NotOwned(leader.pid, self._processes.owner(leader.pid))
             finally:
-                os.close(pidfd)
+                self._processes.close(pidfd)
 
     async def _wait_until_gone(self, machine: Machine, deadline: float) -> None:
         """Wait for the end of a machine that is about to end: its name, its leader and its unit are free then.
@@ -805,12 +815,16 @@ class Lifecycle:
             ManagerTimeout: the manager does not say what became of it.
         """
         stopped = machine.allocated and machine.phase is Phase.stopping
-        if _has_processes(machine) and not stopped and not await self._is_started_anew(machine, deadline):
+        if (
+            _has_processes(machine, self._hierarchy)
+            and not stopped
+            and not await self._is_started_anew(machine, deadline)
+        ):
             return
         self._mark(machine).ask = True
         with trio.move_on_at(deadline) as waiting:
             await self._end_of(machine).wait()
-        if waiting.cancelled_caught and not _has_processes(machine):
+        if waiting.cancelled_caught and not _has_processes(machine, self._hierarchy):
             raise ManagerTimeout(f"end of {machine.unit}")
 
     async def _is_started_anew(self, machine: Machine, deadline: float) -> bool:
@@ -834,17 +848,17 @@ class Lifecycle:
 
     async def _check_unit(self, registration: Registration, pidfd: int, deadline: float) -> None:
         if not registration.privileged:
-            group = process.control_group(registration.leader.pid)
+            group = self._processes.control_group(registration.leader.pid)
             await check_unit(group, pidfd, registration.uid, self._manager, deadline=deadline)
 
     async def _rehearse(self, registration: Registration, deadline: float) -> Machine:
         if registration.allocate_unit:
             await self._check_unit(registration, registration.leader_pidfd, deadline)
-            mark = self._store.mark(_machine(registration))
+            mark = self._store.mark(_machine(registration, self._now()))
             place = await self._allocator.rehearse(registration, mark, deadline=deadline)
         else:
             place, _ = await self._place(registration, registration.leader_pidfd, "", deadline)
-        return _put(_machine(registration), place)
+        return _put(_machine(registration, self._now()), place)
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
@@ -1052,7 +1066,7 @@ class Lifecycle:
 
     def _is_ending(self, machine: Machine) -> bool:
         """Whether a machine has no process left, or its unit is being stopped by others."""
-        state = cgroup.events(machine.control_group)
+        state = self._hierarchy.events(machine.control_group)
         return state is None or not state.populated or self._accounts.is_deactivating(machine)
 
     def _note_asked(self, machine: Machine, cause: Cause, *, ends: bool) -> None:
@@ -1099,7 +1113,7 @@ class Lifecycle:
 
     async def _stop(self, machine: Machine) -> None:
         deadline = trio.current_time() + STOP_USEC / 1e6
-        state = cgroup.events(machine.control_group)
+        state = self._hierarchy.events(machine.control_group)
         stopped = False
         try:
             with self._one_more(machine, "stop"):
@@ -1162,11 +1176,11 @@ class Lifecycle:
         if whom is not KillWhom.all:
             found = machine.leader if whom is KillWhom.leader else machine.supervisor
             target = self._addressee(machine, found)
-            self._signal(machine, target, signal, process.ProcessGone(target.pid if target else None))
+            self._signal(machine, target, signal, ProcessGone(target.pid if target else None))
             return
         deadline = trio.current_time() + ASK_USEC / 1e6
         lower = f"/{subgroup.strip('/')}" if subgroup else ""
-        state = cgroup.events(machine.control_group + lower)
+        state = self._hierarchy.events(machine.control_group + lower)
         if state is None or not state.populated:  # the manager does not mind
             raise NoSuchUnit(machine.unit)
         below = (machine.subgroup or "") + lower
@@ -1177,28 +1191,26 @@ class Lifecycle:
         else:
             await self._manager.kill(machine.unit, "all", signal, deadline=deadline)
 
-    def _addressee(self, machine: Machine, found: process.ProcessId | None) -> process.ProcessId | None:
+    def _addressee(self, machine: Machine, found: ProcessId | None) -> ProcessId | None:
         """The leader or supervisor, unless it has become somebody else's: its owner would signal what it may not."""
-        if found is None or machine.uid in self._trusted or may_signal(machine, found):
+        if found is None or machine.uid in self._trusted or may_signal(machine, found, self._processes):
             return found
         return None
 
-    def _signal(
-        self, machine: Machine, target: process.ProcessId | None, signal: int, gone: Exception
-    ) -> None:
+    def _signal(self, machine: Machine, target: ProcessId | None, signal: int, gone: Exception) -> None:
         if target is None:
             raise gone
         pidfd = self._leaders.pidfd(machine) if target is machine.leader else None
         try:
             if pidfd is not None:
-                signals.pidfd_send_signal(pidfd, signal)
+                self._processes.send_signal(pidfd, signal)
                 return
-            pidfd = process.open_process(target.pid, target.pidfd_id, target.boot_id)
+            pidfd = self._processes.open(target.pid, target.pidfd_id, target.boot_id)
             try:
-                signals.pidfd_send_signal(pidfd, signal)
+                self._processes.send_signal(pidfd, signal)
             finally:
-                os.close(pidfd)
-        except (ProcessLookupError, process.ProcessGone, process.NotAProcess):
+                self._processes.close(pidfd)
+        except (ProcessLookupError, ProcessGone, NotAProcess):
             raise gone from None
 
     def forget(self, machine: Machine) -> None:
@@ -1243,7 +1255,7 @@ class Lifecycle:
 
     def is_frozen(self, machine: Machine) -> bool:
         """Whether a machine's control group is frozen."""
-        state = cgroup.events(machine.control_group)
+        state = self._hierarchy.events(machine.control_group)
         return state is not None and state.frozen
 
     def find_process(
@@ -1260,14 +1272,16 @@ class Lifecycle:
             boot_id: boot that it must be of.
         """
         try:
-            if (machine := self.registry.by_leader(process.identify(pid, pidfd_id, boot_id))) is not None:
+            if (
+                machine := self.registry.by_leader(self._processes.identify(pid, pidfd_id, boot_id))
+            ) is not None:
                 return machine
             for _ in range(ANCESTORS_MAX):
-                machine = self.registry.by_control_group(process.control_group(pid))
+                machine = self.registry.by_control_group(self._processes.control_group(pid))
                 if machine is not None or pid == 1:
                     return machine
-                pid = process.parent(pid)
-        except (process.ProcessGone, process.NotAProcess):
+                pid = self._processes.parent(pid)
+        except (ProcessGone, NotAProcess):
             pass
         return None
 
@@ -1302,6 +1316,10 @@ class Lifecycle:
                 effective.Unit(spec.properties, group, spec.name, process_id.pid if process_id else None)
             )
         return await effective.compare(self._manager, units, machine.slice, user=self._helpers.home.user)
+
+    def accounting(self, machine: Machine) -> Accounting:
+        """Read the counters of a machine that lives."""
+        return accounting(machine.control_group, self._hierarchy)
 
     async def unit_limits(self, machine: Machine, names: tuple[str, ...]) -> dict[str, Json]:
         """Read properties of a machine's unit; those that are unlimited or not available are left out.
@@ -1367,7 +1385,7 @@ class Lifecycle:
         return result
 
 
-def _machine(registration: Registration) -> Machine:
+def _machine(registration: Registration, present: Timestamp) -> Machine:
     """The machine that is asked for, before it has its place."""
     return Machine(
         name=registration.name,
@@ -1390,7 +1408,7 @@ def _machine(registration: Registration) -> Machine:
         ssh_address=registration.ssh_address,
         ssh_private_key_path=registration.ssh_private_key_path,
         control_address=registration.control_address,
-        timestamp=now(),
+        timestamp=present,
         owner=registration.owner,
         helpers=recorded(registration.name, registration.helpers),
         lease=registration.lease,
@@ -1399,11 +1417,11 @@ def _machine(registration: Registration) -> Machine:
     )
 
 
-def _has_processes(machine: Machine) -> bool:
+def _has_processes(machine: Machine, hierarchy: Hierarchy) -> bool:
     """Whether a machine's control group is still there, and not empty; another one may have its path by now."""
-    if cgroup.identity(machine.control_group) != machine.control_group_id:
+    if hierarchy.identity(machine.control_group) != machine.control_group_id:
         return False
-    state = cgroup.events(machine.control_group)
+    state = hierarchy.events(machine.control_group)
     return state is not None and state.populated
 
 

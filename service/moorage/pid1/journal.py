@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -139,6 +139,24 @@ class Culprit(msgspec.Struct):
     unit: str
     result: str
     began_usec: int
+
+
+class Journal(Protocol):
+    """What the core reads of the journal: this module, or what a test has in its place."""
+
+    def read(
+        self, units: Sequence[str], *, since_usec: int, boot_id: str, user: bool, wait_usec: int
+    ) -> dict[str, UnitLog]:
+        """See :func:`read`."""
+        ...
+
+    def ends(self, invocations: Sequence[str], *, user: bool, wait_usec: int) -> dict[str, UnitEnd]:
+        """See :func:`ends`."""
+        ...
+
+    def culprit(self, bonds: Mapping[str, str], stopped: str, *, boot_id: str, user: bool) -> Culprit | None:
+        """See :func:`culprit`."""
+        ...
 
 
 def culprit(bonds: Mapping[str, str], stopped: str, *, boot_id: str, user: bool) -> Culprit | None:

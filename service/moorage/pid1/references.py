@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Protocol
 
 import trio
 
@@ -33,8 +34,28 @@ _BUS = "org.freedesktop.DBus"
 _log = logging.getLogger(__name__)
 
 
-class References:
-    """References of this process to units of one manager, over a connection of their own to its bus."""
+class References(Protocol):
+    """References of this process to units of one manager."""
+
+    def holds(self, unit: str) -> bool:
+        """Return whether the manager keeps a unit for us, or is about to."""
+        ...
+
+    def hold(self, units: Iterable[str]) -> None:
+        """Have units kept that are there, as soon as that can be done."""
+        ...
+
+    async def settled(self, unit: str) -> None:
+        """Wait until a unit is kept, or cannot be: for SETTLE_SECONDS at most."""
+        ...
+
+    def release(self, unit: str) -> None:
+        """Have a unit kept no more; nothing happens if it was not."""
+        ...
+
+
+class BusReferences:
+    """`References` over a connection of their own to the manager's bus."""
 
     def __init__(self, bus: str | None) -> None:
         """Hold nothing yet.
@@ -50,22 +71,22 @@ class References:
         self._progress = trio.Event()
 
     def holds(self, unit: str) -> bool:
-        """Whether the manager keeps a unit for us, or is about to."""
+        """See `References`."""
         return self._up and unit in self._wanted
 
     def hold(self, units: Iterable[str]) -> None:
-        """Have units kept that are there, as soon as that can be done."""
+        """See `References`."""
         self._wanted.update(dict.fromkeys(units))
         self._changed.set()
 
     async def settled(self, unit: str) -> None:
-        """Wait until a unit is kept, or cannot be: for SETTLE_SECONDS at most."""
+        """See `References`."""
         with trio.move_on_after(SETTLE_SECONDS):
             while self.holds(unit) and unit not in self._held:
                 await self._progress.wait()
 
     def release(self, unit: str) -> None:
-        """Have a unit kept no more; nothing happens if it was not."""
+        """See `References`."""
         if unit in self._wanted:
             del self._wanted[unit]
             self._changed.set()

@@ -11,8 +11,11 @@ import trio.testing
 from fake_manager import FakeManager
 
 from moorage.kernel import process
+from moorage.kernel.poller import Readiness
+from moorage.kernel.processes import PidfdProcesses
 from moorage.machines.helper_states import HelperStates
 from moorage.machines.model import Helper, HelperFailure, HelperStatus
+from moorage.pid1 import journal
 from moorage.pid1.hints import Hints
 from moorage.pid1.manager import UnitHint
 
@@ -28,7 +31,8 @@ def manager() -> FakeManager:
 
 @pytest.fixture
 def states(manager: FakeManager) -> HelperStates:
-    found = HelperStates(manager.manager, Hints(manager.manager), user=False)
+    processes = PidfdProcesses(Readiness())
+    found = HelperStates(manager.manager, Hints(manager.manager), processes, journal, user=False)
     found.follow([UNIT], since_usec=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
     return found
 

@@ -9,6 +9,7 @@ import trio
 
 from moorage.kernel import process
 from moorage.kernel.poller import Readiness
+from moorage.kernel.processes import PidfdProcesses
 from moorage.machines.leaders import Leader
 
 SECONDS = 10
@@ -40,7 +41,7 @@ async def test_a_leader_is_watched_until_it_is_reaped(
 ) -> None:
     ended: list[bool] = []
     pidfd = os.pidfd_open(child.pid)
-    leader = Leader(pidfd, readiness, lambda: ended.append(True))
+    leader = Leader(pidfd, PidfdProcesses(readiness), lambda: ended.append(True))
     readiness.poll()
     assert (leader.ended, leader.pidfd, leader.exit, ended) == (False, pidfd, None, [])
     child.kill()
@@ -59,7 +60,7 @@ async def test_a_leader_is_watched_until_it_is_reaped(
 
 
 async def test_a_leader_elsewhere_is_found(child: subprocess.Popen[bytes], readiness: Readiness) -> None:
-    leader = Leader(os.pidfd_open(child.pid), readiness, lambda: None)
+    leader = Leader(os.pidfd_open(child.pid), PidfdProcesses(readiness), lambda: None)
     group = process.control_group(child.pid)
     assert leader.elsewhere("/nowhere.scope") == group
     assert leader.elsewhere(group.rstrip("/")) is None

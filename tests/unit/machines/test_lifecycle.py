@@ -10,13 +10,16 @@ import trio
 import trio.testing
 from fake_manager import FakeManager
 
+from moorage.kernel.poller import Readiness
+from moorage.kernel.system import system
 from moorage.machines.errors import MachineGone
 from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, Machine, MachineClass, Timestamp
 from moorage.machines.store import Store
+from moorage.pid1 import journal
 from moorage.pid1.manager import ServiceSpec, UnitHint
-from moorage.pid1.references import References
+from moorage.pid1.references import BusReferences
 
 MACHINES = 20
 """So many, since trio runs the tasks of a turn in any order: what depends on it goes wrong for some of them."""
@@ -35,13 +38,20 @@ def machine(name: str) -> Machine:
 @asynccontextmanager
 async def running(manager: FakeManager, directory: Path) -> AsyncGenerator[Lifecycle]:
     """A lifecycle that runs."""
+    readiness = Readiness()
     lifecycle = Lifecycle(
-        manager.manager, Store(str(directory)), Home(user=False, root="/run"), References(None)
+        manager.manager,
+        Store(str(directory)),
+        Home(user=False, root="/run"),
+        BusReferences(None),
+        system(readiness),
+        journal,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(lifecycle.run)
         yield lifecycle
         nursery.cancel_scope.cancel()
+    readiness.close()
 
 
 async def test_a_lease_on_what_ends_at_once_leaves_nothing(tmp_path: Path) -> None:

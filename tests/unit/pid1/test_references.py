@@ -10,7 +10,7 @@ import trio.testing
 
 from moorage.dbus.bus import Call, CallFailed, Link, LinkClosed, LinkError
 from moorage.pid1 import references
-from moorage.pid1.references import References
+from moorage.pid1.references import BusReferences
 
 
 class Bus:
@@ -61,9 +61,9 @@ class Bus:
 
 
 @asynccontextmanager
-async def holding(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[References]:
+async def holding(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[BusReferences]:
     monkeypatch.setattr(Link, "connect", bus.connect)
-    held = References("/bus")
+    held = BusReferences("/bus")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(held.run)
         yield held
@@ -135,7 +135,7 @@ async def test_what_was_held_is_held_again_after_the_bus_was_away(monkeypatch: p
 
 
 async def test_without_a_bus_nothing_is_held() -> None:
-    held = References(None)
+    held = BusReferences(None)
     held.hold(["a"])
     await held.run()
     assert not held.holds("a")

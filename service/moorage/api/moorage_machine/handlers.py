@@ -50,7 +50,6 @@ from moorage.machines.errors import (
     TooOld,
     UnitNameTaken,
 )
-from moorage.machines.final_account import accounting
 from moorage.machines.helpers import bad_argument, is_program
 from moorage.machines.lifecycle import REGISTER_USEC, STOP_USEC, Lifecycle, Registered
 from moorage.pid1 import manager, unit_files
@@ -363,7 +362,7 @@ class MoorageMachine(Interface):
             if machine.verdict is None:
                 return wire.DescribeOut(
                     machine=self._machine(call, machine),
-                    accounting=_accounting(accounting(machine.control_group)),
+                    accounting=_accounting(self._lifecycle.accounting(machine)),
                     limits=limits,
                 )
         await self._lifecycle.complete(machine)

@@ -34,6 +34,7 @@ from moorage.api.requests import (
 from moorage.authz.ownership import NotOwned, UnitNotOwned
 from moorage.authz.policy import IN_PLACE, METADATA
 from moorage.kernel import process
+from moorage.kernel.clock import SystemClock
 from moorage.machines import metadata, model
 from moorage.machines.errors import (
     Full,
@@ -508,7 +509,7 @@ class SystemdMachine(Interface):
 @functools.cache
 def _host() -> model.Machine:
     """Return the machine that we are on (``manager_add_host_machine()``)."""
-    present = now()
+    present = now(SystemClock())
     return model.Machine(
         name=HOST,
         class_=model.MachineClass.host,

@@ -1,0 +1,62 @@
+"""What the core asks of the kernel, as one value: each part of it can be replaced in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import trio
+
+from moorage.kernel import cgroup
+from moorage.kernel.cgroup import Hierarchy, Watch
+from moorage.kernel.cgroup_watch import InotifyWatch
+from moorage.kernel.clock import Clock, SystemClock
+from moorage.kernel.poller import Readiness
+from moorage.kernel.processes import PidfdProcesses, Processes
+
+
+class Cgroupfs:
+    """`Hierarchy` where systemd mounts it.
+
+    Args:
+        readiness: calls back when there are events.
+    """
+
+    events = staticmethod(cgroup.events)
+    attribute = staticmethod(cgroup.attribute)
+    identity = staticmethod(cgroup.identity)
+    usage = staticmethod(cgroup.usage)
+
+    def __init__(self, readiness: Readiness) -> None:
+        self._readiness = readiness
+
+    async def find(self, pattern: str) -> list[str]:
+        """See `Hierarchy`."""
+        return await trio.to_thread.run_sync(cgroup.find, pattern)
+
+    def watch(self, changed: Callable[[str], None], overflow: Callable[[], None]) -> Watch:
+        """See `Hierarchy`."""
+        return InotifyWatch(self._readiness, changed, overflow)
+
+
+class System(NamedTuple):
+    """All that the core asks of the kernel.
+
+    Attributes:
+        hierarchy: control groups.
+        processes: processes.
+        clock: time of day, and since boot.
+    """
+
+    hierarchy: Hierarchy
+    processes: Processes
+    clock: Clock
+
+
+def system(readiness: Readiness) -> System:
+    """Return this host's.
+
+    Args:
+        readiness: watches for what the kernel reports; its `run` calls back.
+    """
+    return System(Cgroupfs(readiness), PidfdProcesses(readiness), SystemClock())
