@@ -45,7 +45,8 @@ class _Formatter(logging.Formatter):
         return "\n".join(prefix + line for line in text.splitlines())
 
 
-def _arguments(argv: list[str]) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, from which the man page is made as well."""
     parser = argparse.ArgumentParser(
         prog="moored", description="Registers machines and gives them scopes, over varlink."
     )
@@ -73,7 +74,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--log-level", type=int, choices=range(8), default=6, help="of syslog(3) (default: 6)"
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def _runtime_directory(*, user: bool) -> str:
@@ -92,7 +93,7 @@ def _fail(error: BaseException) -> int:
 
 def main() -> int:
     """Run the daemon; return its exit status."""
-    arguments = _arguments(sys.argv[1:])
+    arguments = parser().parse_args(sys.argv[1:])
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(journal="JOURNAL_STREAM" in os.environ))
     logging.basicConfig(handlers=[handler])

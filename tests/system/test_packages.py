@@ -1,0 +1,131 @@
+"""The Debian packages: installed, upgraded under machines that live, removed and purged, without a checkout."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sandboxes import CHECKOUT, UP_SECONDS, Sandbox
+
+BUILD_SUITE = "trixie"
+"""The packages hold no compiled code: what the older suite builds serves both."""
+MACHINES = 20
+LIVE = 60.0
+"""For a script in the sandbox, in seconds."""
+
+WITHOUT_CHECKOUT = """
+python3 -m pip uninstall --quiet --yes --break-system-packages --root-user-action=ignore moorage
+rm -f /usr/lib/systemd/*/moored* /usr/share/polkit-1/actions/io.moorage.policy
+umount /moorage
+systemctl daemon-reload
+! command -v moorctl
+"""
+
+INSTALL = "DEBIAN_FRONTEND=noninteractive dpkg --install /packages/*.deb"
+
+# Machines with a helper and a lease each, held by moorctl run.
+START = f"""
+for number in $(seq {MACHINES}); do
+    systemd-run --quiet --unit="launcher$number" --property=Type=exec \\
+        moorctl run --name "m$number" --helper 'fs=/usr/bin/sleep infinity' -- sleep infinity
+done
+for try in $(seq 400); do [ "$(moorctl list --no-legend | wc -l)" = {MACHINES} ] && exit; sleep 0.05; done
+moorctl list; exit 1
+"""
+
+LIVING = """
+moorctl list --no-legend | awk '{print $1}' | sort
+for number in $(seq %d); do
+    systemctl show --value --property=InvocationID "machine-m$number.scope" "machine-m$number-fs.service"
+    systemctl is-active "launcher$number"
+done
+"""
+
+# Every launcher has connected again, as it does to take its lease.
+LEASES_HELD = f"""
+for try in $(seq 400); do
+    [ "$(ss --no-header --unix state connected | grep -c io.moorage.Machine)" -ge {MACHINES} ] && exit
+    sleep 0.05
+done
+ss --unix; exit 1
+"""
+
+# A package of a later version, as an archive would have it.
+LATER = """
+mkdir -p /later
+for deb in /packages/*.deb; do
+    dpkg-deb --raw-extract "$deb" /later/tree
+    sed -i 's/0[.]1[.]0/0.1.1/' /later/tree/DEBIAN/control
+    dpkg-deb --build /later/tree /later >/dev/null
+    rm -r /later/tree
+done
+"""
+
+
+@pytest.fixture(scope="module")
+def packages() -> Path:
+    """The directory of the built packages."""
+    done = subprocess.run(
+        [CHECKOUT / "tools" / "package", "deb", BUILD_SUITE],
+        capture_output=True,
+        text=True,
+        timeout=UP_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    assert "the same bytes" in done.stdout
+    assert "no error, no warning" in done.stdout
+    return CHECKOUT / "dist" / BUILD_SUITE
+
+
+def script(sandbox: Sandbox, text: str) -> str:
+    """Run a script, of which every command must succeed, and return what it printed."""
+    done = sandbox.run(["bash", "-euo", "pipefail"], input=text, check=False, timeout=LIVE)
+    assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_packages_from_installation_to_purge(packages: Path, boot: Callable[..., Sandbox]) -> None:
+    sandbox = boot("--bind-ro", f"{packages}:/packages")
+    script(sandbox, WITHOUT_CHECKOUT)
+
+    # Installed, the socket listens, and everything is where distributions have it.
+    script(sandbox, INSTALL)
+    assert script(sandbox, "systemctl is-enabled moored.socket; systemctl is-active moored.socket") == (
+        "enabled\nactive\n"
+    )
+    assert "disabled" in script(sandbox, "systemctl is-enabled moored-machined.socket || true")
+    files = script(sandbox, "dpkg --listfiles moored moorctl python3-moorage").splitlines()
+    for path in (
+        "/usr/share/man/man8/moored.8.gz",
+        "/usr/share/man/man1/moorctl.1.gz",
+        "/usr/share/bash-completion/completions/moorctl",
+        "/usr/share/polkit-1/actions/io.moorage.policy",
+    ):
+        assert path in files
+    assert "varlink" in script(sandbox, "varlinkctl info /run/moorage/io.moorage.Machine")
+
+    # An upgrade restarts the service, and harms no machine: the same scopes, helpers and launchers afterwards.
+    script(sandbox, START)
+    before = script(sandbox, LIVING % MACHINES)
+    served = script(sandbox, "systemctl show --value --property=MainPID moored.service")
+    script(sandbox, LATER + INSTALL.replace("/packages", "/later"))
+    assert script(sandbox, "systemctl show --value --property=MainPID moored.service") != served
+    script(sandbox, LEASES_HELD)
+    assert script(sandbox, LIVING % MACHINES) == before
+    assert len(re.findall(r"^active$", before, re.MULTILINE)) == MACHINES
+
+    # Removed, the machines that do not hang on a launcher's lease live on; purged, nothing is left but them.
+    left = script(
+        sandbox,
+        "systemd-run --quiet --unit=kept --property=Type=exec sleep infinity\n"
+        "pid=$(systemctl show --value --property=MainPID kept)\n"
+        "moorctl register kept --leader $pid >/dev/null\n"
+        "dpkg --purge moored moorctl python3-moorage >/dev/null\n"
+        "kill -0 $pid; systemctl is-active machine-kept.scope\n"
+        "find / -xdev -name '*moor*' ! -path '/packages*' ! -path '/later*' ! -path '/proc/*' "
+        "! -path '/sys/*' ! -path '/var/lib/dpkg/*' ! -path '/var/log/*' ! -path '/run/moorage*' "
+        "! -path '/var/cache/*' ! -path '/moorage'\n",
+    )
+    assert left == "active\n", left
