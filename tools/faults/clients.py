@@ -496,13 +496,7 @@ class Clients:
 
     async def _remove(self, chance: random.Random, user: int) -> None:
         async def remove(wanted: Wanted) -> None:
-            # Not those that came with the machine and end it: the manager starts them again with the next one.
-            came = {
-                helper["name"]
-                for helper in wanted.parameters.get("helpers", [])
-                if helper["onFailure"] == "stopMachine"
-            }
-            decided = sorted(wanted.helpers.keys() - wanted.undecided - came)
+            decided = sorted(wanted.helpers.keys() - wanted.undecided)
             if not decided:
                 return
             name = chance.choice(decided)

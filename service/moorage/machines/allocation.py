@@ -332,7 +332,7 @@ class Allocator:
         barrier = helping.barrier(host, registration.helpers)
         barrier |= {"Before": [host.unit], "OnFailure": [stopper_name(host.name)]}
         return (
-            *types.helpers(host, registration.helpers, self._helpers.home, with_place=True),
+            *types.helpers(host, registration.helpers, self._helpers.home, with_place=True, with_scope=True),
             types.unit(barrier_name(host.name), barrier),
             *asking,
         )
@@ -429,7 +429,9 @@ class Allocator:
             unit=barrier.unit,
             description=f"More helpers of machine {in_description(host.name)}",
             properties=barrier.properties,
-            auxiliary=types.helpers(host, specs, self._helpers.home, with_place=with_place),
+            auxiliary=types.helpers(
+                host, specs, self._helpers.home, with_place=with_place, with_scope=False
+            ),
         )
         records = helping.recorded(host.name, specs)
         with self._helpers.starting(host.name, specs) as start:

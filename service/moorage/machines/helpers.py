@@ -18,6 +18,11 @@ How the units hang together. All of it is the service manager's own: none of it 
   on to the scope (``PropagatesStopTo=``). It is started after the helper and the scope: a helper that does not start
   has not ended. Stopped by itself, without what depends on it, it lets go: then the helper may end alone.
 
+The scope wants the helpers that come with it for as long as it runs. Whatever pulls the scope in again, such as the
+start of another helper, which is bound to it, pulls in all of these helpers, even those that were removed. The manager
+then drops every job that nothing asks for: the scope runs already, so its helpers' jobs go, unless two of them ask for
+each other. That is why a bond that comes with the scope must not require its helper, which wants the bond.
+
 So that a machine comes with all its helpers or not at all, whoever dies meanwhile.
 """
 
@@ -422,16 +427,18 @@ def _mounted(directory: str, owner: int) -> dict[str, Json]:
     }
 
 
-def _bond(host: Host, spec: HelperSpec) -> dict[str, Json]:
+def _bond(host: Host, spec: HelperSpec, *, with_scope: bool) -> dict[str, Json]:
     helper = model.helper_unit(host.name, spec.name)
+    # The bond must not start if its helper did not. A scope that starts after its helpers sees to that; one that runs
+    # already does not.
+    requires: dict[str, Json] = {} if with_scope else {"Requires": [helper]}
     return {
         **_common(host, f"Bond of machine {model.in_description(host.name)} and its helper {spec.name}"),
         "Type": "oneshot",
         "RemainAfterExit": True,
         "ExecStart": [[_program("true"), ["true"], False]],
         "BindsTo": [host.unit],
-        # By the start of the helper this one is started; by Requires= it is not where the helper was not.
-        "Requires": [helper],
+        **requires,
         "After": [host.unit, helper],
         "StopWhenUnneeded": True,
         "PropagatesStopTo": [host.unit],
@@ -521,7 +528,13 @@ class Types(msgspec.Struct, frozen=True):
     socket: PropertyTypes
 
     def helpers(
-        self, host: Host, specs: Sequence[HelperSpec], home: Home, *, with_place: bool
+        self,
+        host: Host,
+        specs: Sequence[HelperSpec],
+        home: Home,
+        *,
+        with_place: bool,
+        with_scope: bool,
     ) -> tuple[AuxiliaryUnit, ...]:
         """Describe the units of helpers, without what starts them.
 
@@ -530,6 +543,7 @@ class Types(msgspec.Struct, frozen=True):
             specs: checked.
             home: of the manager.
             with_place: and of the machine's place, which is not there yet.
+            with_scope: they come with the scope.
 
         Raises:
             NoSuchProperty, InvalidProperty: one that the caller sets.
@@ -550,7 +564,11 @@ class Types(msgspec.Struct, frozen=True):
                 unit = model.helper_unit(host.name, spec.name, "socket")
                 units.append(AuxiliaryUnit(unit, self.socket.convert(_socket(host, spec, home))))
             if spec.on_failure is HelperFailure.stop_machine:
-                units.append(self.unit(model.bond_name(host.name, spec.name), _bond(host, spec)))
+                units.append(
+                    self.unit(
+                        model.bond_name(host.name, spec.name), _bond(host, spec, with_scope=with_scope)
+                    )
+                )
         return tuple(units)
 
     def unit(self, name: str, properties: Mapping[str, Json]) -> AuxiliaryUnit:

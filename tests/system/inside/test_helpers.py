@@ -759,6 +759,30 @@ async def test_removed(spawn: Processes, added: bool) -> None:
         assert os.listdir("/run/moorage/m/web") == ["s"]
 
 
+@pytest.mark.parametrize("policy", ["ignore", "stopMachine"])
+async def test_one_that_was_removed_stays_away(spawn: Processes, policy: str) -> None:
+    its = ["machine-web-fs.service", "machine-web-fs-bond.service"]
+    shown = ("InvocationID", "ActiveState", "InactiveEnterTimestampMonotonic")
+    async with await connect() as client:
+        leader = spawn()
+        wanted = helper("fs", sockets=[{"name": "s"}], onFailure=policy)
+        await register(client, "web", leader, helpers=[wanted])
+        await client.call(f"{OURS}RemoveHelper", {"name": "web", "helper": "fs"})
+        before = [show(unit, *shown) for unit in its]
+        for name in ("gpu", "tpm"):  # each is bound to the scope, which still wants the first one
+            added = helper(name, restart="on-failure", onFailure="stopMachine")
+            await client.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [added]})
+        invocation = show("machine-web-tpm.service", "InvocationID")
+        run("systemctl", "kill", "--signal=KILL", "machine-web-tpm.service")
+        await until(lambda: show("machine-web-tpm.service", "InvocationID") != invocation)
+        await until(lambda: "No jobs" in run("systemctl", "list-jobs", "machine-web*"))
+        assert [show(unit, *shown) for unit in its] == before
+        assert os.listdir("/run/moorage/m/web") == []
+        # Those that were added have bonds that hold.
+        run("systemctl", "stop", "machine-web-gpu.service")
+        assert await trio.to_thread.run_sync(leader.wait, 30) == -signal.SIGTERM
+
+
 async def test_reloaded(spawn: Processes) -> None:
     text = (
         "import signal\n"
