@@ -66,15 +66,18 @@ CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, str] | None]] = {
          job("a-bond", "stop", 12), job("m", "stop", 10), end("m"), end("a")],
         None,
     ),
+    "this service stopped the machine": (
+        [end("a", "signal"), job("b-bond", "stop", 12), job("a-bond", "stop", 13), job("m", "stop", 10), end("m"),
+         end("b")],
+        None,
+    ),
     "an earlier machine": (
         [end("a"), job("a-bond", "stop", 9), job("m", "stop", 10), end("m"), *BEGUN, end("m")], None,
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_whose_end_it_was(case: str) -> None:
-    entries, expected = CASES[case]
+def found(entries: list[dict[str, Any]], otherwise: str | None) -> tuple[str, str] | None:
     stamped = [
         {
             **entry,
@@ -83,11 +86,27 @@ def test_whose_end_it_was(case: str) -> None:
         }
         for number, entry in enumerate([*BEGUN, *entries])
     ]
-    find = journal._culprit
-    found = find(reversed(stamped), "UNIT", BONDS, "m")
-    assert (found and (found.unit, found.result)) == expected
-    if found is not None:
-        assert found.began_usec == {"a": 0, "b": 1_000_000}[found.unit]
+    culprit = journal._culprit(reversed(stamped), "UNIT", BONDS, "m", otherwise)
+    if culprit is None:
+        return None
+    assert culprit.began_usec == {"a": 0, "b": 1_000_000}[culprit.unit]
+    return culprit.unit, culprit.result
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_whose_end_it_was(case: str) -> None:
+    entries, expected = CASES[case]
+    assert found(entries, None) == expected
+
+
+def test_whose_end_it_was_otherwise() -> None:
+    entries, _ = CASES["this service stopped the machine"]
+    assert found(entries, "a") == ("a", "signal")
+    # The word of the manager comes first.
+    entries, expected = CASES["both ended"]
+    assert found(entries, "a") == expected
+    # What nothing is told of.
+    assert found([end("m")], "a") is None
 
 
 @pytest.mark.parametrize("machine", ["web", "a-b", "a.b", "a:b"])

@@ -46,6 +46,13 @@ SIGNALS_WITH_TERMINAL: Final = (*SIGNALS, signal.SIGQUIT)
 PASSED_ON: Final = (signal.SIGUSR1, signal.SIGUSR2, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
 """What means something to programs only, such as SIGRTMIN+4 to a systemd in a container (systemd(1), "Signals")."""
 
+AFTERMATH_SECONDS: Final = 1.0
+"""For how long processes may take to end with their command before they count as left behind, s: the kernel hangs up
+on all that have its terminal, and on a loaded host they run a moment later than whoever waits for the command."""
+
+_LOOK_SECONDS: Final = 0.02
+"""Pause between two looks whether they have ended, s."""
+
 _OPTIONS: Final = {
     "argv": "COMMAND",
     "cwd": "--working-directory",
@@ -178,7 +185,7 @@ async def _executed(
                 status = await payload.wait()
                 left = False
                 if order.registration["lease"]:
-                    left = await end.lives()
+                    left = await end.outlived()
                     await end.stop()  # what is left of it: when this returns, the name is free
                 end.over = True
                 await end.tell(left=left)
@@ -331,13 +338,24 @@ class _End:
         """Have the service stop the machine; returns when it is gone."""
         await self._ask("Stop", timeout=self._seconds)
 
-    async def lives(self) -> bool:
-        """Whether the machine is there, and nobody is stopping it."""
+    async def outlived(self) -> bool:
+        """Whether the machine lives on without its command, and nobody is stopping it.
+
+        One look does not tell: what is about to end with the command gets AFTERMATH_SECONDS for that.
+        """
+        until = trio.current_time() + AFTERMATH_SECONDS
+        while await self._lives():
+            if trio.current_time() >= until:
+                return True
+            await trio.sleep(_LOOK_SECONDS)
+        return False
+
+    async def _lives(self) -> bool:
         machine = await self._described()
         return machine is not None and machine.phase == "running"
 
     async def tell(self, *, left: bool) -> None:
-        """Tell what the status of the command does not; left: the machine lived on when the command had ended."""
+        """Tell what the status of the command does not; left: the machine lived on without the command."""
         machine = await self._described()
         text = None if machine is None else surprise(machine, asked=self._asked, left=left)
         if text is not None:

@@ -10,7 +10,7 @@ import signal
 import msgspec
 
 from moorage.kernel.process import Exit
-from moorage.machines.model import Accounting, Cause, Timestamp, Verdict
+from moorage.machines.model import Accounting, Cause, HelperEnd, Timestamp, Verdict
 
 FORGOTTEN = "forgotten"
 """Result of a unit of which the manager knows no more than that it failed, or that it is another one by now."""
@@ -34,20 +34,6 @@ class Told(msgspec.Struct, frozen=True):
     oom: bool = False
     oomd: bool = False
     accounting: Accounting = Accounting()
-
-
-class HelperEnd(msgspec.Struct, frozen=True):
-    """A helper whose end had the machine stopped.
-
-    Attributes:
-        name: of the helper.
-        result: of its unit.
-        log: its last lines, oldest first.
-    """
-
-    name: str
-    result: str | None = None
-    log: tuple[str, ...] = ()
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):

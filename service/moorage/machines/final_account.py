@@ -24,6 +24,8 @@ from moorage.machines import ending
 from moorage.machines.leaders import Leader
 from moorage.machines.model import (
     Accounting,
+    Cause,
+    HelperEnd,
     HelperFailure,
     Machine,
     Timestamp,
@@ -326,8 +328,11 @@ class FinalAccounts:
         account.completed.set()
         self._completed(machine)
 
-    async def _helper(self, machine: Machine) -> ending.HelperEnd | None:
-        """Find the helper whose end had a machine stopped, with what it wrote last."""
+    async def _helper(self, machine: Machine) -> HelperEnd | None:
+        """Find the helper whose end had a machine stopped, with what it wrote last.
+
+        Where the service manager did not stop it for any, it is the one for which this service did.
+        """
         units = {
             helper.unit: helper.name
             for helper in machine.helpers
@@ -337,21 +342,25 @@ class FinalAccounts:
             return None
         bonds = {bond_name(machine.name, name): unit for unit, name in units.items()}
         boot_id = self._system.processes.boot_id()
+        lost = machine.lost if machine.asked is Cause.helper_ended else None
+        otherwise = next((unit for unit, name in units.items() if lost and name == lost.name), None)
 
-        def look() -> ending.HelperEnd | None:
-            found = self._journal.culprit(bonds, machine.unit, boot_id=boot_id, user=self._user)
+        def look() -> HelperEnd | None:
+            found = self._journal.culprit(
+                bonds, machine.unit, otherwise=otherwise, boot_id=boot_id, user=self._user
+            )
             if found is None:
-                return None
+                return lost
             logs = self._journal.read(
                 [found.unit], since_usec=found.began_usec, boot_id=boot_id, user=self._user, wait_usec=0
             )
-            return ending.HelperEnd(units[found.unit], found.result, tuple(logs[found.unit].lines))
+            return HelperEnd(units[found.unit], found.result, tuple(logs[found.unit].lines))
 
         try:
             return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._looks)
         except OSError as error:
             _log.warning("Failed to read the journal, ignoring: %s", error)
-            return None
+            return lost
 
 
 def _told(end: UnitEnd) -> ending.Told:

@@ -13,7 +13,7 @@ How the units hang together. All of it is the service manager's own: none of it 
   start, the barrier does not either, and its ``OnFailure=`` is
 - the *stopper*, a service that conflicts with the scope: its start takes the start of the scope out of the queue,
   or ends the machine that runs.
-- The *bond* of a helper whose policy is ``stopMachine``, a service whose process ends at once, is needed by that
+- The *bond* of a helper whose policy is ``stopMachine``, a service that is active without a process, is needed by that
   helper alone, so that the manager stops it as it does the sockets, however the helper ended; and passes its own stop
   on to the scope (``PropagatesStopTo=``). It is started after the helper and the scope: a helper that does not start
   has not ended. Stopped by itself, without what depends on it, it lets go: then the helper may end alone.
@@ -434,7 +434,9 @@ def _bond(host: Host, spec: HelperSpec, *, with_scope: bool) -> dict[str, Json]:
     requires: dict[str, Json] = {} if with_scope else {"Requires": [helper]}
     return {
         **_common(host, f"Bond of machine {model.in_description(host.name)} and its helper {spec.name}"),
-        "Type": "oneshot",
+        # Of this type it is active at once. While one bond is being started the manager cannot stop another one: that
+        # would stop the scope, and with it the first ("transaction is destructive"). It does not try again.
+        "Type": "simple",
         "RemainAfterExit": True,
         "ExecStart": [[_program("true"), ["true"], False]],
         "BindsTo": [host.unit],

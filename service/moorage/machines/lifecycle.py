@@ -52,6 +52,7 @@ from moorage.machines.model import (
     Accounting,
     Cause,
     Helper,
+    HelperEnd,
     HelperSpec,
     HelperStatus,
     KillWhom,
@@ -1143,6 +1144,7 @@ class Lifecycle:
                         _log.info(
                             "Machine %s is stopped: its helper %s has ended.", machine.name, helper.name
                         )
+                        machine.lost = HelperEnd(helper.name, self._states.status(helper).result)
                         await self.stop(machine, cause=Cause.helper_ended)
                 except (ManagerError, TooMuchUnderWay) as error:
                     _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)

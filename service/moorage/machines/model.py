@@ -267,6 +267,20 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     log: tuple[str, ...] = ()
 
 
+class HelperEnd(msgspec.Struct, frozen=True):
+    """A helper whose end had the machine stopped.
+
+    Attributes:
+        name: of the helper.
+        result: of its unit.
+        log: its last lines, oldest first.
+    """
+
+    name: str
+    result: str | None = None
+    log: tuple[str, ...] = ()
+
+
 class Machine(msgspec.Struct, eq=False):
     """A machine that moored keeps.
 
@@ -298,6 +312,7 @@ class Machine(msgspec.Struct, eq=False):
         lease: it ends with the connection that registered it.
         privileged: whoever registered it had the rights of the manager: it may have helpers.
         asked: why this service was asked to stop it, if it was.
+        lost: the helper for whose end this service stopped it, without its log.
         request: digests of what was asked for, by parameter (:mod:`moorage.machines.asked`).
         start_by: µs since boot by when its start has ended, well or not; 0 once it has.
         phase: where it is in its life.
@@ -331,6 +346,7 @@ class Machine(msgspec.Struct, eq=False):
     lease: bool = False
     privileged: bool = False
     asked: Cause | None = None
+    lost: HelperEnd | None = None
     request: dict[str, str] = {}
     start_by: int = 0
     phase: Phase = Phase.starting

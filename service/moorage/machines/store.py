@@ -33,6 +33,7 @@ from moorage.machines.model import (
     Cause,
     Change,
     Helper,
+    HelperEnd,
     Machine,
     MachineClass,
     Phase,
@@ -41,7 +42,7 @@ from moorage.machines.model import (
     is_machine_name,
 )
 
-VERSION = 4
+VERSION = 5
 """Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for
 lack of memory where that was not known."""
 
@@ -98,6 +99,7 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
     lease: bool = False
     privileged: bool = False
     asked: Cause | None = None
+    lost: HelperEnd | None = None
     request: dict[str, str] = {}
     start_by: int = 0
     verdict: Verdict | None = None

@@ -4,9 +4,11 @@ The rule: such a helper has ended when its service is inactive or failed and the
 status was and whoever ended it. One that ``restart`` starts again has not ended before the manager gives it up
 (StartLimitBurst=); one of the type oneshot has not ended when it has done its work; one that is removed is not wanted.
 
-The service manager keeps the rule itself (the bonds of :mod:`moorage.machines.helpers`), but for one case: it does not
-stop what is frozen (unit_stop() of systemd), nor does it come back to that after the thaw. So whoever finds that
-helper ended has to look whether the machine still runs: this service at once, or its next instance when it starts.
+The service manager keeps the rule itself (the bonds of :mod:`moorage.machines.helpers`), except in two cases. It does
+not stop what is frozen (unit_stop() of systemd). And while another helper is being started, a job that would stop the
+machine, and so that helper, is refused (JOB_FAIL in manager_dispatch_stop_when_unneeded_queue()). It comes back to
+neither. So a helper that is found ended calls for a look whether the machine still runs: by this service at once, or
+by its next instance when it starts.
 """
 
 from __future__ import annotations

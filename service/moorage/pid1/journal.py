@@ -154,12 +154,22 @@ class Journal(Protocol):
         """See :func:`ends`."""
         ...
 
-    def culprit(self, bonds: Mapping[str, str], stopped: str, *, boot_id: str, user: bool) -> Culprit | None:
+    def culprit(
+        self,
+        bonds: Mapping[str, str],
+        stopped: str,
+        *,
+        otherwise: str | None = None,
+        boot_id: str,
+        user: bool,
+    ) -> Culprit | None:
         """See :func:`culprit`."""
         ...
 
 
-def culprit(bonds: Mapping[str, str], stopped: str, *, boot_id: str, user: bool) -> Culprit | None:
+def culprit(
+    bonds: Mapping[str, str], stopped: str, *, otherwise: str | None = None, boot_id: str, user: bool
+) -> Culprit | None:
     """Find the unit whose end had another one stopped, by a bond of the two.
 
     The manager stops the bond first (``StopWhenUnneeded=``, systemd.unit(5)), and passes that on to the other unit, so
@@ -169,6 +179,7 @@ def culprit(bonds: Mapping[str, str], stopped: str, *, boot_id: str, user: bool)
     Args:
         bonds: the units that may be it, by the names of their bonds.
         stopped: the other one.
+        otherwise: the unit to blame where no bond had the other one stopped.
         boot_id: of this boot, 32 hexadecimal digits.
         user: they are units of a user's manager.
 
@@ -183,7 +194,7 @@ def culprit(bonds: Mapping[str, str], stopped: str, *, boot_id: str, user: bool)
         for match in (*_by_manager(user=user), *(f"{about}={unit}" for unit in units)):
             reader.add_match(match)
         reader.seek_tail()
-        return _culprit(_entries(reader, boot_id), about, bonds, stopped)
+        return _culprit(_entries(reader, boot_id), about, bonds, stopped, otherwise)
 
 
 def _entries(reader: Any, boot_id: str) -> Iterator[Mapping[str, Any]]:
@@ -195,12 +206,16 @@ def _entries(reader: Any, boot_id: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _culprit(
-    entries: Iterable[Mapping[str, Any]], about: str, bonds: Mapping[str, str], stopped: str
+    entries: Iterable[Mapping[str, Any]],
+    about: str,
+    bonds: Mapping[str, str],
+    stopped: str,
+    otherwise: str | None,
 ) -> Culprit | None:
     """Go backwards from the end of the unit that was stopped to the beginning of the one that is to blame."""
     found: Culprit | None = None
     job = 0  # the first one that was to stop the unit
-    blamed: str | None = None  # whose bond was stopped by an earlier one
+    blamed = otherwise  # or the one whose bond was stopped by an earlier job
     settled = set[str]()  # those of which the last job of the bond was seen
     ends: dict[str, Culprit] = {}  # the last ones
     for entry in entries:

@@ -89,6 +89,11 @@ def test_what_is_left_ends_with_the_command_and_the_name_is_free() -> None:
         assert f"machine-{name}.scope" not in scopes()
 
 
+def test_what_ends_a_moment_after_the_command_is_not_left() -> None:
+    done = moorctl("run", "--name", a_name(), "--", "sh", "-c", "sleep 0.1 & exit 7")
+    assert (done.returncode, done.stderr) == (7, "")
+
+
 def test_without_a_lease_what_is_left_stays() -> None:
     name = a_name()
     script = "sleep infinity >/dev/null 2>&1 & echo left"

@@ -34,7 +34,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.types import NoSuchMachine, Timeout
+from moorage.api.moorage_machine.types import HelperFailed, NoSuchMachine, Timeout
 from moorage.machines.model import escape
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected
@@ -224,6 +224,33 @@ async def test_a_helper_that_is_killed(spawn: Processes) -> None:
         found = await verdict(client, "web")
         assert said(found) == {
             "result": "success", "cause": "helperEnded", "helper": "b", "helperResult": "signal", **fields,
+        }  # fmt: skip
+
+
+async def test_a_helper_that_is_killed_while_another_one_is_started(spawn: Processes) -> None:
+    """The manager does not stop what it is starting something for: moored does, and knows for which helper."""
+    slow = helper("slow", "exec sleep infinity", type="oneshot")
+    async with await connect() as client, await connect() as other:
+        leader = spawn()
+        reply = await register(
+            client,
+            "web",
+            leader,
+            helpers=[helper("a", "exec sleep infinity"), helper("b", "echo words; exec sleep infinity")],
+        )
+
+        async def add() -> None:
+            with pytest.raises((HelperFailed, NoSuchMachine)):
+                await other.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [slow]})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(add)
+            await until(lambda: state("machine-web-slow.service") == "activating")
+            os.kill(reply["machine"]["helpers"][1]["mainProcess"]["pid"], signal.SIGKILL)
+        fields = ended(leader, -signal.SIGTERM)
+        assert said(await verdict(client, "web")) == {
+            "result": "success", "cause": "helperEnded", "helper": "b", "helperResult": "signal", "log": ["words"],
+            **fields,
         }  # fmt: skip
 
 

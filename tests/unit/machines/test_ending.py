@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.kernel.process import Exit
-from moorage.machines.ending import Facts, HelperEnd, Told, described, judge, merged, needs_the_helper
-from moorage.machines.model import Accounting, Cause, Timestamp
+from moorage.machines.ending import Facts, Told, described, judge, merged, needs_the_helper
+from moorage.machines.model import Accounting, Cause, HelperEnd, Timestamp
 
 AT = Timestamp(1000, 100)
 LATER = Timestamp(2000, 200)
