@@ -24,7 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
         "moorage.authz.policy", "moorage.authz.allowed_properties",
         "moorage.machines.limits", "moorage.machines.ending",
-        "moorage.probes.owner", "moorage.probes.effective", "moorage.dbus.marshal",
+        "moorage.probes.owner", "moorage.probes.effective", "moorage.dbus.signature",
+        "moorage.dbus.marshal", "moorage.dbus.unmarshal", "moorage.dbus.message",
         "moorage.machines.asked",
     ),
     # 2: adapters to the outside
@@ -85,7 +86,7 @@ FORBIDDEN: tuple[Arrow, ...] = (
     Arrow("moorage.machines", "moorage.api"),
     Arrow("moorage.machines", "moorage.wire"),
     Arrow("moorage.pid1", "moorage.machines"),
-    Arrow("moorage", "jeepney", ("moorage.dbus.bus", "moorage.pid1.over_dbus", "moorage.authz.polkit")),
+    Arrow("moorage", "jeepney", ("moorage.dbus.bus",)),
     Arrow("moorage", "systemd", ("moorage.activation", "moorage.pid1.journal")),
     Arrow("moorage", "varlink", ("moorage.wire.idl",)),
     *(Arrow(module, "trio") for module in PURE),

@@ -22,6 +22,7 @@ from benchmarks.machines import GONE_SECONDS, LOOK_SECONDS
 from benchmarks.peers import CGROUPS, COMMAND_SECONDS
 from benchmarks.wire import CALL_SECONDS, Unmeasurable, connect, encode, exchange
 from moorage.authz.allowed_properties import MACHINE_SLICE, TASKS_MAX
+from moorage.dbus.signature import split
 from moorage.kernel import process
 from moorage.kernel.poller import Readiness
 from moorage.kernel.system import system
@@ -39,7 +40,6 @@ from moorage.pid1 import journal
 from moorage.pid1.hints import Hints
 from moorage.pid1.manager import Job, ScopeSpec
 from moorage.pid1.over_dbus import DBusManager, Endpoints
-from moorage.pid1.properties import split_signature
 
 PROGRAM = ("/usr/bin/sleep", "infinity")
 """What each helper runs: it is ready when it has been executed (``Type=exec``)."""
@@ -235,7 +235,7 @@ def words(signature: str, value: Any) -> list[str]:
     if signature.startswith("a"):
         return [str(len(value)), *(word for item in value for word in words(signature[1:], item))]
     if signature.startswith("("):
-        members = zip(split_signature(signature[1:-1]), value, strict=True)
+        members = zip(split(signature[1:-1]), value, strict=True)
         return [word for member, item in members for word in words(member, item)]
     return [str(value)]
 

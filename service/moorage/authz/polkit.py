@@ -23,7 +23,8 @@ from typing import Final
 
 import trio
 
-from moorage.dbus.bus import Call, CallFailed, CallTimeout, Link, LinkClosed, LinkError
+from moorage.dbus.bus import Bus, BusClosed, BusError, CallFailed, CallTimeout
+from moorage.dbus.message import BusCall
 from moorage.kernel.peer import Peer
 from moorage.kernel.process import ProcessGone
 
@@ -99,7 +100,7 @@ class Polkit:
 
     def __init__(self, address: str = SYSTEM_BUS) -> None:
         self._address = address
-        self._link: Link | None = None
+        self._link: Bus | None = None
         self._users = 0
         self._connecting = trio.Lock()
         self._nursery: trio.Nursery | None = None
@@ -181,11 +182,11 @@ class Polkit:
                     except (trio.Cancelled, CallTimeout):
                         await self._take_back(link, number)
                         raise
-            except LinkError as error:
+            except BusError as error:
                 # What polkitd says may hold anything that a caller made up: its name is enough to tell errors apart.
                 reason = error.name if isinstance(error, CallFailed) else type(error).__name__
                 self._complain(reason, error)
-                if reason not in _LOST and not isinstance(error, LinkClosed):
+                if reason not in _LOST and not isinstance(error, BusClosed):
                     break
                 await trio.sleep(AGAIN_SECONDS)
             else:
@@ -193,7 +194,7 @@ class Polkit:
                 return Answer.YES if authorized else Answer.CHALLENGE if challenge else Answer.NO
         return Answer.NO
 
-    def _complain(self, reason: str, error: LinkError) -> None:
+    def _complain(self, reason: str, error: BusError) -> None:
         # What polkitd complains of is what a caller did, such as to leave: anyone could fill the log with that. That
         # it cannot be asked is said once.
         about_caller = reason.startswith(_NAME)
@@ -203,11 +204,11 @@ class Polkit:
         _log.log(level, "Failed to ask polkit, assuming that the answer is no: %s", error)
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncGenerator[Link]:
+    async def _connected(self) -> AsyncGenerator[Bus]:
         """Use the connection; it is made for the first who needs it, and ended after the last.
 
         Raises:
-            LinkError: that is impossible.
+            BusError: that is impossible.
         """
         self._users += 1
         try:
@@ -221,30 +222,30 @@ class Polkit:
                 self._link.close("nobody asks any more")
                 self._link = None
 
-    async def _connect(self) -> Link:
+    async def _connect(self) -> Bus:
         assert self._nursery is not None, "nobody runs this"
         deadline = min(trio.current_effective_deadline(), trio.current_time() + ANSWER_SECONDS)
-        link = await Link.connect(self._address, lambda _: None, lambda _: None, deadline=deadline)
+        link = await Bus.connect(self._address, lambda _: None, lambda _: None, deadline=deadline)
         self._nursery.start_soon(link.run)
         try:
-            await link.call(Call(_BUS, _BUS_PATH, _BUS, "Hello", reply="s"), deadline=deadline)
+            await link.call(BusCall(_BUS, _BUS_PATH, _BUS, "Hello", reply="s"), deadline=deadline)
         except BaseException:
             link.close("not greeted")
             raise
         return link
 
     @staticmethod
-    async def _take_back(link: Link, number: str) -> None:
+    async def _take_back(link: Bus, number: str) -> None:
         """Tell polkitd that nobody waits for an answer any more."""
         call = _call("CancelCheckAuthorization", "s", (number,))
         with trio.CancelScope(shield=True):
             try:
                 await link.call(call, deadline=trio.current_time() + CANCEL_SECONDS)
             except (
-                LinkError
+                BusError
             ) as error:  # it was answered meanwhile, or the end of the link ends the question too
                 _log.debug("Failed to take back a question to polkit, ignoring: %s", error)
 
 
-def _call(member: str, signature: str, body: tuple[object, ...], reply: str = "") -> Call:
-    return Call(_NAME, _PATH, _AUTHORITY, member, signature, body, reply)
+def _call(member: str, signature: str, body: tuple[object, ...], reply: str = "") -> BusCall:
+    return BusCall(_NAME, _PATH, _AUTHORITY, member, signature, body, reply)

@@ -1,13 +1,11 @@
-"""A link to a message bus, or to a peer that speaks D-Bus on a socket of its own.
+"""A connection to a message bus, or to a peer that speaks D-Bus on a socket of its own.
 
-jeepney has the SASL lines and unmarshals bodies; `moorage.dbus.marshal` writes messages. The socket, the framing and
-the matching of replies are here, because a lost signal is a lost machine and a link has to end in a known state:
+jeepney has the lines of the authentication; messages are those of `moorage.dbus.message`. The socket, the framing and
+the matching of replies are here, because a lost signal is a lost machine and a connection has to end in a known state:
 
 - One task reads. Signals are handed over synchronously; there is no queue between the socket and the owner that
   could be full.
-- Headers are taken apart here: what is not wanted is dropped before its body is looked at, and message types and
-  header fields that we do not know are ignored, as the specification demands ("Message Protocol").
-- A message is written by whoever makes the call, at once, or what did not fit by the link's own task. A caller
+- A message is written by whoever makes the call, at once, or what did not fit by the connection's own task. A caller
   that is cancelled never leaves half a message on the wire.
 - No file descriptors are received. The socket is read without room for them, so the kernel closes what comes.
 
@@ -17,28 +15,35 @@ Specification: https://dbus.freedesktop.org/doc/dbus-specification.html
 import array
 import errno
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 
 import trio
 from jeepney.auth import BEGIN, AuthenticationError, Authenticator
-from jeepney.low_level import Endianness, HeaderFields, MessageFlag, MessageType, Struct, parse_signature
 
 from moorage.dbus.marshal import Unmarshallable
-from moorage.dbus.marshal import message as marshal
+from moorage.dbus.message import (
+    ERROR,
+    ERROR_NAME,
+    METHOD_CALL,
+    METHOD_RETURN,
+    NO_REPLY_EXPECTED,
+    REPLY_SERIAL,
+    SIGNAL,
+    SIGNATURE,
+    BusCall,
+    BusSignal,
+    Received,
+    Violation,
+    call_bytes,
+    message_size,
+    parse,
+    refusal_bytes,
+)
 
 AUTH_LINE_MAX: Final = 8192
 """Bytes of one line of the authentication dialogue; jeepney's own limit, lines of the specification have < 100."""
-
-MESSAGE_MAX: Final = 16 * 1024 * 1024
-"""Bytes of one received message. The specification allows 128 MiB; the largest that we ask for, the introspection
-of a service, has 0.1 MB. 16 MiB is also what sd-varlink takes from a peer."""
-
-FIELDS_MAX: Final = 64
-"""Header fields of one message; the specification knows nine."""
 
 BUS_CALLS_MAX: Final = 100
 """Calls over a bus without a reply yet. dbus-daemon refuses more than 128 per connection
@@ -54,26 +59,14 @@ BACKLOG_MAX: Final = 64
 READ_SIZE: Final = 64 * 1024
 """Bytes per read: some hundred signals."""
 
-_LITTLE: Final = ord("l")
-_BIG: Final = ord("B")
-_PROTOCOL_VERSION: Final = 1
-_METHOD_CALL, _METHOD_RETURN, _ERROR, _SIGNAL = (kind.value for kind in MessageType)
-_NO_REPLY_EXPECTED = MessageFlag.no_reply_expected.value
 _PEER_IS_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN)
-_FIXED_HEADER: Final = {_LITTLE: struct.Struct("<BBBBIII"), _BIG: struct.Struct(">BBBBIII")}
-_UINT32: Final = {_LITTLE: struct.Struct("<I"), _BIG: struct.Struct(">I")}
-_ENDIANNESS: Final = {_LITTLE: Endianness.little, _BIG: Endianness.big}
-_PATH, _INTERFACE, _MEMBER = HeaderFields.path.value, HeaderFields.interface.value, HeaderFields.member.value
-_ERROR_NAME, _REPLY_SERIAL = HeaderFields.error_name.value, HeaderFields.reply_serial.value
-_DESTINATION, _SENDER = HeaderFields.destination.value, HeaderFields.sender.value
-_SIGNATURE = HeaderFields.signature.value
 
 
-class LinkError(Exception):
+class BusError(Exception):
     """A call over a link did not succeed; always one of the subclasses below."""
 
 
-class LinkClosed(LinkError):
+class BusClosed(BusError):
     """The link is down, or went down before the reply.
 
     Attributes:
@@ -87,7 +80,7 @@ class LinkClosed(LinkError):
         self.sent = sent
 
 
-class CallTimeout(LinkError):
+class CallTimeout(BusError):
     """No reply until the deadline. The call may still be carried out.
 
     Attributes:
@@ -99,7 +92,7 @@ class CallTimeout(LinkError):
         self.member = member
 
 
-class CallFailed(LinkError):
+class CallFailed(BusError):
     """The peer answered with an error.
 
     Attributes:
@@ -113,159 +106,12 @@ class CallFailed(LinkError):
         self.text = text
 
 
-class BadCall(LinkError):
+class BadCall(BusError):
     """The call cannot be sent: arguments that do not fit their signature, a descriptor that is not open."""
 
 
-class BadReply(LinkError):
+class BadReply(BusError):
     """The reply cannot be decoded, or is not of the type that the method has."""
-
-
-class _Violation(Exception):
-    """The peer sent what is no D-Bus."""
-
-
-class Call(NamedTuple):
-    """A method call to be made.
-
-    Attributes:
-        destination: name on the bus; a peer without a bus ignores it.
-        path: of the object.
-        interface: of the method.
-        member: the method.
-        signature: types of the arguments, empty for none.
-        body: the arguments, in jeepney's representation.
-        reply: signature that the reply must have.
-        interactive: the peer may ask the user for authorization; such a call can take minutes.
-    """
-
-    destination: str
-    path: str
-    interface: str
-    member: str
-    signature: str = ""
-    body: tuple[object, ...] = ()
-    reply: str = ""
-    interactive: bool = False
-
-
-class _Received(NamedTuple):
-    """A message of which only the header has been looked at."""
-
-    kind: int
-    flags: int
-    serial: int
-    fields: dict[int, str | int]
-    data: bytes
-    body_at: int
-    endian: int
-
-    def text(self, code: int) -> str:
-        value = self.fields.get(code, "")
-        return value if isinstance(value, str) else ""
-
-    def body(self) -> tuple[Any, ...]:
-        signature = self.text(_SIGNATURE)
-        if not signature:
-            return ()
-        try:
-            value, end = _body_type(signature).parse_data(self.data, self.body_at, _ENDIANNESS[self.endian])
-        except (
-            ValueError,
-            KeyError,
-            IndexError,
-            AssertionError,
-            TypeError,
-            struct.error,
-            RecursionError,
-        ) as exc:
-            raise _Violation(f"undecodable body of type {signature!r}") from exc
-        if end > len(self.data):
-            raise _Violation("body ends early")
-        return value
-
-
-class Signal:
-    """A signal; the body is decoded only when somebody asks for it.
-
-    Attributes:
-        sender: unique name of who sent it; empty without a bus.
-        path: the object that emits it.
-        interface: its interface.
-        member: its name.
-    """
-
-    __slots__ = ("_received", "interface", "member", "path", "sender")
-
-    def __init__(self, received: _Received) -> None:
-        self._received = received
-        self.sender = received.text(_SENDER)
-        self.path = received.text(_PATH)
-        self.interface = received.text(_INTERFACE)
-        self.member = received.text(_MEMBER)
-
-    def body(self, signature: str) -> tuple[Any, ...] | None:
-        """The arguments; None if they are not of this signature (the peer is not what it says it is)."""
-        if self._received.text(_SIGNATURE) != signature:
-            return None
-        return self._received.body()
-
-    def is_change_of(self, interface: str) -> bool:
-        """Whether this is a PropertiesChanged about an interface."""
-        received = self._received
-        if self.member != "PropertiesChanged" or received.text(_SIGNATURE) != "sa{sv}as":
-            return False
-        return received.data.startswith(interface.encode() + b"\0", received.body_at + 4)
-
-    def changed(self, name: str, signature: Literal["s", "ay"]) -> bytes | None:
-        """What a PropertiesChanged says about one property, a string or an array of bytes.
-
-        Found by its place in the bytes. A change of a unit of systemd has some twenty values, which take 70 µs to
-        decode, and each start of a unit sends five.
-
-        Args:
-            name: of the property.
-            signature: of its value.
-
-        Returns:
-            The value if it is among what changed.
-        """
-        if (found := self._changed(name, signature)) is None:
-            return None
-        size, at = found
-        return self._received.data[at + 4 : at + 4 + size]
-
-    def changed_text(self, name: str) -> str:
-        """What a PropertiesChanged says about a property that is a word; empty if it says nothing."""
-        return (self.changed(name, "s") or b"").decode("ascii", "replace")
-
-    def changed_number(self, name: str) -> int | None:
-        """What a PropertiesChanged says about a property that is an unsigned number of 32 bits."""
-        found = self._changed(name, "u")
-        return None if found is None else found[0]
-
-    def _changed(self, name: str, signature: Literal["s", "ay", "u"]) -> tuple[int, int] | None:
-        """Return the first 32 bits of a value, and where they are."""
-        received = self._received
-        number = _UINT32[received.endian]
-        # A key with its length and its NUL, and the signature of its value: no value can look like that, for the byte
-        # after the NUL of a string is padding or the length of what follows, and no length has a signature in it.
-        key = (
-            number.pack(len(name))
-            + name.encode()
-            + b"\0"
-            + bytes([len(signature)])
-            + signature.encode()
-            + b"\0"
-        )
-        at = received.data.find(key, received.body_at + 4)
-        if at < 0:
-            return None
-        at = at + len(key) + 3 & ~3
-        try:
-            return number.unpack_from(received.data, at)[0], at
-        except struct.error:
-            return None
 
 
 class _Pending:
@@ -275,9 +121,9 @@ class _Pending:
 
     def __init__(self) -> None:
         self.answered = trio.Event()
-        self.outcome: _Received | LinkError = LinkClosed("not answered", sent=True)
+        self.outcome: Received | BusError = BusClosed("not answered", sent=True)
 
-    def settle(self, outcome: _Received | LinkError) -> None:
+    def settle(self, outcome: Received | BusError) -> None:
         if not self.answered.is_set():
             self.outcome = outcome
             self.answered.set()
@@ -295,8 +141,8 @@ class _Outgoing:
         self.begun = False
 
 
-class Link:
-    """One connection. Made by `Link.connect`; works while `run` runs, once.
+class Bus:
+    """One connection. Made by `Bus.connect`; works while `run` runs, once.
 
     `on_signal` is called from the reader for every signal, in order, and `on_closed` once, with the reason, at the
     moment the link goes down. Neither may raise.
@@ -305,7 +151,7 @@ class Link:
     def __init__(
         self,
         sock: socket.socket,
-        on_signal: Callable[[Signal], None],
+        on_signal: Callable[[BusSignal], None],
         on_closed: Callable[[str], None],
         calls_max: int,
     ) -> None:
@@ -327,12 +173,12 @@ class Link:
     async def connect(
         cls,
         address: str,
-        on_signal: Callable[[Signal], None],
+        on_signal: Callable[[BusSignal], None],
         on_closed: Callable[[str], None],
         *,
         deadline: float,
         calls_max: int = BUS_CALLS_MAX,
-    ) -> "Link":
+    ) -> "Bus":
         """Connect and authenticate as the effective user.
 
         Args:
@@ -343,7 +189,7 @@ class Link:
             calls_max: calls without a reply yet; more wait for a place.
 
         Raises:
-            LinkClosed: nobody listens, or the peer refuses us, or takes too long.
+            BusClosed: nobody listens, or the peer refuses us, or takes too long.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
@@ -353,10 +199,10 @@ class Link:
                 await _authenticate(sock)
         except trio.TooSlowError:
             sock.close()
-            raise LinkClosed(f"{address}: no answer to authentication in time") from None
-        except (OSError, AuthenticationError, _Violation) as exc:
+            raise BusClosed(f"{address}: no answer to authentication in time") from None
+        except (OSError, AuthenticationError, Violation) as exc:
             sock.close()
-            raise LinkClosed(f"{address}: {exc}") from exc
+            raise BusClosed(f"{address}: {exc}") from exc
         except BaseException:
             sock.close()
             raise
@@ -368,7 +214,7 @@ class Link:
         return self._closed.is_set()
 
     def close(self, reason: str) -> None:
-        """Take the link down: every call fails with `LinkClosed`, `run` returns."""
+        """Take the link down: every call fails with `BusClosed`, `run` returns."""
         if self._closed.is_set():
             return
         self._reason = reason
@@ -379,7 +225,7 @@ class Link:
         self._sock.close()
         self._outgoing.clear()
         for pending in self._pending.values():
-            pending.settle(LinkClosed(reason, sent=True))
+            pending.settle(BusClosed(reason, sent=True))
         self._on_closed(reason)
 
     async def run(self) -> None:
@@ -392,7 +238,7 @@ class Link:
         finally:
             self.close("closed by us")
 
-    async def call(self, call: Call, *, deadline: float) -> tuple[Any, ...]:
+    async def call(self, call: BusCall, *, deadline: float) -> tuple[Any, ...]:
         """Make a call and wait for the reply.
 
         Args:
@@ -401,14 +247,14 @@ class Link:
 
         Raises:
             CallFailed: the peer says so.
-            CallTimeout, LinkClosed, BadCall, BadReply: as they say.
+            CallTimeout, BusClosed, BadCall, BadReply: as they say.
         """
         (reply,) = await self.calls((call,), deadline=deadline)
-        if isinstance(reply, LinkError):
+        if isinstance(reply, BusError):
             raise reply
         return reply
 
-    async def calls(self, calls: Sequence[Call], *, deadline: float) -> list[tuple[Any, ...] | LinkError]:
+    async def calls(self, calls: Sequence[BusCall], *, deadline: float) -> list[tuple[Any, ...] | BusError]:
         """Make several calls at once, in one write where no file descriptors are involved, and wait for all replies.
 
         Args:
@@ -421,7 +267,7 @@ class Link:
 
         Raises:
             CallTimeout: no reply to at least one of them.
-            LinkClosed: the same.
+            BusClosed: the same.
             BadCall: one cannot be put into a message.
         """
         if not 0 < len(calls) <= self._calls_max:
@@ -435,7 +281,7 @@ class Link:
                 self._places -= len(calls)
                 taken = len(calls)
                 if self._closed.is_set():
-                    raise LinkClosed(self._reason)
+                    raise BusClosed(self._reason)
                 if trio.current_time() >= deadline:
                     # Cancellation strikes where something waits, and writing does not.
                     raise CallTimeout(calls[0].member)
@@ -462,28 +308,32 @@ class Link:
                 await self._place_freed.wait()
 
     @staticmethod
-    def _judge(call: Call, pending: _Pending) -> tuple[Any, ...] | LinkError:
+    def _judge(call: BusCall, pending: _Pending) -> tuple[Any, ...] | BusError:
         reply = pending.outcome
-        if isinstance(reply, LinkClosed):
+        if isinstance(reply, BusClosed):
             raise reply
-        if isinstance(reply, LinkError):
+        if isinstance(reply, BusError):
             return reply
-        signature = reply.text(_SIGNATURE)
+        signature = reply.text(SIGNATURE)
         try:
-            if reply.kind == _ERROR:
-                return CallFailed(reply.text(_ERROR_NAME), str(reply.body()[0]) if signature == "s" else "")
+            if reply.kind == ERROR:
+                return CallFailed(reply.text(ERROR_NAME), str(reply.body()[0]) if signature == "s" else "")
             if signature != call.reply:
                 return BadReply(f"reply to {call.member} has type {signature!r}, not {call.reply!r}")
             return reply.body()
-        except _Violation as exc:
+        except Violation as exc:
             return BadReply(f"reply to {call.member}: {exc}")
 
-    def _submit(self, calls: Sequence[Call], serials: list[int]) -> list[_Pending]:
+    def _submit(self, calls: Sequence[BusCall], serials: list[int]) -> list[_Pending]:
         """Number the calls, register them, and write them; never waits."""
         messages: list[tuple[int, bytes, Sequence[int]]] = []
         for call in calls:
             serial = self._next_serial()
-            messages.append((serial, *_serialise(call, serial)))
+            try:
+                messages.append((serial, *call_bytes(call, serial)))
+            except Unmarshallable as exc:
+                reason = f"arguments of {call.member} do not fit {call.signature!r}: {exc}"
+                raise BadCall(reason) from exc
         waiting: list[_Pending] = []
         batch: list[bytes] = []
         serial = 0
@@ -568,7 +418,7 @@ class Link:
                     self.close("closed by the peer")
                     return
                 buffer = self._consume(buffer + data if buffer else data)
-        except _Violation as exc:
+        except Violation as exc:
             self.close(f"protocol violation: {exc}")
         except OSError as exc:
             self.close(f"read failed: {exc.strerror}")
@@ -580,42 +430,35 @@ class Link:
         at = 0
         available = len(buffer)
         while available - at >= 16:
-            size = _message_size(buffer, at)
+            size = message_size(buffer, at)
             if available - at < size:
                 break
-            self._dispatch(_parse_header(buffer[at : at + size]))
+            self._dispatch(parse(buffer[at : at + size]))
             if self._closed.is_set():
                 return b""
             at += size
         return buffer[at:]
 
-    def _dispatch(self, received: _Received) -> None:
-        if received.kind == _SIGNAL:
-            self._on_signal(Signal(received))
-        elif received.kind in (_METHOD_RETURN, _ERROR):
-            serial = received.fields.get(_REPLY_SERIAL)
+    def _dispatch(self, received: Received) -> None:
+        if received.kind == SIGNAL:
+            self._on_signal(BusSignal(received))
+        elif received.kind in (METHOD_RETURN, ERROR):
+            serial = received.fields.get(REPLY_SERIAL)
             pending = self._pending.get(serial) if isinstance(serial, int) else None
             if pending is not None:
                 pending.settle(received)
-        elif received.kind == _METHOD_CALL:
+        elif received.kind == METHOD_CALL:
             self._refuse(received)
         # Else a type of a later version of the protocol: to be ignored.
 
-    def _refuse(self, received: _Received) -> None:
+    def _refuse(self, received: Received) -> None:
         """Answer a call: on a bus anybody can make one, and would wait for the reply."""
-        if received.flags & _NO_REPLY_EXPECTED or len(self._outgoing) >= BACKLOG_MAX:
+        if received.flags & NO_REPLY_EXPECTED or len(self._outgoing) >= BACKLOG_MAX:
             return
-        fields: tuple[tuple[int, str, str | int], ...] = (
-            (_ERROR_NAME, "s", "org.freedesktop.DBus.Error.UnknownMethod"),
-            (_REPLY_SERIAL, "u", received.serial),
-        )
-        if sender := received.text(_SENDER):
-            fields = (*fields, (_DESTINATION, "s", sender))
         try:
-            data, _ = marshal(_ERROR, 0, self._next_serial(), fields)
+            self._send(0, refusal_bytes(received, self._next_serial()), ())
         except Unmarshallable:
-            return  # a name that is no text
-        self._send(0, data, ())
+            return  # the caller's name is no text
 
 
 async def _authenticate(sock: socket.socket) -> None:
@@ -633,7 +476,7 @@ async def _authenticate(sock: socket.socket) -> None:
         except BlockingIOError:
             continue
         if not data:
-            raise _Violation("closed by the peer during authentication")
+            raise Violation("closed by the peer during authentication")
         dialogue.feed(data)
     await _send_line(sock, BEGIN)
 
@@ -644,91 +487,3 @@ async def _send_line(sock: socket.socket, line: bytes) -> None:
             line = line[sock.send(line, socket.MSG_NOSIGNAL) :]
         except BlockingIOError:
             await trio.lowlevel.wait_writable(sock)
-
-
-def _serialise(call: Call, serial: int) -> tuple[bytes, Sequence[int]]:
-    fields: tuple[tuple[int, str, str | int], ...] = (
-        (_PATH, "o", call.path),
-        (_INTERFACE, "s", call.interface),
-        (_MEMBER, "s", call.member),
-        (_DESTINATION, "s", call.destination),
-    )
-    if call.signature:
-        fields = (*fields, (_SIGNATURE, "g", call.signature))
-    flags = MessageFlag.allow_interactive_authorization.value if call.interactive else 0
-    try:
-        return marshal(_METHOD_CALL, flags, serial, fields, call.signature, call.body)
-    except Unmarshallable as exc:
-        raise BadCall(f"arguments of {call.member} do not fit {call.signature!r}: {exc}") from exc
-
-
-@lru_cache(maxsize=256)
-def _body_type(signature: str) -> Struct:
-    # Bounded: on a bus a stranger can send us any signature.
-    # An empty struct is illegal, and an array of them would never end.
-    tokens = list(f"({signature})")
-    parsed = parse_signature(tokens)
-    if tokens or "()" in signature or not isinstance(parsed, Struct):
-        raise ValueError("malformed signature")
-    return parsed
-
-
-def _message_size(buffer: bytes, at: int) -> int:
-    fixed = _FIXED_HEADER.get(buffer[at])
-    if fixed is None:
-        raise _Violation("neither little nor big endian")
-    _, kind, _, version, body, serial, fields = fixed.unpack_from(buffer, at)
-    if version != _PROTOCOL_VERSION or kind == 0 or serial == 0:
-        raise _Violation("malformed header")
-    size = 16 + (fields + 7 & ~7) + body
-    if size > MESSAGE_MAX:
-        raise _Violation(f"message of {size} bytes")
-    return size
-
-
-def _parse_header(data: bytes) -> _Received:
-    """Take the header apart. Fields of unknown codes are skipped.
-
-    A field is a struct of a byte and a variant; of the variants' types only "s", "o", "g" and "u" occur in the
-    specification. What follows a field of any other type cannot be found without decoding it, so jeepney does.
-    """
-    endian = data[0]
-    _, kind, flags, _, _, serial, length = _FIXED_HEADER[endian].unpack_from(data, 0)
-    uint32 = _UINT32[endian]
-    fields: dict[int, str | int] = {}
-    at, end = 16, 16 + length
-    try:
-        for _ in range(FIELDS_MAX):
-            if at >= end:
-                break
-            at = at + 7 & ~7
-            code = data[at]
-            signature = data[at + 1 : at + 4]
-            at += 4
-            if signature == b"\1s\0" or signature == b"\1o\0":
-                size: int = uint32.unpack_from(data, at)[0]
-                fields[code] = data[at + 4 : at + 4 + size].decode()
-                at += size + 5
-            elif signature == b"\1u\0":
-                fields[code] = uint32.unpack_from(data, at)[0]
-                at += 4
-            elif signature == b"\1g\0":
-                fields[code] = data[at + 1 : at + 1 + data[at]].decode("ascii")
-                at += data[at] + 2
-            else:
-                at = _skip(data, at - 3, endian)
-        if at != end:
-            raise _Violation("malformed header fields")
-    except (IndexError, ValueError, struct.error) as exc:
-        raise _Violation("malformed header fields") from exc
-    return _Received(kind, flags, serial, fields, data, end + 7 & ~7, endian)
-
-
-def _skip(data: bytes, at: int, endian: int) -> int:
-    """Position after the variant that starts here."""
-    value_at = at + 2 + data[at]
-    try:
-        (value_type,) = _body_type(data[at + 1 : value_at - 1].decode("ascii")).fields
-        return value_type.parse_data(data, value_at, _ENDIANNESS[endian])[1]
-    except (KeyError, AssertionError, TypeError, RecursionError) as exc:
-        raise _Violation("undecodable header field") from exc

@@ -4,8 +4,8 @@ A call that starts a unit has some fifty values; what they cost is paid while th
 into a function once, and a message is written into one buffer by such functions, a third of the time that a general
 codec takes. Little endian, as all that we send.
 
-Values are as in jeepney, which reads what others send: arrays are lists (of bytes: ``bytes``; of dictionary entries:
-dictionaries), structs are tuples, a variant is a tuple of its signature and its value, a file descriptor its number.
+In Python, arrays are lists (of bytes: ``bytes``; of dictionary entries: dictionaries), structs are tuples, a variant
+is a tuple of its signature and its value, a file descriptor its number.
 
 Specification: https://dbus.freedesktop.org/doc/dbus-specification.html, "Marshaling (Wire Format)".
 
@@ -15,18 +15,14 @@ Pure: no I/O.
 import array
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
-SIGNATURES_MAX: Final = 256
-"""Signatures whose functions are kept: systemd has about 60 in all."""
+from moorage.dbus.signature import SIGNATURES_MAX, alignment, split
 
 HEADERS_MAX: Final = 256
 """Headers that are kept: most calls go to one object, the others to one of a unit."""
-
-NESTING_MAX: Final = 32
-"""Containers in one another (specification: 32 arrays and 32 structs)."""
 
 _VERSION: Final = 1
 _PADDING: Final = tuple(bytes(count) for count in range(8))
@@ -99,53 +95,24 @@ def _header(fields: tuple[tuple[int, str, str | int], ...]) -> tuple[int, bytes]
 
 @lru_cache(maxsize=SIGNATURES_MAX)
 def _members(signature: str) -> tuple[_Writer, ...]:
-    return tuple(_writer(each, 0) for each in _split(signature))
+    return tuple(map(_writer, split(signature)))
 
 
-def _split(signature: str) -> Iterator[str]:
-    """The complete types in a signature."""
-    start = depth = 0
-    for position, character in enumerate(signature):
-        if character in "({":
-            depth += 1
-        elif character in ")}":
-            depth -= 1
-        if depth == 0 and character != "a":
-            yield signature[start : position + 1]
-            start = position + 1
-    if start != len(signature):
-        raise ValueError(f"malformed signature {signature!r}")
-
-
-def _alignment(signature: str) -> int:
-    first = signature[0]
-    if first in "({":
-        return 8
-    return struct.calcsize(_NUMBERS[first]) if first in _NUMBERS else 1 if first in "gv" else 4
-
-
-def _writer(signature: str, depth: int) -> _Writer:
+def _writer(signature: str) -> _Writer:
     """Make the function that writes one complete type."""
     first = signature[0]
-    if depth > NESTING_MAX:
-        raise ValueError("nested too deeply")
-    if len(signature) == 1:
-        if first in _NUMBERS:
-            return _number_writer(struct.Struct(_NUMBERS[first]))
-        if first in _SIMPLE:
-            return _SIMPLE[first]
-    elif signature == "ay":
+    if first in _NUMBERS:
+        return _number_writer(struct.Struct(_NUMBERS[first]))
+    if first in _SIMPLE:
+        return _SIMPLE[first]
+    if first == "(":
+        return _struct_writer(list(map(_writer, split(signature[1:-1]))))
+    if signature == "ay":
         return _write_bytes
-    elif signature.startswith("a{") and signature.endswith("}"):
-        key, content = _split(signature[2:-1])
-        entry = _struct_writer([_writer(key, depth + 1), _writer(content, depth + 1)])
+    if signature[1] == "{":
+        entry = _struct_writer([_writer(signature[2]), _writer(signature[3:-1])])
         return _array_writer(entry, 8, of_entries=True)
-    elif first == "a":
-        element = signature[1:]
-        return _array_writer(_writer(element, depth + 1), _alignment(element), of_entries=False)
-    elif first == "(" and signature.endswith(")"):
-        return _struct_writer([_writer(each, depth + 1) for each in _split(signature[1:-1])])
-    raise ValueError(f"malformed signature {signature!r}")
+    return _array_writer(_writer(signature[1:]), alignment(signature[1:]), of_entries=False)
 
 
 def _number_writer(format_: struct.Struct) -> _Writer:
@@ -238,9 +205,6 @@ def _array_writer(write_element: _Writer, alignment: int, *, of_entries: bool) -
 
 
 def _struct_writer(members: Sequence[_Writer]) -> _Writer:
-    if not members:
-        raise ValueError("an empty struct")
-
     def write(buffer: bytearray, value: Any, fds: "array.array[int]") -> None:
         buffer += _PADDING[-len(buffer) & 7]
         for write_member, item in zip(members, value, strict=True):

@@ -23,14 +23,13 @@ from moorage.dbus.bus import (
     PEER_CALLS_MAX,
     BadCall,
     BadReply,
-    Call,
+    Bus,
+    BusClosed,
+    BusError,
     CallFailed,
     CallTimeout,
-    Link,
-    LinkClosed,
-    LinkError,
-    Signal,
 )
+from moorage.dbus.message import BusCall, BusSignal
 from moorage.pid1.jobs import JobEnd, JobLedger
 from moorage.pid1.manager import (
     AccessDenied,
@@ -193,8 +192,8 @@ class DBusManager:
         self._kinds: tuple[Literal["private", "bus"], ...] = (
             ("private", "bus") if link == "auto" else (link,)
         )
-        self._connection: Link | None = None  # possibly still being greeted, or already down
-        self._link: Link | None = None  # what calls may use
+        self._connection: Bus | None = None  # possibly still being greeted, or already down
+        self._link: Bus | None = None  # what calls may use
         self._link_up = trio.Event()
         self._reason = "not connected yet"
         self._owner: str | None = None  # of the manager's name; None without a bus
@@ -255,7 +254,7 @@ class DBusManager:
             nursery.start_soon(link.run)
             try:
                 await self._greet(link, deadline)
-            except (LinkError, ManagerUnavailable) as exc:
+            except (BusError, ManagerUnavailable) as exc:
                 failure = exc.reason if isinstance(exc, ManagerUnavailable) else str(exc)
                 link.close(failure)
             else:
@@ -276,20 +275,20 @@ class DBusManager:
             self._jobs.lose_all()
             self._callback(UnitHint("disconnected"))
 
-    async def _connect(self, failures: int, deadline: float) -> Link:
+    async def _connect(self, failures: int, deadline: float) -> Bus:
         """Open the kind of link that worked last, or any."""
         loyal = self._version and failures < LOYAL_ATTEMPTS
         reasons: list[str] = []
         for kind in self._kinds[:1] if loyal else self._kinds:
             try:
-                link = await Link.connect(
+                link = await Bus.connect(
                     self._endpoints.private if kind == "private" else self._endpoints.bus,
                     self._on_signal,
                     self._on_closed,
                     deadline=deadline,
                     calls_max=PEER_CALLS_MAX if kind == "private" else BUS_CALLS_MAX,
                 )
-            except LinkClosed as exc:
+            except BusClosed as exc:
                 reasons.append(exc.reason)
             else:
                 # The order of the others is kept.
@@ -297,7 +296,7 @@ class DBusManager:
                 return link
         raise ManagerUnavailable("; ".join(reasons))
 
-    async def _greet(self, link: Link, deadline: float) -> None:
+    async def _greet(self, link: Bus, deadline: float) -> None:
         self._owner = None
         if self.link_kind == "bus":
             self._owner = ""  # nobody
@@ -314,7 +313,7 @@ class DBusManager:
         if self._version < VERSION_MIN:
             raise ManagerUnavailable(f"systemd {VERSION_MIN} or later is needed, this is {text!r}")
 
-    def _on_signal(self, signal: Signal) -> None:
+    def _on_signal(self, signal: BusSignal) -> None:
         if self._owner is not None and signal.sender != self._owner:
             if signal.sender == _BUS and signal.member == "NameOwnerChanged" and self._owner:
                 # The manager left the bus, or came back under another name: what was to come is lost.
@@ -335,7 +334,7 @@ class DBusManager:
             elif signal.member == "Reloading" and signal.body("b") == (False,):
                 self._callback(UnitHint("reloaded"))
 
-    async def _up(self) -> Link:
+    async def _up(self) -> Bus:
         """The link; waits for it if it is down."""
         if self._link is None:
             with trio.move_on_after(LINK_WAIT_SECONDS):
@@ -347,16 +346,16 @@ class DBusManager:
 
     # Calls
 
-    async def _ask(self, *calls: Call, deadline: float) -> list[tuple[Any, ...] | LinkError]:
+    async def _ask(self, *calls: BusCall, deadline: float) -> list[tuple[Any, ...] | BusError]:
         """Make calls that may be made twice: repeated when the link is lost."""
         while True:
             link = await self._up()
             try:
                 return await link.calls(calls, deadline=deadline)
-            except LinkClosed:
+            except BusClosed:
                 continue
 
-    async def _ask_one(self, call: Call, *, deadline: float) -> tuple[Any, ...]:
+    async def _ask_one(self, call: BusCall, *, deadline: float) -> tuple[Any, ...]:
         (reply,) = await self._ask(call, deadline=deadline)
         return _unwrap(reply)
 
@@ -370,7 +369,7 @@ class DBusManager:
                 link = await self._up()
                 try:
                     return await self._run_job(link, call, spec.unit, deadline)
-                except LinkClosed as exc:
+                except BusClosed as exc:
                     if not exc.sent:
                         continue
                     reason = exc.reason
@@ -409,7 +408,7 @@ class DBusManager:
                 link = await self._up()
                 try:
                     return await self._run_job(link, call, spec.unit, deadline)
-                except LinkClosed as exc:
+                except BusClosed as exc:
                     if exc.sent:
                         raise
 
@@ -422,7 +421,7 @@ class DBusManager:
                 link = await self._up()
                 try:
                     return await self._run_job(link, call, unit, deadline)
-                except LinkClosed as exc:
+                except BusClosed as exc:
                     sent |= exc.sent
                 except CallFailed as exc:
                     if not sent or exc.name not in _NO_SUCH_UNIT:
@@ -435,7 +434,7 @@ class DBusManager:
         with _errors(f"reload of {unit}", deadline, unit):
             return await self._run_job(await self._up(), call, unit, deadline)
 
-    async def _run_job(self, link: Link, call: Call, unit: str, deadline: float) -> Job:
+    async def _run_job(self, link: Bus, call: BusCall, unit: str, deadline: float) -> Job:
         """Make a call that is answered with a job, and wait for its end."""
         ended = trio.Event()
         ticket = self._jobs.expect(ended.set)
@@ -444,7 +443,7 @@ class DBusManager:
             self._jobs.claim(ticket, _job_id(path))
             await ended.wait()
             if ticket.end is None:
-                raise LinkClosed(self._reason, sent=True)
+                raise BusClosed(self._reason, sent=True)
             return Job(ticket.end.result, ticket.end.unit or unit, ticket.end.job_id)
         finally:
             self._jobs.forget(ticket)
@@ -491,7 +490,7 @@ class DBusManager:
         """See `Manager`."""
         path = _path_of(unit)
         kind = unit.rpartition(".")[2]
-        calls = [Call(_NAME, path, _PROPERTIES, "GetAll", "s", (_UNIT,), "a{sv}")]
+        calls = [BusCall(_NAME, path, _PROPERTIES, "GetAll", "s", (_UNIT,), "a{sv}")]
         grouped = ("Slice", "ControlGroup", "ControlGroupId", "Result") if kind in _GROUPED else ()
         calls += [_get(path, f"{_NAME}.{kind.capitalize()}", name) for name in grouped]
         with _errors(f"status of {unit}", deadline, unit):
@@ -574,7 +573,7 @@ class DBusManager:
         if types is None:
             # Any name will do: a unit without a file has the interfaces of its type all the same.
             path = _path_of("init.scope" if unit_type == "scope" else f"moored.{unit_type}")
-            call = Call(_NAME, path, "org.freedesktop.DBus.Introspectable", "Introspect", reply="s")
+            call = BusCall(_NAME, path, "org.freedesktop.DBus.Introspectable", "Introspect", reply="s")
             (text,) = await self._ask_one(call, deadline=deadline)
             try:
                 types = self._types[unit_type] = UnitProperties.from_introspection(text, self._version)
@@ -605,7 +604,7 @@ class DBusManager:
             await self._ask_one(call, deadline=deadline)
 
 
-def _hint(unit: str, signal: Signal) -> UnitHint | None:
+def _hint(unit: str, signal: BusSignal) -> UnitHint | None:
     """What a signal of a unit says; None if it is about nothing that matters here."""
     if signal.is_change_of(_UNIT):
         return UnitHint(
@@ -642,7 +641,7 @@ def _errors(operation: str, deadline: float, unit: str, properties: Sequence[str
         raise ManagerTimeout(operation) from None
     except CallFailed as exc:
         raise translated(exc, unit, properties) from exc
-    except LinkClosed as exc:
+    except BusClosed as exc:
         raise ManagerUnavailable(exc.reason) from exc
     except (BadCall, BadReply) as exc:
         raise ManagerRefused(str(exc), type(exc).__name__) from exc
@@ -680,27 +679,29 @@ def translated(error: CallFailed, unit: str, properties: Sequence[str] = ()) -> 
     return ManagerRefused(text, name)
 
 
-def _unwrap(reply: tuple[Any, ...] | LinkError) -> tuple[Any, ...]:
-    if isinstance(reply, LinkError):
+def _unwrap(reply: tuple[Any, ...] | BusError) -> tuple[Any, ...]:
+    if isinstance(reply, BusError):
         raise reply
     return reply
 
 
-def _manager_call(member: str, signature: str = "", body: tuple[object, ...] = (), reply: str = "") -> Call:
-    return Call(_NAME, _ROOT, _MANAGER, member, signature, body, reply)
+def _manager_call(
+    member: str, signature: str = "", body: tuple[object, ...] = (), reply: str = ""
+) -> BusCall:
+    return BusCall(_NAME, _ROOT, _MANAGER, member, signature, body, reply)
 
 
-def _bus_call(member: str, signature: str = "", body: tuple[object, ...] = (), reply: str = "") -> Call:
-    return Call(_BUS, _BUS_PATH, _BUS, member, signature, body, reply)
+def _bus_call(member: str, signature: str = "", body: tuple[object, ...] = (), reply: str = "") -> BusCall:
+    return BusCall(_BUS, _BUS_PATH, _BUS, member, signature, body, reply)
 
 
-def _get(path: str, interface: str, name: str) -> Call:
-    return Call(_NAME, path, _PROPERTIES, "Get", "ss", (interface, name), "v")
+def _get(path: str, interface: str, name: str) -> BusCall:
+    return BusCall(_NAME, path, _PROPERTIES, "Get", "ss", (interface, name), "v")
 
 
 def _start_call(
     unit: str, properties: list[tuple[str, tuple[str, object]]], auxiliary: Sequence[AuxiliaryUnit]
-) -> Call:
+) -> BusCall:
     # Mode "fail": what others have queued, such as a stop of the slice, is not ours to replace.
     body = (unit, "fail", properties, [(each.unit, _variants(each.properties)) for each in auxiliary])
     return _manager_call("StartTransientUnit", "ssa(sv)a(sa(sv))", body, "o")

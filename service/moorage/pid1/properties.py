@@ -24,9 +24,9 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final
 
+from moorage.dbus.signature import split
 from moorage.pid1 import unit_files
 from moorage.pid1.manager import InvalidProperty, Json, NoSuchProperty, TypedProperty
 
@@ -159,7 +159,7 @@ class UnitProperties:
                 continue
             for each in interface.iter("property"):
                 name, signature = each.get("name", ""), each.get("type", "")
-                split_signature(signature)
+                split(signature)
                 types[name] = (interface_name, signature)
         return cls(types, version)
 
@@ -217,50 +217,6 @@ class _Budget:
         self.text -= text
         if self.elements < 0 or self.text < 0:
             raise InvalidProperty(name, f"more than {ELEMENTS_MAX} values or {TEXT_MAX} bytes in one call")
-
-
-@lru_cache(maxsize=1024)
-def split_signature(signature: str) -> tuple[str, ...]:
-    """The complete types that a signature consists of.
-
-    Raises:
-        ValueError: malformed; also for an empty struct, and for more than the 255 characters, 32 arrays and 32
-            structs that the specification allows ("Valid Signatures").
-    """
-    if len(signature) > 255:
-        raise ValueError("signature too long")
-    types: list[str] = []
-    at = 0
-    while at < len(signature):
-        end = _type_end(signature, at, 0)
-        types.append(signature[at:end])
-        at = end
-    return tuple(types)
-
-
-def _type_end(signature: str, at: int, depth: int) -> int:
-    if depth > 64:
-        raise ValueError("signature nested too deeply")
-    code = signature[at : at + 1]
-    if code == "a":
-        if signature[at + 1 : at + 2] != "{":
-            return _type_end(signature, at + 1, depth + 1)
-        if signature[at + 2 : at + 3] not in set("ybnqiuxtdsog"):
-            raise ValueError("malformed dictionary")
-        end = _type_end(signature, at + 3, depth + 1)
-        if signature[end : end + 1] != "}":
-            raise ValueError("malformed dictionary")
-        return end + 1
-    if code == "(":
-        end = at + 1
-        while signature[end : end + 1] != ")":
-            end = _type_end(signature, end, depth + 1)
-        if end == at + 1:
-            raise ValueError("empty struct")
-        return end + 1
-    if not code or code not in "ybnqiuxtdsoghv":
-        raise ValueError(f"unexpected {code!r} in signature")
-    return at + 1
 
 
 def check_text(name: str, text: str) -> None:
@@ -336,7 +292,7 @@ def _from_json(
             for n, item in enumerate(value)
         ]
     if signature.startswith("("):
-        members = split_signature(signature[1:-1])
+        members = split(signature[1:-1])
         if not isinstance(value, list) or len(value) != len(members):
             raise wrong(f"an array of {len(members)}")
         return tuple(
@@ -374,7 +330,7 @@ def to_json(signature: str, value: Any) -> Json:
     if signature.startswith("a"):
         return [to_json(signature[1:], item) for item in value]
     if signature.startswith("("):
-        members = split_signature(signature[1:-1])
+        members = split(signature[1:-1])
         return [to_json(member, item) for member, item in zip(members, value, strict=True)]
     return value
 

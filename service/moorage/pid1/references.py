@@ -14,7 +14,8 @@ from typing import Protocol
 
 import trio
 
-from moorage.dbus.bus import BUS_CALLS_MAX, Call, Link, LinkError, Signal
+from moorage.dbus.bus import BUS_CALLS_MAX, Bus, BusError
+from moorage.dbus.message import BusCall, BusSignal
 
 CALL_SECONDS = 10.0
 """For one call: longer than it takes the manager to reload its configuration."""
@@ -100,22 +101,22 @@ class BusReferences:
     async def _session(self, bus: str) -> None:
         deadline = trio.current_time() + CALL_SECONDS
         try:
-            link = await Link.connect(
+            link = await Bus.connect(
                 bus, _ignore_signal, self._lost, deadline=deadline, calls_max=BUS_CALLS_MAX
             )
-        except LinkError:
+        except BusError:
             return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
             try:
-                hello = Call(_BUS, "/org/freedesktop/DBus", _BUS, "Hello", reply="s")
+                hello = BusCall(_BUS, "/org/freedesktop/DBus", _BUS, "Hello", reply="s")
                 await link.call(hello, deadline=deadline)
                 self._up = True
                 while not link.closed:
                     self._changed = trio.Event()
                     await self._catch_up(link)
                     await self._changed.wait()
-            except LinkError as error:
+            except BusError as error:
                 _log.debug("Failed to hold units, trying again: %s", error)
             link.close("it is not needed any more")
 
@@ -129,11 +130,11 @@ class BusReferences:
         self._progress.set()
         self._progress = trio.Event()
 
-    async def _catch_up(self, link: Link) -> None:
+    async def _catch_up(self, link: Bus) -> None:
         """Have the manager keep what is wanted, and nothing else.
 
         Raises:
-            LinkError: the connection is lost, or too slow.
+            BusError: the connection is lost, or too slow.
         """
         while not link.closed:
             dropped = [unit for unit in self._held if unit not in self._wanted][:CHANGES_MAX]
@@ -148,16 +149,16 @@ class BusReferences:
             if link.closed:  # and with it goes what was just taken
                 return
             for unit, reply in zip(taken, replies[len(dropped) :], strict=True):
-                if not isinstance(reply, LinkError):
+                if not isinstance(reply, BusError):
                     self._held.add(unit)
                 else:  # it is gone, or we may not
                     self._wanted.pop(unit, None)
             self._tell()
 
 
-def _ignore_signal(_: Signal) -> None:
+def _ignore_signal(_: BusSignal) -> None:
     pass
 
 
-def _call(member: str, unit: str) -> Call:
-    return Call(_NAME, "/org/freedesktop/systemd1", f"{_NAME}.Manager", member, "s", (unit,))
+def _call(member: str, unit: str) -> BusCall:
+    return BusCall(_NAME, "/org/freedesktop/systemd1", f"{_NAME}.Manager", member, "s", (unit,))

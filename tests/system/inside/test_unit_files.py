@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, TypeAlias
 import pytest
 import trio
 
-from moorage.dbus.bus import Call, LinkError
+from moorage.dbus.bus import BusError
+from moorage.dbus.message import BusCall
 from moorage.pid1.manager import (
     AuxiliaryUnit,
     InvalidProperty,
@@ -261,11 +262,13 @@ class Files:
         readings: list[Reading] = []
         for first in range(0, len(units), AT_ONCE):
             calls = [
-                Call("org.freedesktop.systemd1", _path_of(unit), PROPERTIES, "GetAll", "s", ("",), "a{sv}")
+                BusCall(
+                    "org.freedesktop.systemd1", _path_of(unit), PROPERTIES, "GetAll", "s", ("",), "a{sv}"
+                )
                 for unit in units[first : first + AT_ONCE]
             ]
             for reply in await link.calls(calls, deadline=trio.current_time() + SECONDS):
-                assert not isinstance(reply, LinkError), reply
+                assert not isinstance(reply, BusError), reply
                 readings.append({name: value for name, (_, value) in reply[0].items()})
         return readings
 

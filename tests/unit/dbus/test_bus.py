@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from jeepney.low_level import Endianness, Header, HeaderFields, Message, MessageType
 
 from moorage.dbus import bus as dbus
-from moorage.dbus.bus import BadCall, BadReply, Call, CallFailed, CallTimeout, Link, LinkClosed, Signal
+from moorage.dbus.bus import BadCall, BadReply, Bus, BusClosed, CallFailed, CallTimeout
+from moorage.dbus.message import BusCall, BusSignal, parse
 
-PING = Call("org.example", "/org/example", "org.example.Test", "Ping")
-ECHO = Call("org.example", "/org/example", "org.example.Test", "Echo", "s", ("text",), "s")
+PING = BusCall("org.example", "/org/example", "org.example.Test", "Ping")
+ECHO = BusCall("org.example", "/org/example", "org.example.Test", "Echo", "s", ("text",), "s")
 
 
 def soon() -> float:
@@ -94,14 +95,14 @@ class Peer:
 
 @asynccontextmanager
 async def linked(
-    signals: list[Signal] | None = None, closed: list[str] | None = None, calls_max: int = 100
-) -> AsyncGenerator[tuple[Link, Peer]]:
+    signals: list[BusSignal] | None = None, closed: list[str] | None = None, calls_max: int = 100
+) -> AsyncGenerator[tuple[Bus, Peer]]:
     """A running link and its peer; afterwards nothing is pending and no descriptor is left."""
     before = sorted(os.listdir("/proc/self/fd"))
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     reasons: list[str] = [] if closed is None else closed
-    link = Link(ours, ([] if signals is None else signals).append, reasons.append, calls_max)
+    link = Bus(ours, ([] if signals is None else signals).append, reasons.append, calls_max)
     with theirs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
@@ -115,7 +116,7 @@ async def linked(
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-async def closed(link: Link) -> str:
+async def closed(link: Bus) -> str:
     """Wait until a link is down; why it is."""
     await link._closed.wait()
     return link._reason
@@ -163,8 +164,8 @@ async def test_authentication_that_fails(tmp_path: Path, answers: list[bytes]) -
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        with pytest.raises(LinkClosed) as caught:
-            await Link.connect(path, print, print, deadline=trio.current_time() + 0.5)
+        with pytest.raises(BusClosed) as caught:
+            await Bus.connect(path, print, print, deadline=trio.current_time() + 0.5)
         assert not caught.value.sent
         assert path in caught.value.reason
     listener.close()
@@ -177,8 +178,8 @@ def test_a_peer_that_never_answers_the_authentication(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
             listener.listen()
-            with pytest.raises(LinkClosed, match="in time"):
-                await Link.connect(path, print, print, deadline=trio.current_time() + 3)
+            with pytest.raises(BusClosed, match="in time"):
+                await Bus.connect(path, print, print, deadline=trio.current_time() + 3)
             assert trio.current_time() >= 3
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -186,8 +187,8 @@ def test_a_peer_that_never_answers_the_authentication(tmp_path: Path) -> None:
 
 async def test_nobody_listens(tmp_path: Path) -> None:
     for path in (f"{tmp_path}/nothing", "/proc/self/status", "@moorage-no-such-socket", "x" * 200):
-        with pytest.raises(LinkClosed):
-            await Link.connect(path, print, print, deadline=soon())
+        with pytest.raises(BusClosed):
+            await Bus.connect(path, print, print, deadline=soon())
 
 
 # Calls and replies
@@ -199,7 +200,7 @@ async def test_replies_in_any_order_and_size_of_pieces() -> None:
             async with linked() as (link, peer), trio.open_nursery() as nursery:
                 replies: dict[str, object] = {}
 
-                async def call(link: Link, text: str, replies: dict[str, object]) -> None:
+                async def call(link: Bus, text: str, replies: dict[str, object]) -> None:
                     (replies[text],) = await link.call(ECHO._replace(body=(text,)), deadline=soon())
 
                 for number in range(20):
@@ -215,7 +216,7 @@ async def test_replies_in_any_order_and_size_of_pieces() -> None:
             assert replies == {f"text{number}": f"text{number}" for number in range(20)}
 
 
-async def one_call(call: Call, *answers: bytes, hang_up: bool = False) -> tuple[object, ...]:
+async def one_call(call: BusCall, *answers: bytes, hang_up: bool = False) -> tuple[object, ...]:
     """Make one call, whose serial is 1, and have the peer send these answers."""
     result: tuple[object, ...] = ()
     async with linked() as (link, peer):
@@ -232,7 +233,7 @@ async def one_call(call: Call, *answers: bytes, hang_up: bool = False) -> tuple[
             nursery.start_soon(serve)
             try:
                 result = await link.call(call, deadline=soon())
-            except dbus.LinkError as exc:
+            except dbus.BusError as exc:
                 failure = exc
     if failure is not None:
         raise failure
@@ -258,12 +259,12 @@ async def test_a_call_as_it_is_sent() -> None:
 
         nursery.start_soon(look)
         failure = await failure_of(link, ECHO._replace(interactive=True))
-        assert isinstance(failure, LinkClosed)
+        assert isinstance(failure, BusClosed)
         assert failure.sent
 
 
-async def failure_of(link: Link, call: Call, deadline: float | None = None) -> dbus.LinkError:
-    with pytest.raises(dbus.LinkError) as caught:
+async def failure_of(link: Bus, call: BusCall, deadline: float | None = None) -> dbus.BusError:
+    with pytest.raises(dbus.BusError) as caught:
         await link.call(call, deadline=soon() if deadline is None else deadline)
     return caught.value
 
@@ -323,7 +324,7 @@ async def test_what_is_no_dbus_closes_the_link() -> None:
         good[:16] + b"\5\4a(v)\0" + good[22:],
         good[:16] + b"\5\3a()\0" + good[21:],
     ):
-        with pytest.raises(LinkClosed) as caught:
+        with pytest.raises(BusClosed) as caught:
             await one_call(ECHO, data, hang_up=False)
         assert caught.value.sent
         assert "protocol violation" in caught.value.reason
@@ -332,7 +333,7 @@ async def test_what_is_no_dbus_closes_the_link() -> None:
 async def test_the_end_in_the_middle() -> None:
     good = reply(1, "aaaa")
     for length in (0, 1, 15, 16, 30, len(good) - 1):
-        with pytest.raises(LinkClosed) as caught:
+        with pytest.raises(BusClosed) as caught:
             await one_call(ECHO, good[:length], hang_up=True)
         assert caught.value.sent
     assert await one_call(ECHO, good, hang_up=True) == ("aaaa",)
@@ -349,7 +350,7 @@ async def test_calls_after_the_end() -> None:
         peer.sock.close()
         assert await closed(link) == "closed by the peer"
         failure = await failure_of(link, PING)
-        assert isinstance(failure, LinkClosed)
+        assert isinstance(failure, BusClosed)
         assert not failure.sent
     assert reasons == ["closed by the peer"]
 
@@ -380,7 +381,7 @@ async def test_arguments_that_do_not_fit() -> None:
         await still_works(link, peer)
 
 
-async def still_works(link: Link, peer: Peer) -> None:
+async def still_works(link: Bus, peer: Peer) -> None:
     async def serve() -> None:
         received = await peer.receive()
         await peer.send(reply(received.header.serial, received.body[0]))
@@ -394,7 +395,7 @@ async def still_works(link: Link, peer: Peer) -> None:
 
 
 async def test_no_signal_is_lost() -> None:
-    signals: list[Signal] = []
+    signals: list[BusSignal] = []
     async with linked(signals) as (link, peer):
         for start in range(0, 10_000, 500):
             await peer.send(b"".join(signal(number) for number in range(start, start + 500)), each=9_973)
@@ -407,7 +408,7 @@ async def test_no_signal_is_lost() -> None:
 
 
 def test_what_a_change_says() -> None:
-    def change(interface: str, values: dict[str, tuple[str, object]]) -> Signal:
+    def change(interface: str, values: dict[str, tuple[str, object]]) -> BusSignal:
         data = message(
             MessageType.signal,
             5,
@@ -417,7 +418,7 @@ def test_what_a_change_says() -> None:
             interface="org.freedesktop.DBus.Properties",
             member="PropertiesChanged",
         )
-        return Signal(dbus._parse_header(data))
+        return BusSignal(parse(data))
 
     values: dict[str, tuple[str, object]] = {
         "Job": ("(uo)", (5, "/a")),
@@ -436,7 +437,7 @@ def test_what_a_change_says() -> None:
     assert change("org.example.Unit", values).changed("ActiveState", "s") is None
     assert change("org.example.Unit", {}).changed("ActiveState", "s") is None
     assert not change("org.example.Units", values).is_change_of("org.example.Unit")
-    assert not Signal(dbus._parse_header(signal(1))).is_change_of("org.example.Unit")
+    assert not BusSignal(parse(signal(1))).is_change_of("org.example.Unit")
 
 
 # Descriptors
@@ -472,7 +473,7 @@ async def test_descriptors_that_cannot_be_sent() -> None:
 
 
 async def test_descriptors_are_not_received() -> None:
-    signals: list[Signal] = []
+    signals: list[BusSignal] = []
     async with linked(signals) as (link, peer):
         before = sorted(os.listdir("/proc/self/fd"))
         for _ in range(5):
@@ -493,7 +494,7 @@ async def test_a_cancelled_call_leaves_no_half_message() -> None:
         with_fd = PING._replace(signature="hs", body=(fd, "withdrawn"))
         scopes: list[trio.CancelScope] = []
 
-        async def call(call: Call, scope: trio.CancelScope) -> None:
+        async def call(call: BusCall, scope: trio.CancelScope) -> None:
             with scope:
                 await link.call(call, deadline=soon())
 
@@ -551,7 +552,7 @@ async def test_places_are_shared_without_a_deadlock() -> None:
 
 async def test_waiting_for_a_place_ends_with_the_link() -> None:
     async with linked(calls_max=1) as (link, _):
-        failures: list[dbus.LinkError] = []
+        failures: list[dbus.BusError] = []
 
         async def call() -> None:
             failures.append(await failure_of(link, PING))
@@ -561,7 +562,7 @@ async def test_waiting_for_a_place_ends_with_the_link() -> None:
                 nursery.start_soon(call)
             await trio.testing.wait_all_tasks_blocked()
             link.close("enough")
-        assert sorted(each.sent for each in failures if isinstance(each, LinkClosed)) == [False] * 4 + [True]
+        assert sorted(each.sent for each in failures if isinstance(each, BusClosed)) == [False] * 4 + [True]
 
 
 # Strangers
@@ -614,7 +615,7 @@ def test_any_bytes_are_survived(pieces: list[bytes], each: int) -> None:
     """Whatever comes: the call ends as it should, and nothing else breaks."""
 
     async def main() -> None:
-        signals: list[Signal] = []
+        signals: list[BusSignal] = []
         async with linked(signals) as (link, peer), trio.open_nursery() as nursery:
 
             async def serve() -> None:
@@ -626,7 +627,7 @@ def test_any_bytes_are_survived(pieces: list[bytes], each: int) -> None:
                 peer.sock.shutdown(socket.SHUT_RDWR)
 
             nursery.start_soon(serve)
-            with suppress(LinkClosed, CallFailed, BadReply):
+            with suppress(BusClosed, CallFailed, BadReply):
                 await link.call(ECHO, deadline=soon())
             await closed(link)
         for each_signal in signals:

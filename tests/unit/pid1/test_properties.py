@@ -12,7 +12,6 @@ from moorage.pid1.properties import (
     TEXT_MAX,
     UnitProperties,
     blamed_property,
-    split_signature,
     to_json,
 )
 
@@ -198,54 +197,6 @@ def test_any_json_is_converted_or_refused_by_name(name: str, value: Json) -> Non
 )  # fmt: skip
 def test_back_to_json(signature: str, value: object, json: Json) -> None:
     assert to_json(signature, value) == json
-
-
-@pytest.mark.parametrize(
-    ("signature", "types"),
-    [
-        ("", ()),
-        ("s", ("s",)),
-        ("sas(ii)a{sv}v", ("s", "as", "(ii)", "a{sv}", "v")),
-        ("a(iayu)aas", ("a(iayu)", "aas")),
-        ("a{s(ta{ys})}", ("a{s(ta{ys})}",)),
-    ],
-)
-def test_signatures(signature: str, types: tuple[str, ...]) -> None:
-    assert split_signature(signature) == types
-
-
-@pytest.mark.parametrize(
-    "signature",
-    [
-        "a",
-        "(",
-        ")",
-        "()",
-        "a{s}",
-        "a{sss}",
-        "{ss}",
-        "a{vs}",
-        "(s",
-        "s)",
-        "z",
-        "a" * 100 + "s",
-        "s" * 256,
-        "a{",
-        "a{s",
-    ],
-)
-def test_malformed_signatures(signature: str) -> None:
-    with pytest.raises(ValueError, match=r"signature|struct|dictionary"):
-        split_signature(signature)
-
-
-@given(st.text(alphabet="ybnqiuxtdsoghva(){}", max_size=300))
-def test_any_signature_is_split_or_refused(signature: str) -> None:
-    try:
-        types = split_signature(signature)
-    except ValueError:
-        return
-    assert "".join(types) == signature
 
 
 @pytest.mark.parametrize(

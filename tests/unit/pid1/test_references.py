@@ -8,12 +8,13 @@ import pytest
 import trio
 import trio.testing
 
-from moorage.dbus.bus import Call, CallFailed, Link, LinkClosed, LinkError
+from moorage.dbus.bus import Bus, BusClosed, BusError, CallFailed
+from moorage.dbus.message import BusCall
 from moorage.pid1 import references
 from moorage.pid1.references import BusReferences
 
 
-class Bus:
+class FakeBus:
     """Keeps what clients have references to; may be away, and may refuse."""
 
     def __init__(self) -> None:
@@ -25,23 +26,25 @@ class Bus:
         self._lost: Callable[[str], None] = lambda _: None
         self._gone = trio.Event()
 
-    async def connect(self, _path: str, _signal: object, lost: Callable[[str], None], **_: object) -> "Bus":
+    async def connect(
+        self, _path: str, _signal: object, lost: Callable[[str], None], **_: object
+    ) -> "FakeBus":
         if self.away:
-            raise LinkClosed("no bus", sent=False)
+            raise BusClosed("no bus", sent=False)
         self.closed, self._lost, self._gone = False, lost, trio.Event()
         return self
 
     async def run(self) -> None:
         await self._gone.wait()
 
-    async def call(self, call: Call, *, deadline: float) -> tuple[Any, ...]:
+    async def call(self, call: BusCall, *, deadline: float) -> tuple[Any, ...]:
         assert (call.member, deadline > trio.current_time()) == ("Hello", True)
         return (":1.1",)
 
-    async def calls(self, calls: Sequence[Call], *, deadline: float) -> list[tuple[Any, ...] | LinkError]:
+    async def calls(self, calls: Sequence[BusCall], *, deadline: float) -> list[tuple[Any, ...] | BusError]:
         assert deadline > trio.current_time()
         self.calls_made.append(len(calls))
-        replies: list[tuple[Any, ...] | LinkError] = []
+        replies: list[tuple[Any, ...] | BusError] = []
         for call in calls:
             (unit,) = call.body
             if unit in self.missing:
@@ -61,8 +64,8 @@ class Bus:
 
 
 @asynccontextmanager
-async def holding(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[BusReferences]:
-    monkeypatch.setattr(Link, "connect", bus.connect)
+async def holding(bus: FakeBus, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[BusReferences]:
+    monkeypatch.setattr(Bus, "connect", bus.connect)
     held = BusReferences("/bus")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(held.run)
@@ -71,7 +74,7 @@ async def holding(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[B
 
 
 async def test_units_are_kept_until_they_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
-    bus = Bus()
+    bus = FakeBus()
     async with holding(bus, monkeypatch) as held:
         await trio.testing.wait_all_tasks_blocked()
         held.hold(["a", "b"])
@@ -91,7 +94,7 @@ async def test_units_are_kept_until_they_are_released(monkeypatch: pytest.Monkey
 
 
 async def test_a_unit_that_cannot_be_had_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    bus = Bus()
+    bus = FakeBus()
     bus.missing = {"gone"}
     async with holding(bus, monkeypatch) as held:
         await trio.testing.wait_all_tasks_blocked()
@@ -102,7 +105,7 @@ async def test_a_unit_that_cannot_be_had_is_asked_for_once(monkeypatch: pytest.M
 
 
 async def test_many_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    bus = Bus()
+    bus = FakeBus()
     async with holding(bus, monkeypatch) as held:
         held.hold([str(number) for number in range(1000)])
         await trio.testing.wait_all_tasks_blocked()
@@ -112,7 +115,7 @@ async def test_many_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_what_was_held_is_held_again_after_the_bus_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(references, "RETRY_SECONDS", 0.001)
-    bus = Bus()
+    bus = FakeBus()
     bus.away = True
 
     async def until(condition: Callable[[], bool]) -> None:
