@@ -28,8 +28,8 @@ from moorage.machines.store import Store
 from moorage.pid1 import journal
 from moorage.pid1.over_dbus import DBusManager, Endpoints
 from moorage.pid1.references import BusReferences
+from moorage.wire.dispatch import Service
 from moorage.wire.server import Server
-from moorage.wire.service import Service
 
 DRAIN_USEC = 5_000_000
 """For how long calls under way may go on after SIGTERM, µs. What has reached the service manager is found again by the
@@ -104,9 +104,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
             GenericService(authority, log_level=options.log_level),
         ],
     )
-    server = Server()
-    for listener in listeners:
-        server.listen(listener, service)
+    server = Server(service)
     # What exists by now exists until the end: the collector need not look at it again and again.
     gc.freeze()
     gc.enable()
@@ -117,7 +115,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         background.start_soon(readiness.run)
         if polkit is not None:
             await background.start(polkit.run)
-        await background.start(server.serve)
+        await background.start(server.serve, listeners)
         lifecycle.serve()
         background.start_soon(_feed_watchdog, notifier)
         notifier.notify("READY=1", f"STATUS=Keeping {len(lifecycle.registry)} machines.")

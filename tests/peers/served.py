@@ -17,12 +17,9 @@ from typing import Any, Literal
 import trio
 from msgspec import Struct, field, to_builtins
 
-from moorage.wire.call import Call
+from moorage.wire.dispatch import Call, Empty, Int, Interface, Parameters, Reply, Service, WithFds, method
 from moorage.wire.errors import VarlinkError
-from moorage.wire.method import method
 from moorage.wire.server import Server
-from moorage.wire.service import Interface, Service
-from moorage.wire.types import Empty, Int, Parameters, Reply, WithFds
 
 CERTIFICATION = """\
 # A dialogue that shows what an implementation of varlink can do: each call takes what the one before gave.
@@ -439,9 +436,7 @@ async def serve(path: str) -> None:
         listener.bind(path)
         listener.listen(128)
         print("ready", flush=True)
-        server = Server()
-        server.listen(listener, service())
-        await server.serve()
+        await Server(service()).serve([listener])
 
 
 if __name__ == "__main__":

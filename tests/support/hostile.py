@@ -18,8 +18,7 @@ from msgspec import Struct
 from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
-from moorage.wire.service import GetInterfaceDescriptionParameters
-from moorage.wire.types import Empty
+from moorage.wire.dispatch import Empty, GetInterfaceDescriptionParameters
 
 ANSWER_SECONDS = 20.0
 """Longest wait for an answer that should come at once."""

@@ -138,21 +138,28 @@ SCOPE: Final[Mapping[str, Values]] = {
     "MemoryAccounting": Choice((True,)),
     "TasksAccounting": Choice((True,)),
 }
-"""Properties of the scope of a machine, and what a user may set each of them to."""
+"""Properties of the scope of a machine, or of a slice of its own, and what a user may set each of them to."""
 
 
-def check(properties: Mapping[str, Json], slice_: str | None, uid: int) -> None:
+def check(
+    properties: Mapping[str, Json],
+    slice_: str | None,
+    uid: int,
+    *,
+    slice_properties: Mapping[str, Json] | None = None,
+) -> None:
     """Check whether a user without rights may have a scope like this.
 
     Args:
         properties: of the scope, by name.
         slice_: where it goes; None for machine.slice.
         uid: of the user.
+        slice_properties: of a slice of its own.
 
     Raises:
         InvalidProperty: the first thing that takes the rights of root.
     """
-    for name, value in properties.items():
+    for name, value in [*properties.items(), *(slice_properties or {}).items()]:
         values = SCOPE.get(name)
         if values is None:
             raise InvalidProperty(name, "setting it takes the rights of root")
@@ -161,6 +168,11 @@ def check(properties: Mapping[str, Json], slice_: str | None, uid: int) -> None:
     if slice_ not in {None, MACHINE_SLICE, _slice_of(uid)}:
         raise InvalidProperty(
             "Slice", f"without the rights of root, it may be {MACHINE_SLICE}, {_slice_of(uid)}"
+        )
+    # Below machine.slice, a slice with limits could be in wait for units of others that are to be in one of its name.
+    if slice_properties is not None and slice_ != _slice_of(uid):
+        raise InvalidProperty(
+            "Slice", f"without the rights of root, a machine's own slice is below {_slice_of(uid)}"
         )
 
 

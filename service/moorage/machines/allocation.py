@@ -14,12 +14,12 @@ from functools import partial
 import msgspec
 import trio
 
-from moorage.authz.allowed_properties import MACHINE_SLICE, TASKS_MAX
+from moorage.authz.allowed_properties import TASKS_MAX
 from moorage.kernel.cgroup import Hierarchy
 from moorage.kernel.process import NotAProcess, ProcessGone
 from moorage.kernel.system import System
 from moorage.machines import helpers as helping
-from moorage.machines import stop_command
+from moorage.machines import own_slice, stop_command
 from moorage.machines.errors import JobFailed, NotUnicode, UnitNameTaken
 from moorage.machines.helper_states import ENDED
 from moorage.machines.model import (
@@ -243,7 +243,9 @@ class Allocator:
         unit = scope_name(registration.name)
         self._check_stray(unit)
         spec = await self._spec(registration, pidfd, mark, deadline=deadline)
-        slice_, auxiliary = spec.slice or MACHINE_SLICE, spec.auxiliary
+        slice_, auxiliary = own_slice.slice_of(registration), spec.auxiliary
+        if registration.slice_properties is not None:
+            await self._make_room_for_slice(slice_, deadline=deadline)
         records = helping.recorded(registration.name, registration.helpers)
         with (
             self._hints.of([unit]) as news,
@@ -284,7 +286,7 @@ class Allocator:
     async def _spec(
         self, registration: Registration, pidfd: int, mark: str, *, deadline: float
     ) -> ScopeSpec:
-        slice_ = registration.slice or MACHINE_SLICE
+        slice_ = own_slice.slice_of(registration)
         types = await self._manager.property_types("scope", deadline=deadline)
         auxiliary = await self._auxiliary(registration, slice_, mark, deadline=deadline)
         asking = [stop_command_name(registration.name)] if registration.exec_stop else []
@@ -313,9 +315,13 @@ class Allocator:
     async def _auxiliary(
         self, registration: Registration, slice_: str, mark: str, *, deadline: float
     ) -> tuple[AuxiliaryUnit, ...]:
-        """Describe the units that come with the scope: those of its helpers, and that of its stop command."""
+        """Describe the units that come with the scope: those of its helpers, its stop command, and its slice."""
+        slices = []
+        if registration.slice_properties is not None:
+            slice_types = await self._manager.property_types("slice", deadline=deadline)
+            slices = [own_slice.describe(registration, slice_types, mark)]
         if not registration.helpers and not registration.exec_stop:
-            return ()
+            return tuple(slices)
         host = helping.Host(
             registration.name, scope_name(registration.name), slice_, registration.owner, mark
         )
@@ -328,10 +334,11 @@ class Allocator:
             for _ in registration.exec_stop[:1]
         ]
         if not registration.helpers:
-            return tuple(asking)
+            return (*slices, *asking)
         barrier = helping.barrier(host, registration.helpers)
         barrier |= {"Before": [host.unit], "OnFailure": [stopper_name(host.name)]}
         return (
+            *slices,
             *types.helpers(host, registration.helpers, self._helpers.home, with_place=True, with_scope=True),
             types.unit(barrier_name(host.name), barrier),
             *asking,
@@ -642,11 +649,31 @@ class Allocator:
             going = _is_going(status, self._hierarchy) and not await self._is_kept(status, deadline=deadline)
             if not going:
                 raise UnitNameTaken(unit, self.describe(status))
-        return Place(unit, None, registration.slice or MACHINE_SLICE, "", 0, "")
+        slice_ = own_slice.slice_of(registration)
+        if registration.slice_properties is not None:
+            status = await self._manager.status(slice_, deadline=deadline)
+            if status is not None and not _is_only_a_name(status) and not self._is_ours(status):
+                raise UnitNameTaken(slice_, self.describe(status))
+        return Place(unit, None, slice_, "", 0, "")
+
+    async def _make_room_for_slice(self, unit: str, *, deadline: float) -> None:
+        """Wait until the slice of a former machine is gone, and leave alone any other.
+
+        The manager would take a slice without a file for a new one, even if others have units in it.
+
+        Raises:
+            UnitNameTaken: it is there, and stays.
+            ManagerError: as the manager says.
+        """
+        status = await self._manager.status(unit, deadline=deadline)
+        if status is None or _is_only_a_name(status):
+            return
+        if not self._is_ours(status) or not await self._wait_gone(unit, deadline=deadline):
+            raise UnitNameTaken(unit, self.describe(status))
 
     async def _make_room(self, unit: str, *, deadline: float) -> None:
         status = await self._manager.status(unit, deadline=deadline)
-        if status is None:
+        if status is None or _is_only_a_name(status):
             return
         if _is_leftover(status, self._hierarchy):
             await self._reset(unit, deadline=deadline)
@@ -682,7 +709,9 @@ class Allocator:
         with self._hints.of([unit]) as news:
             while True:
                 status = await self._manager.status(unit, deadline=deadline)
-                if status is None or (mark is not None and mark not in status.documentation):
+                if status is None or _is_only_a_name(status):
+                    return True
+                if mark is not None and mark not in status.documentation:
                     return True
                 if not (_is_going(status, self._hierarchy) or status.active_state == "failed"):
                     return False
@@ -699,12 +728,12 @@ class Allocator:
     async def _is_kept(self, status: UnitStatus, *, deadline: float) -> bool:
         """Whether what keeps a unit in the manager's memory may do so for ever.
 
-        These are units that need an inactive one and are not about to go themselves; and, with an active scope whose
-        last process has just ended, the manager itself, should it have lost that event.
+        These are units that need an inactive one, or are in a slice, and are not about to go themselves; and, with an
+        active scope whose last process has just ended, the manager itself, should it have lost that event.
         """
-        if status.active_state == "active":
+        if status.active_state == "active" and not status.unit.endswith(".slice"):
             return True
-        if status.active_state != "inactive":
+        if status.active_state not in {"active", "inactive"}:
             return False
         for unit in status.dependants:
             other = await self._manager.status(unit, deadline=deadline)
@@ -835,7 +864,8 @@ class Allocator:
 def auxiliary_names(machine: Machine) -> list[str]:
     """Return the names of all units that come with a machine's scope."""
     asking = [stop_command_name(machine.name)] if stop_command.PARAMETER in machine.request else []
-    return [*helping.auxiliary_names(machine.name, machine.helpers), *asking]
+    slices = [machine.slice] if own_slice.PARAMETER in machine.request else []
+    return [*helping.auxiliary_names(machine.name, machine.helpers), *asking, *slices]
 
 
 def _properties(specs: Sequence[HelperSpec]) -> list[dict[str, Json]]:
@@ -868,8 +898,17 @@ def _is_going(status: UnitStatus, hierarchy: Hierarchy) -> bool:
             return True
         case "inactive":
             return not status.job_id
+        case _ if status.unit.endswith(".slice"):
+            return True  # with the last unit in it
         case _:
             return _is_empty_scope(status, hierarchy)
+
+
+def _is_only_a_name(status: UnitStatus) -> bool:
+    """Whether a unit is a slice that is not there: without a file, one is loaded as soon as somebody names it."""
+    if not status.unit.endswith(".slice") or status.fragment_path or status.job_id:
+        return False
+    return status.active_state == "inactive"
 
 
 def _is_empty_scope(status: UnitStatus, hierarchy: Hierarchy) -> bool:

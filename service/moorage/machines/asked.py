@@ -32,6 +32,7 @@ _PARAMETERS = {
     "slice": "slice",
     "description": "description",
     "properties": "properties",
+    "slice_properties": "sliceProperties",
     "helpers": "helpers",
     "exec_stop": "execStop",
     "exec_stop_timeout_usec": "execStopTimeoutUSec",
@@ -44,7 +45,10 @@ how it is to be carried out."""
 def digests(registration: Registration) -> dict[str, str]:
     """Return a digest of each parameter that has been given, by its name."""
     values: dict[str, Any] = {name: getattr(registration, field) for field, name in _PARAMETERS.items()}
-    return {name: _digest(value) for name, value in values.items() if value not in (None, False, (), {})}
+    given = {name: value for name, value in values.items() if value not in (None, False, (), {})}
+    if registration.slice_properties is not None:  # a slice without properties is one all the same
+        given["sliceProperties"] = registration.slice_properties
+    return {name: _digest(value) for name, value in given.items()}
 
 
 def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

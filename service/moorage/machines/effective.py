@@ -57,12 +57,14 @@ class Unit(NamedTuple):
         control_group: its path; None if the unit is only rehearsed.
         helper: name of the helper that it is; None for that of the machine.
         main_pid: of a helper.
+        slice: name of the machine's own slice that it is.
     """
 
     properties: Mapping[str, Json]
     control_group: str | None
     helper: str | None = None
     main_pid: int | None = None
+    slice: str | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -89,16 +91,34 @@ class Foreseen:
     """A control group as it would be: below the slice as that is, with what the service manager would write."""
 
     def __init__(
-        self, slice_: str, properties: Mapping[str, Json], devices: Mapping[str, Device | None]
+        self,
+        slice_: str,
+        properties: Mapping[str, Json],
+        devices: Mapping[str, Device | None],
+        own_slice: tuple[str, Foreseen] | None = None,
     ) -> None:
+        """Foresee a group.
+
+        Args:
+            slice_: that is there, or would be without any properties.
+            properties: of the group's unit.
+            devices: what the paths among them lead to.
+            own_slice: name of a slice between the two, which would come with the unit.
+        """
         self._root = cgroup.manager_root()
         self._slice = self._root + slice_path(slice_)
         self._properties = properties
         self._devices = devices
+        self._own_slice = own_slice
 
     def above(self, attribute: str) -> list[tuple[str, str]]:
         """See :class:`moorage.machines.limits.Kernel`."""
-        return _above(self._slice, attribute)
+        above = _above(self._slice, attribute)
+        if self._own_slice is None:
+            return above
+        name, foreseen = self._own_slice
+        text = foreseen.read(attribute)
+        return above if text is None else [(f"{self._slice}/{name}", text), *above]
 
     def read(self, attribute: str) -> str | None:
         """See :class:`moorage.machines.limits.Kernel`.
@@ -113,7 +133,7 @@ class Foreseen:
         if controller not in controllers.split():
             return None
         # Where the slice has the controller already, it has all its attributes.
-        above = self.above("cgroup.controllers")
+        above = _above(self._slice, "cgroup.controllers")
         if above and controller in above[0][1].split() and cgroup.attribute(above[0][0], attribute) is None:
             return None
         return self._written(attribute)
@@ -214,9 +234,10 @@ async def compare(manager: Manager, units: Sequence[Unit], slice_: str, *, user:
     Args:
         manager: may start a unit that looks at what this service does not see.
         units: those of a machine.
-        slice_: that they are in, or would be.
+        slice_: that they would be in, or their own slice: what is only rehearsed.
         user: the manager is that of a user.
     """
+    own = next((unit for unit in units if unit.slice is not None), None)
     concerned = [unit for unit in units if unit.properties.keys() & COMPARED.keys()]
     if not concerned:
         return []
@@ -224,17 +245,20 @@ async def compare(manager: Manager, units: Sequence[Unit], slice_: str, *, user:
     found: list[Difference] = []
     for unit in concerned:
         try:
-            found += _of(unit, slice_, answer, user=user)
+            found += _of(unit, own, slice_, answer, user=user)
         except Exception:  # noqa: BLE001 - the machine is there: its caller has to be told so
             _log.exception("Failed to tell what is in force in %s, ignoring.", unit.control_group)
     return found
 
 
-def _of(unit: Unit, slice_: str, answer: _Answer, *, user: bool) -> list[Difference]:
+def _of(unit: Unit, own: Unit | None, slice_: str, answer: _Answer, *, user: bool) -> list[Difference]:
     devices = {path: None if device is None else Device(*device) for path, device in answer.devices.items()}
+    between: tuple[str, Foreseen] | None = None
+    if own is not None and own.slice is not None and own is not unit:
+        between = own.slice, Foreseen(slice_, own.properties, devices)
     there = None if unit.control_group is None else cgroup.identity(unit.control_group)
     if unit.control_group is None:
-        kernel: Kernel = Foreseen(slice_, unit.properties, devices)
+        kernel: Kernel = Foreseen(slice_, unit.properties, devices, between)
     elif there is None:
         return []  # a helper that has done its work, or a machine that ended at once
     else:
@@ -242,7 +266,7 @@ def _of(unit: Unit, slice_: str, answer: _Answer, *, user: bool) -> list[Differe
     oomd = cgroup.events(OOMD)
     facts = Facts(
         kernel=kernel,
-        scope=unit.helper is None,
+        scope=unit.helper is None and unit.slice is None,
         user=user,
         properties=unit.properties,
         devices=devices,
@@ -256,7 +280,7 @@ def _of(unit: Unit, slice_: str, answer: _Answer, *, user: bool) -> list[Differe
     # What was not there because the group had gone is not told.
     if unit.control_group is not None and cgroup.identity(unit.control_group) != there:
         return []
-    return [msgspec.structs.replace(each, helper=unit.helper) for each in found]
+    return [msgspec.structs.replace(each, helper=unit.helper, slice=unit.slice) for each in found]
 
 
 async def _looked_at(manager: Manager, units: Sequence[Unit]) -> _Answer:

@@ -20,6 +20,7 @@ from typing import Literal, TypeVar
 import msgspec
 import trio
 
+from moorage.authz.allowed_properties import MACHINE_SLICE
 from moorage.authz.allowed_properties import check as check_rights
 from moorage.authz.ownership import NotOwned, check_unit, is_in_namespace_of, may_signal, runs_as
 from moorage.kernel.cgroup import Hierarchy
@@ -65,6 +66,7 @@ from moorage.machines.model import (
     machine_of_scope,
     scope_name,
 )
+from moorage.machines.own_slice import slice_of
 from moorage.machines.places import Places
 from moorage.machines.registry import Claim, Registry
 from moorage.machines.store import BadRecord, Store
@@ -666,7 +668,12 @@ class Lifecycle:
                 await self._wait_until_gone(holder, deadline)
         self._check_leader(registration)
         if not registration.privileged:
-            check_rights(registration.properties, registration.slice, registration.uid)
+            check_rights(
+                registration.properties,
+                registration.slice,
+                registration.uid,
+                slice_properties=registration.slice_properties,
+            )
         claim = self.registry.begin(registration.name, registration.leader, registration.uid)
         if registration.dry_run:
             self.registry.abandon(claim)
@@ -1307,16 +1314,30 @@ class Lifecycle:
             helpers: state of those of the machine.
         """
         rehearsed = registration.dry_run
-        # Helpers are in the slice of their machine.
         above = machine.control_group.rpartition("/")[0]
-        processes = {status.helper.name: status.main_process for status in helpers}
         units = [effective.Unit(registration.properties, None if rehearsed else machine.control_group)]
-        for spec in registration.helpers:
-            group = None if rehearsed else f"{above}/{helper_unit(machine.name, spec.name)}"
-            process_id = processes.get(spec.name)
+        if registration.slice_properties is not None:
             units.append(
-                effective.Unit(spec.properties, group, spec.name, process_id.pid if process_id else None)
+                effective.Unit(
+                    registration.slice_properties, None if rehearsed else above, slice=machine.slice
+                )
             )
+        units += _helper_units(machine, registration.helpers, helpers, rehearsed=rehearsed)
+        return await effective.compare(
+            self._manager, units, registration.slice or MACHINE_SLICE, user=self._helpers.home.user
+        )
+
+    async def helper_differences(
+        self, machine: Machine, specs: Sequence[HelperSpec], helpers: Sequence[HelperStatus]
+    ) -> list[Difference]:
+        """Compare what was asked for of helpers that were added with what is in force.
+
+        Args:
+            machine: that has them.
+            specs: what was asked for.
+            helpers: their states.
+        """
+        units = _helper_units(machine, specs, helpers, rehearsed=False)
         return await effective.compare(self._manager, units, machine.slice, user=self._helpers.home.user)
 
     def accounting(self, machine: Machine) -> Accounting:
@@ -1395,7 +1416,7 @@ def _machine(registration: Registration, present: Timestamp) -> Machine:
         uid=registration.uid,
         unit=scope_name(registration.name),
         subgroup=None,
-        slice=registration.slice or "",
+        slice=slice_of(registration),
         control_group="",
         control_group_id=0,
         invocation_id="",
@@ -1417,6 +1438,20 @@ def _machine(registration: Registration, present: Timestamp) -> Machine:
         privileged=registration.privileged,
         request=digests(registration),
     )
+
+
+def _helper_units(
+    machine: Machine, specs: Sequence[HelperSpec], helpers: Sequence[HelperStatus], *, rehearsed: bool
+) -> list[effective.Unit]:
+    """Return the units of helpers, to compare what was asked for with what is in force."""
+    above = machine.control_group.rpartition("/")[0]  # they are in the slice of their machine
+    processes = {status.helper.name: status.main_process for status in helpers}
+    units: list[effective.Unit] = []
+    for spec in specs:
+        group = None if rehearsed else f"{above}/{helper_unit(machine.name, spec.name)}"
+        main = processes.get(spec.name)
+        units.append(effective.Unit(spec.properties, group, spec.name, main.pid if main else None))
+    return units
 
 
 def _has_processes(machine: Machine, hierarchy: Hierarchy) -> bool:

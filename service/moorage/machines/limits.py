@@ -44,6 +44,7 @@ class Difference(msgspec.Struct, frozen=True):
         effective: the value in force, in the same form; None if the property has no effect.
         reason: why, in words.
         helper: the helper whose property it is; None for the machine's own.
+        slice: the machine's own slice, whose property it is.
     """
 
     property: str
@@ -51,6 +52,7 @@ class Difference(msgspec.Struct, frozen=True):
     effective: str | None
     reason: str
     helper: str | None = None
+    slice: str | None = None
 
 
 class Kernel(Protocol):
@@ -904,7 +906,7 @@ NOT_COMPARED: Final = (
          "NFileDescriptorStore", "ControlGroup", "ControlGroupId", "InvocationID", "Id", "Names", "Following",
          "FragmentPath", "DropInPaths", "Job", "LoadError", "NeedDaemonReload", "Perpetual", "Transient", "Refs",
          "ActivationDetails", "DebugInvocation", "AccessSELinuxContext", "UID", "GID", "*QuotaUsage",
-         "RestartUSecNext", "*FileDescriptorName", "*FileDescriptorNames", "Controller"),
+         "RestartUSecNext", "NCurrentlyActive", "*FileDescriptorName", "*FileDescriptorNames", "Controller"),
     ),
     Exempt(
         "how units depend on each other is the manager's own, and no matter of the kernel",
@@ -936,7 +938,7 @@ NOT_COMPARED: Final = (
          "Asserts", "Restart*", "RemainAfterExit", "SuccessExitStatus", "WatchdogUSec", "Type", "ExitType",
          "NotifyAccess", "GuessMainPID", "PIDFile", "BusName", "ReloadSignal", "RefreshOnReload", "Sockets",
          "FileDescriptorStoreMax", "FileDescriptorStorePreserve", "LUOSession", "NonBlocking",
-         "RootDirectoryStartOnly", "USBFunction*"),
+         "RootDirectoryStartOnly", "USBFunction*", "*ConcurrencyMax", "Concurrency*Max"),
     ),
     Exempt(
         "a detail of ManagedOOMMemoryPressure=, which is compared",

@@ -368,6 +368,7 @@ class Registration(msgspec.Struct, frozen=True):
         slice: where the scope goes; None for machine.slice.
         description: of the scope; None for one made from class and name.
         properties: further properties of the scope, by name.
+        slice_properties: of a slice of its own, below ``slice``, for scope and helpers; None for no such slice.
         helpers: services to start with it, checked.
         exec_stop: command that runs before the scope is told to stop, checked; empty for none.
         exec_stop_timeout_usec: how long it may take, µs; None for the default.
@@ -395,6 +396,7 @@ class Registration(msgspec.Struct, frozen=True):
     slice: str | None = None
     description: str | None = None
     properties: dict[str, Json] = msgspec.field(default_factory=dict[str, Json])
+    slice_properties: dict[str, Json] | None = None
     helpers: tuple[HelperSpec, ...] = ()
     exec_stop: tuple[str, ...] = ()
     exec_stop_timeout_usec: int | None = None
@@ -488,6 +490,11 @@ def adder_name(machine: str) -> str:
 def stopper_name(machine: str) -> str:
     """Name of the service whose start stops the machine."""
     return f"machine-{escape(machine)}--stop.service"
+
+
+def own_slice(parent: str, machine: str) -> str:
+    """Name of the slice for all units of a machine, below another slice: each raw hyphen is a level."""
+    return f"{parent.removesuffix('.slice')}-{escape(machine)}.slice"
 
 
 def stop_command_name(machine: str) -> str:

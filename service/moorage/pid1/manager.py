@@ -16,7 +16,7 @@ import msgspec
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 """A value as it came from, or goes to, JSON."""
 
-UnitType: TypeAlias = Literal["scope", "service", "socket"]
+UnitType: TypeAlias = Literal["scope", "service", "slice", "socket"]
 """The types of units whose properties can be converted."""
 
 ASK_USEC = 10_000_000

@@ -36,7 +36,7 @@ def told(reply: dict[str, Any]) -> list[tuple[str, str, str]]:
 # The table
 
 
-@pytest.mark.parametrize("unit", ["init.scope", "systemd-journald.service"])
+@pytest.mark.parametrize("unit", ["init.scope", "systemd-journald.service", "machine.slice"])
 def test_every_property_is_compared_or_has_a_reason_why_not(unit: str) -> None:
     path = f"/org/freedesktop/systemd1/unit/{unit.replace('-', '_2d').replace('.', '_2e')}"
     kind = unit.rpartition(".")[2].capitalize()

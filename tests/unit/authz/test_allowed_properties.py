@@ -131,6 +131,21 @@ def test_slices() -> None:
         assert failure.value.property == "Slice"
 
 
+def test_a_slice_of_its_own() -> None:
+    hers = "user-1000.slice"
+    check({}, hers, ALICE, slice_properties={})
+    check({}, hers, ALICE, slice_properties={"MemoryMax": 1, "TasksMax": 5})
+    for properties, slice_, blamed in (
+        ({"CPUWeight": 101}, hers, "CPUWeight"),
+        ({"MemoryMin": 1}, hers, "MemoryMin"),
+        ({}, None, "Slice"),
+        ({}, "machine.slice", "Slice"),
+    ):
+        with pytest.raises(InvalidProperty) as failure:
+            check({}, slice_, ALICE, slice_properties=properties)
+        assert failure.value.property == blamed
+
+
 @pytest.mark.parametrize(
     ("path", "below"),
     [

@@ -20,8 +20,7 @@ from moorage.authz.policy import (
     Policy,
     Row,
 )
-from moorage.wire.method import handlers_of
-from moorage.wire.service import Interface, ServiceInterface
+from moorage.wire.dispatch import Interface, ServiceInterface, handlers_of
 
 ROOT, ALICE, BOB = 0, 1000, 1001
 NOBODY, INVALID = 65534, 2**32 - 1

@@ -28,6 +28,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "slice": ("slice", "a.slice"),
     "description": ("description", "a"),
     "properties": ("properties", {"MemoryMax": 2**30}),
+    "slice_properties": ("sliceProperties", {}),
     "helpers": ("helpers", (HelperSpec("fs", ("/bin/true",)),)),
     "exec_stop": ("execStop", ("/bin/true",)),
     "exec_stop_timeout_usec": ("execStopTimeoutUSec", 1),

@@ -12,12 +12,20 @@ import hypothesis
 import pytest
 import trio
 
-from moorage.wire.call import Call
+from moorage.wire.dispatch import (
+    Call,
+    Empty,
+    Int,
+    Interface,
+    Last,
+    Parameters,
+    Reply,
+    Service,
+    WithFds,
+    method,
+)
 from moorage.wire.errors import ExpectedMore, PermissionDenied
-from moorage.wire.method import method
 from moorage.wire.server import Limits, Server
-from moorage.wire.service import Interface, Service
-from moorage.wire.types import Empty, Int, Last, Parameters, Reply, WithFds
 
 # How long an example takes says something about the machine only.
 hypothesis.settings.register_profile("moorage", deadline=None)
@@ -242,10 +250,9 @@ def serve(tmp_path: Path) -> Serve:
                 url="https://example.org",
                 interfaces=[interface],
             )
-            server = Server(limits=limits, trusted=None if trusted else frozenset())
-            server.listen(listener, service)
+            server = Server(service, limits=limits, trusted=None if trusted else frozenset())
             async with trio.open_nursery() as nursery:
-                await nursery.start(server.serve)
+                await nursery.start(server.serve, [listener])
                 yield Running(server, interface, path, nursery)
                 server.stop()
         finally:

@@ -8,7 +8,6 @@ from contextlib import aclosing, contextmanager
 import trio
 from msgspec.structs import asdict, replace
 
-from moorage.api.descriptions import load_description
 from moorage.api.moorage_machine import convert as machine_helpers
 from moorage.api.moorage_machine import types as wire
 from moorage.api.requests import (
@@ -55,11 +54,8 @@ from moorage.machines.helpers import bad_argument, is_program
 from moorage.machines.lifecycle import REGISTER_USEC, STOP_USEC, Lifecycle, Registered
 from moorage.pid1 import manager, unit_files
 from moorage.pid1.manager import ASK_USEC, Manager
-from moorage.wire.call import Call
+from moorage.wire.dispatch import Call, Empty, Interface, Last, load_description, method
 from moorage.wire.errors import InvalidParameter, PermissionDenied, VarlinkError
-from moorage.wire.method import method
-from moorage.wire.service import Interface
-from moorage.wire.types import Empty, Last
 
 LIMIT_PROPERTIES = (
     "CPUWeight",
@@ -234,6 +230,10 @@ class MoorageMachine(Interface):
             raise InvalidParameter(f"execStop{place}")
         if params.slice is not None and not model.is_slice_name(params.slice):
             raise InvalidParameter("slice")
+        if params.sliceProperties is not None and not model.is_slice_name(
+            model.own_slice(params.slice or rights.MACHINE_SLICE, params.name)
+        ):
+            raise InvalidParameter("sliceProperties")  # no slice can have so long a name
         if params.description is not None and not (
             model.is_text(params.description) and unit_files.LINE.broken_by(params.description) is None
         ):
@@ -243,6 +243,7 @@ class MoorageMachine(Interface):
                 ("slice", params.slice),
                 ("description", params.description),
                 ("properties", params.properties),
+                ("sliceProperties", params.sliceProperties is not None),
                 ("helpers", params.helpers),
                 ("execStop", params.execStop),
             ):
@@ -262,7 +263,12 @@ class MoorageMachine(Interface):
             await as_root.require()
         excess: manager.InvalidProperty | None = None
         try:
-            rights.check(params.properties or {}, params.slice, call.peer.uid)
+            rights.check(
+                params.properties or {},
+                params.slice,
+                call.peer.uid,
+                slice_properties=params.sliceProperties,
+            )
         except manager.InvalidProperty as error:
             excess = error
             await as_root.ask()
@@ -302,6 +308,7 @@ class MoorageMachine(Interface):
             slice=params.slice,
             description=params.description,
             properties=params.properties or {},
+            slice_properties=params.sliceProperties,
             helpers=machine_helpers.specs(params.helpers),
             exec_stop=tuple(params.execStop or ()),
             exec_stop_timeout_usec=params.execStopTimeoutUSec,
@@ -469,14 +476,19 @@ class MoorageMachine(Interface):
         specs = machine_helpers.specs(params.helpers)
         if not specs:
             raise InvalidParameter("helpers")
-        last = wire.HelpersOut(helpers=[])
+        statuses: Sequence[model.HelperStatus] = ()
         with _errors():
             async with aclosing(self._lifecycle.add_helpers(machine, specs)) as changes:
                 async for statuses in changes:
-                    last = wire.HelpersOut(helpers=[machine_helpers.status(each) for each in statuses])
                     if call.more:
-                        yield last
-        yield Last(last)
+                        yield wire.HelpersOut(helpers=[machine_helpers.status(each) for each in statuses])
+        found = await self._lifecycle.helper_differences(machine, specs, statuses)
+        yield Last(
+            wire.HelpersOut(
+                helpers=[machine_helpers.status(each) for each in statuses],
+                differences=[wire.Difference(**asdict(each)) for each in found],
+            )
+        )
 
     @method("RemoveHelper")
     async def remove_helper(self, call: Call, params: wire.RemoveHelperIn) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from msgspec import Meta, field
 
 from moorage.api.requests import ProcessId, Signal, Timestamp
+from moorage.wire.dispatch import Int, Parameters, Reply
 from moorage.wire.errors import VarlinkError
-from moorage.wire.types import Int, Parameters, Reply
 
 TIMEOUT_MAX_USEC = 600_000_000
 """Longest deadline that a caller may ask for, µs: no start or stop of a machine takes longer and ends well."""
@@ -73,6 +73,7 @@ class Difference(Reply, kw_only=True):
     effective: str | None = None
     reason: str
     helper: str | None = None
+    slice: str | None = None
 
 
 class Accounting(Reply, kw_only=True):
@@ -207,6 +208,7 @@ class RegisterIn(Parameters, kw_only=True):
     slice: str | None = None
     description: str | None = None
     properties: dict[str, Any] | None = None
+    sliceProperties: dict[str, Any] | None = None  # noqa: N815
     helpers: list[Helper] | None = None
     execStop: list[str] | None = None  # noqa: N815
     execStopTimeoutUSec: TimeoutUSec | None = None  # noqa: N815
@@ -229,10 +231,11 @@ class AddHelpersIn(ManageIn, kw_only=True):
     helpers: list[Helper]
 
 
-class HelpersOut(Reply, kw_only=True, omit_defaults=False):
-    """The helpers that AddHelpers adds."""
+class HelpersOut(Reply, kw_only=True):
+    """The helpers that AddHelpers adds, and what of their properties is not in force."""
 
     helpers: list[HelperStatus]
+    differences: list[Difference] | None = None
 
 
 class RemoveHelperIn(ManageIn, kw_only=True):
@@ -280,6 +283,7 @@ class UnitType(StrEnum):
 
     scope = "scope"
     service = "service"
+    slice = "slice"
     socket = "socket"
 
 

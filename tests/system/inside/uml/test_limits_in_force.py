@@ -239,6 +239,44 @@ async def test_differences_of_helpers_name_them(spawn: Processes) -> None:
             assert difference["effective"] == str(64 * MIB)
 
 
+async def test_differences_of_its_own_slice_name_it(spawn: Processes) -> None:
+    helper = {
+        "name": "fs",
+        "execStart": ["/usr/bin/sleep", "infinity"],
+        "properties": {"MemoryMax": 64 * MIB},
+    }
+    async with await connect() as client:
+        leader = spawn()
+        for dry_run in (True, False):
+            reply = await register(
+                client, "web", leader, properties={"TasksMax": 30}, helpers=[helper],
+                sliceProperties={"MemoryMax": 32 * MIB + 1, "TasksMax": 20}, dryRun=dry_run,
+            )  # fmt: skip
+            assert [
+                (each.get("slice"), each.get("helper"), each["property"], each.get("effective"))
+                for each in reply["differences"]
+            ] == [
+                (None, None, "TasksMax", "20"),
+                ("machine-web.slice", None, "MemoryMax", str(32 * MIB)),
+                (None, "fs", "MemoryMax", str(32 * MIB)),
+            ]
+        assert kernel("/machine.slice/machine-web.slice", "memory.max") == str(32 * MIB)
+
+
+async def test_differences_of_helpers_that_are_added_name_them(spawn: Processes) -> None:
+    helper = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"],
+              "properties": {"MemoryMax": 64 * MIB + 1, "TasksMax": 20}}  # fmt: skip
+    async with await connect() as client:
+        await register(client, "web", spawn())
+        parameters = {"name": "web", "helpers": [helper]}
+        async with client.call_more(f"{OURS}AddHelpers", parameters) as replies:
+            seen = [reply async for reply in replies]
+        assert not any("differences" in reply for reply in seen[:-1])
+        [difference] = seen[-1]["differences"]
+        assert (difference["helper"], difference["property"]) == ("fs", "MemoryMax")
+        assert difference["effective"] == str(64 * MIB)
+
+
 # They bite
 
 
@@ -254,6 +292,18 @@ for number in range(9):
         break
 signal.pause()
 """
+
+
+async def test_one_limit_for_scope_and_helpers(spawn: Processes) -> None:
+    leader = spawn((sys.executable, "-c", FORKS), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    async with await connect() as client:
+        helper = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"]}
+        await register(client, "web", leader, sliceProperties={"TasksMax": 5}, helpers=[helper])
+        go(leader)
+        assert leader.stdout is not None
+        # The leader and the helper are two of the five.
+        assert leader.stdout.readline() == b"3 children, then EAGAIN\n"
+        await client.call(f"{OURS}Stop", {"name": "web"})
 
 
 async def test_no_more_tasks_than_allowed(spawn: Processes) -> None:

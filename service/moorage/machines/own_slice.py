@@ -1,0 +1,74 @@
+"""A slice of its own for a machine: what limits the scope and the helpers together.
+
+The slice lies below the one that the machine would be in. It is a transient unit of the same transaction, and the
+service manager takes it away with the last unit in it (``StopWhenUnneeded=``: units need the slice that they are in,
+systemd.slice(5)).
+
+Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from moorage.authz.allowed_properties import MACHINE_SLICE
+from moorage.machines import model
+from moorage.machines.model import Registration
+from moorage.pid1.manager import AuxiliaryUnit, InvalidProperty, Json, PropertyTypes
+
+PARAMETER: Final = "sliceProperties"
+"""The parameter of Register that asks for it, as in what is kept of a call (`moorage.machines.asked`)."""
+
+REFUSED: Final[Mapping[str, str]] = {
+    "Slice": "the slice is below that of the parameter 'slice'",
+    "Description": "it says which machine the slice is for",
+    "CollectMode": "a slice that failed would keep its name",
+    "AddRef": "the reference would be ours, not the caller's",
+    "StopWhenUnneeded": "the slice goes with the last unit in it",
+    "RefuseManualStart": "the slice could not be started",
+    "RefuseManualStop": "the slice could not be stopped",
+    "DefaultDependencies": "the slice goes with the last unit in it, at shutdown as well",
+}
+"""Properties that no caller may set on it, each with the reason."""
+
+
+def slice_of(registration: Registration) -> str:
+    """Return the name of the slice that the units of a machine are to be in."""
+    parent = registration.slice or MACHINE_SLICE
+    if registration.slice_properties is None:
+        return parent
+    return model.own_slice(parent, registration.name)
+
+
+def describe(registration: Registration, types: PropertyTypes, mark: str) -> AuxiliaryUnit:
+    """Describe the slice to the manager.
+
+    Args:
+        registration: which asks for one.
+        types: what slices have.
+        mark: what tells this start from others.
+
+    Raises:
+        InvalidProperty: a property that a caller may not set, or a value that it cannot have.
+        NoSuchProperty: no such property of slices.
+    """
+    asked = registration.slice_properties or {}
+    for name in asked:
+        if name in REFUSED:
+            raise InvalidProperty(name, f"slice of the machine: {REFUSED[name]}")
+    ours: dict[str, Json] = {
+        "Description": f"All of machine {model.in_description(registration.name)}",
+        "CollectMode": "inactive-or-failed",
+        "StopWhenUnneeded": True,
+        # At shutdown it goes after the units in it.
+        "DefaultDependencies": False,
+    }
+    try:
+        converted = types.convert(asked)
+    except InvalidProperty as error:
+        raise InvalidProperty(error.property, f"slice of the machine: {error.reason}") from None
+    # The mark comes last: an empty Documentation= of the caller's would take it away.
+    return AuxiliaryUnit(
+        slice_of(registration), types.convert(ours) + converted + types.convert({"Documentation": [mark]})
+    )
