@@ -4,7 +4,7 @@ It knows what those tests need and nothing else: anything else that is called is
 """
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -14,7 +14,6 @@ from moorage.pid1.manager import (
     Job,
     Json,
     Manager,
-    NoSuchUnit,
     ServiceSpec,
     TypedProperty,
     UnitHint,
@@ -23,8 +22,8 @@ from moorage.pid1.manager import (
 
 STATUS = UnitStatus(
     unit="", description="", load_state="loaded", active_state="active", sub_state="running", result="success",
-    slice="machine.slice", control_group="", control_group_id=None, invocation_id="", fragment_path="",
-    transient=True, job_id=0, freezer_state="running",
+    slice="machine.slice", control_group="", invocation_id="", fragment_path="",
+    transient=True, job_id=0,
 )  # fmt: skip
 """A unit that runs."""
 
@@ -42,7 +41,7 @@ class FakeManager:
 
     Attributes:
         version: of systemd.
-        loaded: what `status` and `properties` are answered from, by name.
+        loaded: what `status` is answered from, by name.
         asked: names of the units that were asked about.
         starting: called when a service is to be started; the job is done when it returns.
     """
@@ -86,23 +85,6 @@ class FakeManager:
     async def units(self, pattern: str, *, deadline: float) -> list[str]:
         """See `Manager`."""
         return fnmatch.filter(self.loaded, pattern)
-
-    async def properties(self, unit: str, names: Sequence[str], *, deadline: float) -> dict[str, Json]:
-        """See `Manager`."""
-        self.asked.append(unit)
-        await trio.lowlevel.checkpoint()
-        if (found := self.loaded.get(unit)) is None:
-            raise NoSuchUnit(unit)
-        values: dict[str, Json] = {
-            "LoadState": found.load_state,
-            "ActiveState": found.active_state,
-            "SubState": found.sub_state,
-            "Result": found.result,
-            "MainPID": 0,
-            "InvocationID": [],
-            "CanReload": False,
-        }
-        return {name: values[name] for name in names}
 
     async def property_types(self, unit_type: str, *, deadline: float) -> AnyProperties:
         """See `Manager`."""

@@ -21,7 +21,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
         "moorage.wire.places",
-        "moorage.machines.registry", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
+        "moorage.machines.registry", "moorage.pid1.blame", "moorage.pid1.properties",
+        "moorage.pid1.unit_files", "moorage.pid1.jobs",
         "moorage.authz.policy", "moorage.authz.allowed_properties",
         "moorage.machines.limits", "moorage.machines.ending",
         "moorage.probes.owner", "moorage.probes.effective", "moorage.dbus.signature",
@@ -60,6 +61,7 @@ PACKAGES_ONLY = (
     "moorage.wire",
     "moorage.machines",
     "moorage.pid1",
+    "moorage.pid1.over_dbus",
     "moorage.authz",
     "moorage.api",
     "moorage.api.moorage_machine",

@@ -39,7 +39,8 @@ from moorage.machines.model import (
 from moorage.pid1 import journal
 from moorage.pid1.hints import Hints
 from moorage.pid1.manager import Job, ScopeSpec
-from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.pid1.over_dbus.calls import DBusManager
+from moorage.pid1.over_dbus.session import Endpoints
 
 PROGRAM = ("/usr/bin/sleep", "infinity")
 """What each helper runs: it is ready when it has been executed (``Type=exec``)."""

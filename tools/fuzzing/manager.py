@@ -17,14 +17,14 @@ from fuzzing.service_manager import RECORDED, Recorded
 from fuzzing.target import Target, corpus
 from moorage.pid1.manager import (
     Job,
-    Look,
     ManagerError,
     ManagerUnavailable,
     ScopeSpec,
     UnitHint,
     UnitStatus,
 )
-from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.pid1.over_dbus.calls import DBusManager
+from moorage.pid1.over_dbus.session import Endpoints
 
 MESSAGES = 40
 """So many of the messages of one session may be damaged: two for authentication, one for each reply or signal."""
@@ -72,12 +72,9 @@ async def _asked(manager: DBusManager, pidfd: int) -> set[str]:
     questions: Sequence[tuple[Any, Callable[[], Awaitable[object]]]] = (
         (Job, start),
         (UnitStatus | None, lambda: manager.status(UNIT, deadline=by())),
-        (Look, lambda: manager.look(UNIT, pidfd, deadline=by())),
         (tuple[str, str], lambda: manager.unit_of_process(pidfd, deadline=by())),
-        (str, lambda: manager.unit_by_control_group("/a", deadline=by())),
-        (str, lambda: manager.unit_by_invocation("1" * 32, deadline=by())),
         (dict[str, object], lambda: manager.properties(UNIT, names, deadline=by())),
-        (type(None), lambda: manager.freeze(UNIT, deadline=by())),
+        (type(None), lambda: manager.thaw(UNIT, deadline=by())),
         (type(None), lambda: manager.kill(UNIT, "all", 15, deadline=by())),
         (Job, lambda: manager.stop(UNIT, deadline=by())),
         (type(None), lambda: manager.reset_failed(UNIT, deadline=by())),

@@ -24,7 +24,8 @@ from moorage.machines.helpers import Home
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.store import BadRecord, Store, decode, encode
 from moorage.pid1 import journal
-from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.pid1.over_dbus.calls import DBusManager
+from moorage.pid1.over_dbus.session import Endpoints
 from moorage.pid1.references import BusReferences
 
 NAME = "web"

@@ -96,12 +96,12 @@ _WORDS: Final[Mapping[str, _Words]] = {
     ),
     _MACHINE + "NoSuchProperty": _Words(
         Exit.REFUSED,
-        "There is no property {property} that can be set; the nearest: {names}.",
-        without="There is no property {property} that can be set.",
+        "There is no property {property}{whose} that can be set; the nearest: {names}.",
+        without="There is no property {property}{whose} that can be set.",
         hint="Those there are: systemd.scope(5), systemd.resource-control(5), systemd.kill(5);"
         " for helpers also systemd.service(5), systemd.exec(5)",
     ),
-    _MACHINE + "InvalidProperty": _Words(Exit.REFUSED, "Property {property} is refused: {reason}."),
+    _MACHINE + "InvalidProperty": _Words(Exit.REFUSED, "Property {property}{whose} is refused: {reason}."),
     _MACHINE + "JobFailed": _Words(
         Exit.REFUSED,
         "The job for {unit} ended with '{jobResult}', and the unit with '{unitResult}'.",
@@ -237,6 +237,7 @@ def _refusal(
             values["names"] = ", ".join(map(_shown, names))
         case _:
             pass
+    values["whose"] = f" of helper {values['helper']}" if "helper" in values else ""
     if isinstance(number := parameters.get("errno"), int):
         values["message"] = os.strerror(number)
     manager = address.manager or "systemctl"

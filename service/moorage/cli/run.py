@@ -217,20 +217,7 @@ async def _registered(client: Client, address: Address, order: Order, payload: P
         )
     except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
         failure = _not_run(error, address, order.helpers)
-        concerned = _helpers_with(error, order)
-    raise Failure(Exit.NOT_RUN, f"{failure}\n{concerned}" if concerned else str(failure))
-
-
-def _helpers_with(error: Exception, order: Order) -> str:
-    """Tell which helpers have the property that was refused: the service names the property only."""
-    if not isinstance(error, VarlinkError) or not isinstance(
-        name := error.parameters().get("property"), str
-    ):
-        return ""
-    helpers = [helper.name for helper in order.helpers if name in helper.properties]
-    return (
-        f"It is set for {', '.join(f'helper {printable(helper)}' for helper in helpers)}." if helpers else ""
-    )
+    raise failure
 
 
 async def _execute(payload: Payload, order: Order, terminal: Terminal | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -253,10 +253,10 @@ class Allocator:
         ):
             try:
                 job = await self._start(spec, mark, deadline=deadline)
-            except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
+            except (InvalidProperty, ManagerRefused, NoSuchUnit):
                 if self._processes.has_exited(pidfd):
                     raise ProcessGone(registration.leader.pid) from None
-                raise _blamed(error, [registration.properties, *_properties(registration.helpers)]) from None
+                raise
             except ManagerTimeout as error:
                 raise await self._helpers.lateness(start, records) or error from None
             said = news.last.get(unit, UnitHint("changed", unit))
@@ -300,6 +300,7 @@ class Allocator:
             properties=scope_properties(registration, types)
             + types.convert({"Documentation": [mark], **({"Wants": wanted} if wanted else {})}),
             auxiliary=auxiliary,
+            chosen=tuple(registration.properties),
         )
 
     def _check_stray(self, unit: str) -> None:
@@ -376,11 +377,10 @@ class Allocator:
         # (bus_job_send_removed_signal()): a question to it costs as much as a tenth of the whole start.
         unit, active_state, invocation_id = said.unit, said.active_state, said.invocation_id
         if not active_state or not invocation_id:
-            look = await self._manager.look(unit, pidfd, deadline=deadline)
-            active_state, invocation_id = (
-                look.active_state,
-                look.invocation_id if look.holder == unit else "",
-            )
+            status = await self._manager.status(unit, deadline=deadline)
+            if status is None:
+                return None
+            active_state, invocation_id = status.active_state, status.invocation_id
         place = self._place(registration.leader.pid, unit, None, slice_, invocation_id)
         # Only now is it sure that what was read was read of the leader, not of a process with its number.
         return (
@@ -444,7 +444,7 @@ class Allocator:
         with self._helpers.starting(host.name, specs) as start:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_changes, start, records, tell)
-                job = await self._tried(spec, specs, deadline=deadline)
+                job = await self._tried(spec, deadline=deadline)
                 nursery.cancel_scope.cancel()
             if isinstance(job, ManagerTimeout):
                 raise await self._helpers.lateness(start, records) or job
@@ -476,13 +476,11 @@ class Allocator:
                 )
 
     async def _tried(
-        self, spec: ServiceSpec, specs: Sequence[HelperSpec], *, deadline: float
+        self, spec: ServiceSpec, *, deadline: float
     ) -> Job | ManagerError | UnitNameTaken | OSError:
         """Start units of helpers, and return what came of it."""
         try:
             return await self._start(spec, deadline=deadline)
-        except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
-            return _blamed(error, _properties(specs))
         except (ManagerError, UnitNameTaken, OSError) as error:
             return error
 
@@ -640,10 +638,10 @@ class Allocator:
         spec = await self._spec(stand_in, registration.leader_pidfd, mark, deadline=deadline)
         try:
             await self._manager.check_scope(spec, deadline=deadline)
-        except (InvalidProperty, ManagerRefused, NoSuchUnit) as error:
+        except (InvalidProperty, ManagerRefused, NoSuchUnit):
             if self._processes.has_exited(registration.leader_pidfd):
                 raise ProcessGone(registration.leader.pid) from None
-            raise _blamed(error, [registration.properties, *_properties(registration.helpers)]) from None
+            raise
         status = await self._manager.status(unit, deadline=deadline)
         if status is not None and not _is_leftover(status, self._hierarchy):
             going = _is_going(status, self._hierarchy) and not await self._is_kept(status, deadline=deadline)
@@ -855,8 +853,8 @@ class Allocator:
         """Wait until a unit has no job, or only one that waits for others, should it have any to wait for."""
         with self._hints.of([unit]) as news:
             while True:
-                look = await self._manager.look(unit, None, deadline=deadline)
-                if not look.job_id or (waits and look.active_state == "inactive"):
+                status = await self._manager.status(unit, deadline=deadline)
+                if status is None or not status.job_id or (waits and status.active_state == "inactive"):
                     return
                 await news.next(SETTLE_USEC / 1e6)
 
@@ -866,20 +864,6 @@ def auxiliary_names(machine: Machine) -> list[str]:
     asking = [stop_command_name(machine.name)] if stop_command.PARAMETER in machine.request else []
     slices = [machine.slice] if own_slice.PARAMETER in machine.request else []
     return [*helping.auxiliary_names(machine.name, machine.helpers), *asking, *slices]
-
-
-def _properties(specs: Sequence[HelperSpec]) -> list[dict[str, Json]]:
-    return [spec.properties for spec in specs]
-
-
-def _blamed(error: ManagerError, asked: Sequence[Mapping[str, Json]]) -> ManagerError:
-    """Say which of the properties that a caller asked for is to blame for a refusal of the manager."""
-    names = dict.fromkeys(name for properties in asked for name in properties)
-    if isinstance(error, InvalidProperty) or not names:
-        return error
-    # The manager does not always say which one it is; what comes from us is not to blame.
-    reason = error.reason if isinstance(error, ManagerRefused) else "it names a unit that does not exist"
-    return InvalidProperty(", ".join(names), reason)
 
 
 def _is_leftover(status: UnitStatus, hierarchy: Hierarchy) -> bool:

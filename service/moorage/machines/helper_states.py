@@ -27,7 +27,7 @@ from moorage.machines.model import Helper, HelperStatus
 from moorage.machines.together import together
 from moorage.pid1.hints import Hints
 from moorage.pid1.journal import Journal
-from moorage.pid1.manager import ASK_USEC, Json, Manager, ManagerError, NoSuchProperty, NoSuchUnit, UnitHint
+from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, UnitHint
 
 ENDED = frozenset({"inactive", "failed", "deactivating"})
 """States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
@@ -37,8 +37,6 @@ GONE = frozenset({"inactive", "failed"})
 
 BATCH_MAX = 32
 """Helpers asked about at once after a reconnect or a reload, so that other calls to the manager get in between."""
-
-_PROPERTIES = ("LoadState", "ActiveState", "SubState", "InvocationID", "Result", "MainPID")
 
 _log = logging.getLogger(__name__)
 
@@ -229,22 +227,16 @@ class HelperStates:
         state = self._states.get(unit)
         if state is None:
             return
-        try:
-            values = await self._manager.properties(unit, _PROPERTIES, deadline=deadline)
-        except (NoSuchUnit, NoSuchProperty):
-            values = dict[str, Json]()
+        found = await self._manager.status(unit, deadline=deadline)
         # A signal that came meanwhile is as new as the answer, or newer.
-        load_state = str(values.get("LoadState", "not-found"))
-        if load_state != "not-found":
+        if found is not None and found.load_state != "not-found":
             if not state.has_state:
-                state.set_state(
-                    str(values["ActiveState"]), str(values["SubState"]), _hexadecimal(values["InvocationID"])
-                )
+                state.set_state(found.active_state, found.sub_state, found.invocation_id)
             if not state.has_main:
-                main_pid = values["MainPID"]
                 # One that could not be loaded has a result all the same: "success".
-                result = values["Result"] if load_state == "loaded" else load_state
-                state.set_main(str(result), main_pid if isinstance(main_pid, int) else 0)
+                state.set_main(
+                    found.result if found.load_state == "loaded" else found.load_state, found.main_pid
+                )
         elif not state.has_state:
             seen = state.active_state == "failed" or (state.active_state == "inactive" and state.result)
             state.unload()
@@ -273,13 +265,6 @@ class HelperStates:
         elif log.result is not None:
             state.active_state = state.sub_state = "failed"
             state.result = log.result
-
-
-def _hexadecimal(value: Json) -> str:
-    """An ID of 128 bits, as the bytes that it is read as."""
-    return (
-        "".join(f"{byte:02x}" for byte in value if isinstance(byte, int)) if isinstance(value, list) else ""
-    )
 
 
 def _main_process(unit: str, state: _State, processes: Processes) -> ProcessId | None:

@@ -54,6 +54,7 @@ from moorage.pid1.manager import (
     Json,
     Manager,
     ManagerTimeout,
+    NoSuchProperty,
     PropertyTypes,
     TypedProperty,
     UnitHint,
@@ -336,7 +337,7 @@ def check_properties(spec: HelperSpec) -> None:
     """
     for name, value in spec.properties.items():
         if name in REFUSED:
-            raise InvalidProperty(name, f"helper {spec.name}: {REFUSED[name]}")
+            raise InvalidProperty(name, REFUSED[name], spec.name)
         # With another type than the flags of the mount have: nobody means anything else by it.
         if name in _BINDS and isinstance(value, list) and any(_options(item) == "idmap" for item in value):
             raise NoIdMapping(name)
@@ -346,9 +347,8 @@ def check_properties(spec: HelperSpec) -> None:
                 if isinstance(flags, list) and not COMMAND_FLAGS.issuperset(
                     flag for flag in flags if isinstance(flag, str)
                 ):
-                    raise InvalidProperty(
-                        name, f"helper {spec.name}: its flags are {', '.join(sorted(COMMAND_FLAGS))}"
-                    )
+                    allowed = ", ".join(sorted(COMMAND_FLAGS))
+                    raise InvalidProperty(name, f"its flags are {allowed}", spec.name)
 
 
 def _options(item: Json) -> Json:
@@ -561,7 +561,8 @@ class Types(msgspec.Struct, frozen=True):
                 ours += self._convert(spec) + self.service.convert({"Documentation": [host.mark]})
             else:
                 ours += self._convert(spec)
-            units.append(AuxiliaryUnit(model.helper_unit(host.name, spec.name), ours))
+            unit = model.helper_unit(host.name, spec.name)
+            units.append(AuxiliaryUnit(unit, ours, spec.name, tuple(spec.properties)))
             if spec.sockets:
                 unit = model.helper_unit(host.name, spec.name, "socket")
                 units.append(AuxiliaryUnit(unit, self.socket.convert(_socket(host, spec, home))))
@@ -581,7 +582,9 @@ class Types(msgspec.Struct, frozen=True):
         try:
             return self.service.convert(spec.properties)
         except InvalidProperty as error:
-            raise InvalidProperty(error.property, f"helper {spec.name}: {error.reason}") from None
+            raise InvalidProperty(error.property, error.reason, spec.name) from None
+        except NoSuchProperty as error:
+            raise NoSuchProperty(error.property, error.nearest, spec.name) from None
 
 
 def wanted(machine: str, specs: Sequence[HelperSpec]) -> list[str]:

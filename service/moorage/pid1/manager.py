@@ -1,6 +1,6 @@
 """What the daemon wants from the service manager, without a word of how it is asked.
 
-`Manager` is the whole of it. The one implementation is `moorage.pid1.over_dbus`; nothing here names an object
+`Manager` is the whole of it. The one implementation is `moorage.pid1.over_dbus.calls`; nothing here names an object
 path, a variant or a bus, so that an implementation over varlink can take its place.
 
 Deadlines are absolute, on trio's clock (`trio.current_time() + seconds`). Every method that takes one raises
@@ -77,12 +77,19 @@ class NoSuchProperty(ManagerError):
     Attributes:
         property: the name.
         nearest: names that could be meant; empty if there are none, or if they are not known.
+        owner: the helper that it was for; None for the machine itself.
     """
 
-    def __init__(self, property: str, nearest: Sequence[str] = ()) -> None:  # noqa: A002 - the word of the field
+    def __init__(
+        self,
+        property: str,  # noqa: A002 - the word of the field
+        nearest: Sequence[str] = (),
+        owner: str | None = None,
+    ) -> None:
         super().__init__(f"No such property: {property}")
         self.property = property
         self.nearest = list(nearest)
+        self.owner = owner
 
 
 class InvalidProperty(ManagerError):
@@ -91,12 +98,14 @@ class InvalidProperty(ManagerError):
     Attributes:
         property: its name.
         reason: a clause that completes "Invalid value of X: …".
+        owner: the helper whose property it is; None for one of the machine itself.
     """
 
-    def __init__(self, property: str, reason: str) -> None:  # noqa: A002
+    def __init__(self, property: str, reason: str, owner: str | None = None) -> None:  # noqa: A002
         super().__init__(f"Invalid value of {property}: {reason}")
         self.property = property
         self.reason = reason
+        self.owner = owner
 
 
 class AccessDenied(ManagerError):
@@ -154,10 +163,19 @@ class TypedProperty(NamedTuple):
 
 
 class AuxiliaryUnit(msgspec.Struct, frozen=True):
-    """A transient unit created together with another one, in the same transaction or not at all."""
+    """A transient unit created together with another one, in the same transaction or not at all.
+
+    Attributes:
+        unit: its name.
+        properties: all of them.
+        owner: what a caller knows the unit by, for refusals of its properties: a helper.
+        chosen: names of the properties that the caller chose.
+    """
 
     unit: str
     properties: tuple[TypedProperty, ...]
+    owner: str | None = None
+    chosen: tuple[str, ...] = ()
 
 
 class ScopeSpec(msgspec.Struct, frozen=True):
@@ -171,6 +189,7 @@ class ScopeSpec(msgspec.Struct, frozen=True):
         description: human readable name of the unit.
         properties: everything else.
         auxiliary: units created with it. They are started only if something pulls them in.
+        chosen: names of the properties that a caller chose, for refusals.
     """
 
     unit: str
@@ -179,6 +198,7 @@ class ScopeSpec(msgspec.Struct, frozen=True):
     description: str
     properties: tuple[TypedProperty, ...] = ()
     auxiliary: tuple[AuxiliaryUnit, ...] = ()
+    chosen: tuple[str, ...] = ()
 
 
 class ServiceSpec(msgspec.Struct, frozen=True):
@@ -191,6 +211,7 @@ class ServiceSpec(msgspec.Struct, frozen=True):
         standard_output: file descriptor for it; None for the manager's own choice.
         file_descriptors: what the command gets from 3 on, each with a name (sd_listen_fds_with_names(3)).
         auxiliary: units created with it. They are started only if something pulls them in.
+        chosen: names of the properties that a caller chose, for refusals.
     """
 
     unit: str
@@ -199,24 +220,7 @@ class ServiceSpec(msgspec.Struct, frozen=True):
     standard_output: int | None = None
     file_descriptors: tuple[tuple[int, str], ...] = ()
     auxiliary: tuple[AuxiliaryUnit, ...] = ()
-
-
-class Look(msgspec.Struct, frozen=True):
-    """The second look after a start.
-
-    Attributes:
-        active_state: "active", "activating", "failed", …; "inactive" also for a unit that is not loaded.
-        sub_state: the finer state of its type, such as "running" or "abandoned".
-        job_id: number of the job that is queued for the unit, 0 for none.
-        holder: unit that the process is in. None if no process was asked about, or it is gone.
-        invocation_id: of that unit, 32 hexadecimal digits; empty if it has none.
-    """
-
-    active_state: str
-    sub_state: str
-    job_id: int
-    holder: str | None
-    invocation_id: str
+    chosen: tuple[str, ...] = ()
 
 
 class UnitStatus(msgspec.Struct, frozen=True):
@@ -231,15 +235,13 @@ class UnitStatus(msgspec.Struct, frozen=True):
         result: why it ended: "success", "resources", "timeout", "oom-kill", …; None for types without one.
         slice: name of the slice it is in; empty if in none.
         control_group: path below the root of the hierarchy, empty while it has none.
-        control_group_id: the kernel's id of that group; None while it has none.
         invocation_id: 32 hexadecimal digits; empty if it never ran.
         fragment_path: its file; that of a transient unit lies below /run/systemd/transient.
         transient: was made by a call, not by a file.
         job_id: number of the job queued for it, 0 for none.
-        freezer_state: "running", "freezing", "frozen", "thawing", …
         dependants: units that pull it in or are bound to it (Requires=, Requisite=, Wants=, BindsTo=, Upholds=).
-        collect_mode: "inactive" or "inactive-or-failed".
         documentation: addresses of what is written about it.
+        main_pid: PID of the main process of a service; 0 for none.
     """
 
     unit: str
@@ -250,15 +252,13 @@ class UnitStatus(msgspec.Struct, frozen=True):
     result: str | None
     slice: str
     control_group: str
-    control_group_id: int | None
     invocation_id: str
     fragment_path: str
     transient: bool
     job_id: int
-    freezer_state: str
     dependants: tuple[str, ...] = ()
-    collect_mode: str = "inactive"
     documentation: tuple[str, ...] = ()
+    main_pid: int = 0
 
 
 class UnitHint(msgspec.Struct, frozen=True):
@@ -377,10 +377,6 @@ class Manager(Protocol):
         """
         ...
 
-    async def look(self, unit: str, pidfd: int | None, *, deadline: float) -> Look:
-        """State of a unit, and the unit that a process is in, in one round trip."""
-        ...
-
     async def status(self, unit: str, *, deadline: float) -> UnitStatus | None:
         """Everything about a unit that decides about adopting it or about who holds its name.
 
@@ -403,22 +399,6 @@ class Manager(Protocol):
         """
         ...
 
-    async def unit_by_control_group(self, path: str, *, deadline: float) -> str:
-        """Name of the unit that a control group (path below the root of the hierarchy) belongs to.
-
-        Raises:
-            NoSuchUnit: to none.
-        """
-        ...
-
-    async def unit_by_invocation(self, invocation_id: str, *, deadline: float) -> str:
-        """Name of the unit that has this invocation ID (32 hexadecimal digits).
-
-        Raises:
-            NoSuchUnit: none has.
-        """
-        ...
-
     async def kill(
         self, unit: str, whom: Literal["all", "main", "control"], signal: int, *, deadline: float
     ) -> None:
@@ -437,17 +417,8 @@ class Manager(Protocol):
         """
         ...
 
-    async def freeze(self, unit: str, *, deadline: float) -> None:
-        """Freeze all processes of a unit, and wait until they are.
-
-        Raises:
-            NoSuchUnit: not loaded.
-            UnitBusy: it is being started, stopped, frozen or thawed.
-        """
-        ...
-
     async def thaw(self, unit: str, *, deadline: float) -> None:
-        """Undo `freeze`, and wait for it; nothing happens to a unit that is not frozen.
+        """Let a frozen unit run again, and wait for it; nothing happens to one that is not frozen.
 
         Raises:
             NoSuchUnit: not loaded.
@@ -472,17 +443,6 @@ class Manager(Protocol):
 
         Raises:
             NoSuchProperty: the unit has no such property.
-        """
-        ...
-
-    async def set_properties(
-        self, unit: str, properties: tuple[TypedProperty, ...], *, deadline: float
-    ) -> None:
-        """Change properties of a loaded unit until the next boot: all of them or none.
-
-        Raises:
-            NoSuchUnit: not loaded.
-            NoSuchProperty, InvalidProperty: the manager's judgement.
         """
         ...
 

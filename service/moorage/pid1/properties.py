@@ -22,8 +22,7 @@ Pure: no I/O.
 
 import difflib
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from moorage.dbus.signature import split
@@ -90,28 +89,6 @@ _RANGES: Final[Mapping[str, tuple[int, int]]] = {
 }
 _UINT64_MAX: Final = 2**64 - 1
 _PREFIX: Final = "org.freedesktop.systemd1."
-
-_DEPENDENCIES: Final = (
-    "Requires", "Requisite", "Wants", "BindsTo", "PartOf", "Upholds", "Conflicts", "Before", "After", "OnSuccess",
-    "OnFailure", "PropagatesReloadTo", "ReloadPropagatedFrom", "PropagatesStopTo", "StopPropagatedFrom",
-    "JoinsNamespaceOf",
-)  # fmt: skip
-"""Those that may be created with a transient unit."""
-
-_HINTS: Final = (
-    # What the manager says without naming the property, and which it means.
-    (re.compile(r"\bprocess\b|\bPID\b", re.IGNORECASE), ("PIDFDs", "PIDs")),
-    (re.compile(r"Inappropriate ioctl|Bad file descriptor"), ("PIDFDs",)),  # not a pidfd
-    (re.compile(r"\bslice\b|^(Invalid unit name|Unit name) '"), ("Slice",)),
-    (re.compile(r"^Invalid unit name [^']"), _DEPENDENCIES),
-    (re.compile(r"\bcontroller\b"), ("DelegateControllers", "DisableControllers")),
-    (re.compile(r"^Delegation not available"), ("Delegate", "DelegateControllers", "DelegateSubgroup")),
-    (re.compile(r"^Invalid control group name"), ("DelegateSubgroup",)),
-    (re.compile(r"^Invalid interface name"), ("RestrictNetworkInterfaces", "BindNetworkInterface")),
-    (re.compile(r"^(Invalid source|Invalid protocol|Invalid NFT)"), ("NFTSet",)),
-    (re.compile(r"^Prefix length"), ("IPAddressAllow", "IPAddressDeny")),
-    (re.compile(r"^Condition "), ("Conditions", "Asserts")),
-)
 
 
 class UnitProperties:
@@ -333,36 +310,3 @@ def to_json(signature: str, value: Any) -> Json:
         members = split(signature[1:-1])
         return [to_json(member, item) for member, item in zip(members, value, strict=True)]
     return value
-
-
-def blamed_property(error: str, text: str, properties: Sequence[str]) -> str | None:
-    """Which of the properties that were sent an error of the manager is about.
-
-    The manager tells only in the text, and not always. With nothing else to go by, the blame is the only
-    candidate's, if there is just one.
-
-    Args:
-        error: name of the error.
-        text: its message.
-        properties: names of what was sent.
-    """
-    if (match := re.match(r"Cannot set property (\S+), or unknown property", text)) is not None:
-        return match[1]
-    for pattern in (
-        r"(?<![\w-]){}=",
-        r"(?:specified in|setting|value of|Invalid|type) {}\b",
-        r"(?<![\w-]){}\b",
-    ):
-        for name in properties:
-            if re.search(pattern.format(re.escape(name)), text):
-                return name
-    if error.endswith("UnixProcessIdUnknown"):
-        return next((name for name in ("PIDFDs", "PIDs") if name in properties), None)
-    for hint, names in _HINTS:
-        if hint.search(text):
-            for name in names:
-                if name in properties:
-                    return name
-    # These three are always sent, and what could be wrong with them is among the hints.
-    others = [name for name in properties if name not in ("Description", "Slice", "PIDFDs")]
-    return others[0] if len(others) == 1 else None

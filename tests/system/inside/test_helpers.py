@@ -978,7 +978,7 @@ async def test_properties_that_are_refused(spawn: Processes, name: str, value: o
             await register(
                 client, "web", spawn(), helpers=[helper("ok"), helper("fs", properties={name: value})]
             )
-        assert failure.value.property == name
+        assert (failure.value.property, failure.value.helper) == (name, "fs")
         await until(lambda: not units())
 
 

@@ -45,7 +45,8 @@ from moorage.machines.metadata import (
 from moorage.machines.model import Machine, MachineClass, Timestamp
 from moorage.pid1 import oneshot as probe
 from moorage.pid1.manager import ServiceSpec
-from moorage.pid1.over_dbus import DBusManager, Endpoints, LinkKind
+from moorage.pid1.over_dbus.calls import DBusManager
+from moorage.pid1.over_dbus.session import Endpoints, LinkKind
 from moorage.probes.namespaces import OS_RELEASE_MAX
 
 MACHINED = "/run/systemd/machine/io.systemd.Machine"

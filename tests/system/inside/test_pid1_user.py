@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from moorage.pid1 import over_dbus
+from moorage.pid1 import manager as pid1_manager
 
-SERVICE = Path(over_dbus.__file__).parents[2]
+SERVICE = Path(pid1_manager.__file__).parents[2]
 
 AS_A_USER = """
 import os, subprocess, sys, trio
 from moorage.pid1.manager import ScopeSpec
-from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.pid1.over_dbus.calls import DBusManager
+from moorage.pid1.over_dbus.session import Endpoints
 
 async def main():
     manager = DBusManager(Endpoints.of("user"), sys.argv[1])

@@ -293,12 +293,15 @@ def test_the_helper_of_a_property_that_is_refused_is_named(tmp_path: Path) -> No
     file = tmp_path / "bad.toml"
     text = '[helpers.{}]\nexecStart = ["/usr/bin/sleep", "9"]\nproperties = {{ {} }}\n'
     for setting, words in (
-        ("Nonsense = 5", "There is no property Nonsense that can be set."),
-        ('KeyringMode = "odd"', "Property KeyringMode is refused: Invalid KeyringMode setting: odd."),
+        ("Nonsense = 5", "There is no property Nonsense of helper bad that can be set."),
+        (
+            'KeyringMode = "odd"',
+            "Property KeyringMode of helper bad is refused: Invalid KeyringMode setting: odd.",
+        ),
     ):
         file.write_text(text.format("good", "Nice = 5") + text.format("bad", setting))
         done = moorctl("run", "--name", a_name(), "--helpers", str(file), "--", "echo", "never")
-        refused(done, 125, words, "It is set for helper bad.\n")
+        refused(done, 125, words)
 
 
 def test_file_descriptors_environment_and_user(tmp_path: Path) -> None:

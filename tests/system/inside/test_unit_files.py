@@ -33,7 +33,9 @@ from moorage.pid1.manager import (
     ServiceSpec,
     UnitType,
 )
-from moorage.pid1.over_dbus import DBusManager, Endpoints, _path_of
+from moorage.pid1.over_dbus.calls import DBusManager
+from moorage.pid1.over_dbus.session import Endpoints
+from moorage.pid1.over_dbus.translate import path_of
 from moorage.pid1.properties import UnitProperties
 
 SYSTEM = Endpoints("/run/systemd/private", "/run/dbus/system_bus_socket")
@@ -257,17 +259,14 @@ class Files:
         await self._manager.start_service(service, deadline=deadline)
 
     async def _read(self, units: Sequence[str]) -> list[Reading]:
-        link = self._manager._link
-        assert link is not None
+        bus = await self._manager._session.up()
         readings: list[Reading] = []
         for first in range(0, len(units), AT_ONCE):
             calls = [
-                BusCall(
-                    "org.freedesktop.systemd1", _path_of(unit), PROPERTIES, "GetAll", "s", ("",), "a{sv}"
-                )
+                BusCall("org.freedesktop.systemd1", path_of(unit), PROPERTIES, "GetAll", "s", ("",), "a{sv}")
                 for unit in units[first : first + AT_ONCE]
             ]
-            for reply in await link.calls(calls, deadline=trio.current_time() + SECONDS):
+            for reply in await bus.calls(calls, deadline=trio.current_time() + SECONDS):
                 assert not isinstance(reply, BusError), reply
                 readings.append({name: value for name, (_, value) in reply[0].items()})
         return readings

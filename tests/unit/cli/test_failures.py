@@ -34,6 +34,10 @@ USER = Address("/run/u", "systemctl --user")
         ),
         ("InvalidProperty", {"property": "X", "reason": "too big."}, 1, "Property X is refused: too big."),
         (
+            "InvalidProperty", {"property": "X", "reason": "too big", "helper": "fs"}, 1,
+            "Property X of helper fs is refused: too big.",
+        ),
+        (
             "JobFailed", {"unit": "a.scope", "jobResult": "failed", "unitResult": "resources"}, 1,
             "The job for a.scope ended with 'failed', and the unit with 'resources'.\nSee: journalctl --user --unit",
         ),

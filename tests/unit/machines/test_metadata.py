@@ -21,7 +21,8 @@ from moorage.machines.metadata import (
     parse_os_release,
 )
 from moorage.machines.model import Machine, MachineClass, Timestamp
-from moorage.pid1.over_dbus import DBusManager, Endpoints
+from moorage.pid1.over_dbus.calls import DBusManager
+from moorage.pid1.over_dbus.session import Endpoints
 from moorage.probes import namespaces as namespace_probe
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.dbus.bus import CallFailed
-from moorage.pid1 import over_dbus
+from moorage.pid1.blame import Sent
 from moorage.pid1.manager import (
     AccessDenied,
     InvalidProperty,
@@ -23,7 +23,9 @@ from moorage.pid1.manager import (
     UnitBusy,
     UnitExists,
 )
-from moorage.pid1.over_dbus import DBusManager, Endpoints, translated
+from moorage.pid1.over_dbus.calls import DBusManager
+from moorage.pid1.over_dbus.session import FIRST_CONNECT_SECONDS, Endpoints
+from moorage.pid1.over_dbus.translate import path_of, translated, unit_of
 
 SYSTEMD = "org.freedesktop.systemd1."
 DBUS = "org.freedesktop.DBus.Error."
@@ -40,7 +42,7 @@ DBUS = "org.freedesktop.DBus.Error."
     ],
 )
 def test_object_paths(unit: str, path: str) -> None:
-    assert over_dbus._path_of(unit) == f"/org/freedesktop/systemd1/unit/{path}"
+    assert path_of(unit) == f"/org/freedesktop/systemd1/unit/{path}"
 
 
 @given(st.text(max_size=300))
@@ -49,10 +51,10 @@ def test_object_paths_are_legal_and_lead_back(unit: str) -> None:
         unit.encode()
     except UnicodeEncodeError:
         return
-    path = over_dbus._path_of(unit)
+    path = path_of(unit)
     assert re.fullmatch(r"/org/freedesktop/systemd1/unit/[A-Za-z0-9_]+", path)
     if unit:
-        assert over_dbus._unit_of(path) == unit
+        assert unit_of(path) == unit
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,8 @@ def test_errors(
     expected: type[ManagerError],
     attributes: dict[str, str],
 ) -> None:
-    error = translated(CallFailed(name, text), "u.scope", properties)
+    sent = [Sent(None, properties)] if properties else []
+    error = translated(CallFailed(name, text), "u.scope", sent)
     assert type(error) is expected
     for attribute, value in attributes.items():
         assert getattr(error, attribute) == value
@@ -106,7 +109,7 @@ def test_no_manager_at_all(tmp_path: Path) -> None:
         manager = DBusManager(Endpoints(f"{tmp_path}/private", f"{tmp_path}/bus"))
         with pytest.raises(ManagerUnavailable, match=r"private.*bus"):
             await manager.run()
-        assert trio.current_time() > over_dbus.FIRST_CONNECT_SECONDS
+        assert trio.current_time() > FIRST_CONNECT_SECONDS
         with pytest.raises(ManagerTimeout):
             await manager.status("x.scope", deadline=trio.current_time() + 1)
         with pytest.raises(ManagerUnavailable):

@@ -1,4 +1,4 @@
-"""Properties from JSON to D-Bus and back, and whom an error is about."""
+"""Properties from JSON to D-Bus and back."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,6 @@ from moorage.pid1.properties import (
     PROPERTIES_MAX,
     TEXT_MAX,
     UnitProperties,
-    blamed_property,
     to_json,
 )
 
@@ -211,40 +210,3 @@ def test_back_to_json(signature: str, value: object, json: Json) -> None:
 def test_bad_introspection(text: str) -> None:
     with pytest.raises(ValueError, match=r"introspection|dictionary"):
         UnitProperties.from_introspection(text, 262)
-
-
-@pytest.mark.parametrize(
-    ("error", "text", "sent", "blamed"),
-    [
-        ("PropertyReadOnly", "Cannot set property X, or unknown property.", ["A", "X"], "X"),
-        ("InvalidArgs", "Value specified in TasksMax is out of range", ["Delegate", "TasksMax"], "TasksMax"),
-        (
-            "InvalidArgs",
-            "DeviceAllow= requires device node or pattern",
-            ["Delegate", "DeviceAllow"],
-            "DeviceAllow",
-        ),
-        ("InvalidArgs", "Invalid OOMPolicy setting: x", ["Slice", "OOMPolicy", "TasksMax"], "OOMPolicy"),
-        ("InvalidArgs", "Unit name 'x.scope' is not a slice", ["Description", "Slice", "TasksMax"], "Slice"),
-        ("InvalidArgs", "Invalid unit name 'x'", ["Slice", "After", "TasksMax"], "Slice"),
-        ("InvalidArgs", "Invalid unit name x", ["Slice", "After", "TasksMax"], "After"),
-        ("UnixProcessIdUnknown", "No such process", ["PIDFDs", "TasksMax"], "PIDFDs"),
-        (
-            "InvalidArgs",
-            "Process 5 is a kernel thread, refusing.",
-            ["PIDFDs", "TasksMax", "Delegate"],
-            "PIDFDs",
-        ),
-        (
-            "System.Error.EINVAL",
-            "Failed to set unit properties: x",
-            ["Description", "PIDFDs", "CPUWeight"],
-            "CPUWeight",
-        ),
-        ("System.Error.EINVAL", "Failed to set unit properties: x", ["CPUWeight", "TasksMax"], None),
-        ("InvalidArgs", "TasksMaxScale= out of range", ["TasksMax", "TasksMaxScale"], "TasksMaxScale"),
-        ("InvalidArgs", "", [], None),
-    ],
-)
-def test_who_is_to_blame(error: str, text: str, sent: list[str], blamed: str | None) -> None:
-    assert blamed_property(error, text, sent) == blamed

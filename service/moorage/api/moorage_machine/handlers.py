@@ -138,9 +138,9 @@ def _error(error: Exception) -> VarlinkError | None:
         case TooOld():
             return wire.NotSupported(error.operation, f"it needs systemd {error.version}")
         case manager.NoSuchProperty():
-            return wire.NoSuchProperty(error.property, error.nearest or None)
+            return wire.NoSuchProperty(error.property, error.nearest or None, error.owner)
         case manager.InvalidProperty():
-            return wire.InvalidProperty(error.property, error.reason)
+            return wire.InvalidProperty(error.property, error.reason, error.owner)
         case HelperLate():
             return wire.Timeout(error.operation, error.helper, error.log)
         case manager.ManagerTimeout():

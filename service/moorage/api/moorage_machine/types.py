@@ -385,6 +385,7 @@ class NoSuchProperty(VarlinkError):
     error = "io.moorage.Machine.NoSuchProperty"
     property: str
     nearest: list[str] | None = None
+    helper: str | None = None
 
 
 @dataclass(eq=False)
@@ -394,6 +395,7 @@ class InvalidProperty(VarlinkError):
     error = "io.moorage.Machine.InvalidProperty"
     property: str
     reason: str
+    helper: str | None = None
 
 
 @dataclass(eq=False)
