@@ -29,8 +29,8 @@ from moorage.pid1 import journal
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 from moorage.pid1.references import BusReferences
-from moorage.wire.dispatch import Service
 from moorage.wire.server import Server
+from moorage.wire.service import Service
 
 DRAIN_USEC = 5_000_000
 """For how long calls under way may go on after SIGTERM, µs. What has reached the service manager is found again by the
@@ -105,7 +105,9 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
             GenericService(authority, log_level=options.log_level),
         ],
     )
-    server = Server(service)
+    server = Server()
+    for listener in listeners:
+        server.listen(listener, service)
     # What exists by now exists until the end: the collector need not look at it again and again.
     gc.freeze()
     gc.enable()
@@ -116,7 +118,7 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         background.start_soon(readiness.run)
         if polkit is not None:
             await background.start(polkit.run)
-        await background.start(server.serve, listeners)
+        await background.start(server.serve)
         lifecycle.serve()
         background.start_soon(_feed_watchdog, notifier)
         notifier.notify("READY=1", f"STATUS=Keeping {len(lifecycle.registry)} machines.")

@@ -17,9 +17,12 @@ from typing import Any, Literal
 import trio
 from msgspec import Struct, field, to_builtins
 
-from moorage.wire.dispatch import Call, Empty, Int, Interface, Parameters, Reply, Service, WithFds, method
+from moorage.wire.call import Call
 from moorage.wire.errors import VarlinkError
+from moorage.wire.method import method
 from moorage.wire.server import Server
+from moorage.wire.service import Interface, Service
+from moorage.wire.types import Empty, Int, Parameters, Reply, WithFds
 
 CERTIFICATION = """\
 # A dialogue that shows what an implementation of varlink can do: each call takes what the one before gave.
@@ -436,7 +439,9 @@ async def serve(path: str) -> None:
         listener.bind(path)
         listener.listen(128)
         print("ready", flush=True)
-        await Server(service()).serve([listener])
+        server = Server()
+        server.listen(listener, service())
+        await server.serve()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,11 @@ from sandboxes import CHECKOUT, Sandbox
 
 SOCKET = "/run/moorage-peers"
 NAME = "org.example.peer"
-DESCRIPTIONS = sorted((CHECKOUT / "interfaces").glob("*.varlink"))
+DESCRIPTIONS = sorted(
+    path.relative_to(CHECKOUT)
+    for directory in ("interfaces", "service/moorage/wire")
+    for path in (CHECKOUT / directory).glob("*.varlink")
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,4 +124,4 @@ def test_graceful_error_is_a_reply(inside: Sandbox) -> None:
 
 @pytest.mark.parametrize("description", DESCRIPTIONS, ids=lambda path: path.stem)
 def test_our_descriptions_are_valid(inside: Sandbox, description: Path) -> None:
-    inside.run(["varlinkctl", "validate-idl", f"/moorage/interfaces/{description.name}"])
+    inside.run(["varlinkctl", "validate-idl", f"/moorage/{description}"])

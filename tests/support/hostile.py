@@ -18,7 +18,8 @@ from msgspec import Struct
 from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
-from moorage.wire.dispatch import Empty, GetInterfaceDescriptionParameters
+from moorage.wire.service import GetInterfaceDescriptionParameters
+from moorage.wire.types import Empty
 
 ANSWER_SECONDS = 20.0
 """Longest wait for an answer that should come at once."""

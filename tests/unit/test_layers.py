@@ -19,8 +19,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
      "moorage.launch.holder"),
     # 1: pure decisions
     (
-        "moorage.wire.connection", "moorage.wire.dispatch", "moorage.wire.idl", "moorage.wire.conformance",
-        "moorage.wire.places",
+        "moorage.wire.connection", "moorage.wire.output", "moorage.wire.idl", "moorage.wire.conformance",
+        "moorage.wire.places", "moorage.wire.types", "moorage.wire.call", "moorage.wire.method",
+        "moorage.wire.service", "moorage.wire.turns",
         "moorage.machines.registry", "moorage.pid1.blame", "moorage.pid1.properties",
         "moorage.pid1.unit_files", "moorage.pid1.jobs",
         "moorage.authz.policy", "moorage.authz.allowed_properties",
@@ -46,7 +47,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.helpers", "moorage.machines.helper_states", "moorage.machines.latest",
         "moorage.machines.vital",
         "moorage.machines.together", "moorage.authz.ownership", "moorage.pid1.oneshot",
-        "moorage.machines.effective", "moorage.wire.link", "moorage.wire.server",
+        "moorage.machines.effective", "moorage.wire.link", "moorage.wire.answering", "moorage.wire.server",
+        "moorage.wire.fairness",
         "moorage.wire.client", "moorage.launch.payload", "moorage.launch",
     ),
     # 4: interfaces served

@@ -20,10 +20,10 @@ from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.systemd_machine import handlers as systemd_machine
 from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
-from moorage.wire.connection import Connection, Role, Signal
-from moorage.wire.dispatch import handlers_of, invalid_field
+from moorage.wire.connection import Connection, Role, Wait
 from moorage.wire.errors import ProtocolError, VarlinkError, error_from_reply, error_table
 from moorage.wire.message import CallMessage, ReplyMessage, decode_parameters
+from moorage.wire.method import handlers_of, invalid_field
 
 PIECES_MAX = 6
 FDS_MAX = 3
@@ -120,7 +120,7 @@ def _examine(received: Received, role: Role) -> str:
 
 
 def _events(connection: Connection) -> Iterator[str]:
-    while not isinstance(event := connection.next_event(), Signal):
+    while not isinstance(event := connection.next_event(), Wait):
         for fd in connection.take_fds():
             os.close(fd)
         if isinstance(event, CallMessage):

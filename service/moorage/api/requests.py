@@ -23,7 +23,7 @@ from moorage.kernel import process
 from moorage.machines import model
 from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.registry import Registry
-from moorage.wire.dispatch import Call, Int
+from moorage.wire.call import Call
 from moorage.wire.errors import (
     InteractiveAuthenticationRequired,
     InvalidParameter,
@@ -31,6 +31,7 @@ from moorage.wire.errors import (
     System,
     VarlinkError,
 )
+from moorage.wire.types import Int
 
 SIGNAL_MAX = 64
 """SIGRTMAX of Linux (signal(7))."""

@@ -9,9 +9,13 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from moorage.api.descriptions import load_description
 from moorage.api.requests import Authority, permit
-from moorage.wire.dispatch import Call, Empty, Int, Interface, Parameters, Reply, load_description, method
+from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter, VarlinkError
+from moorage.wire.method import method
+from moorage.wire.service import Interface
+from moorage.wire.types import Empty, Int, Parameters, Reply
 
 # syslog(3) levels to those of Python's logging; what Python does not tell apart goes to the more talkative side.
 _TO_PYTHON = {

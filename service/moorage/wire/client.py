@@ -28,7 +28,7 @@ import msgspec
 import trio
 from msgspec import UNSET, Struct
 
-from moorage.wire.connection import NEED_DATA, Connection, NotSent, Role, close_all
+from moorage.wire.connection import NEED_DATA, Connection, NotSent, Role
 from moorage.wire.errors import (
     Disconnected,
     ProtocolError,
@@ -38,6 +38,7 @@ from moorage.wire.errors import (
     error_table,
 )
 from moorage.wire.message import ReplyMessage, decode_parameters, encode_parameters
+from moorage.wire.output import close_all
 from moorage.wire.sockets import receive, send_chunk
 
 CALL_SECONDS = 45.0

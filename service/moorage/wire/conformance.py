@@ -12,7 +12,6 @@ from typing import Any
 
 from msgspec import inspect
 
-from moorage.wire.dispatch import Interface, handlers_of
 from moorage.wire.errors import VarlinkError
 from moorage.wire.idl import (
     Array,
@@ -26,6 +25,8 @@ from moorage.wire.idl import (
     Values,
     parse,
 )
+from moorage.wire.method import handlers_of
+from moorage.wire.service import Interface
 
 
 class Direction(enum.Enum):

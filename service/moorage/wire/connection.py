@@ -1,25 +1,60 @@
-"""One end of a varlink connection, without any I/O.
+"""One end of a varlink connection, without any I/O."""
 
-Bytes and file descriptors that were received go in, messages come out; messages to be sent go in, bytes and file
-descriptors to be written come out. Both ends follow one table of states: what one end sends moves it exactly as what
-the other end receives.
-
-What a peer can do wrong is always :class:`~moorage.wire.errors.ProtocolError`; what the program does wrong is
-:class:`LocalProtocolError`. After the first of either nothing moves any more but :meth:`Connection.close`.
-
-Every file descriptor has one owner. Those given to :meth:`Connection.receive_data` and to the ``send`` methods belong
-to the connection, from the call on and whether it fails or not, until they are taken (:meth:`Connection.take_fds`) or
-written; it closes the rest.
-"""
+# Theory of operation
+#
+# A connection does not read, write or wait. Its user passes in what was received (receive_data) and takes complete
+# messages out (next_call, next_reply); it passes in messages to be sent (send_call, send_reply, send_error) and takes
+# out bytes to be written (outgoing, sent). So the same code runs below trio, below an epoll loop, and in a test
+# without a socket; and a test can cut the input at every byte.
+#
+# Varlink is a sequence of messages, each ended by a NUL, in both directions. A client sends calls, and the service
+# answers them in order: with one reply, with several if the call has the flag `more`, with none if it has the flag
+# `oneway`. Nothing in a reply says which call it belongs to. Hence the one state that matters is the call that is to
+# be answered next, and it is the same at both ends: TRANSITIONS is the whole protocol, and a message that has no row
+# in it is a violation, whichever end sent it.
+#
+#            CALL         REPLY, REPLY_ERROR
+#      +--------------> CALL ----------------+
+#      |    CALL_MORE       REPLY, REPLY_ERROR
+#    IDLE ------------> STREAM --------------+---> IDLE
+#      |                 ^  | REPLY_CONTINUES
+#      |                 +--+                |
+#      |  CALL_ONEWAY         ONEWAY_DONE    |
+#      +--------------> ONEWAY --------------+
+#
+# The two ends differ in how many calls they know of. A client may send calls before earlier ones are answered: its
+# state is that of the oldest call (`_awaited` holds all of them, except oneway ones, which nothing is received for). A
+# server has one call at a time: next_call() returns PAUSED until that one is answered, and later calls stay in the
+# buffer, undecoded. So a peer that pipelines cannot make a server work on several of its calls at once, and the order
+# of replies needs no effort. ONEWAY is a state of the server only.
+#
+# h11 tracks both ends in each connection and needs a table per role. Here one table serves both, because a varlink
+# connection is never reused for anything else (upgrade is answered like any other call) and because neither end may
+# send anything on its own account.
+#
+# Errors are of two kinds. What the peer does wrong raises ProtocolError; what our own program does wrong raises
+# LocalProtocolError. Both leave the connection in ERROR, a state without transitions. There is no way to
+# resynchronise: after a message that cannot be parsed, nobody knows which call the next reply answers. NotSent is the
+# exception, in both senses: it is raised before anything was queued, so the connection goes on.
+#
+# Limits are checked where memory is taken. Input is limited per message, not per buffer, as pipelined calls are
+# legitimate, and the reader stops reading while a call is at hand. Output has a limit too, but reaching it is a bug of
+# the program: a server is expected to stop producing replies long before (OUTPUT_HIGH_WATER of the link).
+#
+# File descriptors are the subtle part. The kernel attaches them to a byte, a program means a message, and recvmsg(2)
+# may return several messages at once. The rule is sd-varlink's (json_stream_read()): they belong to the message whose
+# first byte arrived with them; if several first bytes did, to the first of those messages; in the middle of a message
+# they are a violation. On the way out the first byte of a message carries them, and messages are never joined across
+# them. Every file descriptor has exactly one owner. The connection owns those passed to receive_data() and to the send
+# methods from that moment, even if the call raises, until they are taken (take_fds) or written; it closes the rest.
+# Closing a file that a peer has sent may block for as long as its maker pleases, so a server passes a function for
+# that (`close_fds`).
 
 from __future__ import annotations
 
 import enum
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from itertools import islice
 
 from msgspec import UNSET
 
@@ -33,56 +68,65 @@ from moorage.wire.message import (
     encode_error,
     encode_reply,
 )
+from moorage.wire.output import Output, close_all
 
 CALL_MAX = 256 * 1024
-"""Most bytes of a call of who is not trusted. sd-varlink takes 16 MiB of anybody, but everybody waits while a call is
-decoded: 8 ms for the most tangled one of this size. A Register with 64 helpers of a hundred arguments each is not as
-long."""
+"""Maximum size of a call from an untrusted peer, in bytes. sd-varlink accepts 16 MiB from anyone; we do not, because
+decoding blocks the event loop: 8 ms for the most tangled call of this size. A Register with 64 helpers of a hundred
+arguments each is shorter."""
 
 INPUT_MAX = 16 * 1024 * 1024
-"""Most bytes of any other message, sent or received (JSON_STREAM_BUFFER_MAX_DEFAULT of systemd's json-stream.c)."""
+"""Maximum size of any other message, sent or received, in bytes (JSON_STREAM_BUFFER_MAX_DEFAULT of systemd's
+json-stream.c)."""
 
 QUEUE_MAX = 64 * 1024
-"""Most messages waiting to be written, and most calls waiting to be answered (JSON_STREAM_QUEUE_MAX_DEFAULT)."""
+"""Maximum number of messages waiting to be written, and of calls waiting to be answered
+(JSON_STREAM_QUEUE_MAX_DEFAULT)."""
 
 READ_SIZE = 64 * 1024
-"""Bytes to ask the kernel for at once (JSON_STREAM_READ_SIZE_DEFAULT)."""
+"""Bytes to read at once (JSON_STREAM_READ_SIZE_DEFAULT)."""
 
 FDS_MAX = 253
-"""Most file descriptors that the kernel puts into one message (SCM_MAX_FD, unix(7))."""
-
-WRITE_SIZE = 64 * 1024
-"""Short messages are joined up to this many bytes, so that a stream of them does not cost a system call each."""
+"""Maximum number of file descriptors that the kernel sends at once (SCM_MAX_FD, unix(7))."""
 
 
 class LocalProtocolError(Exception):
-    """The program used the connection in a way that the protocol does not allow: a bug on this side."""
+    """The program used the connection against the protocol: a bug on this side."""
 
 
 class NotSent(LocalProtocolError):
-    """A call that is too long, has too many file descriptors, or is one too many. Nothing of it was queued."""
+    """The call is too long, has too many file descriptors, or too many calls are waiting. Nothing was queued."""
 
 
 class Role(enum.Enum):
-    """Which end of the connection this is."""
+    """One end of a connection."""
 
     CLIENT = enum.auto()
     SERVER = enum.auto()
 
 
 class State(enum.IntEnum):
-    """What the connection is waiting for; of a client with several calls under way, for the oldest of them."""
+    """What a connection waits for; a client with several calls under way, for the oldest of them.
 
-    IDLE = enum.auto()  # a call
-    CALL = enum.auto()  # its one reply
-    STREAM = enum.auto()  # one of its replies
-    ONEWAY = enum.auto()  # the handler, which nothing will be heard of
-    CLOSED = enum.auto()  # nothing: the peer ended it, or we did
-    ERROR = enum.auto()  # nothing: one side broke the protocol
+    Attributes:
+        IDLE: a call.
+        CALL: its only reply.
+        STREAM: one of its replies.
+        ONEWAY: the end of its handler, which nothing is sent for.
+        CLOSED: nothing; one end has closed the connection.
+        ERROR: nothing; one end broke the protocol.
+    """
+
+    IDLE = enum.auto()
+    CALL = enum.auto()
+    STREAM = enum.auto()
+    ONEWAY = enum.auto()
+    CLOSED = enum.auto()
+    ERROR = enum.auto()
 
 
 class Event(enum.IntEnum):
-    """What moves a connection from one state to the next."""
+    """A message, sent or received, that moves a connection to its next state."""
 
     CALL = enum.auto()
     CALL_MORE = enum.auto()
@@ -114,95 +158,40 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
     State.CLOSED: {},
     State.ERROR: {},
 }
-"""The protocol: what is not in here must not happen."""
+"""The protocol. Events without a row are violations."""
 
 _FROM_IDLE = TRANSITIONS[State.IDLE]
 
 
-class Signal(enum.Enum):
-    """What :meth:`Connection.next_event` returns where there is no message."""
+class Wait(enum.Enum):
+    """Why there is no message.
+
+    Attributes:
+        NEED_DATA: no message is complete; read more.
+        PAUSED: no message is due. A server has to answer the call at hand first; a client has not called.
+        CLOSED: the peer has sent its last byte.
+    """
 
     NEED_DATA = enum.auto()
-    """There is no complete message: read more."""
     PAUSED = enum.auto()
-    """No message may be looked at: a server answers the call at hand first, a client without a call has none due."""
     CLOSED = enum.auto()
-    """There will be none any more: the peer has sent its last byte."""
 
 
-NEED_DATA = Signal.NEED_DATA
-PAUSED = Signal.PAUSED
-CLOSED = Signal.CLOSED
-
-
-def close_all(fds: Iterable[int]) -> None:
-    """Close file descriptors. What was written to them by others may fail to reach its place: nobody asks here."""
-    for fd in fds:
-        with suppress(OSError):  # it is closed, whatever else has gone wrong (close(2))
-            os.close(fd)
-
-
-class _Output:
-    """Messages to be written, in order: (bytes, file descriptors that go with their first byte)."""
-
-    __slots__ = ("_chunks", "size")
-
-    def __init__(self) -> None:
-        self._chunks: deque[tuple[bytes | memoryview, tuple[int, ...]]] = deque()
-        self.size = 0  # bytes
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def append(self, data: bytes, fds: tuple[int, ...]) -> None:
-        self._chunks.append((data, fds))
-        self.size += len(data)
-
-    def first(self) -> tuple[bytes | memoryview, tuple[int, ...]]:
-        chunks = self._chunks
-        if len(chunks) > 1 and not chunks[0][1]:
-            self._join()
-        return chunks[0]
-
-    def _join(self) -> None:
-        # Never across file descriptors: they belong to the message that begins where they are.
-        chunks, count, size = self._chunks, 0, 0
-        for data, fds in chunks:
-            size += len(data)
-            if fds or (count and size > WRITE_SIZE):
-                break
-            count += 1
-        if count > 1:
-            joined = b"".join(data for data, _ in islice(chunks, count))
-            for _ in range(count):
-                chunks.popleft()
-            chunks.appendleft((joined, ()))
-
-    def sent(self, count: int) -> None:
-        data, fds = self._chunks.popleft()
-        self.size -= count
-        if count < len(data):
-            # A view, because cutting a message of 16 MiB again and again would copy it as often.
-            self._chunks.appendleft((memoryview(data)[count:], ()))
-        close_all(fds)
-
-    def clear(self) -> None:
-        for _, fds in self._chunks:
-            close_all(fds)
-        self._chunks.clear()
-        self.size = 0
+NEED_DATA = Wait.NEED_DATA
+PAUSED = Wait.PAUSED
+CLOSED = Wait.CLOSED
 
 
 class Connection:
     """One end of a connection.
 
     Args:
-        role: which end.
-        input_max: most bytes of a message that is received.
+        role: the end that this is.
+        input_max: maximum size of a message that is received, in bytes.
         close_fds: closes file descriptors that were received and not taken.
 
     Attributes:
-        role: which end.
+        role: the end that this is.
     """
 
     __slots__ = (
@@ -216,7 +205,6 @@ class Connection:
         "_output",
         "_scanned",
         "_state",
-        "fds_truncated",
         "role",
     )
 
@@ -228,28 +216,24 @@ class Connection:
     ) -> None:
         self.role = role
         self._close_fds = close_fds
-        self.fds_truncated = False
-        """Whether file descriptors that came with the message last returned were lost on their way (MSG_CTRUNC)."""
         self._state = State.IDLE
-        self._awaited: deque[State] = deque()  # of a client: calls sent, the oldest first
+        self._awaited: deque[State] = deque()  # client: calls sent, the oldest first
         self._input_max = input_max
         self._buffer = bytearray()
-        self._scanned = 0  # bytes at the front of the buffer that hold no NUL
+        self._scanned = 0  # bytes at the front of the buffer that are known to hold no NUL
         self._eof = False
-        self._arrived: tuple[list[int], bool] | None = (
-            None  # fds of the message at the front, whether some were lost
-        )
-        self._fds: list[int] = []  # of the message last returned
-        self._output = _Output()
+        self._arrived: list[int] = []  # file descriptors of the message at the front of the buffer
+        self._fds: list[int] = []  # file descriptors of the message last returned
+        self._output = Output()
 
     @property
     def state(self) -> State:
-        """What the connection is waiting for."""
+        """What the connection waits for."""
         return self._state
 
     @property
     def awaited(self) -> int:
-        """Calls of this client that are not answered completely."""
+        """Number of calls of this client that are not completely answered."""
         return len(self._awaited)
 
     @property
@@ -259,24 +243,16 @@ class Connection:
 
     @property
     def buffered(self) -> int:
-        """Bytes received that have not been looked at."""
+        """Bytes received and not yet decoded."""
         return len(self._buffer)
-
-    @property
-    def has_partial_input(self) -> bool:
-        """Whether bytes are waiting to be looked at, or to be made a message by further ones."""
-        return bool(self._buffer)
 
     # -- receiving
 
     def receive_data(self, data: bytes, fds: Sequence[int] = (), *, truncated: bool = False) -> None:
-        """Take in what one recvmsg(2) brought.
-
-        File descriptors belong to the message whose first byte came with them; with several first bytes, to the first
-        of these messages (sd-varlink's rule, ``json_stream_read()``).
+        """Take in the result of one recvmsg(2).
 
         Args:
-            data: the bytes; none at the end of the stream.
+            data: the bytes; empty at the end of the stream.
             fds: file descriptors; the connection owns them from now on.
             truncated: whether file descriptors were lost (MSG_CTRUNC).
 
@@ -288,7 +264,7 @@ class Connection:
             if buffer or not data:
                 self._close_fds(fds)
                 raise self._fail("file descriptors in the middle of a message")
-            self._arrived = (list(fds), truncated)
+            self._arrived = list(fds)
         if not data:
             self._eof = True
             return
@@ -296,19 +272,19 @@ class Connection:
         if len(buffer) >= self._input_max and buffer.find(0, self._scanned, self._input_max) < 0:
             raise self._fail("message too long")
 
-    def next_event(self) -> CallMessage | ReplyMessage | Signal:
+    def next_event(self) -> CallMessage | ReplyMessage | Wait:
         """Return the next message received.
 
         Raises:
-            ProtocolError: what was received is no such message.
+            ProtocolError: the peer broke the protocol.
         """
         return self.next_call() if self.role is Role.SERVER else self.next_reply()
 
-    def next_call(self) -> CallMessage | Signal:
-        """Return the next call, of a server (:meth:`next_event` for those who know their role).
+    def next_call(self) -> CallMessage | Wait:
+        """Return the next call; of a server.
 
         Raises:
-            ProtocolError: what was received is no call.
+            ProtocolError: the peer sent something that is not a call.
         """
         if self._state is not State.IDLE:
             return PAUSED
@@ -324,11 +300,11 @@ class Connection:
         self._state = _FROM_IDLE[event]
         return call
 
-    def next_reply(self) -> ReplyMessage | Signal:
-        """Return the next reply, of a client (:meth:`next_event` for those who know their role).
+    def next_reply(self) -> ReplyMessage | Wait:
+        """Return the next reply; of a client.
 
         Raises:
-            ProtocolError: what was received is no reply, or none that was asked for.
+            ProtocolError: the peer sent something that is not a reply, or a reply that was not asked for.
         """
         if not self._awaited:
             if self._buffer:
@@ -375,10 +351,9 @@ class Connection:
         text = bytes(buffer[:end])
         del buffer[: end + 1]
         self._scanned = 0
-        if self._arrived is not None or self._fds or self.fds_truncated:
+        if self._arrived or self._fds:
             self._close_fds(self._fds)
-            self._fds, self.fds_truncated = self._arrived or ([], False)
-            self._arrived = None
+            self._fds, self._arrived = self._arrived, []
         return text
 
     # -- sending
@@ -392,18 +367,18 @@ class Connection:
         oneway: bool = False,
         fds: Sequence[int] = (),
     ) -> None:
-        """Queue a call, of a client. Calls may be sent before earlier ones are answered.
+        """Queue a call; of a client. Calls may be sent before earlier ones are answered.
 
         Args:
             method: full name, with the interface.
             parameters: JSON text of an object.
             more: ask for several replies.
-            oneway: ask for none.
+            oneway: ask for no reply.
             fds: file descriptors to go with it; the connection owns them from now on.
 
         Raises:
-            NotSent: the call is too much; the connection goes on.
-            LocalProtocolError: not a client, no connection any more, or both flags.
+            NotSent: the call exceeds a limit. The connection goes on.
+            LocalProtocolError: this is a server, the connection has ended, or both flags are set.
         """
         fds = tuple(fds)
         if (
@@ -427,7 +402,7 @@ class Connection:
             self._state = self._awaited[0]
 
     def send_reply(self, parameters: bytes, *, continues: bool = False, fds: Sequence[int] = ()) -> None:
-        """Queue a reply to the call at hand, of a server.
+        """Queue a reply to the call at hand; of a server.
 
         Args:
             parameters: JSON text of an object.
@@ -435,7 +410,7 @@ class Connection:
             fds: file descriptors to go with it; the connection owns them from now on.
 
         Raises:
-            LocalProtocolError: no call is waiting for this, or it is too much at once.
+            LocalProtocolError: no call is waiting for such a reply, or it exceeds a limit.
         """
         fds = tuple(fds)
         event = Event.REPLY_CONTINUES if continues else Event.REPLY
@@ -443,20 +418,20 @@ class Connection:
         self._queue(encode_reply(parameters, continues=continues), fds)
 
     def send_error(self, error: str, parameters: bytes = b"{}") -> None:
-        """Queue an error reply to the call at hand, of a server.
+        """Queue an error reply to the call at hand; of a server.
 
         Args:
             error: full name, with the interface.
             parameters: JSON text of an object.
 
         Raises:
-            LocalProtocolError: no call is waiting for a reply, or it is too much at once.
+            LocalProtocolError: no call is waiting for a reply, or it exceeds a limit.
         """
         self._move(Event.REPLY_ERROR, ())
         self._queue(encode_error(error, parameters), ())
 
     def oneway_done(self) -> None:
-        """Tell that the call at hand, which wants no reply, is through.
+        """Finish the call at hand, which wants no reply.
 
         Raises:
             LocalProtocolError: there is no such call.
@@ -469,20 +444,19 @@ class Connection:
         return output.first() if output.size else None
 
     def sent(self, count: int) -> None:
-        """Tell how much of what :meth:`outgoing` returned was written: at least one byte."""
+        """Note that so many bytes of what :meth:`outgoing` returned were written, at least one."""
         self._output.sent(count)
 
     def close(self) -> None:
-        """End the connection; close every file descriptor that it still owns. May be called again."""
+        """End the connection, and close every file descriptor that it still owns. May be called again."""
         if self._state is not State.ERROR:
             self._state = State.CLOSED
         self._awaited.clear()
         self._buffer = bytearray()
         self._scanned = 0
         self._close_fds(self.take_fds())
-        if self._arrived is not None:
-            self._close_fds(self._arrived[0])
-            self._arrived = None
+        self._close_fds(self._arrived)
+        self._arrived = []
         self._output.clear()
 
     def _move(self, event: Event, fds: tuple[int, ...]) -> None:

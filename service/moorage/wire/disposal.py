@@ -26,7 +26,7 @@ from collections.abc import Iterable
 
 import trio
 
-from moorage.wire.connection import close_all
+from moorage.wire.output import close_all
 
 THREADS_MAX = 64
 """Users whose files may be closed at the same time. One more waits until another one's are through; what waits counts

@@ -1,7 +1,7 @@
-"""A varlink service on listening sockets.
+"""A server: listening sockets, each with a varlink service, and limits for all their connections together.
 
-All connections are handled by one task (:mod:`moorage.kernel.poller`): read, decode, and where the handler does not
-wait, answer at once. Only a handler that waits gets a task of its own.
+All connections are handled by one task (:mod:`moorage.kernel.poller`): it reads, decodes, and answers at once if the
+handler does not wait. Only a handler that waits gets a task of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Sequence
 from functools import partial
 
 import msgspec
@@ -20,54 +19,50 @@ import trio
 from moorage.kernel.peer import Peer, peer_of
 from moorage.kernel.poller import Readiness
 from moorage.wire.deadlines import Deadlines
-from moorage.wire.dispatch import Service
 from moorage.wire.disposal import Disposal
 from moorage.wire.errors import System
-from moorage.wire.link import Link, Surroundings
+from moorage.wire.fairness import Fairness
+from moorage.wire.link import Link, ServerContext
 from moorage.wire.memory import give_back
 from moorage.wire.places import Places, Unread
+from moorage.wire.service import Service
 from moorage.wire.sockets import Inlet
 
 logger = logging.getLogger(__name__)
 
 NOBODY = 65534
-"""Whose a connection is taken to be that cannot be looked at (overflowuid, user_namespaces(7))."""
+"""The uid that is assumed for a connection whose peer cannot be determined (overflowuid, user_namespaces(7))."""
 
 ACCEPTS_PER_TURN = 16
 """Connections to accept before those that exist get their turn again."""
 
-
 CROWD_BATCH = 4
-"""Connections of users that get a turn (link.USER_TURN_SECONDS) before everybody else gets theirs: what a caller that
-is trusted waits for at most, each time that it has to wait."""
-
-CROWD_PAUSE = 3.0
-"""For how long users get no turn while a call of a trusted caller is under way, as a multiple of the time that their
-last ones took. They have a quarter of the time then, however many they are."""
-
+"""Connections of users that get a turn (link.USER_TURN_SECONDS) before trusted callers get theirs: the longest time
+that a trusted caller waits, each time that it has to wait."""
 
 CROWD = 64
-"""Connections at a time of which half have to go until memory is given back."""
+"""Number of connections of which half must end before free memory is returned to the system."""
 
 CROWD_GONE_SECONDS = 1.0
-"""How long after that: the other half goes soon, as a rule."""
+"""How long after that it is returned: the other half usually ends soon."""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What the peers may cost. Those who are trusted (link.Surroundings) have limits of their own.
+    """Limits for the peers. Trusted ones (see :class:`~moorage.wire.fairness.Fairness`) have their own.
 
     Attributes:
-        connections: of users in all (VARLINK_DEFAULT_CONNECTIONS_MAX of sd-varlink.c).
-        connections_per_uid: of one user (VARLINK_DEFAULT_CONNECTIONS_PER_UID_MAX).
-        trusted_connections: of all that are trusted: a place each for the launchers of some thousand machines, that
-            hold leases. With all others, and a pidfd for each machine, below LimitNOFILE= of moored.service.
-        unread: bytes of replies to users that they may leave unread, in all.
-        refusals: connections over the limit that may wait at the same time for being told so; further ones are closed
-            without a word.
+        connections: connections of all users (VARLINK_DEFAULT_CONNECTIONS_MAX of sd-varlink.c).
+        connections_per_uid: connections of one user (VARLINK_DEFAULT_CONNECTIONS_PER_UID_MAX).
+        trusted_connections: connections of all trusted peers: enough for the launchers of some thousand machines, each
+            of which holds a lease. Together with all others, and a pidfd for each machine, it is below LimitNOFILE= of
+            moored.service.
+        unread: bytes of replies that all users together may leave unread.
+        refusals: connections over a limit that may wait at the same time for the answer that says so; further ones are
+            closed without an answer.
         refusal_seconds: how long such a connection may take to send the call that is answered with the reason.
-        stall_seconds: how long a peer may leave what it asked for unread (VARLINK_DEFAULT_TIMEOUT_USEC, after which
-            sd-varlink gives up on the other end).
-        accept_retry_seconds: pause of the listeners when there is not even a file descriptor to refuse with
+        stall_seconds: how long a peer may leave replies unread (VARLINK_DEFAULT_TIMEOUT_USEC, after which sd-varlink
+            gives up on the other end).
+        accept_retry_seconds: how long the listeners pause if there is not even a file descriptor to refuse with
             (trio.serve_listeners has the same figure, and the reasons).
     """
 
@@ -82,36 +77,31 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Server:
-    """Serves one service.
+    """Serves varlink on any number of sockets.
 
     Args:
-        service: what to serve.
-        limits: what the peers may cost.
-        trusted: uids whose connections are not counted with those of users; by default root's and our own.
+        limits: limits for the peers.
+        trusted: uids that are not counted and slowed down as users are; by default root's and our own.
 
     Attributes:
-        service: see above.
         limits: see above.
-        last_activity: when the last connection came or ended, in seconds of trio.current_time().
+        last_activity: when the last connection began or ended, in seconds of trio.current_time().
     """
 
-    def __init__(
-        self, service: Service, *, limits: Limits | None = None, trusted: frozenset[int] | None = None
-    ) -> None:
-        self.service = service
+    def __init__(self, *, limits: Limits | None = None, trusted: frozenset[int] | None = None) -> None:
         self.limits = limits or Limits()
         self.last_activity = 0.0
         self._links: set[Link] = set()
-        self._trusted = frozenset({0, os.geteuid()}) if trusted is None else trusted
+        self._fairness = Fairness(frozenset({0, os.geteuid()}) if trusted is None else trusted)
         self._users = Places[Link](self.limits.connections, self.limits.connections_per_uid)
         self._refused = 0
-        self._most = 0  # connections at a time, since memory was last given back
-        self._readiness = Readiness()
+        self._most = 0  # highest number of connections since memory was last returned
+        self._poller = Readiness()
         self._crowd = Readiness(CROWD_BATCH)
         self._listeners: list[socket.socket] = []
         self._reserve: int | None = None
-        self._short_of_fds = False  # said so already
-        self._surroundings: Surroundings | None = None
+        self._short_of_fds = False  # this has been logged
+        self._context: ServerContext | None = None
         self._disposal: Disposal | None = None
         self._deadlines = Deadlines()
         self._quiet = trio.Event()
@@ -119,52 +109,47 @@ class Server:
 
     @property
     def connections(self) -> int:
-        """Connections that exist, without those about to be refused."""
+        """Number of connections, without those that are being refused."""
         return len(self._links) - self._refused
 
-    @property
-    def calls_running(self) -> int:
-        """Calls that are being handled."""
-        return sum(link.busy for link in self._links)
+    def listen(self, listener: socket.socket, service: Service) -> None:
+        """Serve a service on a socket: at once if the server runs, else as soon as it does.
 
-    async def serve(
-        self,
-        listeners: Sequence[socket.socket],
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
+        Args:
+            listener: listening Unix stream socket. It is made non-blocking, and stays open.
+            service: answers the calls on its connections.
+
+        Raises:
+            OSError: the socket cannot be watched.
+        """
+        listener.setblocking(False)  # noqa: FBT003  # its only argument
+        self._poller.add(listener.fileno(), select.EPOLLIN, partial(self._accept, listener, service))
+        self._listeners.append(listener)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until :meth:`stop` or the end of :meth:`drain`.
 
         Args:
-            listeners: listening Unix stream sockets. They are made non-blocking, and stay open.
-            task_status: told once connections are accepted.
-
-        Raises:
-            OSError: a listener cannot be watched.
+            task_status: started once connections are accepted.
         """
         self.last_activity = trio.current_time()
         self._reserve = _open_reserve()
         try:
             async with trio.open_nursery() as tasks:
                 disposal = self._disposal = Disposal(tasks)
-                self._surroundings = Surroundings(
-                    service=self.service,
-                    readiness=self._readiness,
+                self._context = ServerContext(
+                    poller=self._poller,
                     crowd=self._crowd,
                     deadlines=self._deadlines,
                     disposal=disposal,
-                    trusted=self._trusted,
+                    fairness=self._fairness,
                     unread=Unread[Link](self.limits.unread),
                     tasks=tasks,
                     stall_seconds=self.limits.stall_seconds,
                     ended=self._ended,
                 )
-                for listener in listeners:
-                    listener.setblocking(False)  # noqa: FBT003  # its only argument
-                    self._readiness.add(listener.fileno(), select.EPOLLIN, partial(self._accept, listener))
-                    self._listeners.append(listener)
-                tasks.start_soon(self._readiness.run)
-                tasks.start_soon(self._crowd.run, self._pause)
+                tasks.start_soon(self._poller.run)
+                tasks.start_soon(self._crowd.run, self._fairness.pause)
                 tasks.start_soon(self._deadlines.run)
                 task_status.started()
                 await self._stopped.wait()
@@ -177,7 +162,7 @@ class Server:
                 link.close()
             if self._disposal is not None:
                 self._disposal.finish()
-            self._readiness.close()
+            self._poller.close()
             self._crowd.close()
             if self._reserve is not None:
                 os.close(self._reserve)
@@ -191,10 +176,10 @@ class Server:
         """Stop accepting, let the calls under way end, then stop.
 
         Args:
-            grace: seconds that they are given.
+            grace: seconds that the calls may take.
         """
         self._stop_listening()
-        # Connections that wait in the backlog stay there: of an activated socket, the next instance gets them.
+        # Connections in the backlog stay there: with socket activation, the next instance accepts them.
         for link in list(self._links):
             link.finish()
         with trio.move_on_after(grace):
@@ -203,14 +188,9 @@ class Server:
                 await self._quiet.wait()
         self.stop()
 
-    def _pause(self, seconds: float) -> float:
-        """Return for how long users get no turn after one of so many seconds."""
-        assert self._surroundings is not None
-        return CROWD_PAUSE * seconds if self._surroundings.trusted_busy else 0.0
-
     # -- accepting
 
-    def _accept(self, listener: socket.socket, events: int) -> None:
+    def _accept(self, listener: socket.socket, service: Service, events: int) -> None:
         del events
         for _ in range(ACCEPTS_PER_TURN):
             try:
@@ -219,23 +199,23 @@ class Server:
                 return
             except OSError as error:
                 if error.errno in {errno.EMFILE, errno.ENFILE}:
-                    self._accept_with_reserve(listener, error.errno)
+                    self._accept_with_reserve(listener, service, error.errno)
                     return
                 if error.errno not in {errno.ECONNABORTED, errno.EPERM}:
                     logger.warning("Failed to accept a connection, trying again: %s", error)
                     self._pause_listening(self.limits.accept_retry_seconds)
                     return
-                # These two are about a connection that is gone again (accept(2)).
+                # The other two are about a connection that has ended already (accept(2)).
             else:
                 self._short_of_fds = False
-                self._admit(connected, None)
+                self._admit(connected, service, None)
 
-    def _admit(self, connected: socket.socket, refusal: System | None) -> None:
+    def _admit(self, connected: socket.socket, service: Service, refusal: System | None) -> None:
         try:
             connected.setblocking(False)  # noqa: FBT003  # its only argument
             peer = peer_of(connected)
         except OSError as error:
-            logger.debug("Failed to look at a new connection, ignoring: %s", error)
+            logger.debug("Failed to determine the peer of a connection, ignoring it: %s", error)
             self._discard(connected, NOBODY)
             return
         if refusal is None:
@@ -243,11 +223,11 @@ class Server:
         if refusal is not None and self._refused >= self.limits.refusals:
             self._discard(connected, peer.uid)
             return
-        self._start(connected, peer, refusal)
+        self._start(connected, service, peer, refusal)
 
     def _refusal(self, uid: int) -> System | None:
-        """Look for a place; make room for it if need be."""
-        if uid in self._trusted:
+        """Return why a user gets no further connection, or None; close an idle one of another user if need be."""
+        if self._fairness.trusts(uid):
             trusted = self.connections - len(self._users)
             return System.of(errno.EBUSY) if trusted >= self.limits.trusted_connections else None
         assert self._disposal is not None
@@ -263,10 +243,10 @@ class Server:
         assert self._disposal is not None
         Inlet(connected, takes_fds=False).close(partial(self._disposal.close, uid))
 
-    def _accept_with_reserve(self, listener: socket.socket, number: int) -> None:
-        # Without a file descriptor left a caller cannot even be told so, and its connection would stay at the head of
-        # the backlog, where it wakes us for ever. So one is held in reserve: it is given up, the caller gets its
-        # answer, and while that takes no other one is accepted.
+    def _accept_with_reserve(self, listener: socket.socket, service: Service, number: int) -> None:
+        # Without a free file descriptor, a caller cannot even be refused: its connection would stay at the head of the
+        # backlog and wake us for ever. So we hold one in reserve. It is given up for the connection that is refused,
+        # and until that has ended, no other connection is accepted.
         if self._reserve is None:
             self._pause_listening(self.limits.accept_retry_seconds)
             return
@@ -275,7 +255,7 @@ class Server:
         try:
             connected, _ = listener.accept()
         except BlockingIOError:
-            # Nobody there: the kernel looks for a file descriptor before it looks for a connection.
+            # There is no connection: the kernel looks for a file descriptor first.
             self._reserve = _open_reserve()
         except OSError:
             self._pause_listening(self.limits.accept_retry_seconds)
@@ -286,13 +266,13 @@ class Server:
                     "Failed to serve a connection, refusing more of them: %s", os.strerror(number)
                 )
             self._pause_listening(None)
-            self._admit(connected, System.of(number))
+            self._admit(connected, service, System.of(number))
             if self._reserve is None and not self._refused:
                 self._resume_listening()
 
-    def _start(self, connected: socket.socket, peer: Peer, refusal: System | None) -> None:
-        assert self._surroundings is not None
-        link = Link(self._surroundings, connected, peer, refusal)
+    def _start(self, connected: socket.socket, service: Service, peer: Peer, refusal: System | None) -> None:
+        assert self._context is not None
+        link = Link(self._context, service, connected, peer, refusal)
         try:
             link.start()
         except OSError as error:
@@ -307,7 +287,7 @@ class Server:
         else:
             self._refused += 1
             self._deadlines.set(link, self.limits.refusal_seconds, link.close)
-        # Most callers have sent their call by the time that they are accepted.
+        # Most callers have sent their first call by now.
         link.ready(select.EPOLLIN)
 
     def _ended(self, link: Link) -> None:
@@ -326,7 +306,7 @@ class Server:
         self._note_crowd()
 
     def _note_crowd(self) -> None:
-        """Give memory back when a crowd has gone."""
+        """Return free memory to the system when a crowd has gone."""
         count = len(self._links)
         if self._most >= CROWD and count <= self._most // 2:
             self._most = count
@@ -334,7 +314,7 @@ class Server:
 
     def _pause_listening(self, seconds: float | None) -> None:
         for listener in self._listeners:
-            self._readiness.modify(listener.fileno(), 0)
+            self._poller.modify(listener.fileno(), 0)
         if seconds is not None:
             self._deadlines.set(self, seconds, self._resume_listening)
 
@@ -342,17 +322,17 @@ class Server:
         if self._reserve is None:
             self._reserve = _open_reserve()
         for listener in self._listeners:
-            self._readiness.modify(listener.fileno(), select.EPOLLIN)
+            self._poller.modify(listener.fileno(), select.EPOLLIN)
 
     def _stop_listening(self) -> None:
         for listener in self._listeners:
-            self._readiness.remove(listener.fileno())
+            self._poller.remove(listener.fileno())
         self._listeners.clear()
         self._deadlines.clear(self)
 
 
 def _open_reserve() -> int | None:
-    """Return a file descriptor that stands for nothing, None where there is none left."""
+    """Return a file descriptor to hold in reserve, None if there is no free one."""
     try:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

@@ -12,7 +12,8 @@ import termios
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 
-from moorage.wire.connection import FDS_MAX, READ_SIZE, Connection, close_all
+from moorage.wire.connection import FDS_MAX, READ_SIZE, Connection
+from moorage.wire.output import close_all
 
 # As plain numbers: the arithmetic of flag enums takes longer than the system call.
 _CTRUNC = int(socket.MSG_CTRUNC)

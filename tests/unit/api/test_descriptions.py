@@ -3,12 +3,13 @@
 import pytest
 
 from moorage.api import systemd_service as generic_service
+from moorage.api.descriptions import load_description
 from moorage.api.moorage_machine import handlers as machine
 from moorage.api.moorage_machine import types as machine_types
 from moorage.api.systemd_machine import handlers as systemd_machine
 from moorage.wire.conformance import check
-from moorage.wire.dispatch import Interface, load_description
 from moorage.wire.errors import VarlinkError
+from moorage.wire.service import Interface
 
 # What comes later; it is described already, and answered with MethodNotImplemented.
 LATER = {

@@ -20,7 +20,8 @@ from moorage.authz.policy import (
     Policy,
     Row,
 )
-from moorage.wire.dispatch import Interface, ServiceInterface, handlers_of
+from moorage.wire.method import handlers_of
+from moorage.wire.service import Interface, ServiceInterface
 
 ROOT, ALICE, BOB = 0, 1000, 1001
 NOBODY, INVALID = 65534, 2**32 - 1

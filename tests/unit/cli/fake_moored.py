@@ -16,13 +16,17 @@ from typing import Any
 
 import trio
 
+from moorage.api.descriptions import load_description
 from moorage.api.moorage_machine import types as wire
 from moorage.api.requests import Timestamp, process_id
 from moorage.kernel import process
 from moorage.machines import model
-from moorage.wire.dispatch import Call, Empty, Interface, Service, load_description, method
+from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
+from moorage.wire.method import method
 from moorage.wire.server import Server
+from moorage.wire.service import Interface, Service
+from moorage.wire.types import Empty
 
 KNOWN_PROPERTIES = {"TimeoutStopUSec": int, "RuntimeMaxUSec": int, "TasksMax": int, "KillMode": str}
 
@@ -180,7 +184,9 @@ class FakeMachine(Interface):
 def main() -> None:
     service = Service(vendor="tests", product="fake moored", version="0", url="", interfaces=[FakeMachine()])
     with socket.socket(fileno=0) as listener:
-        trio.run(Server(service).serve, [listener])
+        server = Server()
+        server.listen(listener, service)
+        trio.run(server.serve)
 
 
 if __name__ == "__main__":

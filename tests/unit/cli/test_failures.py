@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from moorage.api.descriptions import load_description
 from moorage.cli.address import Address
 from moorage.cli.failures import Exit, explain
-from moorage.wire.dispatch import load_description
 from moorage.wire.errors import Disconnected, ProtocolError, RemoteError, System, TimedOut
 
 SYSTEM = Address("/run/s", "systemctl")

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moorage.api.descriptions import load_description
 from moorage.cli import helper_files
 from moorage.cli.address import SYSTEM_SOCKET, Address
 from moorage.cli.helper_files import FILE_BYTES_MAX, expand, explain, load, parse, runtime_directory
 from moorage.machines import model
-from moorage.wire.dispatch import load_description
 
 SPECIFIERS = {"n": "web", "t": "/run/moorage/m/web", "u": "0"}
 

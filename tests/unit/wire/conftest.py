@@ -12,20 +12,12 @@ import hypothesis
 import pytest
 import trio
 
-from moorage.wire.dispatch import (
-    Call,
-    Empty,
-    Int,
-    Interface,
-    Last,
-    Parameters,
-    Reply,
-    Service,
-    WithFds,
-    method,
-)
+from moorage.wire.call import Call
 from moorage.wire.errors import ExpectedMore, PermissionDenied
+from moorage.wire.method import method
 from moorage.wire.server import Limits, Server
+from moorage.wire.service import Interface, Service
+from moorage.wire.types import Empty, Int, Last, Parameters, Reply, WithFds
 
 # How long an example takes says something about the machine only.
 hypothesis.settings.register_profile("moorage", deadline=None)
@@ -250,9 +242,10 @@ def serve(tmp_path: Path) -> Serve:
                 url="https://example.org",
                 interfaces=[interface],
             )
-            server = Server(service, limits=limits, trusted=None if trusted else frozenset())
+            server = Server(limits=limits, trusted=None if trusted else frozenset())
+            server.listen(listener, service)
             async with trio.open_nursery() as nursery:
-                await nursery.start(server.serve, [listener])
+                await nursery.start(server.serve)
                 yield Running(server, interface, path, nursery)
                 server.stop()
         finally:

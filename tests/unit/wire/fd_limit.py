@@ -8,8 +8,11 @@ import time
 
 import trio
 
-from moorage.wire.dispatch import Call, Empty, Interface, Reply, Service, method
+from moorage.wire.call import Call
+from moorage.wire.method import method
 from moorage.wire.server import Server
+from moorage.wire.service import Interface, Service
+from moorage.wire.types import Empty, Reply
 
 LIMIT = 40
 
@@ -38,7 +41,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
     print("ready", flush=True)
     service = Service(vendor="", product="", version="", url="", interfaces=[Report()])
-    trio.run(Server(service).serve, [listener])
+    server = Server()
+    server.listen(listener, service)
+    trio.run(server.serve)
 
 
 if __name__ == "__main__":

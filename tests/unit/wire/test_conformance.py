@@ -8,20 +8,13 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
+from moorage.api.descriptions import load_description
+from moorage.wire.call import Call
 from moorage.wire.conformance import check
-from moorage.wire.dispatch import (
-    Call,
-    Empty,
-    Int,
-    Interface,
-    Last,
-    Parameters,
-    Reply,
-    ServiceInterface,
-    load_description,
-    method,
-)
 from moorage.wire.errors import KNOWN_ERRORS, VarlinkError
+from moorage.wire.method import method
+from moorage.wire.service import DESCRIPTION, Interface, ServiceInterface
+from moorage.wire.types import Empty, Int, Last, Parameters, Reply
 
 TEXT = """
 interface org.example.a
@@ -82,8 +75,7 @@ class Good(Interface):
 
 def test_no_difference() -> None:
     assert check(Good, TEXT, errors=[Bad, *KNOWN_ERRORS.values()], unimplemented=["Later"]) == []
-    service = load_description("org.varlink.service")
-    assert check(ServiceInterface, service, errors=KNOWN_ERRORS.values()) == []
+    assert check(ServiceInterface, DESCRIPTION, errors=KNOWN_ERRORS.values()) == []
     assert check(Interface, load_description("io.systemd"), errors=KNOWN_ERRORS.values()) == []
 
 

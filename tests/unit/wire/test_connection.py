@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.wire import connection as module
 from moorage.wire.connection import (
     CALL_MAX,
     CLOSED,
@@ -21,11 +20,12 @@ from moorage.wire.connection import (
     Event,
     LocalProtocolError,
     Role,
-    Signal,
     State,
+    Wait,
 )
 from moorage.wire.errors import ProtocolError
 from moorage.wire.message import CallMessage, ReplyMessage
+from moorage.wire.output import WRITE_SIZE
 
 TEXT: dict[Event, bytes] = {
     Event.CALL: b'{"method":"a.B","parameters":{}}\0',
@@ -244,7 +244,7 @@ def test_any_garbage_is_a_message_or_a_protocol_error(
     try:
         for chunk in chunks:
             connection.receive_data(chunk)
-            while not isinstance(event := connection.next_event(), Signal):
+            while not isinstance(event := connection.next_event(), Wait):
                 assert isinstance(event, CallMessage if role is Role.SERVER else ReplyMessage)
                 if role is Role.SERVER:
                     send(connection, Event.ONEWAY_DONE if connection.state is State.ONEWAY else Event.REPLY)
@@ -361,7 +361,7 @@ def test_short_messages_are_joined_and_long_ones_are_not() -> None:
     server = server_in(State.STREAM)
     for _ in range(10):
         server.send_reply(b"{}", continues=True)
-    server.send_reply(b'{"x":"%b"}' % (b"y" * module.WRITE_SIZE), continues=True)
+    server.send_reply(b'{"x":"%b"}' % (b"y" * WRITE_SIZE), continues=True)
     chunk = server.outgoing()
     assert chunk is not None
     assert chunk[0] == TEXT[Event.REPLY_CONTINUES] * 10
@@ -412,14 +412,18 @@ def test_fds_with_the_end_of_the_stream(open_fds: Callable[[], int]) -> None:
         Connection(Role.SERVER).receive_data(b"", [os.dup(0)])
 
 
-def test_fds_that_were_lost_are_told_of_for_that_message_only() -> None:
+def test_a_message_whose_fds_were_lost_has_none() -> None:
     server = Connection(Role.SERVER)
-    server.receive_data(TEXT[Event.CALL] * 2, truncated=True)
-    server.next_event()
-    assert server.fds_truncated
-    server.send_reply(b"{}")
-    server.next_event()
-    assert not server.fds_truncated
+    server.receive_data(TEXT[Event.CALL], truncated=True)
+    assert isinstance(server.next_event(), CallMessage)
+    assert server.take_fds() == []
+
+
+def test_fds_that_were_lost_in_the_middle_of_a_message_are_a_violation() -> None:
+    server = Connection(Role.SERVER)
+    server.receive_data(TEXT[Event.CALL][:5])
+    with pytest.raises(ProtocolError):
+        server.receive_data(TEXT[Event.CALL][5:], truncated=True)
 
 
 def test_close_closes_what_has_arrived_what_was_not_taken_and_what_was_not_sent(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moorage.wire.dispatch import load_description
+from moorage.api.descriptions import load_description
 from moorage.wire.idl import (
     Array,
     Builtin,
@@ -15,6 +15,7 @@ from moorage.wire.idl import (
     Values,
     parse,
 )
+from moorage.wire.service import DESCRIPTION
 
 TEXT = """
 # A comment with a method Hidden() -> () in it.
@@ -98,12 +99,12 @@ def test_what_is_no_description(text: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["io.moorage.Machine", "io.systemd.Machine", "io.systemd.service", "io.systemd", "org.varlink.service"],
-)
-def test_ours(name: str) -> None:
-    parsed = parse(load_description(name))
-    assert parsed.name == name
+OURS = ("io.moorage.Machine", "io.systemd.Machine", "io.systemd.service", "io.systemd")
+
+
+@pytest.mark.parametrize("text", [DESCRIPTION, *map(load_description, OURS)], ids=("service", *OURS))
+def test_ours(text: str) -> None:
+    parsed = parse(text)
+    assert parsed.name in {"org.varlink.service", *OURS}
     for found in parsed.types.values():
         assert parsed.resolve(found) is found

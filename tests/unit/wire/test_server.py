@@ -19,9 +19,11 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moorage.wire import link
-from moorage.wire.link import MESSAGES_PER_TURN, OUTPUT_HIGH_WATER, REPLIES_PER_TURN
+from moorage.wire import fairness, link
+from moorage.wire.answering import REPLIES_PER_TURN
+from moorage.wire.link import MESSAGES_PER_TURN, OUTPUT_HIGH_WATER
 from moorage.wire.server import Limits
+from moorage.wire.service import Service
 
 if TYPE_CHECKING:
     from unit.wire.conftest import ReadMessages, ReadUntilEnd, Serve
@@ -195,6 +197,28 @@ def test_whatever_is_sent_the_service_goes_on(
     trio.run(bounded)
 
 
+async def test_each_listener_has_a_service_of_its_own(
+    serve: Serve, read_messages: ReadMessages, tmp_path: Path
+) -> None:
+    other = Service(vendor="", product="other", version="", url="")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "other"))
+        listener.listen()
+        async with serve() as running:
+            running.server.listen(listener, other)
+            with running.connect() as first, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as second:
+                second.connect(str(tmp_path / "other"))
+                second.setblocking(False)
+                for raw in (first, second):
+                    raw.send(GET_INFO + call("Echo", {"text": "a"}))
+                replies = [
+                    [json.loads(reply) for reply in await read_messages(raw, 2)] for raw in (first, second)
+                ]
+    assert replies[0] == [GET_INFO_REPLY, {"parameters": {"text": "a"}}]
+    assert replies[1][0]["parameters"]["product"] == "other"
+    assert replies[1][1]["error"] == "org.varlink.service.InterfaceNotFound"
+
+
 # -- pipelining and order
 
 
@@ -223,7 +247,7 @@ async def test_one_call_at_a_time_and_the_others_go_on(serve: Serve, read_messag
                 other.send(call("Echo", {"text": "other"}))
                 await read_messages(other, 1)
             assert running.interface.echoed == ["other"] * 3
-            assert running.server.calls_running == 1
+            assert running.interface.holding == 1
             running.interface.go_on.set()
             replies = await read_messages(raw, 3)
             assert [json.loads(reply)["parameters"].get("text") for reply in replies] == [
@@ -231,7 +255,7 @@ async def test_one_call_at_a_time_and_the_others_go_on(serve: Serve, read_messag
                 "later",
                 "last",
             ]
-            assert running.server.calls_running == 0
+            assert running.interface.finished == 1
 
 
 async def test_oneway_is_never_answered(serve: Serve, read_messages: ReadMessages) -> None:
@@ -430,7 +454,6 @@ async def test_hang_up_during_a_call_cancels_it(
             raw.send(message)
             await running.interface.held.wait()
         await running.settled()
-        assert running.server.calls_running == 0
         interface = running.interface
         while not (interface.cancelled or interface.finished):
             await trio.lowlevel.checkpoint()
@@ -604,11 +627,29 @@ async def test_a_call_that_is_never_finished(
             await read_messages(once, 1)
 
 
+async def test_a_call_that_came_in_pieces_may_take_its_time(
+    serve: Serve, read_messages: ReadMessages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "UNFINISHED_SECONDS", 0.1)
+    async with serve(trusted=False) as running:
+        with running.connect() as never, running.connect() as pieces:
+            message = call("Hold")
+            pieces.send(message[:10])
+            await trio.testing.wait_all_tasks_blocked()
+            pieces.send(message[10:])
+            await running.interface.held.wait()
+            never.send(GET_INFO[:10])
+            while running.server.connections == 2:  # its time, which began later, has passed
+                await trio.lowlevel.checkpoint()
+            running.interface.go_on.set()
+            assert await read_messages(pieces, 1) == [b'{"parameters":{}}']
+
+
 async def test_calls_of_one_user_that_wait(
     serve: Serve, read_messages: ReadMessages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "CALLS_PER_USER", 2)
-    monkeypatch.setattr(link, "PLACE_SECONDS", 0.1)
+    monkeypatch.setattr(fairness, "CALLS_PER_USER", 2)
+    monkeypatch.setattr(fairness, "SLOT_SECONDS", 0.1)
     async with serve(trusted=False) as running:
         raws = [running.connect() for _ in range(4)]
         for raw in raws[:2]:
@@ -618,7 +659,7 @@ async def test_calls_of_one_user_that_wait(
         raws[2].send(call("Hold"))
         assert json.loads((await read_messages(raws[2], 1))[0]) == system(errno.EBUSY)
         assert running.interface.holding == 2
-        monkeypatch.setattr(link, "PLACE_SECONDS", 10)
+        monkeypatch.setattr(fairness, "SLOT_SECONDS", 10)
         raws[3].send(call("Hold"))
         await trio.testing.wait_all_tasks_blocked()
         assert running.interface.holding == 2

@@ -8,6 +8,7 @@ from contextlib import aclosing, contextmanager
 import trio
 from msgspec.structs import asdict, replace
 
+from moorage.api.descriptions import load_description
 from moorage.api.moorage_machine import convert as machine_helpers
 from moorage.api.moorage_machine import types as wire
 from moorage.api.requests import (
@@ -54,8 +55,11 @@ from moorage.machines.helpers import bad_argument, is_program
 from moorage.machines.lifecycle import REGISTER_USEC, STOP_USEC, Lifecycle, Registered
 from moorage.pid1 import manager, unit_files
 from moorage.pid1.manager import ASK_USEC, Manager
-from moorage.wire.dispatch import Call, Empty, Interface, Last, load_description, method
+from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter, PermissionDenied, VarlinkError
+from moorage.wire.method import method
+from moorage.wire.service import Interface
+from moorage.wire.types import Empty, Last
 
 LIMIT_PROPERTIES = (
     "CPUWeight",

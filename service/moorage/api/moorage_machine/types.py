@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from msgspec import Meta, field
 
 from moorage.api.requests import ProcessId, Signal, Timestamp
-from moorage.wire.dispatch import Int, Parameters, Reply
 from moorage.wire.errors import VarlinkError
+from moorage.wire.types import Int, Parameters, Reply
 
 TIMEOUT_MAX_USEC = 600_000_000
 """Longest deadline that a caller may ask for, µs: no start or stop of a machine takes longer and ends well."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from msgspec import field
 
+from moorage.api.descriptions import load_description
 from moorage.api.requests import (
     Authority,
     ForeignNumber,
@@ -50,7 +51,7 @@ from moorage.machines.errors import (
 from moorage.machines.final_account import now
 from moorage.machines.lifecycle import Lifecycle
 from moorage.pid1.manager import AccessDenied, ManagerError, ManagerTimeout, NoSuchUnit
-from moorage.wire.dispatch import Call, Int, Interface, Last, Parameters, Reply, load_description, method
+from moorage.wire.call import Call
 from moorage.wire.errors import (
     ExpectedMore,
     InvalidParameter,
@@ -59,6 +60,9 @@ from moorage.wire.errors import (
     TimedOut,
     VarlinkError,
 )
+from moorage.wire.method import method
+from moorage.wire.service import Interface
+from moorage.wire.types import Int, Last, Parameters, Reply
 
 HOST = ".host"
 """Name of the host among the machines."""

@@ -1,0 +1,323 @@
+"""The call at hand of a connection: runs its handler, and turns replies and errors into messages.
+
+A handler of each kind runs in the cheapest way that does not block the other connections: a plain function at once, an
+iterator as far as the peer reads, a coroutine or an asynchronous iterator in a task.
+
+A bug in a handler is logged here, with its traceback, and nowhere else; the caller gets an error without details.
+
+Cancel safety: the task of a handler is cancelled when its caller hangs up, unless the call is ``oneway``. A handler
+that must not stop half-way shields itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterator, Sequence
+from typing import Any, Protocol, cast
+
+import trio
+from msgspec import Struct
+
+from moorage.wire.call import Call, Caller
+from moorage.wire.connection import Connection, LocalProtocolError
+from moorage.wire.errors import ExpectedMore, ProtocolError, System, VarlinkError
+from moorage.wire.fairness import Fairness
+from moorage.wire.message import CallMessage, encode_parameters
+from moorage.wire.method import Kind, Method
+from moorage.wire.output import close_all
+from moorage.wire.service import Service
+from moorage.wire.turns import Event
+from moorage.wire.types import Last, WithFds
+
+logger = logging.getLogger(__name__)
+
+REPLIES_PER_TURN = 64
+"""Replies of one stream to make before the other connections get their turn."""
+
+INTERNAL_ERROR = System.of(errno.EIO)
+"""The answer if a handler has a bug; it gives no details."""
+
+
+class HandlerError(Exception):
+    """A handler replied in a way that its call does not allow: a bug of the service."""
+
+
+class Turns(Caller, Protocol):
+    """The connection that calls arrive on: its socket, and its turns among the others.
+
+    Attributes:
+        uid: uid of the peer.
+        trusted: whether the peer is trusted.
+        closed: whether the connection has ended.
+        high_water: bytes waiting to be written at which no further reply is made.
+        turn_ends: when the current turn has to end, in seconds of time.monotonic().
+    """
+
+    uid: int
+    trusted: bool
+    high_water: int
+    turn_ends: float
+
+    @property
+    def closed(self) -> bool: ...  # noqa: D102  # see above
+
+    def flush(self) -> bool:
+        """Write the queued replies; return whether nothing is left."""
+        ...
+
+    def write(self) -> None:
+        """Write the queued replies as far as possible, and the rest when the socket is ready."""
+        ...
+
+    async def wait_written(self) -> None:
+        """Return when all queued replies are written."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """End the connection because of an error."""
+        ...
+
+    def answered(self) -> None:
+        """Go on: the task of the call at hand has ended."""
+        ...
+
+
+class Answering:
+    """Handles the calls of one connection, one at a time.
+
+    Args:
+        turns: the turns of the connection.
+        connection: the connection itself.
+        service: has the handlers.
+        fairness: has the slots of users for tasks.
+        tasks: nursery for handlers that wait.
+    """
+
+    __slots__ = (
+        "_call",
+        "_connection",
+        "_fairness",
+        "_held",
+        "_scope",
+        "_service",
+        "_stream",
+        "_tasks",
+        "_turns",
+    )
+
+    def __init__(
+        self, turns: Turns, connection: Connection, service: Service, fairness: Fairness, tasks: trio.Nursery
+    ) -> None:
+        self._turns = turns
+        self._connection = connection
+        self._service = service
+        self._fairness = fairness
+        self._tasks = tasks
+        self._call: Call | None = None
+        self._scope: trio.CancelScope | None = None
+        self._stream: Iterator[Any] | None = None
+        self._held: Any = (
+            None  # the last reply of the stream: sent when it is known whether another one follows
+        )
+
+    @property
+    def oneway(self) -> bool:
+        """Whether the caller wants no reply to the call at hand."""
+        return self._call is not None and self._call.oneway
+
+    def refuse(self, message: CallMessage, refusal: VarlinkError) -> None:
+        """Answer a call with an error, whatever it is."""
+        call = Call(message, self._turns, self._connection.take_fds())
+        self._end_with_error(call, refusal)
+        call.close()
+
+    def answer(self, message: CallMessage) -> Event:
+        """Handle a call.
+
+        Returns:
+            DONE if it is answered, STREAM or TASK if that takes longer.
+
+        Raises:
+            ProtocolError: the parameters are not JSON.
+        """
+        call = Call(message, self._turns, self._connection.take_fds())
+        try:
+            handler = self._service.find(message.method)
+            if handler.requires_more and not message.more:
+                raise ExpectedMore
+            parameters = handler.decode(message.parameters)
+            kind = handler.kind
+            if kind is Kind.COROUTINE:
+                return self._start_task(call, handler, self._run_one(call, handler, parameters))
+            reply = handler.function(call, parameters)
+        except ProtocolError:
+            call.close()
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
+            self._end_with_error(call, error)
+            call.close()
+            return Event.DONE
+        if kind is Kind.PLAIN:
+            self._end_with_reply(call, reply)
+            call.close()
+            return Event.DONE
+        if isinstance(reply, AsyncGenerator):
+            stream = cast("AsyncGenerator[Any, None]", reply)
+            return self._start_task(call, handler, self._run_stream(call, stream))
+        self._call, self._stream = call, reply
+        return Event.STREAM
+
+    def close(self) -> None:
+        """End the call at hand, if there is one: the connection has ended."""
+        if self._scope is not None:
+            self._scope.cancel()
+        elif self._stream is not None:
+            self._end_stream()
+
+    # -- replies that need no waiting
+
+    def advance(self) -> bool:
+        """Make replies of the stream at hand while there is room; return whether it has ended.
+
+        Raises:
+            HandlerError: the handler replied against the protocol.
+            OSError: the peer is gone.
+        """
+        call, stream, connection, turns = self._call, self._stream, self._connection, self._turns
+        assert call is not None
+        assert stream is not None
+        for _ in range(REPLIES_PER_TURN):
+            try:
+                reply = next(stream)
+            except StopIteration:
+                if self._held is None:
+                    raise HandlerError(f"{call.method} ended without a reply") from None
+                last, self._held = self._held, None
+                self._end_with_reply(call, last)
+                self._end_stream()
+                return True
+            except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
+                self._send_held(call)
+                self._end_with_error(call, error)
+                self._end_stream()
+                return True
+            self._send_held(call)
+            self._held = reply
+            if connection.queued > turns.high_water and not turns.flush():
+                break
+            if time.monotonic() > turns.turn_ends:
+                break
+        return False
+
+    def _send_held(self, call: Call) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._send_one_of_many(call, held)
+
+    def _end_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        call, self._call = self._call, None
+        held, self._held = self._held, None
+        if isinstance(held, WithFds):
+            close_all(cast("WithFds[Any]", held).fds)
+        if call is not None:
+            call.close()
+        if isinstance(stream, Generator):
+            try:
+                stream.close()
+            except Exception:
+                logger.exception("Failed to end a stream of replies, ignoring:")
+
+    # -- replies of tasks
+
+    def _start_task(self, call: Call, handler: Method, work: Coroutine[Any, Any, None]) -> Event:
+        self._call, self._scope = call, trio.CancelScope()
+        self._tasks.start_soon(self._run, call, work, self._scope, name=handler.name)
+        return Event.TASK
+
+    async def _run(self, call: Call, work: Coroutine[Any, Any, None], scope: trio.CancelScope) -> None:
+        turns = self._turns
+        try:
+            with scope:
+                if turns.trusted:
+                    await work
+                else:
+                    async with self._fairness.slot(turns.uid, turns):
+                        await work
+        except (HandlerError, LocalProtocolError) as error:
+            turns.fail(error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
+            self._end_with_error(call, error)
+        finally:
+            work.close()  # if it never began
+            call.close()
+        self._scope = self._call = None
+        turns.answered()
+
+    async def _run_one(self, call: Call, handler: Method, parameters: Struct) -> None:
+        self._end_with_reply(call, await handler.function(call, parameters))
+
+    async def _run_stream(self, call: Call, replies: AsyncGenerator[Any, None]) -> None:
+        async with contextlib.aclosing(replies):
+            async for reply in replies:
+                if isinstance(reply, Last):
+                    self._end_with_reply(call, cast("Last[Any]", reply).reply)
+                    return
+                self._send_one_of_many(call, reply, discard=self._turns.closed)
+                if self._connection.queued:
+                    self._turns.write()
+                if self._connection.queued > self._turns.high_water:
+                    await self._turns.wait_written()
+        raise HandlerError(f"{call.method} ended without a last reply")
+
+    # -- messages
+
+    def _send_one_of_many(self, call: Call, reply: Any, *, discard: bool = False) -> None:
+        if not (call.more or call.oneway):
+            raise HandlerError(f"{call.method} sent several replies to a call for one")
+        text, fds = _encode(reply)
+        if discard or call.oneway:
+            close_all(fds)
+        else:
+            self._connection.send_reply(text, continues=True, fds=fds)
+
+    def _end_with_reply(self, call: Call, reply: Any) -> None:
+        try:
+            text, fds = _encode(reply)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
+            self._end_with_error(call, error)
+            return
+        if self._turns.closed:
+            close_all(fds)
+        elif call.oneway:
+            close_all(fds)
+            self._connection.oneway_done()
+        else:
+            self._connection.send_reply(text, fds=fds)
+
+    def _end_with_error(self, call: Call, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno:
+            error = System.of(error.errno)
+        elif not isinstance(error, VarlinkError):
+            logger.error("Failed to handle %s:", call.method, exc_info=error)
+            error = INTERNAL_ERROR
+        if self._turns.closed:
+            return
+        if call.oneway:
+            self._connection.oneway_done()
+        else:
+            self._connection.send_error(error.error, encode_parameters(error.parameters()))
+
+
+def _encode(reply: Any) -> tuple[bytes, Sequence[int]]:
+    if not isinstance(reply, WithFds):
+        return encode_parameters(reply), ()
+    with_fds = cast("WithFds[Any]", reply)
+    try:
+        return encode_parameters(with_fds.reply), with_fds.fds
+    except BaseException:
+        close_all(with_fds.fds)
+        raise

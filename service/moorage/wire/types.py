@@ -1,0 +1,43 @@
+"""Structs and markers that handlers are annotated with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Generic, TypeVar
+
+from msgspec import Meta, Struct
+
+Int = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""An ``int`` of varlink: 64 bits, signed. msgspec alone would accept any number."""
+
+T = TypeVar("T")
+
+
+class Parameters(Struct, forbid_unknown_fields=True):
+    """Parameters of a method. As in sd-varlink, fields that are not described are refused."""
+
+
+class Reply(Struct, omit_defaults=True):
+    """Reply of a method. Fields at their default (None, for a nullable one) are left out."""
+
+
+class Empty(Parameters):
+    """No parameters, or a reply without fields."""
+
+
+class Last(Struct, Generic[T], frozen=True):
+    """The reply that ends a stream; it is sent without ``continues``."""
+
+    reply: T
+
+
+class WithFds(Struct, Generic[T], frozen=True):
+    """A reply with file descriptors. The connection owns them once this is returned or yielded.
+
+    Attributes:
+        reply: the reply; fields of it are indices into the list.
+        fds: closed once they are sent, or cannot be sent.
+    """
+
+    reply: T
+    fds: Sequence[int]
