@@ -8,19 +8,19 @@
             async for reply in replies:
                 ...
 
-Several tasks may use one client: calls are sent at once, and answered in that order. A call that is cancelled, or not
-answered in time, closes the connection, because what comes next on it would be the answer to the wrong question.
+Several tasks may use one client: calls are sent at once, and answered in that order.
+
+Cancel safety: a call that is cancelled, or not answered in time, closes the connection, because the next reply on it
+would be for the wrong call. The method may have been carried out all the same.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import math
 import os
 import socket
-from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -28,153 +28,29 @@ import msgspec
 import trio
 from msgspec import UNSET, Struct
 
-from moorage.wire.connection import NEED_DATA, Connection, NotSent, Role
 from moorage.wire.errors import (
-    Disconnected,
     ProtocolError,
     TimedOut,
     VarlinkError,
     error_from_reply,
     error_table,
 )
+from moorage.wire.exchange import Exchange, Turn
 from moorage.wire.message import ReplyMessage, decode_parameters, encode_parameters
 from moorage.wire.output import close_all
-from moorage.wire.sockets import receive, send_chunk
 
 CALL_SECONDS = 45.0
 """How long a reply may take (VARLINK_DEFAULT_TIMEOUT_USEC of sd-varlink.c)."""
 
 CONNECT_SECONDS = 45.0
-"""How long a connection may take. With socket activation it is there at once, unless the backlog is full."""
+"""How long connecting may take. With socket activation it takes no time, unless the backlog is full."""
 
 CONNECT_RETRY_SECONDS = 0.01
-"""Pause before trying again where the backlog is full: the kernel does not tell when it no longer is (connect(2))."""
+"""Pause before trying again when the backlog is full: the kernel does not report when there is room (connect(2))."""
 
 T = TypeVar("T")
 Parameters = Struct | Mapping[str, Any] | None
 _ANY_OBJECT = msgspec.json.Decoder(dict[str, Any])
-
-
-class _Turn:
-    """One call's place in the order of replies."""
-
-    __slots__ = ("arrived", "over")
-
-    def __init__(self) -> None:
-        self.arrived = trio.Event()  # all earlier calls are answered
-        self.over = trio.Event()  # so is this one
-
-
-class _Exchange:
-    """The connection, and whose turn it is on it."""
-
-    def __init__(self, connected: socket.socket) -> None:
-        connected.setblocking(False)  # noqa: FBT003  # its only argument
-        self.closed = False
-        self._socket = connected
-        self._connection = Connection(Role.CLIENT)
-        self._turns: deque[_Turn] = deque()
-        self._writing = trio.Lock()
-        self._written = 0  # bytes
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        self.closed = True
-        with contextlib.suppress(RuntimeError):  # called by the collector of garbage, after trio has ended
-            trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
-        self._connection.close()
-        for turn in self._turns:
-            turn.arrived.set()
-            turn.over.set()
-        self._turns.clear()
-
-    @contextlib.contextmanager
-    def bounded(self, seconds: float) -> Generator[None, None, None]:
-        """Give up after a time; leave nothing open that failed or was given up half way."""
-        with trio.move_on_after(seconds) as scope:
-            try:
-                yield
-            except (OSError, trio.ClosedResourceError) as error:
-                self.close()
-                raise Disconnected from error
-            except NotSent:
-                raise  # nothing of it was sent: the calls of others on this connection go on
-            except BaseException:
-                self.close()
-                raise
-        if scope.cancelled_caught:
-            raise TimedOut
-
-    async def send(
-        self,
-        method: str,
-        parameters: bytes,
-        *,
-        more: bool = False,
-        oneway: bool = False,
-        fds: Sequence[int] = (),
-    ) -> _Turn:
-        try:
-            while fds and self._turns:
-                await self._turns[-1].over.wait()
-            if self.closed:
-                raise Disconnected
-        except BaseException:
-            close_all(fds)
-            raise
-        connection = self._connection
-        connection.send_call(method, parameters, more=more, oneway=oneway, fds=fds)
-        end = self._written + connection.queued
-        turn = _Turn()
-        if not oneway:
-            if not self._turns:
-                turn.arrived.set()
-            self._turns.append(turn)
-        # Up to the end of this call only: whose turn it is must read, or a service that waits for that, and does not
-        # read before, would wait for ever.
-        while self._written < end and (chunk := connection.outgoing()) is not None:
-            try:
-                count = send_chunk(self._socket, *chunk)
-            except BlockingIOError:
-                # Whoever is first writes for those after it; only one task may wait for a socket.
-                async with self._writing:
-                    await trio.lowlevel.wait_writable(self._socket)
-            else:
-                connection.sent(count)
-                self._written += count
-        return turn
-
-    async def receive(self, turn: _Turn) -> ReplyMessage:
-        await turn.arrived.wait()
-        while True:
-            if self.closed:
-                raise Disconnected
-            event = self._connection.next_reply()
-            if isinstance(event, ReplyMessage):
-                break
-            if event is not NEED_DATA:
-                raise Disconnected
-            await trio.lowlevel.wait_readable(self._socket)
-            with contextlib.suppress(BlockingIOError):
-                receive(self._socket, self._connection)
-        if not event.continues:
-            self._turns.popleft()
-            turn.over.set()
-            if self._turns:
-                self._turns[0].arrived.set()
-        return event
-
-    async def end(self) -> None:
-        # Nobody is asked anything: what comes is the end, or else no reply to anything.
-        with contextlib.suppress(trio.ClosedResourceError):
-            if not self.closed:
-                await trio.lowlevel.wait_readable(self._socket)
-        self.close()
-
-    def take_fds(self) -> list[int]:
-        return self._connection.take_fds()
 
 
 def _decode(
@@ -184,12 +60,12 @@ def _decode(
         try:
             parameters = decode_parameters(message.parameters, _ANY_OBJECT)
         except msgspec.ValidationError as error:
-            raise ProtocolError(f"the parameters of the error are no object: {error}") from None
+            raise ProtocolError(f"the parameters of the error are not an object: {error}") from None
         raise error_from_reply(message.error, parameters, errors)
     try:
         return decode_parameters(message.parameters, decoder)
     except msgspec.ValidationError as error:
-        raise ProtocolError(f"the reply is not what it should be: {error}") from None
+        raise ProtocolError(f"the reply does not fit its type: {error}") from None
 
 
 class Client:
@@ -197,12 +73,12 @@ class Client:
 
     Args:
         connected: stream socket; the client owns it.
-        errors: classes for the error replies of the interfaces that will be used. Other errors than these and
-            those of every service come as :class:`~moorage.wire.errors.RemoteError`.
+        errors: classes for the errors of the interfaces that will be used. Errors other than these and those of every
+            service are raised as :class:`~moorage.wire.errors.RemoteError`.
     """
 
     def __init__(self, connected: socket.socket, *, errors: Iterable[type[VarlinkError]] = ()) -> None:
-        self._exchange = _Exchange(connected)
+        self._exchange = Exchange(connected)
         self._errors = error_table(errors)
 
     @classmethod
@@ -221,8 +97,8 @@ class Client:
             timeout: seconds.
 
         Raises:
-            OSError: there is none, or the caller may not connect to it.
-            TimedOut: the service does not accept.
+            OSError: there is no such socket, or we may not connect to it.
+            TimedOut: the service does not accept the connection.
         """
         connected = socket.socket(
             socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -256,8 +132,8 @@ class Client:
         return self._exchange.closed
 
     async def wait_closed(self) -> None:
-        """Wait until the service ends the connection; meanwhile nothing may be called on it."""
-        await self._exchange.end()
+        """Wait until the service ends the connection; no call may be made meanwhile."""
+        await self._exchange.wait_end()
 
     def close(self) -> None:
         """End the connection; calls under way raise Disconnected. May be called again."""
@@ -293,22 +169,23 @@ class Client:
         fds: Sequence[int] = (),
         timeout: float = CALL_SECONDS,
     ) -> Any:
-        """Call a method that gives one reply. File descriptors that come with it are closed.
+        """Call a method that sends one reply. File descriptors that come with it are closed.
 
         Args:
             method: full name, with the interface.
-            parameters: what the method takes.
-            reply_type: what the reply is decoded to.
-            fds: file descriptors to go along; they stay the caller's. Such a call is not sent before all earlier ones
-                are answered: the kernel may hand them out together with the bytes of a call before this one.
-            timeout: seconds until the reply must be there.
+            parameters: its parameters.
+            reply_type: type to decode the reply to.
+            fds: file descriptors to send along; they stay the caller's. Such a call is not sent before all earlier
+                ones are answered, as the kernel may deliver them together with the bytes of an earlier call.
+            timeout: seconds until the reply must have arrived.
 
         Raises:
             VarlinkError: the reply is an error.
             Disconnected: the connection has ended.
-            TimedOut: no reply came in time. The connection has ended.
+            TimedOut: no reply arrived in time. The connection has ended.
             ProtocolError: the service broke the protocol. The connection has ended.
-            NotSent: the call is too long, has too many file descriptors, or is one too many. The connection goes on.
+            NotSent: the call is too long, has too many file descriptors, or too many calls are waiting. The connection
+                goes on.
         """
         reply, received = await self.call_with_fds(
             method, parameters, reply_type=reply_type, fds=fds, timeout=timeout
@@ -346,7 +223,7 @@ class Client:
         fds: Sequence[int] = (),
         timeout: float = CALL_SECONDS,
     ) -> Any:
-        """Call a method that gives one reply, and file descriptors with it: they are the caller's.
+        """Call a method that sends one reply with file descriptors; the caller owns them.
 
         Arguments and errors are those of :meth:`call`.
         """
@@ -390,18 +267,18 @@ class Client:
         fds: Sequence[int] = (),
         timeout: float = math.inf,
     ) -> Any:
-        """Call a method that gives several replies.
+        """Call a method that sends several replies.
 
         Args:
             method: full name, with the interface.
-            parameters: what the method takes.
-            reply_type: what each reply is decoded to.
+            parameters: its parameters.
+            reply_type: type to decode each reply to.
             fds: see :meth:`call`.
-            timeout: seconds until the next reply must be there. By default there is no limit: a stream of events is
-                silent for as long as nothing happens.
+            timeout: seconds until the next reply must have arrived. By default there is no limit: a stream of events
+                is silent while nothing happens.
 
         Returns:
-            The replies, to be iterated over. The call is sent when that begins.
+            An iterator over the replies. The call is sent when the first one is requested.
         """
         text = encode_parameters(parameters)
         return Replies[Any](self._exchange, self._errors, method, text, reply_type, fds, timeout)
@@ -414,9 +291,9 @@ class Client:
         fds: Sequence[int] = (),
         timeout: float = CALL_SECONDS,
     ) -> None:
-        """Call a method and want no reply. Returns when the call is written.
+        """Call a method without a reply; return when the call is written.
 
-        Arguments and errors are those of :meth:`call`, but that no error of the method is ever heard of.
+        Arguments and errors are those of :meth:`call`, except that errors of the method are never reported.
         """
         text, duplicates = encode_parameters(parameters), _duplicates(fds)
         with self._exchange.bounded(timeout):
@@ -426,13 +303,13 @@ class Client:
 class Replies(Generic[T]):
     """The replies to one call.
 
-    An async iterator. Ending it early closes the connection, since nothing else can be heard on it while the service
-    has more to say; do that with ``async with``, or by dropping the last reference.
+    An asynchronous iterator. Ending it early, with ``async with`` or by dropping the last reference, closes the
+    connection: further replies may follow, and nothing else can be received until they have.
     """
 
     def __init__(
         self,
-        exchange: _Exchange,
+        exchange: Exchange,
         errors: Mapping[str, type[VarlinkError]],
         method: str,
         parameters: bytes,
@@ -447,7 +324,7 @@ class Replies(Generic[T]):
         self._decoder = msgspec.json.Decoder(reply_type)
         self._fds = fds
         self._timeout = timeout
-        self._turn: _Turn | None = None
+        self._turn: Turn | None = None
         self._ended = False
 
     def __aiter__(self) -> Self:
@@ -470,7 +347,7 @@ class Replies(Generic[T]):
         return self._exchange.take_fds()
 
     async def aclose(self) -> None:
-        """Stop listening."""
+        """Close the connection, unless the last reply has arrived."""
         self._close()
 
     async def __aenter__(self) -> Self:
@@ -494,7 +371,7 @@ def _duplicates(fds: Sequence[int]) -> list[int]:
     duplicates: list[int] = []
     try:
         for fd in fds:
-            duplicates.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0))  # noqa: PERF401  # kept where one fails
+            duplicates.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0))  # noqa: PERF401  # a loop keeps the others if one fails
     except BaseException:
         close_all(duplicates)
         raise

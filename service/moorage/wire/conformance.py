@@ -1,7 +1,6 @@
-"""Handlers and errors held against the description that is served, both ways.
+"""Comparison of handlers and errors with the description that is served, in both directions.
 
-What the text says must be what the Structs do: a test of each interface calls :func:`check`, so that neither can move
-without the other.
+A test of each interface calls :func:`check`, so that neither the text nor the Structs can change alone.
 """
 
 from __future__ import annotations
@@ -30,7 +29,12 @@ from moorage.wire.service import Interface
 
 
 class Direction(enum.Enum):
-    """Who makes the value: what is taken must accept all that the text allows, what is given must keep to it."""
+    """The direction of a value.
+
+    Attributes:
+        TAKEN: from the caller. The type must accept all that the text allows.
+        GIVEN: to the caller. The type must not exceed what the text allows.
+    """
 
     TAKEN = enum.auto()
     GIVEN = enum.auto()
@@ -48,11 +52,11 @@ def check(
     Args:
         interface: the class with the handlers.
         description: the text.
-        errors: classes of the errors; those of other interfaces are passed over.
-        unimplemented: methods of the description without a handler, and errors without a class, on purpose.
+        errors: classes of the errors; those of other interfaces are ignored.
+        unimplemented: names of methods that have no handler, and of errors that have no class, on purpose.
 
     Raises:
-        ValueError: the text is no description.
+        ValueError: the text is not a description.
     """
     parsed = parse(description)
     handlers = handlers_of(interface)
@@ -109,12 +113,12 @@ _SCALARS: Mapping[str, type[inspect.Type]] = {
 
 
 class _Walk:
-    """Compares two trees."""
+    """A comparison of two trees."""
 
     def __init__(self, description: Description, direction: Direction) -> None:
         self._description = description
         self._direction = direction
-        self._seen: set[tuple[int, type]] = set()  # a struct may hold others of its own kind
+        self._seen: set[tuple[int, type]] = set()  # a struct may contain itself
 
     def compare(self, described: Type, ours: inspect.Type, path: str) -> Iterator[str]:
         described = self._description.resolve(described)

@@ -1,4 +1,4 @@
-"""Many deadlines watched by one task, for those that are no tasks themselves."""
+"""Deadlines for callbacks: many of them, watched by one task."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import trio
 
 
 class Deadlines:
-    """Functions to be called at a time unless that is called off before."""
+    """Functions that are called at a given time, unless that is cancelled before."""
 
     def __init__(self) -> None:
         self._due: dict[Hashable, tuple[float, Callable[[], None]]] = {}
-        self._next = math.inf  # what run() sleeps until
+        self._next = math.inf  # when run() wakes up
         self._changed = trio.Event()
 
     def set(self, key: Hashable, seconds: float, callback: Callable[[], None]) -> None:
-        """Call a function after some seconds; replaces what was set for the same key."""
+        """Call a function after so many seconds, instead of the one that was set for the same key."""
         due = trio.current_time() + seconds
         self._due[key] = (due, callback)
         if due < self._next:
             self._changed.set()
 
     def clear(self, key: Hashable) -> None:
-        """Call it off, where it is still due."""
+        """Cancel the call that was set for a key, if there is one."""
         self._due.pop(key, None)
 
     async def run(self) -> None:
-        """Call for ever what is due."""
+        """Call the functions that are due; does not return."""
         while True:
             self._changed = trio.Event()
-            # Few are set at any time, and this runs when one is set or due, not for each call: no heap is needed.
+            # Few deadlines exist at any time, and this runs once per deadline, not per call: a heap would not pay.
             self._next = min((due for due, _ in self._due.values()), default=math.inf)
             with trio.move_on_at(self._next):
                 await self._changed.wait()
             now = trio.current_time()
             for key in [key for key, (due, _) in self._due.items() if due <= now]:
-                # A callback may call off another one.
+                # A callback may have cancelled another one.
                 expired = self._due.pop(key, None)
                 if expired is not None:
                     expired[1]()

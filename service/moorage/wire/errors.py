@@ -1,7 +1,7 @@
-"""What can go wrong on a varlink connection, as types.
+"""Errors of a varlink connection.
 
-A varlink error is an exception with typed fields: a handler raises it, the server turns it into a reply; the client
-gets a reply and raises it. Everything that can be wrong with a peer itself is :class:`ProtocolError`.
+A varlink error is an exception with typed fields. A handler raises it and the server turns it into a reply; the client
+receives the reply and raises it. :class:`ProtocolError` is for a peer that breaks the protocol.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import msgspec
 
 
 class ProtocolError(Exception):
-    """The peer broke the rules of the protocol: the connection is of no use any more."""
+    """The peer broke the protocol: the connection cannot be used any more."""
 
 
 class VarlinkError(Exception):
-    """An error of an interface description. Subclasses are dataclasses whose fields are the error's parameters.
+    """An error that an interface describes. Subclasses are dataclasses; their fields are the error's parameters.
 
     Attributes:
         error: full name, with the interface.
@@ -29,7 +29,7 @@ class VarlinkError(Exception):
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the error reply; fields that are None are left out."""
-        # The type is a dataclass by contract only, which the type checker cannot know.
+        # Subclasses are dataclasses, which the type checker cannot know.
         own: Any = self
         values = {field.name: getattr(own, field.name) for field in fields(own)}
         return {name: value for name, value in values.items() if value is not None}
@@ -40,7 +40,7 @@ class VarlinkError(Exception):
 
 
 class RemoteError(VarlinkError):
-    """An error reply for which the client knows no class.
+    """An error reply for which the client has no class.
 
     Attributes:
         error: full name, as the service sent it.
@@ -74,7 +74,7 @@ class MethodNotFound(VarlinkError):
 
 @dataclass(eq=False)
 class MethodNotImplemented(VarlinkError):
-    """The method is described but not there (yet)."""
+    """The method is described, but not implemented (yet)."""
 
     error = "org.varlink.service.MethodNotImplemented"
     method: str
@@ -101,28 +101,28 @@ class PermissionDenied(VarlinkError):
 
 @dataclass(eq=False)
 class InteractiveAuthenticationRequired(VarlinkError):
-    """The caller may do this if somebody authenticates; the call did not allow to ask, or nobody could be asked."""
+    """The caller may do this if a person authenticates; the call did not allow that, or there was nobody to ask."""
 
     error = "io.systemd.InteractiveAuthenticationRequired"
 
 
 @dataclass(eq=False)
 class ExpectedMore(VarlinkError):
-    """The method answers with several replies, but the call did not ask for more than one."""
+    """The method sends several replies, but the call did not have the flag ``more``."""
 
     error = "org.varlink.service.ExpectedMore"
 
 
 @dataclass(eq=False)
 class Disconnected(VarlinkError):
-    """The peer hung up before it answered. Made by the client itself, as in sd-varlink."""
+    """The service hung up before it replied. Raised by the client, as in sd-varlink."""
 
     error = "io.systemd.Disconnected"
 
 
 @dataclass(eq=False)
 class TimedOut(VarlinkError):
-    """No answer came in time. Made by the client itself, as in sd-varlink."""
+    """No reply arrived in time. Raised by the client, as in sd-varlink."""
 
     error = "io.systemd.TimedOut"
 
@@ -134,7 +134,7 @@ class Protocol(VarlinkError):
     error = "io.systemd.Protocol"
 
 
-# Of two names for a number Python may have the one that neither the kernel nor systemd's errno_to_name() uses.
+# Where a number has two names, Python may use the one that the kernel and systemd's errno_to_name() do not.
 _ERRNO_NAMES = {**errno_names.errorcode, 11: "EAGAIN", 35: "EDEADLK", 95: "EOPNOTSUPP"}
 
 
@@ -143,8 +143,8 @@ class System(VarlinkError):
     """An error of the operating system (``sd_varlink_error_errno()``).
 
     Attributes:
-        origin: whose numbers these are; ``linux``.
-        errnoName: as in errno(3).
+        origin: system that the number belongs to; ``linux``.
+        errnoName: symbolic name, as in errno(3).
         errno: the number.
     """
 
@@ -175,7 +175,7 @@ KNOWN_ERRORS: Mapping[str, type[VarlinkError]] = {
         System,
     )
 }
-"""The errors that every service may answer with."""
+"""The errors that any service may reply with."""
 
 
 def error_table(errors: Iterable[type[VarlinkError]]) -> Mapping[str, type[VarlinkError]]:
@@ -188,8 +188,8 @@ def error_from_reply(
 ) -> VarlinkError:
     """Return the exception for an error reply.
 
-    Where no class is known, or the parameters do not fit it, that is a :class:`RemoteError`: the name of the error is
-    worth more than a complaint about its fields.
+    If there is no class for it, or the parameters do not fit the class, that is a :class:`RemoteError`: the name of
+    the error is worth more than a complaint about its fields.
     """
     known = table.get(error)
     if known is not None:

@@ -1,7 +1,7 @@
 """Interface descriptions as trees (https://varlink.org/Interface-Definition).
 
-For the tests, which hold the types of the handlers against the text that introspection serves. The scanner is that of
-the varlink package; only here is it used, so that it can be replaced.
+Used by tests, which compare the types of the handlers with the text that introspection serves. The scanner is that of
+the varlink package; no other module uses it, so that it can be replaced.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Builtin:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A type that the description gives a name."""
+    """A reference to a type that the description names."""
 
     name: str
 
@@ -45,19 +45,19 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """Values by strings."""
+    """A dictionary with strings as keys."""
 
     element: Type
 
 
 @dataclass(frozen=True, slots=True)
 class StringSet:
-    """Strings, none twice."""
+    """A set of strings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A struct; also what a method takes and gives, and what an error says."""
+    """A struct, or the parameters of a method, a reply or an error."""
 
     fields: Mapping[str, Type]
 
@@ -77,10 +77,10 @@ class Description:
     """An interface.
 
     Attributes:
-        name: of the interface.
-        types: by name.
-        methods: what each takes and gives, by name.
-        errors: what each says, by name.
+        name: name of the interface.
+        types: types, by name.
+        methods: parameters and reply of each method, by name.
+        errors: parameters of each error, by name.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Description:
     errors: Mapping[str, Fields]
 
     def resolve(self, found: Type) -> Type:
-        """Return what a name stands for, everything else as it is.
+        """Follow a reference to a named type; return any other type unchanged.
 
         Raises:
             KeyError: there is no type of that name.
@@ -100,12 +100,12 @@ class Description:
 
 
 class _Any:
-    """Stands for the type ``any`` in the trees of the scanner."""
+    """The type ``any`` in the trees of the scanner."""
 
 
 class _Scanner(_scanner.Scanner):
-    # The scanner of the package is older than the type `any`, and takes a single name in brackets for a field that
-    # lacks its type, where sd-varlink sees an enumeration of one value.
+    # The scanner of the package is older than the type `any`, and reports a single name in brackets as a field without
+    # a type; to sd-varlink it is an enumeration with one value.
     def read_type(self, lastmaybe: bool = False) -> object:  # noqa: FBT001, FBT002  # not ours
         base: Any = super()
         return _Any() if self.get("any") else base.read_type(lastmaybe)
@@ -124,9 +124,9 @@ def parse(text: str) -> Description:
     """Parse a description.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a description.
     """
-    # To sd-varlink a carriage return is white space. In place of it another one, so that positions stay what they are.
+    # To sd-varlink a carriage return is white space. A space in its place keeps the positions.
     scanner: Any = _Scanner(text.replace("\r", " "))
     types: dict[str, Type] = {}
     methods: dict[str, tuple[Fields, Fields]] = {}

@@ -1,9 +1,9 @@
 """Calls and replies as JSON, strictly (https://varlink.org/Method-Call).
 
-As strict as sd-varlink (``varlink_dispatch_method()``, ``varlink_dispatch_reply()``): an unknown key, a repeated one,
+As strict as sd-varlink (``varlink_dispatch_method()``, ``varlink_dispatch_reply()``): an unknown key, a repeated key,
 a value of the wrong type or two flags at once is a :class:`ProtocolError`, which ends the connection.
 
-Values inside the parameters stay undecoded here: what they must look like is known to the method only.
+The parameters stay undecoded here: only the method knows their type.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from moorage.wire.errors import ProtocolError
 
 DEPTH_MAX = 256
-"""Deepest nesting of arrays and objects. sd-json takes 2,048 (DEPTH_MAX of sd-json.c); msgspec takes what fits on the
-stack, which is anything between 1,000 and millions by the version of Python, and then whoever walks through the values
-fails. Nothing that is described here is deeper than ten."""
+"""Maximum nesting of arrays and objects. sd-json accepts 2,048 (DEPTH_MAX of sd-json.c). msgspec accepts what fits on
+the stack, between 1,000 and millions depending on the version of Python, and then code that walks through the values
+fails. Nothing in our interfaces is nested deeper than ten."""
 
 CALL_ARRAYS_MAX = 16 * 1024
-"""Arrays and objects in one call: each costs a hundred times its bytes, while everybody waits. A Register with 64
-helpers has a few thousand. Of replies there is no such limit, as nobody waits for a client."""
+"""Maximum number of arrays and objects in one call: decoding one takes a hundred times as long as its bytes suggest,
+and blocks everybody. A Register with 64 helpers has a few thousand. Replies have no such limit: a client blocks only
+itself."""
 
 AROUND_MAX = 64 * 1024
-"""Bytes of a message without its parameters, where they are looked at twice: the name of a method, and flags."""
+"""Maximum size of a message without its parameters (the name of the method, flags) if it must be parsed twice, in
+bytes."""
 
 _EMPTY = Raw(b"{}")
 _NULL = b"null"
@@ -45,10 +47,10 @@ class CallMessage(Struct, forbid_unknown_fields=True, gc=False):
     Attributes:
         method: full name, with the interface.
         parameters: JSON text of an object.
-        more: several replies are welcome.
-        oneway: no reply is wanted, not even an error.
-        upgrade: the connection is to be used for another protocol after the reply. No method here does that, and such
-            a call is answered as any other (as sd-varlink does).
+        more: the caller accepts several replies.
+        oneway: the caller wants no reply, not even an error.
+        upgrade: the caller wants to use the connection for another protocol after the reply. No method does that; like
+            sd-varlink, we answer such a call as any other.
     """
 
     method: str
@@ -81,9 +83,9 @@ _STEPS = bytes(1 if byte in _OPENING else 255 for byte in range(256))  # 255: -1
 _UNREADABLE = re.compile(
     rb"\\u0000|\\.|\x7f|\xef\xb7[\x90-\xaf]|\xef\xbf[\xbe\xbf]|[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf]"
 )
-"""What sd-json refuses to read, and with it the whole reply: U+0000 even as an escape, DEL as it is, the noncharacters
-of Unicode (tried with systemd 257 and 262). The second alternative steps over other escapes, so that an escaped
-backslash is not taken for the beginning of one."""
+"""Characters for which sd-json refuses the whole reply: U+0000 even as an escape, an unescaped DEL, and the
+noncharacters of Unicode (tried with systemd 257 and 262). The second alternative skips other escapes, so that an
+escaped backslash is not mistaken for the beginning of one."""
 _ESCAPED_DEL = rb"\u007f"
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
@@ -106,8 +108,8 @@ def encode_call(method: str, parameters: bytes, *, more: bool = False, oneway: b
 def _readable(parameters: bytes) -> bytes:
     """Return JSON text that every peer can read.
 
-    Replies quote what others wrote: logs, descriptions, paths. One character that sd-json does not know must not make
-    the whole reply unreadable.
+    Replies quote text from elsewhere: logs, descriptions, paths. One character that sd-json does not accept must not
+    make the whole reply unreadable.
     """
     if parameters.isascii() and b"\x7f" not in parameters and b"u0000" not in parameters:
         return parameters
@@ -139,7 +141,7 @@ def decode_call(text: bytes) -> CallMessage:
     """Parse a call.
 
     Raises:
-        ProtocolError: anything else than a well-formed call.
+        ProtocolError: the text is not a well-formed call.
     """
     _refuse_tangle(text, CALL_ARRAYS_MAX)
     try:
@@ -147,16 +149,16 @@ def decode_call(text: bytes) -> CallMessage:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"not a method call: {error}") from None
     parameters = call.parameters
-    # Quotes outside the parameters: two for each key, two for a string. Any other number is either a repeated key or
-    # something harmless (an escaped quote, a flag that is false), which the slow look tells apart.
+    # Quotes outside the parameters: two for each key, two for a string. Any other number means a repeated key, or
+    # something harmless (an escaped quote, a flag that is false); a second parser tells them apart.
     if parameters is _EMPTY:
         quotes = 4
     else:
         quotes = 6 + bytes(parameters).count(b'"')
         call.parameters = _as_object(parameters)
     if call.more or call.oneway or call.upgrade:
-        # sd-varlink refuses a second flag, even a false one, but only if it comes after a true one. Here an explicit
-        # false is the same as none, wherever it stands: no call that it takes is refused.
+        # sd-varlink refuses a second flag, even a false one, but only after a true one. We treat an explicit false
+        # like an absent flag in any position, so every call that sd-varlink accepts is accepted.
         if call.more + call.oneway + call.upgrade > 1:
             raise ProtocolError("not a method call: more than one flag")
         quotes += 2
@@ -169,7 +171,7 @@ def decode_reply(text: bytes) -> ReplyMessage:
     """Parse a reply.
 
     Raises:
-        ProtocolError: anything else than a well-formed reply.
+        ProtocolError: the text is not a well-formed reply.
     """
     _refuse_tangle(text, math.inf)
     try:
@@ -194,8 +196,8 @@ def decode_parameters(parameters: Raw, decoder: msgspec.json.Decoder[T]) -> T:
     """Decode the parameters of a message.
 
     Raises:
-        ProtocolError: they are no JSON after all (they are looked at here for the first time).
-        msgspec.ValidationError: they are not what the type says.
+        ProtocolError: they are not JSON (this is the first time that they are parsed).
+        msgspec.ValidationError: they do not fit the type.
     """
     try:
         return decoder.decode(parameters)
@@ -206,18 +208,18 @@ def decode_parameters(parameters: Raw, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def repeated_key(parameters: Raw) -> str | None:
-    """Return a key that an object within the parameters has twice; None if there is no such key.
+    """Return a key that an object within the parameters has twice, None if there is no such key.
 
-    msgspec keeps the last of several equal keys without a word, where sd-json refuses the call.
+    msgspec silently keeps the last of several equal keys; sd-json refuses the call.
 
     Args:
-        parameters: text that was decoded without an error.
+        parameters: text that can be decoded.
     """
     text = bytes(parameters)
     if text.count(b":") < 2:
         return None
     keys = [key for key, colon in _KEY.findall(text) if colon]
-    # In almost every call no key occurs twice at all, in whatever objects.
+    # In almost all calls no key occurs twice, not even in different objects.
     if len(set(keys)) == len(keys) and b"\\" not in b"".join(keys):
         return None
     repeated: list[str] = []
@@ -225,7 +227,7 @@ def repeated_key(parameters: Raw) -> str | None:
     def note(pairs: list[tuple[str, Any]]) -> None:
         repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
 
-    # Numbers as text: Python refuses to read an integer of more than 4,300 digits.
+    # Numbers stay text: Python refuses to convert an integer of more than 4,300 digits.
     json.loads(text, object_pairs_hook=note, parse_int=str)
     return repeated[0] if repeated else None
 
@@ -239,7 +241,7 @@ def _as_object(parameters: Raw) -> Raw:
 
 
 def _refuse_tangle(text: bytes, arrays_max: float) -> None:
-    # Almost no message has so many brackets at all.
+    # Almost no message has as many brackets as that.
     if text.count(b"{") + text.count(b"[") <= DEPTH_MAX:
         return
     steps = _STRING.sub(b"", text).translate(_STEPS, _NO_BRACKETS)
@@ -250,8 +252,8 @@ def _refuse_tangle(text: bytes, arrays_max: float) -> None:
 
 
 def _refuse_repeated_keys(text: bytes, parameters: Raw) -> None:
-    # A second parser, because msgspec keeps the last of several equal keys without a word. The parameters are not its
-    # business, and may be long. Hooks are called from the inside out: what the last call got is the message itself.
+    # A second parser, because msgspec silently keeps the last of several equal keys. It does not need the parameters,
+    # which may be long. Hooks are called from the inside out: the last call is for the message itself.
     around = text.replace(bytes(parameters), b"{}", 1)
     if len(around) > AROUND_MAX:
         raise ProtocolError("too much around the parameters")

@@ -1,8 +1,8 @@
-"""What each user may take of the service, so that none can take it from the others.
+"""Connections and unread replies of users, limited so that no user can take them from the others.
 
-Root, and whose instance this is, have places of their own, that nobody else can fill. All others share the rest: each
-has a limit, and where there is no room left, the one that has most gives way. The uids of one person may be many
-(subuid(5)), so no limit by uid alone keeps room for somebody else.
+Root, and the user that an instance serves, have limits of their own, which nobody else uses up. All other users share
+the rest: each has a limit, and when there is no room left, the user with the most loses something. One person may have
+many uids (subuid(5)), so a limit per uid alone would not keep room for others.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
 CANDIDATES = 8
-"""Users, those with most, that are looked at for a connection to close. There may be thousands, and whoever connects
-while there is no room should cost little."""
+"""How many users, those with the most connections, are searched for one to close. There may be thousands of users, and
+a connection for which there is no room must be cheap."""
 
 
 class Occupant(Hashable, Protocol):
-    """What takes a place: a connection."""
+    """A connection, as far as it takes a place."""
 
     @property
     def uid(self) -> int:
-        """Whose it is."""
+        """Uid of the peer."""
         ...
 
     @property
@@ -35,17 +35,17 @@ T = TypeVar("T", bound=Occupant)
 
 
 class Places(Generic[T]):
-    """Connections of all but the trusted, by uid.
+    """Connections of users, by uid.
 
     Args:
-        total: of all users together.
-        per_uid: of one user.
+        total: limit for all users together.
+        per_uid: limit for one user.
     """
 
     def __init__(self, total: int, per_uid: int) -> None:
         self._total = total
         self._per_uid = per_uid
-        self._taken: dict[int, dict[T, None]] = {}  # of each user in the order of their arrival
+        self._taken: dict[int, dict[T, None]] = {}  # per user, oldest first
         self._count = 0
 
     def __len__(self) -> int:
@@ -55,13 +55,13 @@ class Places(Generic[T]):
         """Look for a place.
 
         Args:
-            uid: of who wants one.
-            own_closing: file descriptors of that user's that are still to be closed: each is a place taken.
-            all_closing: those of everybody.
+            uid: the user that needs one.
+            own_closing: number of file descriptors of this user that are not yet closed; each takes a place.
+            all_closing: the same for all users.
 
-        Returns:
-            Zero and nothing where there is one; zero, and who has to leave it before it is taken; or the number of the
-            error that says why there is none (EUSERS: the user has enough; EBUSY: so have all users together).
+        Returns: Zero and None if there is a place; zero and the connection that must be closed first; or the errno
+            that tells the peer why there is no place (EUSERS: the limit of the user; EBUSY: the limit of all users
+            together).
         """
         own = len(self._taken.get(uid, ())) + own_closing
         if own >= self._per_uid:
@@ -82,7 +82,7 @@ class Places(Generic[T]):
         self._count += 1
 
     def leave(self, occupant: T) -> None:
-        """Leave the place that was taken."""
+        """Give up the place that was taken."""
         crowd = self._taken[occupant.uid]
         del crowd[occupant]
         if not crowd:
@@ -91,10 +91,10 @@ class Places(Generic[T]):
 
 
 class Unread(Generic[T]):
-    """Bytes of replies that users have asked for and not read, all of them together.
+    """Bytes of replies that users have not read.
 
     Args:
-        total: most of these bytes.
+        total: limit for all users together.
     """
 
     def __init__(self, total: int) -> None:
@@ -104,14 +104,14 @@ class Unread(Generic[T]):
         self._by_uid: dict[int, int] = {}
 
     def note(self, occupant: T, size: int) -> T | None:
-        """Note how much one has not read.
+        """Note how much is unread on a connection.
 
         Args:
-            occupant: the one.
-            size: bytes; 0 forgets it.
+            occupant: the connection.
+            size: bytes; 0 removes it from the account.
 
         Returns:
-            Who has to go where it is too much in all: of the user who has left most, the one that has.
+            None, or if the limit is exceeded, the connection to close: the one with most, of the user with most.
         """
         uid, change = occupant.uid, size - self._of.get(occupant, 0)
         if size:

@@ -1,7 +1,4 @@
-"""Bytes and file descriptors over a Unix stream socket (unix(7), cmsg(3)), never waiting.
-
-File descriptors are received only from peers that may send some: see :class:`Inlet`.
-"""
+"""Bytes and file descriptors over a Unix stream socket (unix(7), cmsg(3)), without waiting."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from moorage.wire.connection import FDS_MAX, READ_SIZE, Connection
 from moorage.wire.output import close_all
 
-# As plain numbers: the arithmetic of flag enums takes longer than the system call.
+# Plain numbers: arithmetic with flag enums takes longer than the system call.
 _CTRUNC = int(socket.MSG_CTRUNC)
 _CMSG_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _NOSIGNAL = int(socket.MSG_NOSIGNAL)
@@ -24,22 +21,22 @@ _ANCILLARY_SIZE = socket.CMSG_SPACE(FDS_MAX * array("i").itemsize)
 _SO_PASSRIGHTS = 83  # include/uapi/asm-generic/socket.h, Linux 6.16; not in Python's socket module
 
 USER_SEND_BUFFER = 32 * 1024
-"""Bytes of replies that the kernel keeps for a user's connection (it doubles the figure, socket(7)): what a thousand
-connections of those that never read may take, with the default of 208 KiB, is 200 MiB."""
+"""Bytes of replies that the kernel buffers for a user's connection (it doubles the figure, socket(7)). With the
+default of 208 KiB, a thousand connections whose peers never read would take 200 MiB."""
 
 
 def receive(
     connected: socket.socket, connection: Connection, close: Callable[[Iterable[int]], None] = close_all
 ) -> None:
-    """Read once, into a connection, with the file descriptors that come.
+    """Read once, into a connection, bytes and file descriptors.
 
     Args:
         connected: the socket.
-        connection: what it is read for.
-        close: closes file descriptors that are of no use.
+        connection: the connection that takes them in.
+        close: closes file descriptors that cannot be used.
 
     Raises:
-        BlockingIOError: there is nothing for now.
+        BlockingIOError: there is nothing to read now.
         OSError: the peer is gone.
         ProtocolError: the peer broke the protocol.
     """
@@ -52,7 +49,7 @@ def receive(
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     if flags & _CTRUNC:
-        # Which ones were lost is not known, so neither is the place in the list of those that were not.
+        # We cannot know which ones were lost, so the indices of the others are unknown too.
         close(fds)
         connection.receive_data(data, truncated=True)
     else:
@@ -62,17 +59,18 @@ def receive(
 class Inlet:
     """The reading side of an accepted connection.
 
-    Who receives a file descriptor has to close it, and the file decides how long that takes
-    (:mod:`moorage.wire.disposal`). Of a peer that may not send any none is opened: what has come is looked at first
-    (MSG_PEEK), without room for file descriptors, so that the kernel tells that there are some (MSG_CTRUNC) and leaves
-    them in the queue. They end with the socket. Such a peer names processes by their numbers, with ``pidfdId``.
+    A file descriptor that is received has to be closed, and the file decides how long that takes
+    (:mod:`moorage.wire.disposal`). So none is received from a peer that may not send any: the input is first peeked at
+    (MSG_PEEK) without room for file descriptors. The kernel then reports that there are some (MSG_CTRUNC) and leaves
+    them in the queue, where they stay until the socket is closed. Such a peer names processes by their numbers, with
+    ``pidfdId``.
 
     Args:
         connected: non-blocking socket; the inlet owns it.
         takes_fds: whether the peer may send file descriptors.
 
     Attributes:
-        spent: nothing more can be read: what comes next is, or came with, file descriptors that are not taken.
+        spent: nothing more can be read, because the next bytes have file descriptors that are not accepted.
     """
 
     __slots__ = ("_clean", "_sealed", "_socket", "_takes_fds", "spent")
@@ -81,12 +79,12 @@ class Inlet:
         self.spent = False
         self._socket = connected
         self._takes_fds = takes_fds
-        self._sealed = False  # the kernel lets the peer send no file descriptors
-        self._clean = False  # and none were sent before
+        self._sealed = False  # the kernel keeps the peer from sending file descriptors
+        self._clean = False  # and the peer had not sent any before
         if not takes_fds:
             with contextlib.suppress(OSError):
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, USER_SEND_BUFFER)
-                # Or a byte out of band is dropped by the next read, and the file descriptors with it.
+                # Otherwise the next read drops a byte sent out of band, and with it the file descriptors.
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
                 connected.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)  # ENOPROTOOPT before Linux 6.16
                 self._sealed = True
@@ -96,10 +94,10 @@ class Inlet:
 
         Args:
             connection: see :func:`receive`.
-            close: closes file descriptors that are of no use.
+            close: closes file descriptors that cannot be used.
 
         Raises:
-            BlockingIOError: there is nothing for now.
+            BlockingIOError: there is nothing to read now.
             OSError: the peer is gone.
             ProtocolError: the peer broke the protocol.
         """
@@ -126,7 +124,7 @@ class Inlet:
         """Close the socket.
 
         Args:
-            dispose: closes it where file descriptors are in its queue, which are closed with it.
+            dispose: closes it if its queue may hold file descriptors, which are closed with it.
         """
         if not self._clean and _may_hold_fds(self._socket):
             dispose((self._socket.detach(),))
@@ -135,7 +133,7 @@ class Inlet:
 
 
 def _may_hold_fds(connected: socket.socket) -> bool:
-    """Whether something lies in the queue of a socket; after this nothing more comes."""
+    """Shut a socket down; return whether there is anything in its queue."""
     waiting = array("i", [0])
     try:
         connected.shutdown(socket.SHUT_RDWR)
@@ -149,7 +147,7 @@ def send_chunk(connected: socket.socket, data: bytes | memoryview, fds: Sequence
     """Write once; return how many bytes were taken.
 
     Raises:
-        BlockingIOError: none for now.
+        BlockingIOError: the socket takes nothing now.
         OSError: the peer is gone.
     """
     if not fds:
