@@ -16,10 +16,9 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         # What takes time comes within the reach of Ctrl-C.
-        from moorage.cli import commands, helper_commands
+        from moorage.cli import commands
 
-        helper_commands.add_to(commands.moorctl)
-        status = commands.run(sys.argv[1:])
+        status = commands.main(sys.argv[1:])
         if sys.stdout is not None:  # as it is where it was closed
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -36,7 +36,7 @@ import msgspec
 from msgspec import Struct
 
 from moorage.cli.address import Address
-from moorage.cli.properties import convert_values
+from moorage.cli.properties.assignments import convert_values
 
 FILE_BYTES_MAX: Final = 1024 * 1024
 """A file that is read by mistake (a disk image) is refused before it is understood."""

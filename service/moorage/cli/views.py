@@ -15,8 +15,8 @@ import msgspec
 
 from moorage.cli.endings import LACK_OF_MEMORY, leader_end, reason
 from moorage.cli.failures import Exit, Failure
-from moorage.cli.properties import setting_words
-from moorage.cli.quantities import UINT64_MAX, format_set, format_size, format_span, printable
+from moorage.cli.properties.display import limit_words, setting_words
+from moorage.cli.properties.quantities import format_size, format_span, printable
 from moorage.cli.replies import (
     Accounting,
     DescribeReply,
@@ -281,28 +281,4 @@ def _pair(
 def _limits(limits: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in limits.items():
         if value != []:  # a set of CPUs that is none
-            yield name, _limit(name, value)
-
-
-def _limit(name: str, value: Any) -> str:
-    match value:
-        case None:
-            return "infinity"
-        case bool():
-            return "yes" if value else "no"
-        case int() if value == UINT64_MAX:
-            return "infinity"
-        case int() if name == "CPUQuotaPerSecUSec":
-            return f"{value / 10_000:g}%"
-        case int() if name.endswith("USec"):
-            return format_span(value)
-        case int() if "Memory" in name:
-            return format_size(value)
-        case [*numbers] if name.startswith("Allowed") and all(isinstance(number, int) for number in numbers):
-            return format_set(numbers)
-        case [*words] if all(isinstance(word, str) for word in words):
-            return " ".join(words)
-        case str():
-            return value
-        case _:
-            return msgspec.json.encode(value).decode()
+            yield name, limit_words(name, value)

@@ -126,7 +126,7 @@ class TestOverTheService(Battery):
 
 
 def test_spans_are_those_of_systemd() -> None:
-    from moorage.cli.quantities import parse_span
+    from moorage.cli.properties.quantities import parse_span
 
     for text in (
         "5",

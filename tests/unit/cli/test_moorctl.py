@@ -224,7 +224,7 @@ class TestUsage:
             (["register", "web", "--leader", "1", "-p", "MemoryMax=much"], "MemoryMax: 'much' is no size"),
             (["register", "web", "--leader", "1", "-p", "Odd=text"], "Odd: 'text' is not JSON"),
             (["register", "web", "--leader", "1", "--timeout", "soon"], "no span of time"),
-            (["register", "web", "--leader", "1", "--timeout", "infinity"], "no time to wait"),
+            (["register", "web", "--leader", "1", "--timeout", "infinity"], "not a time to wait"),
             (["register", "web", "--leader", "1", "--no-allocate", "--slice", "a.slice"], "--no-allocate"),
             (["find"], "one of --pid"),
             (["find", "--pid", "1", "--unit", "a.scope"], "one of --pid"),

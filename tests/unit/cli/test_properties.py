@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.cli import properties
-from moorage.cli.properties import convert, convert_values
+from moorage.cli.properties import assignments as properties
+from moorage.cli.properties.assignments import convert, convert_values
 
 
 @pytest.mark.parametrize(

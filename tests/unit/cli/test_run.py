@@ -47,7 +47,7 @@ def fake(moorctl: Moorctl, listener: socket.socket) -> Generator[Moorctl]:
         (["--name", "web"], "no command to run"),
         (["--name", "web", "-p", "MemoryMax=much", "true"], "MemoryMax: 'much' is no size"),
         (["--name", "web", "--helper", "fs", "true"], "'fs' is not NAME=COMMAND"),
-        (["--name", "web", "--helper", "fs=", "true"], "fs: there is no command"),
+        (["--name", "web", "--helper", "fs=", "true"], "fs: the command is empty"),
         (["--name", "web", "--helper", "fs='x", "true"], "No closing quotation"),
         (
             ["--name", "web", "--helper", "fs=no-such-program", "true"],
@@ -62,7 +62,7 @@ def fake(moorctl: Moorctl, listener: socket.socket) -> Generator[Moorctl]:
         (["--name", "web", "--setenv", "NO_SUCH_VARIABLE", "true"], "no variable 'NO_SUCH_VARIABLE'"),
         (["--name", "web", "--uid", "no-such-user", "true"], "there is no user 'no-such-user'"),
         (["--name", "web", "--gid", "no-such-group", "true"], "there is no group 'no-such-group'"),
-        (["--name", "web", "--gid", "0", "true"], "--gid goes with --uid"),
+        (["--name", "web", "--gid", "0", "true"], "--gid needs --uid"),
     ],
 )
 def test_wrong_usage_asks_for_nothing(moorctl: Moorctl, arguments: list[str], words: str) -> None:

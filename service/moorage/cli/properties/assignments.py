@@ -17,8 +17,8 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from moorage.cli import service_properties
-from moorage.cli.converters import (
+from moorage.cli.properties import irregular
+from moorage.cli.properties.converters import (
     Converter,
     Json,
     boolean,
@@ -31,10 +31,8 @@ from moorage.cli.converters import (
     text_as_it_is,
     words,
 )
-from moorage.cli.quantities import (
+from moorage.cli.properties.quantities import (
     INFINITY,
-    format_exact_size,
-    format_span,
     parse_boolean,
     parse_number,
     parse_percent,
@@ -87,38 +85,6 @@ def convert_values(values: Mapping[str, Json]) -> dict[str, Json]:
             case _:
                 properties[name] = value
     return properties
-
-
-def setting_words(name: str, text: str) -> tuple[str, str]:
-    """Write a property and its value, as the service names them, as people would have set it.
-
-    Args:
-        name: of the property, such as "CPUQuotaPerSecUSec".
-        text: its value: a number, or a device and a number; everything else stays as it is.
-
-    Returns:
-        Such as "CPUQuota" and "50%".
-    """
-    device, separator, number = text.rpartition(" ")
-    write = _written(name)
-    words = f"{device}{separator}{write(int(number))}" if number.isascii() and number.isdigit() else text
-    if name == "CPUQuotaPerSecUSec":
-        return "CPUQuota", words
-    if name.endswith("USec"):
-        return f"{name.removesuffix('USec')}Sec", words
-    return name.removesuffix("Scale"), words
-
-
-def _written(name: str) -> Callable[[int], str]:
-    if name == "CPUQuotaPerSecUSec":
-        return lambda usec: f"{usec / 10_000:g}%"
-    if name.endswith("USec"):
-        return format_span
-    if name.removesuffix("Scale").removeprefix("Startup") in _SIZES:
-        return format_exact_size
-    if name.endswith("BandwidthMax"):
-        return lambda size: format_exact_size(size, base=1000)
-    return str
 
 
 def _add(properties: dict[str, Json], name: str, text: str) -> None:
@@ -259,7 +225,7 @@ def _network(text: str) -> Json:
 
 
 _TABLE: Final[Mapping[str, Converter]] = {
-    **service_properties.TABLE,
+    **irregular.TABLE,
     # cgroup_properties
     **dict.fromkeys(
         ("DevicePolicy", "Slice", "ManagedOOMSwap", "ManagedOOMMemoryPressure", "ManagedOOMPreference",
@@ -326,15 +292,9 @@ _TABLE: Final[Mapping[str, Converter]] = {
     ),
 }  # fmt: skip
 
-_SIZES: Final = frozenset(
-    {"MemoryMin", "MemoryLow", "MemoryHigh", "MemoryMax", "MemorySwapMax", "MemoryZSwapMax", "DefaultMemoryMin",
-     "DefaultMemoryLow"}
-)  # fmt: skip
-"""Properties that are numbers of bytes."""
-
 _SPANS: Final = frozenset({span, _span_or_default})
 
-_LISTS: Final = service_properties.LISTS | {
+_LISTS: Final = irregular.LISTS | {
     "DeviceAllow", "IODeviceWeight", "IODeviceLatencyTargetSec", "IOReadBandwidthMax", "IOWriteBandwidthMax",
     "IOReadIOPSMax", "IOWriteIOPSMax", "IPAddressAllow", "IPAddressDeny", "BPFProgram",
 }  # fmt: skip

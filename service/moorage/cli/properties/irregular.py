@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from moorage.cli.converters import (
+from moorage.cli.properties.converters import (
     WHITESPACE,
     Converter,
     Json,
@@ -32,7 +32,7 @@ from moorage.cli.converters import (
     unescape,
     words,
 )
-from moorage.cli.quantities import (
+from moorage.cli.properties.quantities import (
     INFINITY,
     UINT32_MAX,
     UINT64_MAX,

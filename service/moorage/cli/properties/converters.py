@@ -11,7 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from moorage.cli.quantities import INFINITY, parse_boolean, parse_number, parse_set, parse_span, set_to_bytes
+from moorage.cli.properties.quantities import (
+    INFINITY,
+    parse_boolean,
+    parse_number,
+    parse_set,
+    parse_span,
+    set_to_bytes,
+)
 
 Json = Any
 Converter = Callable[[str, str], Mapping[str, Json]]

@@ -1,0 +1,86 @@
+"""Commands that end a machine: ``moorctl kill``, ``stop`` and ``forget``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from moorage.cli.address import Choice
+from moorage.cli.commands.options import ANSWER_SECONDS, JSON, NAME, addressed, chosen, finite_span, parsed
+from moorage.cli.properties.quantities import parse_signal
+
+STOP_SECONDS: Final = 200.0
+"""Default of the service's own deadline for Stop: time for SIGTERM, then for SIGKILL."""
+
+
+@click.command()
+@NAME
+@click.option(
+    "-s",
+    "--signal",
+    callback=parsed(parse_signal),
+    default="SIGTERM",
+    show_default=True,
+    metavar="SIGNAL",
+    help="Name or number.",
+)
+@click.option(
+    "--whom",
+    type=click.Choice(["leader", "supervisor", "all"]),
+    default="all",
+    show_default=True,
+    help="Which of its processes to signal.",
+)
+@JSON
+@addressed
+@chosen
+def kill(choice: Choice, name: str, signal: int, whom: str, as_json: bool) -> None:
+    """Send a signal to the processes of a machine."""
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    reply = service.call(address, "Kill", {"name": name, "signal": signal, "whom": whom})
+    if as_json:
+        views.show_json(reply)
+
+
+@click.command()
+@NAME
+@click.option(
+    "--timeout",
+    callback=parsed(finite_span),
+    metavar="SPAN",
+    help="How long to wait until it has ended.  [default: 3min 20s]",
+)
+@JSON
+@addressed
+@chosen
+def stop(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
+    """Stop a machine and wait until all of its processes are gone."""
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    reply = service.call(
+        address,
+        "Stop",
+        {"name": name, "timeoutUSec": timeout},
+        timeout=(STOP_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS,
+    )
+    if as_json:
+        views.show_machine_json(reply)
+
+
+@click.command()
+@NAME
+@JSON
+@addressed
+@chosen
+def forget(choice: Choice, name: str, as_json: bool) -> None:
+    """Remove a machine from the list without touching its unit or its processes."""
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    reply = service.call(address, "Forget", {"name": name})
+    if as_json:
+        views.show_json(reply)

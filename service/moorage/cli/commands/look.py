@@ -1,0 +1,82 @@
+"""Commands that only look: ``moorctl list``, ``status`` and ``find``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from moorage.cli.address import Choice
+from moorage.cli.commands.options import JSON, NAME, PID, addressed, chosen, open_process
+
+
+@click.command("list")
+@click.option("--no-legend", is_flag=True, help="Print neither the heading nor the count.")
+@JSON
+@addressed
+@chosen
+def list_(choice: Choice, no_legend: bool, as_json: bool) -> None:
+    """List all machines."""
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    replies = service.list_machines(address)
+    if as_json:
+        for reply in replies:
+            views.show_machine_json(reply)
+    else:
+        views.show_list(replies, legend=not no_legend)
+
+
+@click.command()
+@NAME
+@JSON
+@addressed
+@chosen
+def status(choice: Choice, name: str, as_json: bool) -> None:
+    """Show a machine, the resources it uses, and its limits.
+
+    This works for a while after the machine has ended, too.
+    """
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    reply = service.call(address, "Describe", {"name": name})
+    (views.show_json if as_json else views.show_status)(reply)
+
+
+@click.command()
+@click.option("--pid", type=PID, metavar="PID", help="A process of the machine.")
+@click.option("--unit", metavar="UNIT", help="Unit of the machine.")
+@click.option("--control-group", metavar="PATH", help="A control group of the machine.")
+@click.option("--invocation", metavar="ID128", help="Invocation ID of the machine's unit.")
+@JSON
+@addressed
+@chosen
+def find(
+    choice: Choice,
+    pid: int | None,
+    unit: str | None,
+    control_group: str | None,
+    invocation: str | None,
+    as_json: bool,
+) -> None:
+    """Print the name of the machine that something belongs to."""
+    if sum(given is not None for given in (pid, unit, control_group, invocation)) != 1:
+        raise click.UsageError("Give one of --pid, --unit, --control-group and --invocation.")
+    address = choice.resolve()
+    from moorage.cli import service, views
+    from moorage.cli.processes import naming
+
+    parameters: dict[str, Any] = {"unit": unit, "controlGroup": control_group, "invocationId": invocation}
+    if pid is None:
+        reply = service.call(address, "Find", parameters)
+    else:
+        pidfd = open_process(pid)
+        try:
+            named, fds = naming(pidfd, "processFileDescriptor", "process")
+            reply = service.call(address, "Find", named, fds=fds)
+        finally:
+            os.close(pidfd)
+    (views.show_machine_json if as_json else views.show_name)(reply)

@@ -1,0 +1,87 @@
+"""Properties as people read them.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from moorage.cli.properties.quantities import (
+    INFINITY,
+    UINT64_MAX,
+    format_exact_size,
+    format_set,
+    format_size,
+    format_span,
+)
+
+
+def setting_words(name: str, text: str) -> tuple[str, str]:
+    """Write a property as a person would have set it.
+
+    Args:
+        name: of the property as the service manager has it, such as "CPUQuotaPerSecUSec".
+        text: its value: a number, or a device and a number; everything else is returned unchanged.
+
+    Returns:
+        The name and the value to set it with, such as "CPUQuota" and "50%".
+    """
+    device, separator, number = text.rpartition(" ")
+    write = _writer(name)
+    words = f"{device}{separator}{write(int(number))}" if number.isascii() and number.isdigit() else text
+    if name == "CPUQuotaPerSecUSec":
+        return "CPUQuota", words
+    if name.endswith("USec"):
+        return f"{name.removesuffix('USec')}Sec", words
+    return name.removesuffix("Scale"), words
+
+
+def _writer(name: str) -> Callable[[int], str]:
+    if name == "CPUQuotaPerSecUSec":
+        return _quota
+    if name.endswith("USec"):
+        return format_span
+    if _is_size(name):
+        return format_exact_size
+    if name.endswith("BandwidthMax"):
+        return lambda size: format_exact_size(size, base=1000)
+    return str
+
+
+def _quota(usec: int) -> str:
+    return f"{usec / 10_000:g}%"
+
+
+def _is_size(name: str) -> bool:
+    return name.removeprefix("Default").removeprefix("Startup").startswith("Memory")
+
+
+def limit_words(name: str, value: Any) -> str:
+    """Write the value of a limit for people.
+
+    Args:
+        name: of the property as the service manager has it.
+        value: in JSON; None stands for the largest number of 64 bits.
+    """
+    match value:
+        case None:
+            return INFINITY
+        case bool():
+            return "yes" if value else "no"
+        case int() if value == UINT64_MAX:
+            return INFINITY
+        case int() if _is_size(name) and not name.endswith("USec"):
+            return format_size(value)
+        case int():
+            return _writer(name)(value)
+        case [*numbers] if name.startswith("Allowed") and all(isinstance(number, int) for number in numbers):
+            return format_set(numbers)
+        case [*words] if all(isinstance(word, str) for word in words):
+            return " ".join(words)
+        case str():
+            return value
+        case _:
+            return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
