@@ -205,7 +205,7 @@ class Battery:
         arguments = ("register", name, "--leader", leader, "--dry-run")
         assert moorctl.output(*arguments) == f"machine-{name}.scope\n"
         refused(moorctl("status", name), 3)
-        refused(moorctl(*arguments, "-p", "Nonsense=true"), 1, "Nonsense")
+        refused(moorctl(*arguments, "-p", "Nonsense=true"), 2, "there is no property Nonsense")
 
     def test_properties_reach_the_unit(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name = a_name()
@@ -237,8 +237,8 @@ class Battery:
         refused(moorctl(*register, "--slice", "no.service"), 1, "the value of --slice")
         refused(moorctl(*register, "--id", "abc"), 1, "the value of --id")
         refused(moorctl(*register, "--timeout", "1d"), 1, "the value of --timeout")
-        refused(moorctl(*register, "-p", "NoSuchProperty=1"), 1, "NoSuchProperty", "systemd.scope(5)")
-        refused(moorctl(*register, "-p", 'TasksMax=["many"]'), 1, "TasksMax")
+        refused(moorctl(*register, "-p", "TaskMax=1"), 2, "no property TaskMax; did you mean TasksMax")
+        refused(moorctl(*register, "-p", "TasksMax=many"), 2, "TasksMax: 'many' is not a number")
         with open("/dev/null") as no_process:
             done = moorctl(
                 "register", a_name(), "--pidfd", str(no_process.fileno()), pass_fds=[no_process.fileno()]

@@ -149,7 +149,7 @@ def told_to_end(sit: Sit, number: int) -> None:
     person.read("ready\r\n")
     assert person.sees_keys()
     person.process.send_signal(number)
-    assert person.end() == (3, f"\r\nStopping {name}. Once more, and it is killed.\r\n")
+    assert person.end() == (3, f"\r\nStopping {name}. Interrupt again to kill it.\r\n")
     assert person.modes() == person.modes_before
 
 
@@ -173,7 +173,7 @@ class PtyBattery(Terminals):
         status, text = person.end()
         invitation, tty, ids, pid, told = text.splitlines()
         assert (status, told) == (0, "told")
-        assert invitation.startswith("Press ^] three times within 1 s to have ")
+        assert invitation.startswith("Press Ctrl-] three times within 1 s to stop ")
         assert tty.startswith("/dev/pts/")
         assert tty != os.ttyname(person._theirs)
         assert ids.split() == [pid, pid]  # it leads the session, and has the foreground
@@ -219,7 +219,7 @@ class PtyBattery(Terminals):
         person = sit("sh", "-c", f"trap 'echo no' TERM; stty -echo; while :; do {WAIT}; done", name=name)
         person.read("ready\r\n")
         person.type("\x1d\x1d\x1d")
-        person.read(f"Stopping {name}. Once more, and it is killed.\r\n")
+        person.read(f"Stopping {name}. Interrupt again to kill it.\r\n")
         person.read("no\r\n")
         person.type("\x1d\x1d\x1d")
         person.read(f"Killing {name}.\r\n")

@@ -17,6 +17,16 @@ MACHINE = "web"
 DIRECTORY = "/run/moorage/m/web"
 HOME = Home(user=False, root="/run")
 
+KNOWN = {
+    "MemoryMax": "t", "MemoryMaxScale": "u", "TasksMax": "t", "TasksMaxScale": "u", "CPUQuotaPerSecUSec": "t",
+    "TimeoutStopUSec": "t", "RestartUSec": "t", "NoNewPrivileges": "b", "PrivateTmp": "b", "PrivateTmpEx": "s",
+    "ReadWritePaths": "as", "Environment": "as", "BindPaths": "a(ssbt)", "DeviceAllow": "a(ss)", "UMask": "u",
+    "IPAddressDeny": "a(iayu)", "SystemCallFilter": "(bas)", "ExecReload": "a(sasb)", "ExecReloadEx": "a(sasas)",
+    "SetCredential": "a(say)", "LogExtraFields": "aay", "SuccessExitStatus": "(aiai)", "Conditions": "a(sbbs)",
+    "LimitNOFILE": "t", "LimitNOFILESoft": "t", "AllowedCPUs": "ay", "KillSignal": "i", "ProtectSystem": "s",
+}  # fmt: skip
+"""Properties of each kind of type, as a service manager has them."""
+
 _parameters = msgspec.json.Decoder(AddHelpersIn)
 
 
@@ -27,7 +37,7 @@ def _of_file(data: bytes) -> Iterator[bytes]:
 def _examine(content: bytes) -> str:
     try:
         given = helper_files.parse(content.decode())
-        given = helper_files.expand(given, {"n": MACHINE, "t": DIRECTORY, "u": "0"})
+        given = helper_files.expand(given, {"n": MACHINE, "t": DIRECTORY, "u": "0"}, KNOWN)
         for line in helper_files.explain(given, MACHINE, DIRECTORY):
             line.encode()
     except ValueError:

@@ -103,9 +103,6 @@ def pages() -> dict[str, str]:
     """Return the source of each man page by its file name, such as moored.8."""
     from moorage.__main__ import parser
     from moorage.cli import commands as cli
-    from moorage.cli import helper_commands
-
-    helper_commands.add_to(cli.moorctl)
 
     found = {path.stem: path.read_text() for path in sorted(SOURCES.glob("*.rst"))}
     found["moorctl.1"] = found["moorctl.1"].replace(".. commands::\n", "\n".join(commands(cli.moorctl)))

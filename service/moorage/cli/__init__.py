@@ -1,4 +1,4 @@
-"""moorctl, the command line of moored. It talks to the socket only."""
+"""moorctl, the command line of moored. It reaches the service through its socket only."""
 
 import os
 import signal
@@ -6,20 +6,20 @@ import sys
 
 
 def main() -> None:
-    """Run moorctl, and end the process with one of :class:`~moorage.cli.failures.Exit`."""
-    # A file that is opened below must not be taken for a standard stream that was closed.
+    """Run moorctl, and exit with one of :class:`~moorage.cli.failures.Exit`."""
+    # If a standard stream was closed, no file that is opened later may take its place.
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
-    # A reader of ours that has seen enough, such as head(1), ends us without a word. On sockets the signal is never
-    # raised: writes there are made with MSG_NOSIGNAL.
+    # A reader that has seen enough, such as head(1), ends moorctl silently. Sockets never raise the signal: they are
+    # written to with MSG_NOSIGNAL.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        # What takes time comes within the reach of Ctrl-C.
+        # These imports take time, so Ctrl-C must already be handled.
         from moorage.cli import commands
 
         status = commands.main(sys.argv[1:])
-        if sys.stdout is not None:  # as it is where it was closed
+        if sys.stdout is not None:  # None if it was closed
             sys.stdout.flush()
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT

@@ -15,17 +15,17 @@ USER_SOCKET: Final = "moorage/io.moorage.Machine"
 """Below $XDG_RUNTIME_DIR."""
 
 VARIABLE: Final = "MOORAGE_ADDRESS"
-"""Environment variable with a path that stands for :data:`SYSTEM_SOCKET`."""
+"""Environment variable with a path to use instead of :data:`SYSTEM_SOCKET`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A socket, and whose service is expected behind it.
+    """A socket, and the service manager whose service is expected to listen there.
 
     Attributes:
         path: of the socket.
-        manager: how that service's manager is spoken to, ``systemctl`` or ``systemctl --user``; None where the path
-            was chosen freely, so that nothing is known of the service.
+        manager: command that talks to the service manager, ``systemctl`` or ``systemctl --user``; None if the path was
+            chosen freely, so that nothing is known of the service.
     """
 
     path: str
@@ -33,7 +33,7 @@ class Address:
 
     @property
     def moorctl(self) -> str:
-        """The command line that calls this service, as a person types it."""
+        """Command line that calls this service, as a person types it."""
         match self.manager:
             case "systemctl":
                 return "moorctl"
@@ -45,21 +45,21 @@ class Address:
 
 @dataclass(slots=True)
 class Choice:
-    """What the options say of the address, before and after the command's name.
+    """The options that choose the address, from before and after the command's name.
 
     Attributes:
-        user: the service of the caller's own user manager.
-        path: a socket.
+        user: use the service of the caller's own user manager.
+        path: of a socket.
     """
 
     user: bool = False
     path: str | None = None
 
     def resolve(self, environment: Mapping[str, str] | None = None) -> Address:
-        """Return the address: an option counts more than $MOORAGE_ADDRESS.
+        """Return the address. Options take precedence over $MOORAGE_ADDRESS.
 
         Raises:
-            click.UsageError: the options contradict each other; there is no user manager.
+            click.UsageError: the options exclude each other, or there is no user manager.
         """
         environment = os.environ if environment is None else environment
         if self.path is not None:
@@ -70,7 +70,7 @@ class Choice:
             directory = environment.get("XDG_RUNTIME_DIR")
             if not directory:
                 raise click.UsageError(
-                    "$XDG_RUNTIME_DIR is not set: --user needs the environment of a session of that user."
+                    "$XDG_RUNTIME_DIR is not set: --user works only within a login session of that user."
                 )
             return Address(os.path.join(directory, USER_SOCKET), "systemctl --user")
         if environment.get(VARIABLE):

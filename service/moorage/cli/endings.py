@@ -1,4 +1,4 @@
-"""How a machine ended, in words: for ``moorctl status``, and for whoever waits at ``moorctl run``."""
+"""How a machine ended, in words for ``moorctl status`` and ``moorctl run``."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ LACK_OF_MEMORY: Final = "killed for lack of memory"
 
 _CAUSES: Final = {
     "leaderEnded": "its leader ended",
-    "stopped": "it was stopped by a call to the service",
-    "leaseEnded": "its lease ended: nobody held it any more",
+    "stopped": "it was stopped on request",
+    "leaseEnded": "its lease ended: the connection that held it was closed",
     "oomKilled": f"it was {LACK_OF_MEMORY}",
     "oomdKilled": f"it was {LACK_OF_MEMORY} by systemd-oomd",
-    "leaderLeft": "its leader moved to another control group, where it lives on",
+    "leaderLeft": "its leader moved to another control group, and lives on there",
     "unitStopped": "its unit was stopped through the service manager",
 }
 
 
 def reason(verdict: Verdict) -> str | None:
-    """Say why a machine ended; None where that is not known."""
+    """Return why a machine ended; None if that is unknown."""
     if verdict.cause == "helperEnded" and verdict.helper is not None:
         result = f" with result {verdict.helper_result}" if verdict.helper_result else ""
         words = f": {verdict.log[-1]}" if verdict.log else ""
@@ -30,7 +30,7 @@ def reason(verdict: Verdict) -> str | None:
 
 
 def leader_end(verdict: Verdict) -> str | None:
-    """Say how the leader of a machine ended; None where that is not known."""
+    """Return how the leader of a machine ended; None if that is unknown."""
     if verdict.leader_signal is not None:
         return f"leader ended by {_signal(verdict.leader_signal)}"
     return None if verdict.leader_status is None else f"leader ended with status {verdict.leader_status}"
@@ -39,16 +39,16 @@ def leader_end(verdict: Verdict) -> str | None:
 def _signal(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # one of the real-time signals
+    except ValueError:  # a real-time signal
         return f"signal {number}"
 
 
 def surprise(machine: Machine, *, asked: bool, left: bool) -> str | None:
-    """Say what the status of a command does not tell about the end of its machine; None where it tells all.
+    """Return what the exit status of a command does not tell about the end of its machine; None if it tells all.
 
     Args:
-        machine: that has ended.
-        asked: whoever waits for the command asked for the end.
+        machine: a machine that has ended.
+        asked: the person who waits for the command asked for the end.
         left: the machine still had processes when the command had ended.
     """
     verdict = machine.verdict
@@ -59,8 +59,8 @@ def surprise(machine: Machine, *, asked: bool, left: bool) -> str | None:
             return None
         case "stopped" if left:
             return (
-                "The command has ended, but left processes behind, which were stopped with it. "
-                "What goes to the background (as qemu -daemonize does) needs --no-lease."
+                "The command ended but left processes behind, which were stopped. "
+                "A command that goes into the background, as qemu -daemonize does, needs --no-lease."
             )
         case "leaderEnded" | "unknown" | None:
             return f"Processes of {machine.name} were {LACK_OF_MEMORY}." if verdict.oom_killed else None

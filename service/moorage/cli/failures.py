@@ -1,4 +1,4 @@
-"""What went wrong, in words that say what to do, and as an exit status."""
+"""Errors for people: what went wrong, what to do, and an exit status."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from moorage.wire.errors import ProtocolError, VarlinkError
 
 
 class Exit(IntEnum):
-    """Exit statuses of moorctl. After Ctrl-C it is 130, as from a shell."""
+    """Exit statuses of moorctl. After Ctrl-C the status is 130, as in a shell."""
 
     OK = 0
     REFUSED = 1
-    """The service did not do it, or the process is gone."""
+    """The service refused, or the process is gone."""
     USAGE = 2
-    """Wrong options or values; nothing was asked of the service."""
+    """Wrong options or values; the service was not asked to do anything."""
     NO_SUCH_MACHINE = 3
     PERMISSION_DENIED = 4
     NO_SERVICE = 5
-    """There is no connection to the service, or it broke."""
+    """No connection to the service, or it broke."""
     TIMED_OUT = 6
     NOT_RUN = 125
-    """From moorctl run, whose other statuses are those of the command; the same numbers as from env(1)."""
+    """From here on as env(1): moorctl run exits with these, or with the status of its command."""
     NOT_EXECUTABLE = 126
     NOT_FOUND = 127
 
 
 class Failure(Exception):
-    """The end of a command: one message, one exit status."""
+    """Ends a command with one message and one exit status."""
 
     def __init__(self, status: Exit, message: str) -> None:
         super().__init__(message)
@@ -46,14 +46,14 @@ class Failure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """How an error is told; names of its parameters stand in braces.
+    """How an error is put into words. Names of its parameters stand in braces.
 
     Attributes:
         status: exit status.
         text: what happened.
-        without: the same where the error came without one of the parameters.
-        hint: what to do; left out where a parameter is missing. {manager}, {journalctl} and {moorctl} are commands
-            that speak to the same service manager; parameters are quoted for a shell.
+        without: the same, for an error that lacks one of those parameters.
+        hint: what to do; omitted if a parameter is missing. {manager}, {journalctl} and {moorctl} are commands for the
+            same service manager; parameters are quoted for a shell.
     """
 
     status: Exit
@@ -76,35 +76,37 @@ _WORDS: Final[Mapping[str, _Words]] = {
         Exit.REFUSED,
         "Machine {name} exists already, in {unit}.",
         without="Machine {name} exists already.",
-        hint="Stop it first, or take another name: {moorctl} stop {name}",
+        hint="Stop it first, or choose another name: {moorctl} stop {name}",
     ),
     _MACHINE + "UnitNameTaken": _Words(
         Exit.REFUSED,
         "The unit name {unit} is taken: {holder}.",
-        hint="Look at it, and stop it or take another name: {manager} status {unit}",
+        hint="Inspect it, then stop it or choose another name: {manager} status {unit}",
     ),
     _MACHINE + "ProcessGone": _Words(
         Exit.REFUSED, "Process {pid} has ended.", without="The process has ended."
     ),
     _MACHINE + "ProcessNotOwned": _Words(
-        Exit.PERMISSION_DENIED, "Process {pid} belongs to user {uid}: it is not yours to register."
+        Exit.PERMISSION_DENIED, "Process {pid} belongs to user {uid}, so you may not register it."
     ),
     _MACHINE + "UnitNotOwned": _Words(
         Exit.PERMISSION_DENIED,
-        "The process is in {unit}, which is not yours to take it out of.",
-        hint="Yours is what runs in a session of yours, or in a service with User= of yours",
+        "The process is in {unit}, and you may not move it out of there.",
+        hint="You may move processes of your own sessions, and of services that run as you (User=).",
     ),
     _MACHINE + "NoSuchProperty": _Words(
         Exit.REFUSED,
-        "There is no property {property}{whose} that can be set; the nearest: {names}.",
+        "There is no property {property}{whose} that can be set; did you mean {names}?",
         without="There is no property {property}{whose} that can be set.",
-        hint="Those there are: systemd.scope(5), systemd.resource-control(5), systemd.kill(5);"
-        " for helpers also systemd.service(5), systemd.exec(5)",
+        hint="See systemd.scope(5), systemd.resource-control(5) and systemd.kill(5);"
+        " for helpers also systemd.service(5) and systemd.exec(5).",
     ),
-    _MACHINE + "InvalidProperty": _Words(Exit.REFUSED, "Property {property}{whose} is refused: {reason}."),
+    _MACHINE + "InvalidProperty": _Words(
+        Exit.REFUSED, "The value of property {property}{whose} is refused: {reason}."
+    ),
     _MACHINE + "JobFailed": _Words(
         Exit.REFUSED,
-        "The job for {unit} ended with '{jobResult}', and the unit with '{unitResult}'.",
+        "The job for {unit} ended with '{jobResult}', the unit with '{unitResult}'.",
         without="The job for {unit} ended with '{jobResult}'.",
         hint="See: {journalctl} --unit {unit}",
     ),
@@ -117,49 +119,55 @@ _WORDS: Final[Mapping[str, _Words]] = {
     _MACHINE + "NoSuchHelper": _Words(
         Exit.REFUSED,
         "The machine has no helper {helper}.",
-        hint="Its helpers are among what is shown by: {moorctl} status NAME",
+        hint="List the helpers of a machine: {moorctl} status NAME",
     ),
     _MACHINE + "Busy": _Words(Exit.REFUSED, "The service is busy: {operation}.", hint="Try again."),
     _MACHINE + "NotSupported": _Words(Exit.REFUSED, "{what} is not supported: {reason}."),
     _MACHINE + "Timeout": _Words(
         Exit.TIMED_OUT,
-        "Helper {helper} was not ready in time. All that was started is taken back.",
+        "Helper {helper} was not ready in time. Everything that had been started was stopped again.",
         without="It took too long: {operation}.",
         hint="{instead}",
     ),
-    _MACHINE + "ManagerUnavailable": _Words(Exit.REFUSED, "The service manager does not do it: {reason}."),
+    _MACHINE + "ManagerUnavailable": _Words(
+        Exit.REFUSED, "The service manager refused or did not answer: {reason}."
+    ),
     _SERVICE + "InvalidParameter": _Words(
         Exit.REFUSED, "The service does not accept {option}.", hint="{right}"
     ),
     _SERVICE + "PermissionDenied": _Words(
         Exit.PERMISSION_DENIED,
-        "The service does not let you do this.",
+        "You are not permitted to do this.",
         hint="Run it as root, or use the service of your own user manager: moorctl --user",
     ),
     "io.systemd.InteractiveAuthenticationRequired": _Words(
         Exit.PERMISSION_DENIED,
-        "The service lets you do this only if an administrator authenticates, or polkit has a rule for you.",
+        "This needs an administrator to authenticate, or a polkit rule that permits it to you.",
         hint="Run it as root, or use the service of your own user manager: moorctl --user",
     ),
-    _SERVICE + "MethodNotFound": _Words(Exit.REFUSED, "The service has no method {method}."),
+    _SERVICE + "MethodNotFound": _Words(
+        Exit.REFUSED,
+        "The service has no method {method}.",
+        hint="It may be older than this moorctl; a restart keeps all machines: {manager} restart moored.service",
+    ),
     _SERVICE + "MethodNotImplemented": _Words(
-        Exit.REFUSED, "This version of the service does not have {method} yet."
+        Exit.REFUSED, "This version of the service does not implement {method} yet."
     ),
     _SERVICE + "InterfaceNotFound": _Words(
-        Exit.REFUSED, "The service has no interface {interface}: it is another one."
+        Exit.REFUSED, "What listens there is not moored: it has no interface {interface}."
     ),
     "io.systemd.System": _Words(
         Exit.REFUSED, "The service failed: {message}.", without="The service failed."
     ),
     "io.systemd.Disconnected": _Words(
         Exit.NO_SERVICE,
-        "The service hung up before it answered.",
-        hint="Its log may tell why: {journalctl} --unit moored.service",
+        "The service closed the connection before it replied.",
+        hint="Its log may say why: {journalctl} --unit moored.service",
     ),
     "io.systemd.TimedOut": _Words(
         Exit.TIMED_OUT,
-        "The service did not answer in time.",
-        hint="It may still have been done: {moorctl} list",
+        "The service did not reply in time.",
+        hint="The operation may still complete; see: {moorctl} list",
     ),
 }
 
@@ -175,44 +183,43 @@ _OPTIONS: Final[Mapping[str, str]] = {
     "helpers": "--helper or --helpers",
     "timeoutUSec": "--timeout",
 }
-"""Where a parameter has another name on the command line than its own with dashes."""
+"""Parameters whose option is not simply their name with dashes."""
 
 
-_ID128: Final = "It has 32 hexadecimal digits."
+_ID128: Final = "It must have 32 hexadecimal digits."
 _RIGHT: Final[Mapping[str, str]] = {
-    "name": "A name has 1 to 64 characters of A-Z a-z 0-9 _ . @ \\ : -, and begins with neither . nor -",
-    "slice": "It is the name of a slice, such as vms-prod.slice: systemd.slice(5)",
+    "name": "A name has 1 to 64 of the characters A-Z a-z 0-9 _ . @ \\ : - and does not begin with . or -",
+    "slice": "It must be the name of a slice, such as vms-prod.slice; see systemd.slice(5).",
     "id": _ID128,
     "invocationId": _ID128,
-    "leaderFileDescriptor": "It must be a process, not a thread, and neither the service manager nor a kernel thread.",
-    "controlGroup": "It begins with a slash, and is below /sys/fs/cgroup: see /proc/PID/cgroup",
-    "timeoutUSec": "It is 10 minutes at most.",
-    "helpers": "There are 64 at most.",
-    "name of a helper": "Each has a name of its own, of the characters that names of machines have.",
-    "execStart of a helper": "It begins with the absolute path of a program that is there.",
-    "after of a helper": "They are names of other helpers, and none waits for itself.",
-    "sockets of a helper": "Each has a name of its own that is a file name, and all have the same mode, without rights"
-    " beyond 0777.",
-    "type of a helper": "There are simple, exec, notify, notify-reload and oneshot.",
-    "restart of a helper": "There are those of systemd.service(5), such as on-failure.",
+    "leaderFileDescriptor": "It must be a process, but neither a thread, a kernel thread nor the service manager.",
+    "controlGroup": "It must be a path below /sys/fs/cgroup that begins with a slash, as in /proc/PID/cgroup.",
+    "timeoutUSec": "The maximum is 10 minutes.",
+    "helpers": "A machine has at most 64 helpers.",
+    "name of a helper": "Each helper needs a unique name, made of the characters that names of machines may have.",
+    "execStart of a helper": "It must begin with the absolute path of an existing program.",
+    "after of a helper": "It lists names of other helpers, and the order must not be circular.",
+    "sockets of a helper": "Each socket needs a file name of its own; all need the same mode, at most 0777.",
+    "type of a helper": "Choose from simple, exec, notify, notify-reload and oneshot.",
+    "restart of a helper": "Choose from the values in systemd.service(5), such as on-failure.",
 }
-"""What would be accepted, by parameter."""
+"""What is accepted, by parameter."""
 
 
 def explain(error: Exception, address: Address, helpers: Sequence[Mapping[str, Any]] = ()) -> Failure:
-    """Return the end of a command for what a call raised; an exception that is not expected is raised again.
+    """Return the failure for an exception that a call raised. An unexpected exception is raised again.
 
     Args:
-        error: what was raised.
+        error: the exception.
         address: where the service listens.
-        helpers: those of the call, as they were sent; an error names them by their place only.
+        helpers: those of the call, as they were sent; an error gives only their index.
     """
     match error:
         case VarlinkError():
             return _refusal(error.error, error.parameters(), address, helpers)
         case ProtocolError():
             return Failure(
-                Exit.NO_SERVICE, f"What answers at {address.path} does not keep to the protocol: {error}"
+                Exit.NO_SERVICE, f"What listens at {address.path} does not speak varlink: {error}"
             )
         case OSError():
             return _unreachable(error, address)
@@ -234,7 +241,7 @@ def _refusal(
             quoted["right"] = right
     match parameters.get("nearest"):
         case [_, *_] as names:
-            values["names"] = ", ".join(map(_shown, names))
+            values["names"] = " or ".join(map(_shown, names))
         case _:
             pass
     values["whose"] = f" of helper {values['helper']}" if "helper" in values else ""
@@ -247,10 +254,10 @@ def _refusal(
         "moorctl": address.moorctl,
     }
     if "helper" not in values:
-        quoted["instead"] = f"It may still happen: {address.moorctl} list"
+        quoted["instead"] = f"The operation may still complete; see: {address.moorctl} list"
     text = _filled(words.text, values) or _filled(words.without, values)
     if not text:
-        text = f"The service answered {printable(name)}: {printable(json.dumps(parameters, default=str))}"
+        text = f"The service replied {printable(name)}: {printable(json.dumps(parameters, default=str))}"
     match parameters.get("log"):
         case [*log]:
             lines = [f"  {_shown(line)}" for line in log]
@@ -259,14 +266,14 @@ def _refusal(
     match parameters.get("differs"):
         case [*names]:
             options = ", ".join(_option(_shown(each)) for each in names)
-            lines.append(f"You have registered it before, with another value of {options}.")
+            lines.append(f"You have registered it before with other values: {options}.")
         case _:
             pass
     return Failure(words.status, "\n".join(filter(None, [text, *lines, _filled(words.hint, quoted)])))
 
 
 def _helper_field(parameter: str, helpers: Sequence[Mapping[str, Any]]) -> str:
-    """Return a field of a helper in words that name the helper and what was given; empty if it is not one of those."""
+    """Return words that name a helper, its field and the given value; empty if the parameter is not of a helper."""
     match = re.fullmatch(r"helpers\[([0-9]+)\]\.(.+)", parameter)
     if match is None or int(match[1]) >= len(helpers):
         return ""
@@ -283,7 +290,7 @@ def _helper_field(parameter: str, helpers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
-    """Return the text; empty if a value for it is missing."""
+    """Fill in a template; return an empty text if a value is missing."""
     try:
         return template.format_map(values)
     except KeyError:
@@ -295,7 +302,7 @@ def _shown(value: Any) -> str:
 
 
 def _option(parameter: str) -> str:
-    """Return what a person has typed for a parameter, ``--slice`` for ``slice``."""
+    """Return what a person typed for a parameter, ``--slice`` for ``slice``."""
     field = re.split(r"[.\[]", parameter, maxsplit=1)[0]
     where = _OPTIONS.get(field) or "--" + re.sub(r"[A-Z]", lambda match: "-" + match[0].lower(), field)
     return f"the value of {where}" + (f" ({printable(parameter)})" if field != parameter else "")
@@ -310,12 +317,10 @@ def _unreachable(error: OSError, address: Address) -> Failure:
     if error.errno in _NOT_THERE:
         reason = "there is no such socket"
     elif error.errno in _NOT_LISTENING:
-        reason = "nobody listens there"
+        reason = "nothing listens there"
     text = f"Failed to connect to {printable(address.path)}: {reason}."
     if error.errno in {errno.EACCES, errno.EPERM}:
         return Failure(Exit.PERMISSION_DENIED, text)
     if address.manager is not None and error.errno in _NOT_THERE | _NOT_LISTENING:
-        text += (
-            f"\nTo have the service started by the first call: {address.manager} enable --now moored.socket"
-        )
+        text += f"\nEnable the service, which the first call then starts: {address.manager} enable --now moored.socket"
     return Failure(Exit.NO_SERVICE, text)

@@ -1,4 +1,4 @@
-"""Files that say what one kind of machine needs: its helpers and, if wanted, the beginning of its command line.
+"""Files of helpers: what one kind of machine needs beside it and, if wanted, the beginning of its command line.
 
 A file is TOML::
 
@@ -11,12 +11,11 @@ A file is TOML::
     onFailure = "stopMachine"
     properties = { MemoryMax = "512M", NoNewPrivileges = "yes", BindPaths = "/srv/%n:/srv" }
 
-The fields of a helper are those of ``Helper`` in io.moorage.Machine. Values of properties are texts, as in a unit file
-or for systemd-run(1), or what goes over D-Bus. In all texts but names there are specifiers, in the manner of
-systemd.unit(5):
+The fields of a helper are those of ``Helper`` in io.moorage.Machine. Values of properties are texts as in a unit file,
+or JSON. All texts but names may have specifiers, in the manner of systemd.unit(5):
 
 - ``%n``: name of the machine
-- ``%t``: its runtime directory, where the sockets are
+- ``%t``: its runtime directory, which has the sockets
 - ``%u``: number of the user who registers it
 - ``%%``: a percent sign
 """
@@ -36,13 +35,14 @@ import msgspec
 from msgspec import Struct
 
 from moorage.cli.address import Address
-from moorage.cli.properties.assignments import convert_values
+from moorage.cli.properties.assignments import Signatures, convert_values, without_names
+from moorage.cli.properties.display import setting_words
 
 FILE_BYTES_MAX: Final = 1024 * 1024
-"""A file that is read by mistake (a disk image) is refused before it is understood."""
+"""A larger file, such as a disk image, is given by mistake and is not parsed."""
 
 SOCKET_PATH_MAX: Final = 107
-"""Bytes of the path of a socket, which ``sun_path`` of sockaddr_un holds with a NUL behind it (unix(7))."""
+"""Bytes of the path of a socket that fit into ``sun_path``, with the NUL behind them (unix(7))."""
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Helper(Struct, rename="camel", forbid_unknown_fields=True, omit_defaults=T
 
 
 class HelperSet(Struct):
-    """What a file says."""
+    """Content of a file."""
 
     command: list[str] = []
     helpers: list[Helper] = []
@@ -87,12 +87,12 @@ def load(path: str) -> HelperSet:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: what it says cannot be; the message names the field.
+        ValueError: the content is wrong; the message names the field.
     """
     with open(path, "rb") as stream:
         content = stream.read(FILE_BYTES_MAX + 1)
     if len(content) > FILE_BYTES_MAX:
-        raise ValueError(f"it is larger than {FILE_BYTES_MAX} bytes")
+        raise ValueError(f"the file is larger than {FILE_BYTES_MAX} bytes")
     return parse(content.decode())
 
 
@@ -100,12 +100,12 @@ def parse(text: str) -> HelperSet:
     """Parse the content of a file.
 
     Raises:
-        ValueError: what it says cannot be; the message names the field.
+        ValueError: the content is wrong; the message names the field.
     """
     try:
         document = tomllib.loads(text)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("the file is nested too deeply") from None
     file = _converted(document, _File, "")
     helpers = [_helper(name, table) for name, table in file.helpers.items()]
     return HelperSet(file.command, helpers, file.exec_stop)
@@ -114,10 +114,10 @@ def parse(text: str) -> HelperSet:
 def _helper(name: str, table: Mapping[str, Any]) -> Helper:
     where = f"helpers.{name}"
     if "name" in table:
-        raise ValueError(f"{where}.name: the name is that of the table")
+        raise ValueError(f"{where}.name: a helper has the name of its table")
     helper = _converted({"name": name, **table}, Helper, where)
     try:
-        msgspec.json.encode(helper)  # no dates, which TOML has
+        msgspec.json.encode(helper)  # TOML has dates, JSON does not
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{where}.properties: {error}") from None
     return helper
@@ -140,47 +140,50 @@ _NO_VALUE: Final = re.compile(r"Invalid enum value '(.*)'")
 
 
 def _instead(reason: str, path: str, kind: Any) -> str:
-    """Return what could be meant by a field that does not exist, or what may be said in place of a value."""
+    """Return suggestions for a field that does not exist, or the values that a field may have."""
     structs = {"": kind, ".sockets": HelperSocket}
     if match := _UNKNOWN.fullmatch(reason):
         struct = structs.get(re.sub(r"\[[0-9.]+\]", "", path))
         names = [] if struct is None else [field.encode_name for field in msgspec.structs.fields(struct)]
-        near = difflib.get_close_matches(match[1], names, n=1) or names
-        return f"; there is {', '.join(near)}" if near else ""
+        near = difflib.get_close_matches(match[1], names, n=1)
+        if names and not near:
+            return f"; choose from {', '.join(names)}"
+        return f"; did you mean {' or '.join(near)}?" if near else ""
     if _NO_VALUE.fullmatch(reason):
         above, _, name = re.sub(r"\[[0-9.]+\]", "", path).rpartition(".")
         for field in msgspec.structs.fields(structs.get(above, kind)):
             words = [str(word) for each in get_args(field.type) for word in get_args(each)]
             if field.encode_name == name and words:
-                return f"; there is {', '.join(words)}"
+                return f"; choose from {', '.join(words)}"
     return ""
 
 
 def runtime_directory(machine: str, address: Address) -> str:
-    """Return where the service behind an address puts a machine's runtime directory.
+    """Return where the service at an address puts the runtime directory of a machine.
 
-    It says so itself when the machine is registered; but then the helpers are running already.
+    The reply of Register has it, too, but then the helpers are already running.
     """
     user = address.manager == "systemctl --user"
     root = os.environ.get("XDG_RUNTIME_DIR", "") if user else "/run"
-    name = machine.replace(":", "+3a").replace("\\", "+5c")  # both mean something to the service manager
+    name = machine.replace(":", "+3a").replace("\\", "+5c")  # special to the service manager
     return f"{root}/moorage/m/{name}"
 
 
 _SPECIFIER: Final = re.compile(r"%(.?)", re.DOTALL)
 _SHARE_OR_SPECIFIER: Final = re.compile(r"(?<=[0-9])%(?=\s|\Z)|%(.?)", re.DOTALL)
-"""In the values of properties, where ``50%`` is what it is."""
+"""For values of properties, in which ``50%`` is a share."""
 
 
-def expand(helpers: HelperSet, specifiers: Mapping[str, str]) -> HelperSet:
-    """Return helpers and command as they are sent: specifiers replaced, properties converted.
+def expand(helpers: HelperSet, specifiers: Mapping[str, str], known: Signatures | None) -> HelperSet:
+    """Return helpers and commands as they are sent: with specifiers replaced and properties converted.
 
     Args:
         helpers: of a file.
-        specifiers: what stands for a letter.
+        specifiers: the text that each letter stands for.
+        known: properties of services; None if they are not known, which leaves most properties as they are.
 
     Raises:
-        ValueError: there is no such specifier, or a property cannot be converted; the message names the field.
+        ValueError: a specifier does not exist, or a property cannot be converted; the message names the field.
     """
 
     def replaced(text: str) -> str:
@@ -195,11 +198,12 @@ def expand(helpers: HelperSet, specifiers: Mapping[str, str]) -> HelperSet:
         try:
             command = _in_texts(helper.exec_start, replaced)
             if not command or not os.path.isabs(command[0]):
-                raise ValueError("execStart: it begins with the absolute path of a program")
+                raise ValueError("execStart: must begin with the absolute path of a program")
             where += ".properties"
-            properties = convert_values(
-                {name: _in_texts(value, replaced_in_property) for name, value in helper.properties.items()}
-            )
+            values = {
+                name: _in_texts(value, replaced_in_property) for name, value in helper.properties.items()
+            }
+            properties = without_names(values) if known is None else convert_values(values, known)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         expanded.append(msgspec.structs.replace(helper, exec_start=command, properties=properties))
@@ -219,7 +223,7 @@ def _value(match: re.Match[str], specifiers: Mapping[str, str]) -> str:
         return specifiers[match[1]]
     except KeyError:
         known = ", ".join(f"%{letter}" for letter in specifiers)
-        raise ValueError(f"there is no specifier {match[0]!r}: there are {known} and %%") from None
+        raise ValueError(f"there is no specifier {match[0]!r}; choose from {known} and %%") from None
 
 
 def _in_texts(value: Any, replaced: Callable[[str], str]) -> Any:
@@ -245,20 +249,21 @@ def check_sockets(helpers: Iterable[Helper], directory: str) -> None:
         directory: its runtime directory.
 
     Raises:
-        ValueError: one is too long; the message says by how much, and what to shorten.
+        ValueError: a path is too long; the message says by how much, and what to shorten.
     """
     for helper in helpers:
         for socket in helper.sockets:
             path = f"{directory}/{socket.name}"
             if (length := len(os.fsencode(path))) > SOCKET_PATH_MAX:
                 raise ValueError(
-                    f"helpers.{helper.name}.sockets: {path} has {length} bytes, and a socket's path {SOCKET_PATH_MAX} "
-                    f"at most: shorten the name of the machine or of the socket by {length - SOCKET_PATH_MAX}"
+                    f"helpers.{helper.name}.sockets: {path} has {length} bytes, but a socket's path may have "
+                    f"{SOCKET_PATH_MAX}: shorten the name of the machine or of the socket by "
+                    f"{length - SOCKET_PATH_MAX}"
                 )
 
 
 def explain(helpers: HelperSet, machine: str, directory: str) -> Iterator[str]:
-    """Tell what would be created for a machine, a line each.
+    """Describe what would be created for a machine, in lines.
 
     Args:
         helpers: with the specifiers replaced.
@@ -266,8 +271,7 @@ def explain(helpers: HelperSet, machine: str, directory: str) -> Iterator[str]:
         directory: its runtime directory.
 
     Raises:
-        ValueError: the helpers cannot be started in any order, or a socket's path is too long; the message names the
-            field.
+        ValueError: the order of the helpers is circular, or a socket's path is too long; the message names the field.
     """
     check_sockets(helpers.helpers, directory)
     by_name = {helper.name: helper for helper in helpers.helpers}
@@ -278,11 +282,11 @@ def explain(helpers: HelperSet, machine: str, directory: str) -> Iterator[str]:
     try:
         names = list(order.static_order())
     except graphlib.CycleError as error:
-        raise ValueError(f"after: the order is a circle: {' -> '.join(error.args[1])}") from None
+        raise ValueError(f"after: the order is circular: {' -> '.join(error.args[1])}") from None
     if helpers.command:
         yield f"Command: {shlex.join(helpers.command)} …"
     if helpers.exec_stop:
-        yield f"Before it is stopped: {shlex.join(helpers.exec_stop)}"
+        yield f"Stop command: {shlex.join(helpers.exec_stop)}"
     if names:
         yield f"Runtime directory: {directory}"
     for name in names:
@@ -301,15 +305,16 @@ def _explained(helper: Helper, machine: str, directory: str) -> Iterator[str]:
     if helper.after:
         yield f"  Starts after: {', '.join(helper.after)}"
     if helper.restart not in {None, "no"}:
-        yield f"  Restarted: {helper.restart}"
+        yield f"  Restart: {helper.restart}"
     vital = helper.on_failure == "stopMachine"
-    yield "  However it ends: the machine is stopped" if vital else "  If it fails: the machine goes on"
+    yield "  When it ends: the machine is stopped" if vital else "  When it fails: the machine goes on"
     for name, value in helper.properties.items():
-        yield f"  Property: {name}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
+        text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        yield f"  Property: {'='.join(setting_words(name, text))}"
 
 
 def _escaped(text: str) -> str:
-    """Escape a part of a unit's name, as systemd-escape(1) does."""
+    """Escape part of a unit's name, as systemd-escape(1) does."""
     return re.sub(
         r"[^A-Za-z0-9:_.]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text
     )

@@ -1,4 +1,4 @@
-"""The ways to name a process to the service."""
+"""Two ways to name a process to the service."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from moorage.kernel import process
 
 
 def naming(pidfd: int, by_fd: str, by_name: str) -> tuple[dict[str, Any], list[int]]:
-    """Name a process.
+    """Return parameters that name a process.
 
-    The system's instance receives file descriptors from root only. The number of a process together with the inode
-    number of its pidfd says as much.
+    The system's service takes file descriptors from root only. A PID with the inode number of a pidfd identifies a
+    process just as well.
 
     Args:
         pidfd: the process.
-        by_fd: parameter that takes the index of a file descriptor.
-        by_name: parameter that takes a ``ProcessId``.
+        by_fd: name of the parameter that takes the index of a file descriptor.
+        by_name: name of the parameter that takes a ``ProcessId``.
 
     Returns:
-        Parameters, and the file descriptors to go along.
+        Parameters, and the file descriptors to send along.
     """
     if os.geteuid() != 0:
         try:
             found = process.process_id(pidfd)
         except (process.NotAProcess, process.ProcessGone):
-            pass  # for the service to refuse
+            pass  # the service refuses it
         else:
             named = {"pid": found.pid, "pidfdId": found.pidfd_id, "bootId": found.boot_id}
             return {by_name: {key: value for key, value in named.items() if value is not None}}, []

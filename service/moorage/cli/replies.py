@@ -1,6 +1,6 @@
-"""What the service says, as far as moorctl shows it; the names are those of io.moorage.Machine.varlink.
+"""Replies of the service, as far as moorctl reads them. The names are those of io.moorage.Machine.varlink.
 
-Fields that a newer service has are skipped, and words that may become more (phase, class) are plain strings.
+Fields of a newer service are skipped, and words of which there may be more one day (phase, class) are plain strings.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class ProcessId(Struct, rename="camel"):
 
 
 class Timestamp(Struct, rename="camel"):
-    """A moment: µs since the epoch, and since boot."""
+    """A point in time, in µs since the epoch and since boot."""
 
     realtime: int | None = None
     monotonic: int | None = None
 
 
 class Accounting(Struct, rename="camel"):
-    """Counters; bytes, but for the CPU's ns."""
+    """Counters: in bytes, the CPU time in ns."""
 
     cpu_usage_nsec: int | None = field(name="cpuUsageNSec", default=None)
     memory_current: int | None = None
@@ -96,7 +96,7 @@ class Machine(Struct, rename="camel"):
 
 
 class Difference(Struct, rename="camel"):
-    """A property that is in force with another value than was asked for."""
+    """A property whose value in force differs from the requested one."""
 
     property: str
     wanted: str
@@ -137,3 +137,9 @@ class DescribeReply(Struct):
     machine: Machine
     accounting: Accounting
     limits: dict[str, Any]
+
+
+class PropertiesReply(Struct):
+    """Of DescribeProperties."""
+
+    properties: dict[str, str]

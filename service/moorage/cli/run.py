@@ -1,4 +1,4 @@
-"""``moorctl run``: a command as the payload of a machine, from its registration to its end."""
+"""Run a command as the payload of a machine, from its registration to its end."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from moorage.wire.client import CALL_SECONDS, Client
 from moorage.wire.errors import ProtocolError, VarlinkError
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What asks for the end: Ctrl-C, a service manager, a terminal that is closed."""
+"""Requests to end: from Ctrl-C, a service manager, or a terminal that was closed."""
 
 SIGNALS_WITH_TERMINAL: Final = (*SIGNALS, signal.SIGQUIT)
-"""The same where moorctl must not end without a look at its terminal."""
+"""With --pty moorctl must survive SIGQUIT as well, to restore the terminal."""
 
 PASSED_ON: Final = (signal.SIGUSR1, signal.SIGUSR2, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
-"""What means something to programs only, such as SIGRTMIN+4 to a systemd in a container (systemd(1), "Signals")."""
+"""Signals that mean something only to programs, such as SIGRTMIN+4 to systemd(1) in a container."""
 
 AFTERMATH_SECONDS: Final = 1.0
 """For how long processes may take to end with their command before they count as left behind, s: the kernel hangs up
@@ -61,24 +61,24 @@ _OPTIONS: Final = {
     "subgroup": "--subgroup",
     "uid": "--uid",
 }
-"""What a person has typed for the arguments of :meth:`moorage.launch.payload.Payload.run`."""
+"""What a person types for the arguments of :func:`moorage.launch.hold` and :meth:`moorage.launch.Payload.run`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What shall be run, and as what machine.
+    """A command to run, and the machine to run it as.
 
     Attributes:
         registration: parameters of Register; those that are None are not sent.
         helpers: of the machine.
-        register_seconds: how long its answer may take.
-        stop_seconds: how long the answer of Stop may take.
-        directory: the runtime directory that the helpers were told of; None where they were not.
-        identity: arguments of :func:`moorage.launch.payload.hold`: user and groups.
+        register_seconds: how long to wait for the reply of Register.
+        stop_seconds: how long to wait for the reply of Stop.
+        directory: runtime directory that the command lines of the helpers may contain; None if no file has helpers.
+        identity: arguments of :func:`moorage.launch.hold`: user and groups.
         argv: program and arguments.
-        settings: further arguments of :meth:`moorage.launch.payload.Payload.run`.
-        terminal: whether the program gets a terminal of its own.
-        as_json: whether to print what the service answered: to stderr, as standard output is the program's.
+        settings: further arguments of :meth:`moorage.launch.Payload.run`.
+        terminal: give the program a terminal of its own.
+        as_json: print the reply of the service to stderr; standard output belongs to the program.
     """
 
     registration: Mapping[str, Any]
@@ -97,19 +97,19 @@ def run(address: Address, order: Order) -> int:
     """Run a command as the payload of a machine, and return its exit status: 128 + N where signal N ended it.
 
     Raises:
-        Failure: it was not run.
-        KeyboardInterrupt: Ctrl-C, before it was run.
+        Failure: the command was not run.
+        KeyboardInterrupt: Ctrl-C, before the command was run.
     """
     if order.settings.get("subgroup") is not None and not _asks_for_delegation(order.registration):
         raise Failure(Exit.NOT_RUN, _DELEGATED)
     return trio.run(_run, address, order)
 
 
-_DELEGATED: Final = "The machine must be delegated: --class container, or --property Delegate=yes"
+_DELEGATED: Final = "--subgroup needs a delegated machine: use --class container or --property Delegate=yes."
 
 
 def _asks_for_delegation(registration: Mapping[str, Any]) -> bool:
-    """Whether Register is asked for a delegated machine: by its class, unless the properties say otherwise."""
+    """Whether the machine will be delegated: by its class, unless the properties say otherwise."""
     properties: Mapping[str, Any] = registration.get("properties") or {}
     if "DelegateControllers" in properties:
         return True
@@ -128,7 +128,7 @@ async def _run(address: Address, order: Order) -> int:
         async with payload:
             try:
                 client = await Client.connect(address.path)
-            except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
+            except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect
                 raise _not_run(error, address) from None
             async with client:
                 reply = await _registered(client, address, order, payload)
@@ -158,16 +158,17 @@ async def _executed(
     terminal: Terminal | None,
     client: Client,
 ) -> int:
-    """Execute the command as the payload of a machine, and return its exit status when it has ended."""
+    """Execute the command as the payload of a machine, wait for its end, and return its exit status."""
     if order.directory not in {None, machine.runtime_directory}:
         raise Failure(
             Exit.NOT_RUN,
-            f"The helpers were told of {order.directory}, but the machine has {machine.runtime_directory}.",
+            f"%t of the helpers was {order.directory}, but the service has put the machine's runtime directory at "
+            f"{machine.runtime_directory}.",
         )
     wanted = SIGNALS if terminal is None else SIGNALS_WITH_TERMINAL
     handled = [number for number in (*wanted, *PASSED_ON) if signal.getsignal(number) is not signal.SIG_IGN]
     if terminal is not None and terminal.interactive:
-        click.echo(f"Press ^] three times within 1 s to have {printable(machine.name)} stopped.", err=True)
+        click.echo(f"Press Ctrl-] three times within 1 s to stop {printable(machine.name)}.", err=True)
     with (
         trio.open_signal_receiver(*handled) as signals,
         contextlib.nullcontext() if terminal is None else terminal.raw(),
@@ -186,7 +187,7 @@ async def _executed(
                 left = False
                 if order.registration["lease"]:
                     left = await end.outlived()
-                    await end.stop()  # what is left of it: when this returns, the name is free
+                    await end.stop()  # stops processes left behind; afterwards the name is free
                 end.over = True
                 await end.tell(left=left)
             nursery.cancel_scope.cancel()
@@ -198,7 +199,7 @@ def _not_run(error: Exception, address: Address, helpers: Sequence[Helper] = ())
 
 
 def _parameters(order: Order, payload: Payload) -> tuple[dict[str, Any], list[int]]:
-    """Return the parameters of Register, and the file descriptors to go along."""
+    """Return the parameters of Register, and the file descriptors to send along."""
     given = {name: value for name, value in order.registration.items() if value is not None}
     helpers = {"helpers": order.helpers} if order.helpers else {}
     named, fds = naming(payload.pidfd, "leaderFileDescriptor", "leader")
@@ -215,7 +216,7 @@ async def _registered(client: Client, address: Address, order: Order, payload: P
             fds=fds,
             timeout=order.register_seconds,
         )
-    except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
+    except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect
         failure = _not_run(error, address, order.helpers)
     raise failure
 
@@ -225,7 +226,9 @@ async def _execute(payload: Payload, order: Order, terminal: Terminal | None) ->
     try:
         await payload.run(order.argv, tty=tty, **order.settings)
     except BadCommand as error:
-        raise Failure(Exit.NOT_RUN, f"The value of {_OPTIONS[error.field]} cannot be: {error}.") from None
+        raise Failure(
+            Exit.NOT_RUN, f"The value of {_OPTIONS.get(error.field, error.field)} is wrong: {error}."
+        ) from None
     except StartFailed as error:
         raise _not_started(error, order.argv[0]) from None
     except (HolderGone, trio.TooSlowError) as error:
@@ -248,10 +251,10 @@ def _not_started(error: StartFailed, program: str) -> Failure:
 
 
 class _End:
-    """Ends a machine, at once or in good order.
+    """Ends a machine, in good order or at once.
 
     Attributes:
-        over: that is done, and nothing is left but to wait for who reads what the command wrote.
+        over: the machine has ended, and only the output of the command remains to be passed on.
     """
 
     def __init__(
@@ -270,12 +273,12 @@ class _End:
         self._machine = machine
         self._payload = payload
         self._nursery = nursery
-        # Nobody makes a whole line break of half a one there.
+        # A terminal in raw mode does not turn "\n" into "\r\n".
         self._line = "\r\n{}\r" if raw and os.isatty(2) else "{}"
         self._asked = False
 
     async def on_signals(self, signals: AsyncIterator[int]) -> None:
-        """Pass on what is for the command, and take every other signal for a request."""
+        """Pass on the signals that are for the command, and take every other one for a request to end."""
         async for number in signals:
             if number not in PASSED_ON:
                 self.ask()
@@ -284,20 +287,20 @@ class _End:
                 signal.pidfd_send_signal(self._payload.pidfd, number)
 
     def ask(self) -> None:
-        """Stop the machine when asked first, kill it each time that follows; do not wait once all is over."""
+        """Stop the machine on the first request and kill it on later ones; once all is over, stop waiting."""
         name = printable(self._machine.name)
         if self.over:
             self._nursery.cancel_scope.cancel()
         elif not self._asked:
             self._asked = True
-            self.say(f"Stopping {name}. Once more, and it is killed.")
+            self.say(f"Stopping {name}. Interrupt again to kill it.")
             self._nursery.start_soon(self.stop)
         else:
             self.say(f"Killing {name}.")
             self._nursery.start_soon(self.kill)
 
     def forwarding(self, terminal: Terminal | None) -> AbstractAsyncContextManager[None]:
-        """Have a terminal, if there is one, connected to that of the command."""
+        """Connect the terminal of moorctl to that of the command, if there is one."""
         return (
             contextlib.nullcontext()
             if terminal is None
@@ -305,30 +308,30 @@ class _End:
         )
 
     def _output_lost(self, error: OSError) -> None:
-        # The command itself cannot notice: it writes to its terminal.
+        # The command cannot notice, as it writes to its own terminal.
         self.say(f"Error: Failed to write: {error.strerror}")
         self.ask()
 
     def say(self, text: str) -> None:
-        """Tell the person at the terminal."""
+        """Print a line for the person at the terminal."""
         try:
             click.echo(self._line.format(text), err=True)
-        except OSError:  # a terminal that was closed: no reason not to wait for the end of the machine
+        except OSError:  # the terminal was closed, but the machine still has to end
             # What is left in the buffer cannot be written at exit either.
             os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
 
     def lease_not_taken(self, error: Exception) -> None:
-        """Report that the lease was lost, and that it is tried to take it again."""
-        self.say(f"Failed to take the lease again, trying on: {explain(error, self._address)}")
+        """Report that the lease could not be taken again yet."""
+        self.say(f"Failed to take the lease again, will retry: {explain(error, self._address)}")
 
     async def stop(self) -> None:
-        """Have the service stop the machine; returns when it is gone."""
+        """Have the service stop the machine, and wait until it is gone."""
         await self._ask("Stop", timeout=self._seconds)
 
     async def outlived(self) -> bool:
-        """Whether the machine lives on without its command, and nobody is stopping it.
+        """Whether the machine lives on without its command, and is not being stopped.
 
-        One look does not tell: what is about to end with the command gets AFTERMATH_SECONDS for that.
+        Processes that end because the command did get AFTERMATH_SECONDS for that.
         """
         until = trio.current_time() + AFTERMATH_SECONDS
         while await self._lives():
@@ -342,14 +345,18 @@ class _End:
         return machine is not None and machine.phase == "running"
 
     async def tell(self, *, left: bool) -> None:
-        """Tell what the status of the command does not; left: the machine lived on without the command."""
+        """Print what the status of the command does not tell.
+
+        Args:
+            left: the machine lived on without its command.
+        """
         machine = await self._described()
         text = None if machine is None else surprise(machine, asked=self._asked, left=left)
         if text is not None:
             self.say(printable(text))
 
     async def _described(self) -> Machine | None:
-        """Ask how this very machine is, or how it ended; None where that is not known any more."""
+        """Return this very machine, or how it ended; None if the service no longer knows."""
         try:
             async with await Client.connect(self._address.path) as client:
                 reply = await client.call(
@@ -360,11 +367,11 @@ class _End:
                 )
             machine = views.machine_described(reply)
         except (Failure, OSError, VarlinkError, ProtocolError):
-            return None  # it is for information only
+            return None  # only for information
         return machine if machine.invocation_id == self._machine.invocation_id else None
 
     async def kill(self) -> None:
-        """Have the service kill all processes of the machine; without it, kill the one that is ours."""
+        """Have the service kill all processes of the machine; if that fails, kill at least the payload."""
         if not await self._ask("Kill", {"signal": signal.SIGKILL}):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._payload.pidfd, signal.SIGKILL)
@@ -372,13 +379,13 @@ class _End:
     async def _ask(
         self, method: str, parameters: Mapping[str, Any] | None = None, *, timeout: float = CALL_SECONDS
     ) -> bool:
-        """Call the service about this very machine, which may be gone already; tell whether that worked out."""
+        """Call the service about this very machine, which may be gone already, and return whether that succeeded."""
         named = {"name": self._machine.name, "ifInvocationId": self._machine.invocation_id}
         try:
-            # Not on the connection that registered it: that one may have ended, with a service that was restarted.
+            # Not on the connection that registered the machine: a restart of the service ends that one.
             async with await Client.connect(self._address.path) as client:
                 await client.call(f"{INTERFACE}.{method}", {**named, **(parameters or {})}, timeout=timeout)
-        except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
+        except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect
             if isinstance(error, VarlinkError) and error.error == f"{INTERFACE}.NoSuchMachine":
                 return True
             self.say(f"Error: {explain(error, self._address)}")

@@ -1,22 +1,25 @@
-"""One call to the service."""
+"""Calls to the service."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from functools import cache
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 import trio
 
 from moorage.cli.address import Address
-from moorage.cli.failures import explain
+from moorage.cli.failures import Exit, Failure, explain
+from moorage.cli.properties.assignments import Signatures
+from moorage.cli.replies import PropertiesReply
 from moorage.wire.client import CALL_SECONDS, Client
 from moorage.wire.errors import VarlinkError
 
 INTERFACE: Final = "io.moorage.Machine"
 
 Reply = msgspec.Raw
-"""The parameters of a reply, as they came."""
+"""The parameters of a reply, as received."""
 
 T = TypeVar("T")
 
@@ -36,12 +39,12 @@ def call(
         address: where the service listens.
         method: without the interface.
         parameters: those that are None are not sent.
-        fds: file descriptors to go along.
-        timeout: seconds until the reply must be there.
-        helpers: those among the parameters, to be named in an error.
+        fds: file descriptors to send along.
+        timeout: seconds to wait for the reply.
+        helpers: those among the parameters, so that an error can name one.
 
     Raises:
-        Failure: it did not work out.
+        Failure: the call failed.
     """
     given = {name: value for name, value in parameters.items() if value is not None}
 
@@ -56,10 +59,10 @@ def list_machines(address: Address, *, timeout: float = CALL_SECONDS) -> list[Re
 
     Args:
         address: where the service listens.
-        timeout: seconds until the next reply must be there.
+        timeout: seconds to wait for each reply.
 
     Raises:
-        Failure: it did not work out.
+        Failure: the call failed.
     """
 
     async def talk(client: Client) -> list[Reply]:
@@ -68,10 +71,24 @@ def list_machines(address: Address, *, timeout: float = CALL_SECONDS) -> list[Re
                 return [reply async for reply in replies]
         except VarlinkError as error:
             if error.error == f"{INTERFACE}.NoSuchMachine":
-                return []  # a call has an answer, also where there is none to list
+                return []  # varlink has no empty stream of replies
             raise
 
     return _run(address, talk, timeout)
+
+
+@cache
+def signatures(address: Address, unit_type: Literal["scope", "service"]) -> Signatures:
+    """Return the properties that the service manager has for a type of unit. The service is called once for each.
+
+    Raises:
+        Failure: the call failed.
+    """
+    reply = call(address, "DescribeProperties", {"type": unit_type})
+    try:
+        return msgspec.json.decode(reply, type=PropertiesReply).properties
+    except msgspec.DecodeError as error:
+        raise Failure(Exit.NO_SERVICE, f"The reply of the service makes no sense: {error}") from None
 
 
 def _run(
@@ -86,5 +103,5 @@ def _run(
 
     try:
         return trio.run(session)
-    except Exception as error:  # noqa: BLE001 - what is not expected is raised again there
+    except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect
         raise explain(error, address, helpers) from None

@@ -1,8 +1,8 @@
-"""A terminal of its own for a payload, and what goes to and fro between it and the streams of moorctl.
+"""A pseudo terminal for a payload, connected to the standard streams of moorctl.
 
-As with ``systemd-run --pty``, what is typed goes to the payload byte for byte, Ctrl-C too; three times Ctrl-] within a
-second is for moorctl itself. Standard input and output need not be terminals: the end of an input that is none becomes
-what ends it at a terminal, Ctrl-D.
+As with ``systemd-run --pty``, typed bytes go to the payload unchanged, Ctrl-C too; Ctrl-] three times within a second
+is for moorctl itself. Standard input and output need not be terminals: at the end of an input that is not one, the
+payload gets what ends input at a terminal, Ctrl-D.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ ESCAPE: Final = 0x1D
 
 ESCAPE_COUNT: Final = 3
 ESCAPE_SECONDS: Final = 1.0
-"""So often within this time, as in systemd-run(1) and machinectl(1)."""
+"""The escape: this many within this time, as in systemd-run(1) and machinectl(1)."""
 
 CHUNK_BYTES: Final = 65536
-"""Read at once: more than the kernel keeps for a terminal."""
+"""Bytes to read at once: more than the kernel buffers for a terminal."""
 
 END_SECONDS: Final = 0.05
 END_SECONDS_MAX: Final = 5.0
-"""Pause between two looks at whether the payload has read all that there was; it doubles, as that may never be."""
+"""First and longest pause between two checks whether the payload has read all of its input; it may never do so."""
 
 END_KEYS: Final = 3
-"""So often in a row a payload that reads keys is told: to the guest of a VMM it would go on and on as a key."""
+"""How often in a row Ctrl-D is sent to a payload in raw mode; a VMM passes each one to its guest as a key press."""
 
 _CTRL_D: Final = b"\x04"
 _STDIN, _STDOUT = 0, 1
 _IFLAG, _OFLAG, _LFLAG, _CC = 0, 1, 3, 6
-"""Places in what termios.tcgetattr() returns."""
+"""Indices into the list that termios.tcgetattr() returns."""
 
 _RAW_IFLAG: Final = (
     termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP
     | termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON
 )  # fmt: skip
 _RAW_LFLAG: Final = termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN
-"""What is off in the raw mode of termios(3)."""
+"""Flags that are off in the raw mode of termios(3)."""
 
 
 class Escape:
-    """Finds in what is typed whether moorctl is meant."""
+    """Detects the escape in typed bytes."""
 
     def __init__(self) -> None:
         self._count = 0
         self._since = 0.0
 
     def found(self, typed: bytes, now: float) -> bool:
-        """Take what was typed at a time, in seconds; tell whether that made it complete."""
+        """Return whether typed bytes complete the escape; `now` is the time in seconds."""
         found = False
         for byte in typed:
             if byte != ESCAPE:
@@ -73,30 +73,30 @@ class Escape:
 
 
 class Terminal:
-    """A pseudo terminal, pty(7), for a payload. To be used with ``with``.
+    """A pseudo terminal, pty(7), for a payload. A context manager.
 
     Attributes:
-        payload_fd: the payload's side of it, for :meth:`moorage.launch.payload.Payload.run`.
-        interactive: there is somebody who can type.
+        payload_fd: the payload's side, for :meth:`moorage.launch.Payload.run`.
+        interactive: standard input is a terminal, so a person can type the escape.
     """
 
     def __init__(self, uid: int | None = None) -> None:
-        """Open one whose payload's side belongs to a user, by default that of this process.
+        """Open a pseudo terminal whose payload's side belongs to a user, by default that of this process.
 
         Raises:
-            OSError: there are no more, or there is no /dev/pts.
+            OSError: all pseudo terminals are in use, or /dev/pts does not exist.
         """
         self.interactive = os.isatty(_STDIN)
         self._saved: dict[int, list[Any]] = {}
         self._unwritten = memoryview(b"")
         self._output_lost = False
         with contextlib.ExitStack() as opened:
-            # The payload's side stays open here too: a payload that closes it, such as login(1), may open it again.
+            # The payload's side stays open here, too, as a payload such as login(1) may close and reopen it.
             self._ours, self.payload_fd = os.openpty()
             opened.callback(os.close, self._ours)
             opened.callback(os.close, self.payload_fd)
             if uid is not None:
-                os.fchown(self.payload_fd, uid, -1)  # who can then open it by its path, as others do
+                os.fchown(self.payload_fd, uid, -1)  # so that the user can open it by its path
             os.set_blocking(self._ours, False)
             self._input = _without_blocking(_STDIN, os.O_RDONLY, opened)
             self._output = _without_blocking(_STDOUT, os.O_WRONLY, opened)
@@ -110,24 +110,24 @@ class Terminal:
 
     @contextmanager
     def raw(self) -> Generator[None]:
-        """Have the terminal of moorctl pass on everything as it comes: that of the payload is who interprets it.
+        """Put moorctl's terminal into raw mode; the payload's terminal does the line editing.
 
-        However the block ends, it is as it was before.
+        The mode is restored however the block ends.
         """
         self._resize()
-        # A reader of ours that goes away does not end this process in between.
+        # A reader of our output that goes away must not end this process in the meantime.
         before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         try:
             self._make_raw()
             yield
         finally:
             for fd, attributes in self._saved.items():
-                with contextlib.suppress(termios.error):  # it was hung up
+                with contextlib.suppress(termios.error):  # the terminal was hung up
                     termios.tcsetattr(fd, termios.TCSANOW, attributes)
             signal.signal(signal.SIGPIPE, before)
 
     def _make_raw(self) -> None:
-        # In the background it belongs to others. Who is taken to the foreground gets SIGCONT.
+        # A background job must not touch the terminal. It gets SIGCONT when it comes to the foreground.
         fds = [fd for fd in (_STDIN, _STDOUT) if os.isatty(fd) and _in_foreground(fd)]
         for fd in fds:
             self._saved.setdefault(fd, termios.tcgetattr(fd))
@@ -148,11 +148,11 @@ class Terminal:
     async def forwarding(
         self, asked: Callable[[], None], lost: Callable[[OSError], None]
     ) -> AsyncGenerator[None]:
-        """Pass on what is typed and what the payload writes; at the end of the block, what is left of the latter.
+        """Pass typed bytes to the payload, and its output back. The end of the block passes on the rest of the output.
 
         Args:
-            asked: called when moorctl is meant by what is typed.
-            lost: called once, when the output can no longer be written; what follows is dropped.
+            asked: called when the escape was typed.
+            lost: called once, when output can no longer be written; further output is dropped.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_signals)
@@ -164,9 +164,9 @@ class Terminal:
 
     async def _follow_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGWINCH, signal.SIGCONT) as signals:
-            self._resize()  # it may have changed before
+            self._resize()  # the size may have changed before
             async for number in signals:
-                with contextlib.suppress(termios.error):  # hung up: the end comes by itself
+                with contextlib.suppress(termios.error):  # hung up; the end is noticed elsewhere
                     if number == signal.SIGCONT:
                         self._make_raw()
                     self._resize()
@@ -182,10 +182,10 @@ class Terminal:
         await self._end_input(line_ended)
 
     async def _end_input(self, line_ended: bool) -> None:
-        """Let the payload find the end of its input: each time that it reads lines, a few times if it reads keys.
+        """Signal the end of the input: whenever the payload waits for a line, and a few times if it is in raw mode.
 
-        Ctrl-D must not come before the payload waits for input, for between the two ways of reading it loses its
-        meaning. Nor does once do: a shell may have handed over to a command that reads lines at that very moment.
+        Ctrl-D must wait until the payload has read everything, as it loses its meaning if the mode changes in between.
+        Once is not enough, as a shell may be handing the terminal over to another command at that very moment.
         """
         pause, told = END_SECONDS, 0
         while True:
@@ -193,7 +193,7 @@ class Terminal:
             reads_lines = bool(attributes[_LFLAG] & termios.ICANON)
             if (reads_lines or told < END_KEYS) and not _readable(self.payload_fd):
                 end = attributes[_CC][termios.VEOF] if reads_lines else _CTRL_D
-                # Within a line the first one ends the line only.
+                # Within a line, the first one only ends the line.
                 await _write(self._ours, end * 2 if reads_lines and not line_ended else end)
                 line_ended, told = True, 0 if reads_lines else told + 1
             await trio.sleep(pause)
@@ -205,13 +205,13 @@ class Terminal:
             await self._write_rest(lost)
 
     async def _drain(self, lost: Callable[[OSError], None]) -> None:
-        # What the kernel had kept when the payload ended; processes that it left behind may write without an end.
+        # Limited to what the kernel buffered, as processes left behind may write for ever.
         left = CHUNK_BYTES
         while True:
             await self._write_rest(lost)
             try:
                 output = os.read(self._ours, left)
-            except OSError:  # there is nothing left
+            except OSError:  # nothing is left
                 return
             if not output:
                 return
@@ -219,7 +219,7 @@ class Terminal:
             self._unwritten = memoryview(output)
 
     async def _write_rest(self, lost: Callable[[OSError], None]) -> None:
-        """Write what was read; what is not written when this is cancelled, is kept."""
+        """Write pending output. Cancel safety: output that was not written stays pending."""
         while self._unwritten:
             try:
                 written = os.write(self._output, self._unwritten)
@@ -235,14 +235,14 @@ class Terminal:
 
 
 def _without_blocking(fd: int, mode: int, opened: contextlib.ExitStack) -> int:
-    """Return a file descriptor of the same file that does not block, as far as reading and writing it may."""
+    """Return a non-blocking file descriptor for the same file, which may be the same one."""
     kind = os.fstat(fd).st_mode
     if stat.S_ISREG(kind) or stat.S_ISBLK(kind):
-        return fd  # it never blocks for long, and its position is shared with others
+        return fd  # never blocks for long, and shares its position with other processes
     try:
-        # Anew, since how a file is open is shared with those who have it from the same parent, and stays.
+        # Reopened, because O_NONBLOCK would also apply to other processes that inherited the file, and outlive us.
         again = os.open(f"/proc/self/fd/{fd}", mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:  # a socket, or the terminal of another user
+    except OSError:  # a socket, or another user's terminal
         if os.get_blocking(fd):
             os.set_blocking(fd, False)
             opened.callback(os.set_blocking, fd, True)
@@ -255,11 +255,11 @@ def _in_foreground(fd: int) -> bool:
     try:
         return os.tcgetpgrp(fd) == os.getpgrp()
     except OSError:
-        return True  # not the terminal that controls this process
+        return True  # not our controlling terminal
 
 
 def _size() -> tuple[int, int]:
-    """Return lines and columns of the terminal that moorctl is used from."""
+    """Return the lines and columns of moorctl's terminal."""
     for fd in (_STDOUT, _STDIN):
         if os.isatty(fd):
             return termios.tcgetwinsize(fd)
@@ -274,7 +274,7 @@ def _readable(fd: int) -> bool:
 
 
 async def _read(fd: int) -> bytes:
-    """Read what there is; nothing at the end, which a hangup is as well."""
+    """Read what is available; return nothing at the end or after a hangup."""
     await trio.lowlevel.checkpoint()
     while True:
         try:

@@ -1,6 +1,6 @@
 """What moorctl prints: tables, details, JSON.
 
-For programs there is ``--json``: one JSON object a line. The rest is for people, and may change.
+``--json`` is for programs: one JSON object per line. Everything else is for people, and may change.
 """
 
 from __future__ import annotations
@@ -53,39 +53,39 @@ def _decoded(text: msgspec.Raw, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Failure(Exit.NO_SERVICE, f"What the service answered is not understood: {error}") from None
+        raise Failure(Exit.NO_SERVICE, f"The reply of the service makes no sense: {error}") from None
 
 
 def show_json(reply: Reply, *, err: bool = False) -> None:
-    """Print a reply as it came, on one line, to standard output or to stderr."""
-    # The service need not write it without line breaks.
+    """Print a reply as received, on one line, to standard output or to stderr."""
+    # The service may have written line breaks.
     click.echo(msgspec.json.format(bytes(reply), indent=-1), err=err)
 
 
 def show_machine_json(reply: Reply) -> None:
-    """Print the machine of a reply as it came, on one line."""
+    """Print the machine of a reply as received, on one line."""
     show_json(_decoded(reply, _MachineText).machine)
 
 
 def show_helpers(reply: Reply) -> None:
-    """Print the names of the units of helpers."""
+    """Print the names of the helpers' units."""
     for helper in _decoded(reply, HelpersReply).helpers:
         click.echo(printable(helper.unit))
 
 
 def reloaded(reply: Reply) -> tuple[list[str], list[str]]:
-    """Return the names of the helpers that were reloaded, and of those that cannot be."""
+    """Return the names of the helpers that were reloaded, and of those that cannot be reloaded."""
     decoded = _decoded(reply, ReloadReply)
     return decoded.reloaded, decoded.skipped
 
 
 def show_registered(reply: Reply) -> None:
-    """Print the name of the machine's unit, and warn of what is not in force as it was asked for."""
+    """Print the name of the machine's unit, and warn of properties that are not in force as requested."""
     click.echo(printable(machine_registered(reply).unit))
 
 
 def machine_registered(reply: Reply) -> Machine:
-    """Return the machine that was registered, and warn of what is not in force as it was asked for."""
+    """Return the machine that was registered, and warn of properties that are not in force as requested."""
     decoded = _decoded(reply, RegisterReply)
     for difference in decoded.differences:
         click.echo(f"Warning: {_difference(difference)}", err=True)
@@ -112,13 +112,13 @@ def show_name(reply: Reply) -> None:
 
 
 def machines_of(replies: Iterable[Reply]) -> list[Machine]:
-    """Return the machines of several replies, by name."""
+    """Return the machines of several replies, sorted by name."""
     machines = [_decoded(reply, MachineReply).machine for reply in replies]
     return sorted(machines, key=lambda machine: machine.name)
 
 
 def show_list(replies: Sequence[Reply], *, legend: bool) -> None:
-    """Print a table of machines: on a terminal with colours and a count, else plain."""
+    """Print a table of machines, with colours and a count on a terminal."""
     machines = machines_of(replies)
     rows = [_row(machine) for machine in machines]
     if sys.stdout.isatty():
@@ -149,18 +149,18 @@ def _phase(machine: Machine) -> str:
 
 
 def _draw(rows: Iterable[Sequence[str]], phases: Iterable[str], *, legend: bool) -> None:
-    # Half of the time that moorctl takes to start, which all the others need not spend.
+    # This import doubles the start time of moorctl, and only a table on a terminal needs it.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, show_header=legend, pad_edge=False, padding=(0, 2, 0, 0))
     for column in COLUMNS:
-        # Whoever copies a name from a narrow terminal wants all of it.
+        # A name copied from a narrow terminal must be complete.
         table.add_column(column, overflow="fold", justify="right" if column in {"LEADER", "UID"} else "left")
     for row, phase in zip(rows, phases, strict=True):
         styles = ["bold", "", _PHASE_COLOURS.get(phase, ""), *[""] * (len(row) - 3)]
-        # As Text: in a str rich would look for markup, and the words are those of others.
+        # As Text, because rich would interpret markup in a str, and these words come from outside.
         table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
     console = Console()
     console.print(table)
@@ -231,15 +231,15 @@ def _process(process: ProcessId | None) -> str | None:
 
 
 def _moment(usec: int | None) -> str:
-    """Write a moment of the wall clock, µs, in the caller's time zone."""
+    """Write a point in time, in µs since the epoch, in the caller's time zone."""
     if usec is None:
         return "unknown"
     try:
         moment = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(usec // 1_000_000))
-    except (OverflowError, OSError, ValueError):  # no year that the C library knows
+    except (OverflowError, OSError, ValueError):  # a year that the C library cannot represent
         return "unknown"
     passed = time.time_ns() // 1000 - usec
-    if passed < 1_000_000:  # or in the future, where the clock was set back
+    if passed < 1_000_000:  # in the future, if the clock was set back
         return moment
     return f"{moment}; {format_span(passed // 1_000_000 * 1_000_000, units=2)} ago"
 
@@ -280,5 +280,5 @@ def _pair(
 
 def _limits(limits: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in limits.items():
-        if value != []:  # a set of CPUs that is none
+        if value != []:  # an empty set of CPUs means all of them
             yield name, limit_words(name, value)

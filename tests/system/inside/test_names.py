@@ -285,7 +285,7 @@ async def test_moorctl_tells_a_person_what_has_the_name(spawn: Processes) -> Non
     assert done.returncode == 1
     assert done.stderr.decode() == (
         "Error: The unit name machine-web.scope is taken: a unit that is active, “Not a machine”, with processes.\n"
-        "Look at it, and stop it or take another name: systemctl status machine-web.scope\n"
+        "Inspect it, then stop it or choose another name: systemctl status machine-web.scope\n"
     )
     kill(other)
     await until(lambda: not scopes())

@@ -85,7 +85,7 @@ def test_what_is_left_ends_with_the_command_and_the_name_is_free() -> None:
     for _ in range(5):
         done = moorctl("run", "--name", name, "--", "sh", "-c", "sleep infinity & echo left")
         assert (done.returncode, done.stdout) == (0, "left\n")
-        assert done.stderr.startswith("The command has ended, but left processes behind")
+        assert done.stderr.startswith("The command ended but left processes behind")
         assert f"machine-{name}.scope" not in scopes()
 
 
@@ -122,7 +122,7 @@ def test_a_helper_that_ends_the_machine_is_named_with_its_last_words(tmp_path: P
 @pytest.mark.parametrize(
     ("stop", "words"),
     [
-        (("moorctl", "stop", "{}"), "it was stopped by a call to the service"),
+        (("moorctl", "stop", "{}"), "it was stopped on request"),
         (("systemctl", "stop", "machine-{}.scope"), "its unit was stopped through the service manager"),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_lease_that_is_lost_is_told(start: Starter) -> None:
     process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=RUN_SECONDS)
     assert process.returncode == 143
-    assert f"Machine {name} ended: its lease ended: nobody held it any more.\n" in errors
+    assert f"Machine {name} ended: its lease ended: the connection that held it was closed.\n" in errors
     why = "nobody has taken it again since this service was restarted"
     assert f"The lease of machine {name} has ended: {why}. Stopping it." in logged(since)
 
@@ -156,10 +156,10 @@ def test_a_leader_that_leaves_is_told(start: Starter) -> None:
     script = "mkdir /sys/fs/cgroup/elsewhere; echo $$ > /sys/fs/cgroup/elsewhere/cgroup.procs; exec sleep infinity"
     process = start("--name", name, "--", "sh", "-c", script)
     trio.run(until, lambda: "exited" in moorctl("status", name).stdout)
-    assert "its leader moved to another control group, where it lives on" in moorctl.output("status", name)
+    assert "its leader moved to another control group, and lives on there" in moorctl.output("status", name)
     run("pkill", "--cgroup", "/elsewhere", "sleep")
     _, errors = process.communicate(timeout=RUN_SECONDS)
-    words = "its leader moved to another control group, where it lives on"
+    words = "its leader moved to another control group, and lives on there"
     assert errors == f"Machine {name} ended: {words}.\n"
     os.rmdir("/sys/fs/cgroup/elsewhere")
 
@@ -183,7 +183,7 @@ def test_a_signal_has_the_machine_stopped(start: Starter, number: int) -> None:
     process.send_signal(number)
     output, errors = process.communicate(timeout=RUN_SECONDS)
     assert (process.returncode, output) == (3, "stopped\n")
-    assert errors == f"Stopping {name}. Once more, and it is killed.\n"
+    assert errors == f"Stopping {name}. Interrupt again to kill it.\n"
     assert units(name) == []
 
 
@@ -253,7 +253,8 @@ def test_the_lease_is_taken_again(start: Starter, how: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (["--property=Foo=1", "--", "true"], 125, "no property Foo"),
+        (["--property=Foo=1", "--", "true"], 2, "there is no property Foo"),
+        (["--property=KillMode=odd", "--", "true"], 125, "The value of property KillMode is refused"),
         (["--slice=../x", "--", "true"], 125, "the value of --slice"),
         (["--helper=a=/etc/passwd", "--", "true"], 2, "there is no program '/etc/passwd'"),
         (["--helper=a=sleep 1", "--helper=a=sleep 2", "--", "true"], 125, "name of helper a"),
@@ -292,16 +293,17 @@ type = "notify"
 def test_the_helper_of_a_property_that_is_refused_is_named(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     text = '[helpers.{}]\nexecStart = ["/usr/bin/sleep", "9"]\nproperties = {{ {} }}\n'
-    for setting, words in (
-        ("Nonsense = 5", "There is no property Nonsense of helper bad that can be set."),
+    for setting, status, words in (
+        ("MemoryMx = 5", 2, "helpers.bad.properties: there is no property MemoryMx; did you mean MemoryMax"),
         (
             'KeyringMode = "odd"',
-            "Property KeyringMode of helper bad is refused: Invalid KeyringMode setting: odd.",
+            125,
+            "The value of property KeyringMode of helper bad is refused: Invalid KeyringMode setting: odd.",
         ),
     ):
         file.write_text(text.format("good", "Nice = 5") + text.format("bad", setting))
         done = moorctl("run", "--name", a_name(), "--helpers", str(file), "--", "echo", "never")
-        refused(done, 125, words)
+        refused(done, status, words)
 
 
 def test_file_descriptors_environment_and_user(tmp_path: Path) -> None:
@@ -387,7 +389,7 @@ def test_check_tells_the_names_that_it_will_have(tmp_path: Path, start: Starter)
             "/run/fs.sock",
         ),
         ("[helpers.a]\nexecStart = ['/usr/bin/sleep']\nrestart = 'allways'", "restart of helper a: allways"),
-        ("[helpers.a]\nexecStart = ['/usr/bin/sleep']\nproperties = { MemoryMaxx = 1 }", "MemoryMaxx"),
+        ("[helpers.a]\nexecStart = ['/usr/bin/sleep']\nproperties = { KillMode = 'odd' }", "KillMode"),
     ],
 )
 def test_check_finds_what_run_would(tmp_path: Path, helper: str, words: str) -> None:

@@ -385,7 +385,7 @@ def test_a_payload_below_its_control_group(hers: Processes) -> None:
     assert done.stdout.strip().endswith("/machine-web.scope/init")
     done = as_her(*run_, "--", "sh", "-c", script)
     assert (done.returncode, done.stdout) == (125, ""), done
-    assert "must be delegated" in done.stderr
+    assert "needs a delegated machine" in done.stderr
 
 
 def test_both_instances_keep_machines_of_one_name(hers: Processes) -> None:

@@ -29,6 +29,13 @@ from moorage.wire.service import Interface, Service
 from moorage.wire.types import Empty
 
 KNOWN_PROPERTIES = {"TimeoutStopUSec": int, "RuntimeMaxUSec": int, "TasksMax": int, "KillMode": str}
+SIGNATURES = {
+    "TimeoutStopUSec": "t",
+    "RuntimeMaxUSec": "t",
+    "TasksMax": "t",
+    "TasksMaxScale": "u",
+    "KillMode": "s",
+}
 
 
 @dataclass
@@ -133,6 +140,13 @@ class FakeMachine(Interface):
         if kept is None:
             raise wire.NoSuchMachine(params.name)
         return wire.DescribeOut(machine=kept.machine, accounting=wire.Accounting(), limits=kept.limits)
+
+    @method("DescribeProperties")
+    def describe_properties(
+        self, call: Call, params: wire.DescribePropertiesIn
+    ) -> wire.DescribePropertiesOut:
+        del call, params
+        return wire.DescribePropertiesOut(properties=SIGNATURES)
 
     @method("Find")
     def find(self, call: Call, params: wire.FindIn) -> wire.MachineOut:

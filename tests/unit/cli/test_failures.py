@@ -26,20 +26,23 @@ USER = Address("/run/u", "systemctl --user")
         ("ProcessGone", {"pid": 5}, 1, "Process 5 has ended."),
         ("ProcessGone", {"pid": None}, 1, "The process has ended."),
         ("ProcessNotOwned", {"pid": 5, "uid": 7}, 4, "Process 5 belongs to user 7"),
-        ("UnitNotOwned", {"unit": "cron.service"}, 4, "The process is in cron.service, which is not yours"),
+        ("UnitNotOwned", {"unit": "cron.service"}, 4, "The process is in cron.service, and you may not move it"),
         ("NoSuchProperty", {"property": "X"}, 1, "There is no property X that can be set."),
         (
             "NoSuchProperty", {"property": "MemoryMx", "nearest": ["MemoryMax", "MemoryMin"]}, 1,
-            "There is no property MemoryMx that can be set; the nearest: MemoryMax, MemoryMin.\n",
+            "There is no property MemoryMx that can be set; did you mean MemoryMax or MemoryMin?\n",
         ),
-        ("InvalidProperty", {"property": "X", "reason": "too big."}, 1, "Property X is refused: too big."),
+        (
+            "InvalidProperty", {"property": "X", "reason": "too big."}, 1,
+            "The value of property X is refused: too big.",
+        ),
         (
             "InvalidProperty", {"property": "X", "reason": "too big", "helper": "fs"}, 1,
-            "Property X of helper fs is refused: too big.",
+            "The value of property X of helper fs is refused: too big.",
         ),
         (
             "JobFailed", {"unit": "a.scope", "jobResult": "failed", "unitResult": "resources"}, 1,
-            "The job for a.scope ended with 'failed', and the unit with 'resources'.\nSee: journalctl --user --unit",
+            "The job for a.scope ended with 'failed', the unit with 'resources'.\nSee: journalctl --user --unit",
         ),
         ("JobFailed", {"unit": "a.scope", "jobResult": "timeout"}, 1, "The job for a.scope ended with 'timeout'.\n"),
         (
@@ -53,14 +56,14 @@ USER = Address("/run/u", "systemctl --user")
         ("NotSupported", {"what": "lease", "reason": "later"}, 1, "lease is not supported: later."),
         (
             "Timeout", {"operation": "start"}, 6,
-            "It took too long: start.\nIt may still happen: moorctl --user list",
+            "It took too long: start.\nThe operation may still complete; see: moorctl --user list",
         ),
         (
             "Timeout", {"operation": "start", "helper": "fs", "log": ["one"]}, 6,
-            "Helper fs was not ready in time. All that was started is taken back.\n  one",
+            "Helper fs was not ready in time. Everything that had been started was stopped again.\n  one",
         ),
-        ("ManagerUnavailable", {"reason": "gone"}, 1, "The service manager does not do it: gone."),
-        ("Unheard", {"a": "b"}, 1, 'The service answered io.moorage.Machine.Unheard: {"a": "b"}'),
+        ("ManagerUnavailable", {"reason": "gone"}, 1, "The service manager refused or did not answer: gone."),
+        ("Unheard", {"a": "b"}, 1, 'The service replied io.moorage.Machine.Unheard: {"a": "b"}'),
     ],
 )  # fmt: skip
 def test_errors_of_the_interface(error: str, parameters: dict[str, Any], status: int, text: str) -> None:
@@ -79,7 +82,7 @@ def test_no_error_of_the_interface_is_without_words() -> None:
     for name, fields in errors:
         parameters = dict.fromkeys(re.findall(r"(\w+):", fields), "given")
         failure = explain(RemoteError(f"io.moorage.Machine.{name}", parameters), SYSTEM)
-        assert str(failure).startswith("The service answered") is (name in NOT_ASKED)
+        assert str(failure).startswith("The service replied") is (name in NOT_ASKED)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +111,9 @@ def test_a_hint_can_be_pasted_into_a_shell() -> None:
     [
         (
             "helpers[1].execStart[0]",
-            "execStart[0] of helper tpm: /usr/bin/swtmp.\nIt begins with the absolute path",
+            "execStart[0] of helper tpm: /usr/bin/swtmp.\nIt must begin with the absolute path",
         ),
-        ("helpers[0].name", "name of helper my fs: my fs.\nEach has a name of its own"),
+        ("helpers[0].name", "name of helper my fs: my fs.\nEach helper needs a unique name"),
         ("helpers[0].sockets[0].name", "sockets[0].name of helper my fs: /run/s.\n"),
         ("helpers[1].restart", "restart of helper tpm.\n"),
         ("helpers[7].name", "the value of --helper or --helpers (helpers[7].name).\n"),
@@ -154,11 +157,11 @@ def test_a_bug_is_not_explained_away() -> None:
 @pytest.mark.parametrize(
     ("parameter", "words"),
     [
-        ("name", "1 to 64 characters"),
+        ("name", "1 to 64 of the characters"),
         ("slice", "systemd.slice(5)"),
         ("id", "32 hexadecimal digits"),
-        ("helpers", "64 at most"),
-        ("helpers[2].name", "name of its own"),
+        ("helpers", "at most 64 helpers"),
+        ("helpers[2].name", "unique name"),
         ("helpers[0].sockets[1].mode", "0777"),
         ("helpers[0].execStart[0]", "absolute path"),
         ("helpers[0].type", "notify"),

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from property_types import TYPES
 
 from moorage.api.descriptions import load_description
 from moorage.cli import helper_files
@@ -16,6 +17,7 @@ from moorage.cli.address import SYSTEM_SOCKET, Address
 from moorage.cli.helper_files import FILE_BYTES_MAX, expand, explain, load, parse, runtime_directory
 from moorage.machines import model
 
+KNOWN = {**TYPES["service"], "A": "a(ad)"}
 SPECIFIERS = {"n": "web", "t": "/run/moorage/m/web", "u": "0"}
 
 FULL = """
@@ -41,11 +43,11 @@ execStart = ["/usr/bin/swtpm"]
 
 def sent(text: str) -> list[dict[str, object]]:
     """The helpers of a file as they are sent."""
-    return json.loads(msgspec.json.encode(expand(parse(text), SPECIFIERS).helpers))
+    return json.loads(msgspec.json.encode(expand(parse(text), SPECIFIERS, KNOWN).helpers))
 
 
 def test_all_that_may_be_said() -> None:
-    assert expand(parse(FULL), SPECIFIERS).command == [
+    assert expand(parse(FULL), SPECIFIERS, KNOWN).command == [
         "vmm",
         "--name=web",
         "--socket=/run/moorage/m/web/fs.sock",
@@ -105,7 +107,7 @@ def test_what_may_not_be_said_is_named(text: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("command = ['%x']", "command: there is no specifier '%x': there are %n, %t, %u and %%"),
+        ("command = ['%x']", "command: there is no specifier '%x'; choose from %n, %t, %u and %%"),
         ("command = ['100%']", "command: there is no specifier '%'"),
         ("[helpers.a]\nexecStart = ['/x', '%x']", "helpers.a: there is no specifier '%x'"),
         (
@@ -125,7 +127,17 @@ def test_what_may_not_be_said_is_named(text: str, words: str) -> None:
 def test_what_cannot_be_expanded(text: str, words: str) -> None:
     given_ = parse(text)
     with pytest.raises(ValueError, match=re.escape(words)):
-        expand(given_, SPECIFIERS)
+        expand(given_, SPECIFIERS, KNOWN)
+
+
+def test_without_a_service_properties_stay_as_they_are_written() -> None:
+    [helper] = expand(parse(FULL), SPECIFIERS, None).helpers[:1]
+    assert helper.properties == {
+        "MemoryMax": "512M",
+        "TimeoutStopSec": "5s",
+        "BindPaths": [["/srv/web", "/srv", False, 0]],
+        "DynamicUser": False,
+    }
 
 
 def test_properties_as_in_a_unit_file() -> None:
@@ -170,7 +182,7 @@ Environment = "A=%u 'B=%t x'"
 @given(st.text())
 def test_text_without_specifiers_stays(text: str) -> None:
     given_ = helper_files.HelperSet([text.replace("%", "%%")])
-    assert expand(given_, SPECIFIERS).command == [text]
+    assert expand(given_, SPECIFIERS, KNOWN).command == [text]
 
 
 @given(st.text())
@@ -192,7 +204,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 
 
 def explained(text: str, machine: str = "web") -> list[str]:
-    return list(explain(expand(parse(text), SPECIFIERS), machine, "/run/moorage/m/web"))
+    return list(explain(expand(parse(text), SPECIFIERS, KNOWN), machine, "/run/moorage/m/web"))
 
 
 def test_what_is_told() -> None:
@@ -202,23 +214,23 @@ def test_what_is_told() -> None:
         "Helper tpm",
         "  Unit: machine-web-tpm.service",
         "  Executes: /usr/bin/swtpm",
-        "  If it fails: the machine goes on",
+        "  When it fails: the machine goes on",
         "Helper fs",
         "  Unit: machine-web-fs.service",
         "  Executes: /usr/libexec/virtiofsd --fd=3 --shared-dir=/srv/web 100%",
         "  Socket: /run/moorage/m/web/fs.sock, stream, mode 0660, passed as file descriptor 3",
         "  Socket: /run/moorage/m/web/other, stream, mode 0600, passed as file descriptor 4",
         "  Starts after: tpm",
-        "  However it ends: the machine is stopped",
-        "  Property: MemoryMax=536870912",
-        "  Property: TimeoutStopUSec=5000000",
+        "  When it ends: the machine is stopped",
+        "  Property: MemoryMax=512M",
+        "  Property: TimeoutStopSec=5s",
         '  Property: BindPaths=[["/srv/web","/srv",false,0]]',
         "  Property: DynamicUser=false",
     ]
 
 
 @pytest.mark.parametrize(
-    ("after", "words"), [(["b"], "no helper 'b'"), (["a"], "circle: a -> a"), (["c"], "circle:")]
+    ("after", "words"), [(["b"], "no helper 'b'"), (["a"], "circular: a -> a"), (["c"], "circular:")]
 )
 def test_an_order_that_there_is_not(after: list[str], words: str) -> None:
     text = (

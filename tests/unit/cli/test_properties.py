@@ -6,9 +6,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from property_types import TYPES
 
-from moorage.cli.properties import assignments as properties
-from moorage.cli.properties.assignments import convert, convert_values
+from moorage.cli.properties import assignments
+from moorage.cli.properties.assignments import Signatures, settings, without_names
+from moorage.cli.properties.irregular import ALIASES, TABLE
+
+KNOWN: Signatures = {**TYPES["service"], **TYPES["scope"], "WhateverB": "b", "WhateverA": "a(dd)"}
+
+
+def convert(texts: list[str], known: Signatures = KNOWN) -> dict[str, Any]:
+    return assignments.convert(texts, known)
+
+
+def convert_values(values: dict[str, Any], known: Signatures = KNOWN) -> dict[str, Any]:
+    return assignments.convert_values(values, known)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +65,10 @@ from moorage.cli.properties.assignments import convert, convert_values
         ("BPFProgram=egress:/sys/fs/bpf/x", {"BPFProgram": [["egress", "/sys/fs/bpf/x"]]}),
         ("ManagedOOMMemoryPressureLimit=60%", {"ManagedOOMMemoryPressureLimit": 2576980377}),
         ("CPUQuotaPerSecUSec=500000", {"CPUQuotaPerSecUSec": 500_000}),
-        ("Whatever=true", {"Whatever": True}),
-        ('Whatever="text"', {"Whatever": "text"}),
+        ("CPUQuotaPerSecUSec=500ms", {"CPUQuotaPerSecUSec": 500_000}),
+        ("WhateverB=true", {"WhateverB": True}),
+        ("WhateverA=[[1, 2.5]]", {"WhateverA": [[1, 2.5]]}),
+        ('Description="[text]"', {"Description": '"[text]"'}),
     ],
 )  # fmt: skip
 def test_one(text: str, expected: dict[str, Any]) -> None:
@@ -147,9 +161,107 @@ def test_values_of_a_file() -> None:
         "NUMAMask": [1],
     }
     as_over_dbus = {
-        "RestartSec": True, "TimerSlackNSec": 5, "Whatever": ["a"], "DeviceAllow": [["/a", "r"]]
+        "RestartUSec": 5, "TimerSlackNSec": 5, "WhateverA": [[1, 2]], "DeviceAllow": [["/a", "r"]], "MemoryMax": 512
     }  # fmt: skip
     assert convert_values(as_over_dbus) == as_over_dbus
+    assert convert_values(
+        {"RestartSec": 1.5, "TimeoutStopSec": 5, "BindPaths": ["/a", "/b:/c:norbind"]}
+    ) == {
+        "RestartUSec": 1_500_000,
+        "TimeoutStopUSec": 5_000_000,
+        "BindPaths": [["/a", "/a", False, 16384], ["/b", "/c", False, 0]],
+    }
+    assert convert_values({"SystemCallFilter": ["@mount"], "ConditionPathExists": ["/a", "!/b"]}) == {
+        "SystemCallFilter": ["@mount"],  # not a list, so the service refuses it
+        "Conditions": [
+            ["ConditionPathExists", False, False, "/a"],
+            ["ConditionPathExists", False, True, "/b"],
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "values", [{"RestartSec": True}, {"EnvironmentFile": [["/a", True]]}, {"Whatever": 1}]
+)
+def test_values_of_a_file_that_cannot_be(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        convert_values(values)
+
+
+def test_without_names_only_the_irregular_are_converted() -> None:
+    assert without_names({"CPUQuota": "50%", "NoNewPrivileges": "yes", "MemoryMx": "1G", "DeviceAllow": "[]"}) == {
+        "CPUQuotaPerSecUSec": 500_000, "NoNewPrivileges": "yes", "MemoryMx": "1G", "DeviceAllow": "[]"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="CapabilityBoundingSet: there is no capability 'CAP_NONE'"):
+        without_names({"CapabilityBoundingSet": "CAP_NONE"})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("MemoryMx", "MemoryMax"),
+        ("memorymax", "MemoryMax"),
+        ("CPUQuotas", "CPUQuota"),
+        ("TimeoutStop", "TimeoutStopSec"),
+        ("IPAddressDenied", "IPAddressDeny"),
+        ("PrivateTemp", "PrivateTmp"),
+        ("EnvironmentFiless", "EnvironmentFile"),
+    ],
+)
+def test_the_nearest_names_are_told(name: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=rf"no property {name}; did you mean .*\b{nearest}\b"):
+        convert([f"{name}=1"])
+
+
+def test_of_a_property_like_no_other_only_the_name_is_told() -> None:
+    with pytest.raises(ValueError, match=r"^there is no property Xylophone$"):
+        convert(["Xylophone=1"])
+
+
+def test_what_only_services_have_is_no_property_of_a_scope() -> None:
+    with pytest.raises(ValueError, match="no property EnvironmentFile"):
+        convert(["EnvironmentFile=/a"], TYPES["scope"])
+
+
+def test_a_word_that_an_older_systemd_has_no_property_for() -> None:
+    older = {name: signature for name, signature in KNOWN.items() if name != "CPUAffinityFromNUMA"}
+    with pytest.raises(ValueError, match="no property CPUAffinityFromNUMA, which 'numa' needs"):
+        convert(["CPUAffinity=numa"], older)
+
+
+def test_a_property_of_tomorrow_is_converted_by_its_type() -> None:
+    tomorrow = {
+        "MemoryNew": "t", "MemoryNewScale": "u", "PauseUSec": "t", "PauseSignal": "i", "FreshMode": "u",
+        "FreshDirectory": "as", "FreshDirectorySymlink": "a(sst)", "ProtectNew": "b", "ProtectNewEx": "s",
+        "NewPaths": "as", "IONewMax": "a(st)", "NewLatencyUSec": "a(st)", "AllowedNewNodes": "ay",
+        "RestrictNew": "(bas)", "ExecNew": "a(sasb)", "LimitNEW": "t", "LimitNEWSoft": "t", "NewShare": "d",
+        "NewOffset": "x",
+    }  # fmt: skip
+    assert convert(
+        ["MemoryNew=50%", "PauseSec=1min", "PauseSignal=SIGHUP", "FreshMode=0750", "FreshDirectory=a b:c",
+         "ProtectNew=strict", "NewPaths=/a /b", "IONewMax=/dev/vda 1M", "NewLatencySec=/dev/vda 25ms",
+         "AllowedNewNodes=0-1", "RestrictNew=~a b", "ExecNew=-/bin/a b", "LimitNEW=1K:2K", "NewShare=0.5",
+         "NewOffset=-5"],
+        tomorrow,
+    ) == {
+        "MemoryNewScale": 2147483648, "PauseUSec": 60_000_000, "PauseSignal": 1, "FreshMode": 0o750,
+        "FreshDirectory": ["a"], "FreshDirectorySymlink": [["b", "c", 0]], "ProtectNewEx": "strict",
+        "NewPaths": ["/a", "/b"], "IONewMax": [["/dev/vda", 1_000_000]], "NewLatencyUSec": [["/dev/vda", 25_000]],
+        "AllowedNewNodes": [3], "RestrictNew": [False, ["a", "b"]], "ExecNew": [["/bin/a", ["/bin/a", "b"], True]],
+        "LimitNEW": 2048, "LimitNEWSoft": 1024, "NewShare": 0.5, "NewOffset": -5,
+    }  # fmt: skip
+    assert convert(["MemoryNew=1G", "ProtectNew=yes"], tomorrow) == {
+        "MemoryNew": 1 << 30,
+        "ProtectNew": True,
+    }
+
+
+def test_no_rule_is_dead() -> None:
+    written = {*settings(KNOWN), *KNOWN}
+    assert [name for name in TABLE if name not in written | {*ALIASES}] == []
+    # What is written as the rules for types have it needs no row.
+    regular = {name for name in TABLE if name in KNOWN and KNOWN[name] in {"b", "s"}}
+    assert regular == {"Delegate", "StandardInput", "StandardOutput", "StandardError"}
 
 
 def test_lists_are_joined_and_reset_and_other_values_replaced() -> None:
@@ -170,13 +282,15 @@ def test_lists_are_joined_and_reset_and_other_values_replaced() -> None:
         "MemoryMax=[1", "TasksMax=1K", "TasksMax=18446744073709551616", "CPUQuota=0%", "CPUQuota=50",
         "CPUQuota=12.345%", "AllowedCPUs=3-0", "AllowedCPUs=9999", "TimeoutStopSec=", "TimeoutStopSec=5 apples",
         "TimeoutStopSec=-5s", "Delegate='", "KillSignal=SIGNONE", "SendSIGHUP=maybe", "IOReadBandwidthMax=/dev/vda",
-        "IPAddressAllow=300.0.0.1", "BPFProgram=/sys/fs/bpf/x", "Odd=text", "Odd=NaN", "Odd=Infinity",
+        "IPAddressAllow=300.0.0.1", "BPFProgram=/sys/fs/bpf/x", "WhateverA=text", "WhateverA=NaN",
+        "WhateverA=[Infinity]",
+        "Odd=1",
         "NoNewPrivileges=maybe", "Environment='a", "Environment=a\\", "Environment=\\q", "Environment=\\xff",
         "Environment=\\ud800", "SystemCallErrorNumber=ENONE", "CapabilityBoundingSet=CAP_NONE",
         "AmbientCapabilities=63",
         "RestrictNamespaces=house", "BindPaths=/a:/b:ro", "BindPaths=:/b", "StateDirectory=a:b:rw", "LimitNOFILE=2:1",
         "LimitNOFILE=infinity:1", "LimitNOFILE=1K", "LimitNICE=-21", "SetCredential=a", "SetCredentialEncrypted=a:?",
-        "StandardInputData=?", "UMask=8", "UMask=10000", "Nice=20", "SyslogLevel=loud", "CoredumpFilter=much",
+        "StandardInputData=?", "UMask=8", "UMask=10000", "Nice=cold", "SyslogLevel=loud", "CoredumpFilter=much",
         "SuccessExitStatus=256", "SuccessExitStatus=SIGNONE", "ExecReload=+/bin/kill", "ExecReload=--/bin/kill",
         "ExecReload=::/bin/kill",
         "ExecReload=@/bin/kill", "OpenFile=/a:b:c", "ProtectHostname=private:", "NUMAMask=all", "MountImages=/a:/b",
@@ -196,7 +310,10 @@ def test_what_is_no_assignment(text: str) -> None:
 MARKS = st.text(alphabet="~-:@!|%\\'\" axKM019.,/=", max_size=20)
 
 
-@given(st.sampled_from([*sorted(properties._TABLE), "Odd"]), st.one_of(st.text(), MARKS))
+@given(
+    st.sampled_from(sorted({*KNOWN, *settings(KNOWN), *TABLE, "ConditionPathExists", "Odd"})),
+    st.one_of(st.text(), MARKS),
+)
 def test_any_text_is_converted_or_refused(name: str, text: str) -> None:
     try:
         converted = convert([f"{name}={text}"])

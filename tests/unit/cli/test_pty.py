@@ -97,10 +97,10 @@ class TestOverTheFake(PtyBattery):
         assert person.modes() == person.modes_before
 
     def test_the_terminal_is_as_before_when_it_is_refused(self, sit: Sit) -> None:
-        person = sit("true", options=["-p", "Odd=1"])
+        person = sit("true", options=["--slice", "no.service"])
         status, text = person.end()
         assert status == 125
-        assert "Error: There is no property Odd" in text
+        assert "does not accept the value of --slice" in text
         assert person.modes() == person.modes_before
 
     def test_a_shell_that_had_the_terminal_meanwhile(self, sit: Sit) -> None:
@@ -188,7 +188,7 @@ class TestOverTheFake(PtyBattery):
         assert process.wait(RUN_SECONDS) == 128 + signal.SIGTERM
         assert process.stderr is not None
         assert process.stderr.read().decode() == (
-            f"Error: Failed to write: Broken pipe\nStopping {name}. Once more, and it is killed.\n"
+            f"Error: Failed to write: Broken pipe\nStopping {name}. Interrupt again to kill it.\n"
         )
 
     def test_a_reader_that_is_stuck(self, moorctl: Moorctl, piped: Piped) -> None:

@@ -1,6 +1,7 @@
 """moorctl run and check without a service manager: what is asked for, and what is refused before."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -45,7 +46,6 @@ def fake(moorctl: Moorctl, listener: socket.socket) -> Generator[Moorctl]:
     [
         (["--", "true"], "--name"),
         (["--name", "web"], "no command to run"),
-        (["--name", "web", "-p", "MemoryMax=much", "true"], "MemoryMax: 'much' is no size"),
         (["--name", "web", "--helper", "fs", "true"], "'fs' is not NAME=COMMAND"),
         (["--name", "web", "--helper", "fs=", "true"], "fs: the command is empty"),
         (["--name", "web", "--helper", "fs='x", "true"], "No closing quotation"),
@@ -54,7 +54,7 @@ def fake(moorctl: Moorctl, listener: socket.socket) -> Generator[Moorctl]:
             "fs: there is no program 'no-such-program'",
         ),
         (["--name", "web", "--helpers", "/nowhere", "true"], "Failed to read /nowhere: No such file"),
-        (["--name", "web", "--helpers", "/dev/zero", "true"], "/dev/zero: it is larger than"),
+        (["--name", "web", "--helpers", "/dev/zero", "true"], "/dev/zero: the file is larger than"),
         (["--name", "web", "--pass-fd", "x", "true"], "'x' is not FD or FD:AS"),
         (["--name", "web", "--pass-fd", "1:", "true"], "'1:' is not FD or FD:AS"),
         (["--name", "web", "--pass-fd", "987654", "true"], "file descriptor 987654 is not open"),
@@ -72,6 +72,17 @@ def test_wrong_usage_asks_for_nothing(moorctl: Moorctl, arguments: list[str], wo
 def test_no_service(tmp_path: Path) -> None:
     done = Moorctl(["--address", str(tmp_path / "none")])("run", "--name", "web", "true")
     refused(done, 125, "there is no such socket")
+    done = Moorctl(["--address", str(tmp_path / "none")])("run", "--name", "web", "-p", "TasksMax=5", "true")
+    refused(done, 125, "there is no such socket")
+
+
+def answer(connected: socket.socket, reply: object) -> bytes:
+    """Receive a call, and answer it."""
+    call, fds, _, _ = socket.recv_fds(connected, 65536, 5)
+    for fd in fds:
+        os.close(fd)
+    connected.sendall(json.dumps(reply).encode() + b"\0")
+    return call
 
 
 def test_what_is_asked_for(moorctl: Moorctl, listener: socket.socket, tmp_path: Path) -> None:
@@ -91,14 +102,20 @@ def test_what_is_asked_for(moorctl: Moorctl, listener: socket.socket, tmp_path: 
     ) as process:
         connected, _ = listener.accept()
         with connected:
-            call, fds, _, _ = socket.recv_fds(connected, 65536, 5)
-            assert len(fds) == 1
-            reply = {"error": "io.moorage.Machine.MachineExists", "parameters": {"name": "web"}}
-            connected.sendall(json.dumps(reply).encode() + b"\0")
+            asked = answer(connected, {"parameters": {"properties": {"TasksMax": "t"}}})
+        connected, _ = listener.accept()
+        with connected:
+            call = answer(
+                connected, {"error": "io.moorage.Machine.MachineExists", "parameters": {"name": "web"}}
+            )
             output, errors = process.communicate(timeout=RUN_SECONDS)
     command = f"moorctl --address {tmp_path}/socket stop web"
-    words = f"Error: Machine web exists already.\nStop it first, or take another name: {command}\n"
+    words = f"Error: Machine web exists already.\nStop it first, or choose another name: {command}\n"
     assert (process.returncode, output, errors) == (125, "", words)
+    assert json.loads(asked[:-1]) == {
+        "method": "io.moorage.Machine.DescribeProperties",
+        "parameters": {"type": "scope"},
+    }
     assert json.loads(call[:-1]) == {
         "method": "io.moorage.Machine.Register",
         "parameters": {
@@ -120,7 +137,7 @@ def test_over_the_fake(fake: Moorctl) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "")
     done = fake("run", "--name", a_name(), "--", "sh", "-c", "kill $$")
     assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
-    refused(fake("run", "--name", a_name(), "-p", "Odd=1", "--", "true"), 125, "no property Odd")
+    refused(fake("run", "--name", a_name(), "-p", "TaskMax=1", "--", "true"), 2, "did you mean TasksMax?")
     refused(fake("run", "--name", a_name(), "no-such-program"), 127, "Failed to execute no-such-program")
 
 
@@ -130,7 +147,7 @@ def test_helpers_that_were_told_of_another_directory(fake: Moorctl, tmp_path: Pa
     file.write_text("[helpers.fs]\nexecStart = ['/fs', '%t']\n")
     name = a_name()
     done = fake("run", "--name", name, "--helpers", str(file), "--", "echo", "never")
-    refused(done, 125, f"The helpers were told of /run/moorage/m/{name}")
+    refused(done, 125, f"%t of the helpers was /run/moorage/m/{name}")
 
 
 class TestCheck:
@@ -142,7 +159,7 @@ class TestCheck:
             "Helper fs",
             "  Unit: machine-web-fs.service",
             "  Executes: /fs web '\\x1b'",
-            "  If it fails: the machine goes on",
+            "  When it fails: the machine goes on",
         ]
 
     @pytest.mark.parametrize(
@@ -151,12 +168,15 @@ class TestCheck:
             ("x = 1", "unknown field"),
             ("command = ['%x']", "no specifier"),
             ("=", "Invalid statement"),
-            ("[helpers.a]\nexecStart = ['sleep']", "helpers.a: execStart: it begins with the absolute path"),
-            ("[helpers.a]\nexecStrat = ['/sleep']", "there is execStart"),
-            ("[helpers.a]\nexecStart = ['/x']\nonFailure = 'stop'", "there is ignore, stopMachine"),
+            (
+                "[helpers.a]\nexecStart = ['sleep']",
+                "helpers.a: execStart: must begin with the absolute path",
+            ),
+            ("[helpers.a]\nexecStrat = ['/sleep']", "did you mean execStart?"),
+            ("[helpers.a]\nexecStart = ['/x']\nonFailure = 'stop'", "choose from ignore, stopMachine"),
             (
                 f"[helpers.a]\nexecStart = ['/x']\nsockets = [{{ name = '{'s' * 90}' }}]",
-                "110 bytes, and a socket's path 107 at most: shorten the name of the machine or of the socket by 3",
+                "110 bytes, but a socket's path may have 107: shorten the name of the machine or of the socket by 3",
             ),
         ],
     )
@@ -168,7 +188,7 @@ class TestCheck:
     def test_the_same_words_from_run(self, moorctl: Moorctl, tmp_path: Path) -> None:
         file = tmp_path / "set.toml"
         file.write_text(f"[helpers.a]\nexecStart = ['/x']\nsockets = [{{ name = '{'s' * 90}' }}]")
-        refused(moorctl("run", "--name", "NAME", "--helpers", str(file), "--", "true"), 2, "107 at most")
+        refused(moorctl("run", "--name", "NAME", "--helpers", str(file), "--", "true"), 2, "may have 107")
 
     def test_it_is_a_dry_run(self, moorctl: Moorctl, tmp_path: Path) -> None:
         file = tmp_path / "set.toml"
@@ -180,3 +200,21 @@ class TestCheck:
         assert moorctl.output("check", "--offline", str(file), *away).endswith("the machine goes on\n")
         [told] = moorctl.objects("check", "--offline", str(file), *away)
         assert told["helpers"] == [{"name": "a", "execStart": ["/x"]}]
+
+    def test_properties_are_checked_as_far_as_a_service_answers(self, fake: Moorctl, tmp_path: Path) -> None:
+        file = tmp_path / "set.toml"
+        file.write_text(
+            "[helpers.a]\nexecStart = ['/x']\nproperties = { TaskMax = '5', TimeoutStopSec = '5s' }"
+        )
+        refused(
+            fake("check", str(file)), 2, "helpers.a.properties: there is no property TaskMax", "TasksMax?"
+        )
+        done = fake("check", str(file), "--offline")
+        assert done.returncode == 0, done
+        assert done.stdout.endswith("  Property: TaskMax=5\n  Property: TimeoutStopSec=5s\n")
+        assert "were not checked" in done.stderr
+        done = fake("check", str(file), "--address", str(tmp_path / "none"))
+        assert done.returncode == 5, done
+        assert "  Property: TaskMax=5\n" in done.stdout
+        assert "there is no such socket" in done.stderr
+        assert "were not checked" in done.stderr

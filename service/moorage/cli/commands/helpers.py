@@ -67,22 +67,28 @@ def program(option: str, command: str, where: str = "") -> list[str]:
     return [os.path.abspath(found), *words[1:]]
 
 
-def read_helpers(path: str, machine: str, directory: str) -> helper_files.HelperSet:
+def read_helpers(path: str, machine: str, directory: str, address: Address | None) -> helper_files.HelperSet:
     """Read a file of helpers for a machine.
 
     Args:
         path: of the file.
         machine: its name.
         directory: its runtime directory.
+        address: of the service that knows the properties of helpers; None to do without, which leaves those
+            unconverted whose form follows from their type.
 
     Raises:
-        Failure: the file cannot be read, or is wrong.
+        Failure: the file cannot be read, or is wrong; the service did not describe its properties.
     """
-    from moorage.cli import helper_files
+    from moorage.cli import helper_files, service
 
     specifiers = {"n": machine, "t": directory, "u": str(os.geteuid())}
     try:
-        expanded = helper_files.expand(helper_files.load(path), specifiers)
+        loaded = helper_files.load(path)
+        known = None
+        if address is not None and any(helper.properties for helper in loaded.helpers):
+            known = service.signatures(address, "service")
+        expanded = helper_files.expand(loaded, specifiers, known)
         helper_files.check_sockets(expanded.helpers, directory)
         return expanded
     except OSError as error:
@@ -105,13 +111,21 @@ def check(choice: Choice, file: str, name: str, offline: bool, as_json: bool) ->
     io.moorage.Machine; "command" is the beginning of the command line of moorctl run. In all texts, %n stands for the
     name of the machine, %t for its runtime directory, %u for the user's number, and %% for a percent sign.
 
-    The service checks the file as moorctl run --dry-run does: it creates nothing.
+    The service checks the file as moorctl run --dry-run does: it creates nothing. Without a service the file is
+    checked as far as possible.
     """
     address = choice.resolve()
     from moorage.cli import helper_files
 
     directory = helper_files.runtime_directory(name, address)
-    given = read_helpers(file, name, directory)
+    no_service: Failure | None = None
+    try:
+        given = read_helpers(file, name, directory, None if offline else address)
+    except Failure as failure:
+        if failure.status != Exit.NO_SERVICE:
+            raise
+        no_service = failure
+        given = read_helpers(file, name, directory, None)
     try:
         lines = list(helper_files.explain(given, name, directory))
     except ValueError as error:
@@ -122,8 +136,13 @@ def check(choice: Choice, file: str, name: str, offline: bool, as_json: bool) ->
     else:
         for line in lines:
             click.echo(printable(line))
+    unchecked = "The names and values of properties were not checked: only a running service knows them."
+    if no_service is not None:
+        raise Failure(no_service.status, f"{no_service}\n{unchecked}")
     if not offline:
         _rehearse(address, name, helpers)
+    elif any(helper.properties for helper in given.helpers):
+        click.echo(unchecked, err=True)
 
 
 def _rehearse(address: Address, name: str, helpers: Sequence[dict[str, Any]]) -> None:
@@ -169,7 +188,7 @@ def add_helpers(
     from moorage.cli import helper_files, service, views
 
     directory = helper_files.runtime_directory(name, address)
-    given = [] if file is None else read_helpers(file, name, directory).helpers
+    given = [] if file is None else read_helpers(file, name, directory, address).helpers
     sent = helper_files.as_sent([*given, *(helper_of(text) for text in helpers)])
     if not sent:
         raise click.UsageError("There are no helpers to add: give FILE or --helper.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 
 from moorage.cli.address import Choice
-from moorage.cli.commands.options import JSON, NAME, PID, addressed, chosen, open_process
+from moorage.cli.commands.options import JSON, NAME, PID, addressed, chosen, opened_process
 
 
 @click.command("list")
@@ -73,10 +72,7 @@ def find(
     if pid is None:
         reply = service.call(address, "Find", parameters)
     else:
-        pidfd = open_process(pid)
-        try:
+        with opened_process(pid) as pidfd:
             named, fds = naming(pidfd, "processFileDescriptor", "process")
             reply = service.call(address, "Find", named, fds=fds)
-        finally:
-            os.close(pidfd)
     (views.show_machine_json if as_json else views.show_name)(reply)

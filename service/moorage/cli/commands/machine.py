@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from moorage.cli.address import Address
 from moorage.cli.commands.options import ANSWER_SECONDS, F, finite_span, parsed
 from moorage.cli.properties.assignments import convert
 
@@ -77,6 +78,7 @@ def describing(command: F) -> F:
 
 
 def registration(
+    address: Address,
     name: str,
     *,
     class_: str,
@@ -94,11 +96,12 @@ def registration(
     dry_run: bool,
     timeout: int | None,
 ) -> dict[str, Any]:
-    """Return the parameters of Register, without the leader."""
-    try:
-        converted = convert(properties)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="'--property'") from None
+    """Return the parameters of Register, without the leader.
+
+    Raises:
+        click.BadParameter: a property does not exist, or its value cannot be converted.
+        Failure: the service did not describe its properties.
+    """
     return {
         "name": name,
         "class": class_,
@@ -112,10 +115,21 @@ def registration(
         "controlAddress": control_address,
         "slice": slice_,
         "description": description,
-        "properties": converted or None,
+        "properties": _converted(address, properties) or None,
         "dryRun": dry_run or None,
         "timeoutUSec": timeout,
     }
+
+
+def _converted(address: Address, properties: Sequence[str]) -> dict[str, Any]:
+    if not properties:
+        return {}
+    from moorage.cli import service
+
+    try:
+        return convert(properties, service.signatures(address, "scope"))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--property'") from None
 
 
 def register_seconds(timeout: int | None) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import click
@@ -103,19 +104,24 @@ NAME: Final = click.argument("name", shell_complete=_complete_name)
 chosen: Final = click.make_pass_decorator(Choice, ensure=True)
 
 
-def open_process(pid: int) -> int:
-    """Return a pidfd.
+@contextmanager
+def opened_process(pid: int) -> Generator[int]:
+    """Hold a process open by a pidfd, so that it cannot be mistaken for a later one with the same PID.
 
     Raises:
         Failure: the process does not exist, or cannot be opened.
     """
     try:
-        return os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         raise Failure(Exit.REFUSED, f"There is no process {pid}.") from None
     except OSError as error:
         # EINVAL: a thread of a process; pidfd_open(2)
         raise Failure(Exit.REFUSED, f"Failed to open process {pid}: {error.strerror}.") from None
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
 
 
 def checked_fd(option: str, fd: int) -> int:

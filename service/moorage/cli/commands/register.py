@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import nullcontext
 from typing import Any
 
 import click
 
 from moorage.cli.address import Choice
 from moorage.cli.commands.machine import describing, register_seconds, registration
-from moorage.cli.commands.options import FD, JSON, PID, addressed, checked_fd, chosen, open_process
+from moorage.cli.commands.options import FD, JSON, PID, addressed, checked_fd, chosen, opened_process
 
 
 @click.command()
@@ -42,22 +42,20 @@ def register(
     """
     if (leader is None) == (pidfd is None):
         raise click.UsageError("Give one of --leader and --pidfd.")
-    parameters = registration(name, **described)
-    if no_allocate:
-        if any(parameters[field] is not None for field in ("slice", "description", "properties")):
-            raise click.UsageError(
-                "--no-allocate leaves the unit as it is: it excludes --slice, --description and --property."
-            )
-        parameters["allocateUnit"] = False
+    if no_allocate and any(described[option] for option in ("slice_", "description", "properties")):
+        raise click.UsageError(
+            "--no-allocate leaves the unit as it is: it excludes --slice, --description and --property."
+        )
+    process = opened_process(leader or 0) if pidfd is None else nullcontext(checked_fd("--pidfd", pidfd))
     address = choice.resolve()
+    parameters = registration(address, name, **described)
+    if no_allocate:
+        parameters["allocateUnit"] = False
     from moorage.cli import service, views
     from moorage.cli.processes import naming
 
-    # A process that is held open here cannot be mistaken for a later one with the same PID.
-    own = None if leader is None else open_process(leader)
-    try:
-        given = checked_fd("--pidfd", pidfd or 0) if own is None else own
-        named, fds = naming(given, "leaderFileDescriptor", "leader")
+    with process as opened:
+        named, fds = naming(opened, "leaderFileDescriptor", "leader")
         reply = service.call(
             address,
             "Register",
@@ -65,7 +63,4 @@ def register(
             fds=fds,
             timeout=register_seconds(described["timeout"]),
         )
-    finally:
-        if own is not None:
-            os.close(own)
     (views.show_json if as_json else views.show_registered)(reply)

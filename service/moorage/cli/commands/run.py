@@ -5,7 +5,8 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import click
@@ -23,6 +24,7 @@ from moorage.cli.commands.options import (
     finite_span,
     parsed,
 )
+from moorage.cli.failures import Exit, Failure
 
 
 def _find_user(text: str) -> pwd.struct_passwd:
@@ -152,25 +154,28 @@ def run(
     Example:
         moorctl run --name web -p MemoryMax=2G --helper 'tpm=swtpm socket …' -- qemu-system-x86_64 …
     """
-    described = {option: value for option, value in options.items() if option not in _PROCESS}
-    identity, settings = _process(**{option: options[option] for option in _PROCESS})
-    parameters = {**registration(name, **described), "lease": lease or None}
     address = choice.resolve()
+    identity, settings = _process(**{option: options.pop(option) for option in _PROCESS})
     from moorage.cli import helper_files
     from moorage.cli import run as running
 
     directory = helper_files.runtime_directory(name, address)
-    given = helper_files.HelperSet() if helper_file is None else read_helpers(helper_file, name, directory)
+    given = helper_files.HelperSet()
+    with _failing_like_run():
+        if helper_file is not None:
+            given = read_helpers(helper_file, name, directory, address)
+        parameters = registration(address, name, **options)
     asking = given.exec_stop if exec_stop is None else program("--exec-stop", exec_stop)
     argv = [*given.command, *command]
     if not argv:
         raise click.UsageError("There is no command to run.")
+    stopping = {"execStop": asking or None, "execStopTimeoutUSec": exec_stop_timeout}
     return running.run(
         address,
         running.Order(
-            registration=parameters | {"execStop": asking or None, "execStopTimeoutUSec": exec_stop_timeout},
+            registration=parameters | stopping | {"lease": lease or None},
             helpers=[*given.helpers, *(helper_of(text) for text in helpers)],
-            register_seconds=register_seconds(described["timeout"]),
+            register_seconds=register_seconds(options["timeout"]),
             stop_seconds=STOP_SECONDS + ANSWER_SECONDS,
             directory=directory if given.helpers else None,
             identity=identity,
@@ -180,6 +185,16 @@ def run(
             as_json=as_json,
         ),
     )
+
+
+@contextmanager
+def _failing_like_run() -> Generator[None]:
+    """Turn the exit status of a call that failed into one that cannot be the command's."""
+    try:
+        yield
+    except Failure as failure:
+        status = failure.status if failure.status == Exit.USAGE else Exit.NOT_RUN
+        raise Failure(status, str(failure)) from None
 
 
 def _process(

@@ -1,52 +1,45 @@
-"""What services have beyond scopes, as systemd-run(1) takes it: helpers are services.
+"""Properties whose written form does not follow from their D-Bus type.
 
-The table was made from bus-unit-util.c of systemd 262 (execute_properties, service_properties, and of unit_properties
-the conditions), without what no helper may have set. Names of numbers are those of the sources of systemd 262 and of
-the kernel's headers.
+Taken from bus-unit-util.c of systemd 262. The names of numbers are those of the sources of systemd 262 and of the
+kernel's headers.
 
 Pure.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import errno
 import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from moorage.cli.properties.converters import (
-    WHITESPACE,
+    NUMBERS,
     Converter,
     Json,
-    boolean,
-    first_word,
+    decode,
+    integer,
+    limit,
+    list_of,
     names,
-    number,
-    number_set,
+    parse_microseconds,
+    parse_mode,
+    parse_numbers,
     parsed,
+    soft_and_hard,
     span,
-    split_words,
-    text_as_it_is,
-    unescape,
-    words,
 )
 from moorage.cli.properties.quantities import (
     INFINITY,
-    UINT32_MAX,
     UINT64_MAX,
     parse_boolean,
     parse_number,
-    parse_set,
-    parse_signal,
-    parse_size,
+    parse_percent,
     parse_span,
     scale_of_percent,
-    set_to_bytes,
 )
+from moorage.cli.properties.words import WHITESPACE, first_word, split_words, unescape
 
-_MS_REC: Final = 16384
 _SECCOMP_KILL: Final = 2**31 - 2
 """SECCOMP_ERROR_NUMBER_KILL of seccomp-util.h."""
 
@@ -54,24 +47,14 @@ _LEVELS: Final = {
     "emerg": 0, "alert": 1, "crit": 2, "err": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7
 }  # fmt: skip
 _FACILITIES: Final = {
-    name: number
-    for number, name in enumerate(
-        (
-            "kern",
-            "user",
-            "mail",
-            "daemon",
-            "auth",
-            "syslog",
-            "lpr",
-            "news",
-            "uucp",
-            "cron",
-            "authpriv",
-            "ftp",
+    **{
+        name: number
+        for number, name in enumerate(
+            ("kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp")
         )
-    )
-} | {f"local{number}": 16 + number for number in range(8)}
+    },
+    **{f"local{number}": 16 + number for number in range(8)},
+}  # fmt: skip
 _POLICIES: Final = {"other": 0, "fifo": 1, "rr": 2, "batch": 3, "idle": 5, "ext": 7}
 _IO_CLASSES: Final = {"none": 0, "realtime": 1, "best-effort": 2, "idle": 3}
 _MEMORY_POLICIES: Final = {
@@ -106,50 +89,11 @@ _CAPABILITIES: Final = (
     "checkpoint_restore",
 )  # fmt: skip
 _CAPABILITIES_MAX: Final = 62
-_STATUSES: Final = {
-    "SUCCESS": 0, "FAILURE": 1, "INVALIDARGUMENT": 2, "NOTIMPLEMENTED": 3, "NOPERMISSION": 4, "NOTINSTALLED": 5,
-    "NOTCONFIGURED": 6, "NOTRUNNING": 7, "USAGE": 64, "DATAERR": 65, "NOINPUT": 66, "NOUSER": 67, "NOHOST": 68,
-    "UNAVAILABLE": 69, "SOFTWARE": 70, "OSERR": 71, "OSFILE": 72, "CANTCREAT": 73, "IOERR": 74, "TEMPFAIL": 75,
-    "PROTOCOL": 76, "NOPERM": 77, "CONFIG": 78, "CHDIR": 200, "NICE": 201, "FDS": 202, "EXEC": 203, "MEMORY": 204,
-    "LIMITS": 205, "OOM_ADJUST": 206, "SIGNAL_MASK": 207, "STDIN": 208, "STDOUT": 209, "CHROOT": 210, "IOPRIO": 211,
-    "TIMERSLACK": 212, "SECUREBITS": 213, "SETSCHEDULER": 214, "CPUAFFINITY": 215, "GROUP": 216, "USER": 217,
-    "CAPABILITIES": 218, "CGROUP": 219, "SETSID": 220, "CONFIRM": 221, "STDERR": 222, "PAM": 224, "NETWORK": 225,
-    "NAMESPACE": 226, "NO_NEW_PRIVILEGES": 227, "SECCOMP": 228, "SELINUX_CONTEXT": 229, "PERSONALITY": 230,
-    "APPARMOR": 231, "ADDRESS_FAMILIES": 232, "RUNTIME_DIRECTORY": 233, "CHOWN": 235, "SMACK_PROCESS_LABEL": 236,
-    "KEYRING": 237, "STATE_DIRECTORY": 238, "CACHE_DIRECTORY": 239, "LOGS_DIRECTORY": 240,
-    "CONFIGURATION_DIRECTORY": 241, "NUMA_POLICY": 242, "CREDENTIALS": 243, "BPF": 244, "KSM": 245, "MEMORY_THP": 246,
-    "EXCEPTION": 255,
-}  # fmt: skip
 _OPEN_FLAGS: Final = {"read-only": 1, "append": 2, "truncate": 4, "graceful": 8}
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if re.fullmatch(r"[+-]?[0-9]{1,10}", text) is None or not low <= int(text) <= high:
-            raise ValueError(f"{text!r} is no number from {low} to {high}")
-        return int(text)
-
-    return parse
-
-
-def _mode(text: str) -> int:
-    if re.fullmatch(r"[0-7]{1,8}", text) is None or int(text, 8) > 0o7777:
-        raise ValueError(f"{text!r} is no file mode such as 0750")
-    return int(text, 8)
-
-
-_NSEC: Final = re.compile(r"\s*([0-9]+)(?:nsec|ns|)\s*")
-
-
-def _nanoseconds(text: str) -> Json:
-    if (match := _NSEC.fullmatch(text)) is not None:  # without a unit they are ns already
-        return parse_number(match[1])
-    usec = parse_span(text)
-    return INFINITY if usec is None else usec * 1000
-
-
 def _union(parse: Callable[[str], int]) -> Callable[[str], int]:
-    """Return a parser for several words of which each stands for bits."""
+    """Return a parser for words that each stand for bits."""
 
     def parse_all(text: str) -> int:
         bits = 0
@@ -160,13 +104,78 @@ def _union(parse: Callable[[str], int]) -> Callable[[str], int]:
     return parse_all
 
 
-def _dump_filter(text: str) -> int:
+# -- of control groups ----------------------------------------------------------------------------------------------
+
+
+def _weight(name: str, text: str) -> Mapping[str, Json]:
+    if text == "idle" and name.endswith("CPUWeight"):
+        return {name: 0}
+    return {name: parse_number(text) if text else INFINITY}
+
+
+def _quota(name: str, text: str) -> Mapping[str, Json]:
+    del name
+    if not text:
+        return {"CPUQuotaPerSecUSec": INFINITY}
+    permyriad = parse_percent(text)
+    if permyriad == 0:
+        raise ValueError("a quota must be more than 0%")
+    return {"CPUQuotaPerSecUSec": permyriad * 100}
+
+
+def _span_or_default(name: str, text: str) -> Mapping[str, Json]:
+    return span(name, text or INFINITY)
+
+
+def _delegate(name: str, text: str) -> Mapping[str, Json]:
+    try:
+        return {name: parse_boolean(text)}
+    except ValueError:
+        return {"DelegateControllers": split_words(text)}
+
+
+def _parse_device(text: str) -> Json:
+    path, _, access = text.partition(" ")
+    return [path, access.strip()]
+
+
+def _parse_program(text: str) -> Json:
+    kind, separator, path = text.partition(":")
+    if not separator:
+        raise ValueError(f"{text!r} is not TYPE:PATH")
+    return [kind, path]
+
+
+# -- of processes ---------------------------------------------------------------------------------------------------
+
+_NSEC: Final = re.compile(r"\s*([0-9]+)(?:nsec|ns|)\s*")
+
+
+def _parse_nanoseconds(text: str) -> Json:
+    if (match := _NSEC.fullmatch(text)) is not None:  # a number without a unit is in ns
+        return parse_number(match[1])
+    usec = parse_span(text)
+    return INFINITY if usec is None else usec * 1000
+
+
+def _parse_seconds(text: str) -> Json:
+    usec = parse_span(text)
+    return INFINITY if usec is None else -(-usec // 1_000_000)
+
+
+def _parse_nice_limit(text: str) -> int:
+    if text[:1] in {"+", "-"}:  # a nice level, not the limit that stands for it (getrlimit(2))
+        return 20 - integer(-20, 19)(text)
+    return integer(0, 40)(text)
+
+
+def _parse_dumped(text: str) -> int:
     if re.fullmatch(r"(?:0x)?[0-9a-fA-F]{1,16}", text) is not None:
         return int(text, 16)
     return names(_DUMPED, "kind of memory")(text)
 
 
-def _capability(text: str) -> int:
+def _parse_capability(text: str) -> int:
     name = text.lower().removeprefix("cap_")
     if name in _CAPABILITIES:
         return 1 << _CAPABILITIES.index(name)
@@ -175,16 +184,14 @@ def _capability(text: str) -> int:
     raise ValueError(f"there is no capability {text!r}")
 
 
-def _capabilities(text: str) -> int:
-    bits = _union(_capability)(text.removeprefix("~"))
+def _parse_capabilities(text: str) -> int:
+    bits = _union(_parse_capability)(text.removeprefix("~"))
     return bits ^ UINT64_MAX if text.startswith("~") else bits
 
 
 def _namespaces(name: str, text: str) -> Mapping[str, Json]:
-    restricted = name == "RestrictNamespaces"  # what is set are those that stay permitted
-    every = 0
-    for flag in _NAMESPACES.values():
-        every |= flag
+    restricted = name == "RestrictNamespaces"  # its bits are those that stay permitted
+    every = sum(_NAMESPACES.values())
     if name == "DelegateNamespaces":
         every &= ~_NAMESPACES["user"]
     try:
@@ -194,25 +201,16 @@ def _namespaces(name: str, text: str) -> Mapping[str, Json]:
         return {name: ~flags & every if text.startswith("~") else flags}
 
 
-def _system_call_error(text: str) -> int:
+def _parse_error_number(text: str) -> int:
     if text == "kill":
         return _SECCOMP_KILL
     numbers = {name: number for number, name in errno.errorcode.items()}
     if text in numbers:
         return numbers[text]
     try:
-        return _integer(0, 4095)(text)
+        return integer(0, 4095)(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no error such as EPERM, and not 'kill'") from None
-
-
-def _allowed(name: str, text: str) -> Mapping[str, Json]:
-    """Convert a list of what is permitted or, with ``~``, of what is not."""
-    return {name: [not text.startswith("~"), split_words(text.removeprefix("~"))]}
-
-
-def _unless_missing(name: str, text: str) -> Mapping[str, Json]:
-    return {name: [text.startswith("-"), text.removeprefix("-")]}
+        raise ValueError(f"{text!r} is neither an error such as EPERM nor 'kill'") from None
 
 
 def _environment_file(name: str, text: str) -> Mapping[str, Json]:
@@ -238,30 +236,10 @@ def _input_text(name: str, text: str) -> Mapping[str, Json]:
     return {"StandardInputData": [*unescape(text), ord("\n")]}
 
 
-def _input_data(name: str, text: str) -> Mapping[str, Json]:
-    return {name: list(_decoded(text))}
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError(f"{text!r} is no base64") from None
-
-
-def _content(name: str, text: str) -> Mapping[str, Json]:
-    """Convert a credential with its content, ``ID:DATA``."""
-    id_, separator, data = text.partition(":")
-    if text and not separator:
-        raise ValueError(f"{text!r} is not ID:DATA")
-    content = _decoded(data) if name.endswith("Encrypted") else unescape(data)
-    return {name: [[id_, list(content)]] if text else []}
-
-
-def _credential(name: str, text: str) -> Mapping[str, Json]:
-    """Convert a credential with its source, ``ID[:PATH]``."""
+def _parse_credential(text: str) -> Json:
+    """Parse a credential with its source, ``ID[:PATH]``."""
     id_, _, path = text.partition(":")
-    return {name: [[id_, path or id_]] if text else []}
+    return [id_, path or id_]
 
 
 def _imported_credential(name: str, text: str) -> Mapping[str, Json]:
@@ -271,91 +249,25 @@ def _imported_credential(name: str, text: str) -> Mapping[str, Json]:
     return {name: [text] if text else []}
 
 
-def _log_field(name: str, text: str) -> Mapping[str, Json]:
-    return {name: [list(text.encode())]}
+def _parse_pattern(text: str) -> Json:
+    return [not text.startswith("~"), text.removeprefix("~")]
 
 
-def _log_pattern(name: str, text: str) -> Mapping[str, Json]:
-    return {name: [[not text.startswith("~"), text.removeprefix("~")]] if text else []}
-
-
-def _binds(name: str, text: str) -> Mapping[str, Json]:
-    """Convert paths to be mounted, ``SOURCE[:DESTINATION[:OPTIONS]]`` each."""
-    binds: list[Json] = []
-    ends = f":{WHITESPACE}"
-    while text := text.lstrip(WHITESPACE):
-        source, end, text = first_word(text, ends)
-        missing_is_fine, source = source.startswith("-"), source.removeprefix("-")
-        destination, options = source, ""
-        if end == ":":
-            destination, end, text = first_word(text, ends)
-            if end == ":":
-                options, _, text = first_word(text, WHITESPACE)
-        if not source or not destination:
-            raise ValueError("there is an empty path")
-        if options not in {"", "rbind", "norbind"}:
-            raise ValueError(f"there is no option {options!r}: there are rbind and norbind")
-        binds.append([source, destination, missing_is_fine, 0 if options == "norbind" else _MS_REC])
-    return {name: binds}
-
-
-def _temporary(name: str, text: str) -> Mapping[str, Json]:
-    return {
-        name: [[path, options] for path, _, options in (word.partition(":") for word in split_words(text))]
-    }
-
-
-def _directories(name: str, text: str) -> Mapping[str, Json]:
-    """Convert directories, ``NAME[:SYMLINK[:FLAGS]]`` each."""
-    plain: list[Json] = []
-    linked: list[Json] = []
-    for word in split_words(text):
-        directory, _, rest = word.partition(":")
-        link, _, flags = rest.partition(":")
-        if flags not in {"", "ro"}:
-            raise ValueError(f"there is no flag {flags!r}: there is ro")
-        if link or flags:
-            linked.append([directory, link, int(flags == "ro")])
-        else:
-            plain.append(directory)
-    converted: dict[str, Json] = {name: plain} if plain else {}
-    return {**converted, f"{name}Symlink": linked} if linked else converted
-
-
-def _quota(name: str, text: str) -> Mapping[str, Json]:
-    if text in {"", "off"}:
-        return {name: [UINT64_MAX, UINT32_MAX, "no"]}
-    if text.endswith("%"):
-        return {name: [UINT64_MAX, scale_of_percent(text), "yes"]}
-    return {name: [parse_size(text), UINT32_MAX, "yes"]}
-
-
-def _extended(name: str, text: str) -> Mapping[str, Json]:
-    """Convert what was yes or no once, and is more today."""
-    try:
-        return {name: parse_boolean(text)}
-    except ValueError:
-        return {f"{name}Ex": text}
-
-
-def _host_name(name: str, text: str) -> Mapping[str, Json]:
-    try:
-        return {name: parse_boolean(text)}
-    except ValueError:
-        how, separator, host = text.partition(":")
-        if separator and not host:
-            raise ValueError(f"{text!r} has no name after the colon") from None
-        return {f"{name}Ex": [how, host]}
+def _parse_temporary(text: str) -> Json:
+    return [[path, options] for path, _, options in (word.partition(":") for word in split_words(text))]
 
 
 def _cpus(name: str, text: str) -> Mapping[str, Json]:
-    return {"CPUAffinityFromNUMA": True} if text == "numa" else number_set(name, text)
+    return {"CPUAffinityFromNUMA": True} if text == "numa" else NUMBERS(name, text)
 
 
-def _nodes(text: str) -> Json:
+def _parse_nodes(text: str) -> Json:
     if text == "all":
-        raise ValueError("'all' depends on the machine: give the numbers")
-    return set_to_bytes(parse_set(text))
+        raise ValueError("'all' depends on the host: give the numbers")
+    return parse_numbers(text)
+
+
+# -- of services ----------------------------------------------------------------------------------------------------
 
 
 def _timeouts(name: str, text: str) -> Mapping[str, Json]:
@@ -363,229 +275,83 @@ def _timeouts(name: str, text: str) -> Mapping[str, Json]:
     return {**span("TimeoutStartSec", text), **span("TimeoutStopSec", text)}
 
 
-def _command(name: str, text: str) -> Mapping[str, Json]:
-    """Convert a command with the prefixes "-", "@" and ":" of systemd.service(5); others are refused for helpers."""
-    prefix = re.match(r"[-@:+!|]*", text)
-    assert prefix is not None
-    flags, line = prefix[0], text[prefix.end() :]
-    if further := flags.replace("-", "", 1).replace("@", "", 1).replace(":", "", 1):
-        raise ValueError(f"commands of helpers have no prefix {further[0]!r}")
-    argv = split_words(line, unescape=True)
-    path = argv.pop(0) if "@" in flags and argv else argv[0] if argv else ""
-    if text and not argv:
-        raise ValueError(f"{text!r} is no command")
-    if ":" in flags and argv:
-        return {
-            f"{name}Ex": [[path, argv, ["no-env-expand", *(["ignore-failure"] if "-" in flags else [])]]]
-        }
-    return {name: [[path, argv, "-" in flags]] if argv else []}
-
-
-def _statuses(name: str, text: str) -> Mapping[str, Json]:
-    exits: list[int] = []
-    signals: list[int] = []
-    for word in split_words(text):
-        try:
-            exits.append(names(_STATUSES, "exit status", end=256)(word))
-        except ValueError:
-            try:
-                signals.append(parse_signal(word))
-            except ValueError:
-                raise ValueError(f"{word!r} is neither an exit status nor a signal") from None
-    return {name: [exits, signals]}
-
-
-def _opened_file(name: str, text: str) -> Mapping[str, Json]:
-    """Convert a file to be opened, ``PATH[:NAME[:OPTIONS]]``."""
-    if not text:
-        return {name: []}
+def _parse_opened_file(text: str) -> Json:
+    """Parse a file to be opened, ``PATH[:NAME[:OPTIONS]]``."""
     path, end, rest = first_word(text, ":", unescape=True)
     given, _, options = first_word(rest, ":", unescape=True) if end else ("", "", "")
     flags = 0
     for option in filter(None, options.split(",")):
         flags |= names(_OPEN_FLAGS, "option")(option)
-    return {name: [[path, given or path.rpartition("/")[2], flags]]}
+    return [path, given or path.rpartition("/")[2], flags]
 
 
-def _refreshed(name: str, text: str) -> Mapping[str, Json]:
-    return {name: [[text.startswith("~"), word] for word in split_words(text.removeprefix("~"))]}
+def _parse_refreshed(text: str) -> Json:
+    return [[text.startswith("~"), word] for word in split_words(text.removeprefix("~"))]
 
 
-def _condition(name: str, text: str) -> Mapping[str, Json]:
-    """Convert a condition: ``|`` before it for one of several, ``!`` for its opposite."""
+def condition(name: str, text: str) -> Mapping[str, Json]:
+    """Convert a condition or an assertion: ``|`` precedes one of several, ``!`` negates it."""
     kind = "Conditions" if name.startswith("Condition") else "Asserts"
     triggers, rest = text.startswith("|"), text.removeprefix("|")
     return {kind: [[name, triggers, rest.startswith("!"), rest.removeprefix("!")]] if text else []}
 
 
-def _limit(parse: Callable[[str], Json]) -> Converter:
-    """Return a converter for a limit of processes, ``SOFT:HARD`` or one for both."""
-
-    def parse_one(text: str) -> Json:
-        return INFINITY if text == INFINITY else parse(text)
-
-    def converter(name: str, text: str) -> Mapping[str, Json]:
-        soft, separator, hard = text.partition(":")
-        first = parse_one(soft)
-        second = parse_one(hard) if separator else first
-        if second != INFINITY and (first == INFINITY or first > second):
-            raise ValueError(f"{text!r} begins with the larger one: it is SOFT:HARD")
-        return {name: second, f"{name}Soft": first}
-
-    return converter
-
-
-def _seconds(text: str) -> Json:
-    usec = parse_span(text)
-    return INFINITY if usec is None else -(-usec // 1_000_000)
-
-
-def _microseconds(text: str) -> Json:
-    if text.isascii() and text.isdecimal():  # without a unit
-        return parse_number(text)
-    usec = parse_span(text)
-    return INFINITY if usec is None else usec
-
-
-def _nice_limit(text: str) -> int:
-    if text[:1] in {"+", "-"}:  # a nice level, not the limit that stands for it (getrlimit(2))
-        return 20 - _integer(-20, 19)(text)
-    return _integer(0, 40)(text)
-
-
-def _as_json(name: str, text: str) -> Mapping[str, Json]:
-    raise ValueError(f"{text!r}: {name} is not taken as a text, only as it goes over D-Bus, [[…], …]")
-
-
-LISTS: Final = frozenset(
-    {"EnvironmentFile", "SetCredential", "SetCredentialEncrypted", "LoadCredential", "LoadCredentialEncrypted",
-     "LogExtraFields", "LogFilterPatterns", "BindPaths", "BindReadOnlyPaths", "TemporaryFileSystem", "OpenFile",
-     "RefreshOnReload", "ExecStartPre", "ExecStartPost", "ExecReload", "ExecReloadPost", "ExecStop", "ExecStopPost"}
-)  # fmt: skip
-"""Properties that are lists of something else than texts."""
-
-_CONDITIONS: Final = (
-    "Architecture", "Firmware", "Virtualization", "Host", "Fraction", "KernelCommandLine", "KernelVersion", "Version",
-    "Credential", "Security", "Capability", "ACPower", "NeedsUpdate", "FirstBoot", "PathExists", "PathExistsGlob",
-    "PathIsDirectory", "PathIsSymbolicLink", "PathIsMountPoint", "PathIsReadWrite", "PathIsEncrypted", "PathIsSocket",
-    "DirectoryNotEmpty", "FileNotEmpty", "FileIsExecutable", "User", "Group", "ControlGroupController", "CPUs",
-    "Memory", "Environment", "CPUFeature", "OSRelease", "MachineTag", "MemoryPressure", "CPUPressure", "IOPressure",
-    "KernelModuleLoaded",
-)  # fmt: skip
+ALIASES: Final[Mapping[str, str]] = {
+    "CPUQuota": "CPUQuotaPerSecUSec",
+    "EnvironmentFile": "EnvironmentFiles",
+    "StandardInputText": "StandardInputData",
+    "TimeoutSec": "TimeoutStartUSec",
+}
+"""Settings that the service manager has under another name, which does not follow from theirs."""
 
 TABLE: Final[Mapping[str, Converter]] = {
-    # execute_properties
-    **dict.fromkeys(
-        ("User", "Group", "UtmpIdentifier", "UtmpMode", "PAMName", "TTYPath", "WorkingDirectory", "RootDirectory",
-         "SyslogIdentifier", "ProtectSystem", "ProtectHome", "SELinuxContext", "RootImage", "RootVerity", "RootMStack",
-         "Personality", "KeyringMode", "ProtectProc", "ProcSubset", "NetworkNamespacePath", "UserNamespacePath",
-         "IPCNamespacePath", "LogNamespace", "RootImagePolicy", "MountImagePolicy", "ExtensionImagePolicy",
-         "PrivatePIDs", "PrivateBPF", "BPFDelegateCommands", "BPFDelegateMaps", "BPFDelegatePrograms",
-         "BPFDelegateAttachments", "MemoryTHP"),
-        text_as_it_is,
-    ),
-    **dict.fromkeys(
-        ("IgnoreSIGPIPE", "TTYVHangup", "TTYReset", "TTYVTDisallocate", "PrivateDevices", "PrivateNetwork",
-         "PrivateMounts", "PrivateIPC", "NoNewPrivileges", "SyslogLevelPrefix", "MemoryDenyWriteExecute",
-         "RestrictRealtime", "DynamicUser", "RemoveIPC", "ProtectKernelTunables", "ProtectKernelModules",
-         "ProtectKernelLogs", "ProtectClock", "MountAPIVFS", "BindLogSockets", "CPUSchedulingResetOnFork",
-         "LockPersonality", "MemoryKSM", "RestrictSUIDSGID", "RootEphemeral", "SetLoginEnvironment",
-         "StateDirectoryAccounting", "CacheDirectoryAccounting", "LogsDirectoryAccounting"),
-        boolean,
-    ),
-    **dict.fromkeys(
-        ("ReadWriteDirectories", "ReadOnlyDirectories", "InaccessibleDirectories", "ReadWritePaths", "ReadOnlyPaths",
-         "InaccessiblePaths", "ExecPaths", "NoExecPaths", "ExtensionDirectories", "ConfigurationDirectory",
-         "SupplementaryGroups", "SystemCallArchitectures"),
-        words,
-    ),
+    # of control groups
+    **dict.fromkeys(("CPUWeight", "StartupCPUWeight", "IOWeight", "StartupIOWeight"), _weight),
+    "CPUQuota": _quota,
+    **dict.fromkeys(("CPUQuotaPeriodSec", "ManagedOOMMemoryPressureDurationSec"), _span_or_default),
+    "ManagedOOMMemoryPressureLimit": parsed(scale_of_percent),
+    "TasksMax": limit(parse_number),
+    "Delegate": _delegate,
+    "DeviceAllow": list_of(_parse_device),
+    "BPFProgram": list_of(_parse_program),
+    **dict.fromkeys(("IPIngressFilterPath", "IPEgressFilterPath"), list_of(str)),
+    # of processes
     "ExecSearchPath": parsed(lambda text: split_words(text, f":{WHITESPACE}")),
     **dict.fromkeys(("SyslogLevel", "LogLevelMax"), parsed(names(_LEVELS, "log level", end=8))),
     "SyslogFacility": parsed(names(_FACILITIES, "facility", end=128)),
     "SecureBits": parsed(_union(names(_SECURE_BITS, "secure bit"))),
     "CPUSchedulingPolicy": parsed(names(_POLICIES, "policy", end=2**31)),
-    "CPUSchedulingPriority": parsed(_integer(0, 99)),
-    "OOMScoreAdjust": parsed(_integer(-1000, 1000)),
-    "CoredumpFilter": parsed(_union(_dump_filter)),
-    "Nice": parsed(_integer(-20, 19)),
-    "SystemCallErrorNumber": parsed(_system_call_error),
+    "CoredumpFilter": parsed(_union(_parse_dumped)),
+    "SystemCallErrorNumber": parsed(_parse_error_number),
     "IOSchedulingClass": parsed(names(_IO_CLASSES, "class", end=8)),
-    "IOSchedulingPriority": parsed(_integer(0, 7)),
-    **dict.fromkeys(
-        ("StateDirectoryMode", "CacheDirectoryMode", "LogsDirectoryMode", "ConfigurationDirectoryMode", "UMask"),
-        parsed(_mode),
-    ),
-    "TimerSlackNSec": parsed(_nanoseconds),
-    "LogRateLimitIntervalSec": span,
-    **dict.fromkeys(("LogRateLimitBurst", "TTYRows", "TTYColumns"), number),
+    "UMask": parsed(parse_mode),
+    "TimerSlackNSec": parsed(_parse_nanoseconds),
     "MountFlags": parsed(names(_PROPAGATIONS, "propagation")),
     **dict.fromkeys(
         ("Environment", "UnsetEnvironment", "PassEnvironment"), parsed(lambda text: split_words(text, unescape=True))
     ),
     "EnvironmentFile": _environment_file,
-    **dict.fromkeys(("SetCredential", "SetCredentialEncrypted"), _content),
-    **dict.fromkeys(("LoadCredential", "LoadCredentialEncrypted"), _credential),
+    **dict.fromkeys(("LoadCredential", "LoadCredentialEncrypted"), list_of(_parse_credential)),
     "ImportCredential": _imported_credential,
-    "LogExtraFields": _log_field,
-    "LogFilterPatterns": _log_pattern,
+    "LogFilterPatterns": list_of(_parse_pattern),
     **dict.fromkeys(("StandardInput", "StandardOutput", "StandardError"), _stream),
     "StandardInputText": _input_text,
-    "StandardInputData": _input_data,
-    **dict.fromkeys(("AppArmorProfile", "SmackProcessLabel"), _unless_missing),
-    **dict.fromkeys(("CapabilityBoundingSet", "AmbientCapabilities"), parsed(_capabilities)),
+    "StandardInputData": parsed(lambda text: list(decode(text))),
+    **dict.fromkeys(("CapabilityBoundingSet", "AmbientCapabilities"), parsed(_parse_capabilities)),
     "CPUAffinity": _cpus,
     "NUMAPolicy": parsed(names(_MEMORY_POLICIES, "policy")),
-    "NUMAMask": parsed(_nodes),
-    **dict.fromkeys(
-        ("RestrictAddressFamilies", "RestrictFileSystems", "SystemCallFilter", "SystemCallLog",
-         "RestrictNetworkInterfaces"),
-        _allowed,
-    ),
+    "NUMAMask": parsed(_parse_nodes),
     **dict.fromkeys(("RestrictNamespaces", "DelegateNamespaces"), _namespaces),
-    **dict.fromkeys(("BindPaths", "BindReadOnlyPaths"), _binds),
-    "TemporaryFileSystem": _temporary,
-    **dict.fromkeys(("StateDirectory", "CacheDirectory", "LogsDirectory"), _directories),
-    "ProtectHostname": _host_name,
-    **dict.fromkeys(("PrivateTmp", "ProtectControlGroups", "PrivateUsers"), _extended),
-    **dict.fromkeys(("StateDirectoryQuota", "CacheDirectoryQuota", "LogsDirectoryQuota"), _quota),
+    "TemporaryFileSystem": parsed(_parse_temporary),
+    # resource limits that are not sizes (rlimit-util.c)
     **dict.fromkeys(
-        ("RootHash", "RootHashSignature", "RootImageOptions", "MountImages", "ExtensionImages", "NFTSet",
-         "SocketBindAllow", "SocketBindDeny"),
-        _as_json,
+        ("LimitNOFILE", "LimitNPROC", "LimitLOCKS", "LimitSIGPENDING", "LimitRTPRIO"), soft_and_hard(parse_number)
     ),
-    # the resource limits of rlimit-util.c
-    **dict.fromkeys(
-        ("LimitFSIZE", "LimitDATA", "LimitSTACK", "LimitCORE", "LimitRSS", "LimitAS", "LimitMEMLOCK", "LimitMSGQUEUE"),
-        _limit(parse_size),
-    ),
-    **dict.fromkeys(
-        ("LimitNOFILE", "LimitNPROC", "LimitLOCKS", "LimitSIGPENDING", "LimitRTPRIO"), _limit(parse_number)
-    ),
-    "LimitCPU": _limit(_seconds),
-    "LimitRTTIME": _limit(_microseconds),
-    "LimitNICE": _limit(_nice_limit),
-    # service_properties
-    **dict.fromkeys(
-        ("ExitType", "NotifyAccess", "USBFunctionDescriptors", "USBFunctionStrings", "TimeoutStartFailureMode",
-         "TimeoutStopFailureMode", "FileDescriptorStorePreserve"),
-        text_as_it_is,
-    ),
-    "LUOSession": words,
-    **dict.fromkeys(("PermissionsStartOnly", "RootDirectoryStartOnly", "GuessMainPID"), boolean),
-    **dict.fromkeys(
-        ("RestartSec", "RestartMaxDelaySec", "RestartRandomizedDelaySec", "TimeoutStartSec", "TimeoutAbortSec",
-         "WatchdogSec"),
-        span,
-    ),
+    "LimitCPU": soft_and_hard(_parse_seconds),
+    "LimitRTTIME": soft_and_hard(parse_microseconds),
+    "LimitNICE": soft_and_hard(_parse_nice_limit),
+    # of services
     "TimeoutSec": _timeouts,
-    **dict.fromkeys(("FileDescriptorStoreMax", "RestartSteps"), number),
-    **dict.fromkeys(
-        ("ExecStartPre", "ExecStartPost", "ExecReload", "ExecReloadPost", "ExecStop", "ExecStopPost"), _command
-    ),
-    **dict.fromkeys(("RestartPreventExitStatus", "RestartForceExitStatus", "SuccessExitStatus"), _statuses),
-    "OpenFile": _opened_file,
-    "ReloadSignal": parsed(parse_signal),
-    "RefreshOnReload": _refreshed,
-    # unit_properties
-    **{f"{kind}{name}": _condition for kind in ("Condition", "Assert") for name in _CONDITIONS},
+    "OpenFile": list_of(_parse_opened_file),
+    "RefreshOnReload": parsed(_parse_refreshed),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Sizes, times and shares as people write and read them.
 
-The rules are those of systemd.syntax(7) and systemd.time(7), so that what systemd-run(1) takes is taken here too.
+The rules are those of systemd.syntax(7) and systemd.time(7), so that what systemd-run(1) accepts is accepted here.
+
 Pure.
 """
 
@@ -12,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 INFINITY: Final = "infinity"
-"""How "no limit" goes over the wire, in place of the largest number of 64 bits."""
+"""Stands for "no limit" on the wire, which is the largest number of 64 bits on D-Bus."""
 
 UINT64_MAX: Final = 2**64 - 1
 UINT32_MAX: Final = 2**32 - 1
 
 CPUS_MAX: Final = 8192
-"""CPU and memory node numbers are below this (``CPU_SET_MAX_NCPU`` of cpu-set-util.h)."""
+"""Numbers of CPUs and memory nodes are below this (``CPU_SET_MAX_NCPU`` of cpu-set-util.h)."""
 
 _USEC_PER_SEC: Final = 1_000_000
 _USEC: Final[Mapping[str, int]] = {
@@ -42,10 +43,10 @@ _FALSE: Final = frozenset({"0", "no", "n", "false", "f", "off"})
 
 
 def parse_boolean(text: str) -> bool:
-    """Parse "yes", "no" and what else means the same.
+    """Parse "yes", "no" and their synonyms.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     if text.lower() in _TRUE:
         return True
@@ -58,10 +59,10 @@ def parse_number(text: str) -> int:
     """Parse a number from 0 to 2⁶⁴-1.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not one.
     """
     if not text.isascii() or not text.isdigit() or len(text) > 20 or int(text) > UINT64_MAX:
-        raise ValueError(f"{text!r} is no number from 0 to {UINT64_MAX}")
+        raise ValueError(f"{text!r} is not a number from 0 to {UINT64_MAX}")
     return int(text)
 
 
@@ -69,11 +70,11 @@ def parse_size(text: str, *, base: int = 1024) -> int:
     """Parse a number of bytes, such as ``512M`` or ``1.5G``.
 
     Args:
-        text: numbers, each with one of the suffixes K, M, G, T, P, E, or none or B for bytes; largest first.
+        text: numbers with one of the suffixes K, M, G, T, P, E, or B or no suffix for bytes; the largest unit first.
         base: what K stands for; 1000 for rates (systemd.resource-control(5)).
 
     Raises:
-        ValueError: it is none, or too large.
+        ValueError: the text is not a size, or the size is too large.
     """
     total, at, previous = 0, 0, len(_SIZE_UNITS)
     while at < len(text):
@@ -84,7 +85,9 @@ def parse_size(text: str, *, base: int = 1024) -> int:
         total += _scaled(match, base**unit)
         at, previous = match.end(), unit
     if not text or at < len(text) or total > UINT64_MAX:
-        raise ValueError(f"{text!r} is no size: give bytes, or a number with K, M, G or T, such as 512M")
+        raise ValueError(
+            f"{text!r} is not a size: give a number of bytes, or one with K, M, G or T, such as 512M"
+        )
     return total
 
 
@@ -95,7 +98,7 @@ def parse_span(text: str) -> int | None:
         µs; None for "infinity".
 
     Raises:
-        ValueError: it is none, or too long.
+        ValueError: the text is not a span of time, or the span is too long.
     """
     if text.strip() == INFINITY:
         return None
@@ -108,14 +111,14 @@ def parse_span(text: str) -> int | None:
         at = match.end()
     if not text or at < len(text) or total >= UINT64_MAX:
         raise ValueError(
-            f"{text!r} is no span of time: give seconds, or something such as 500ms, 5s, 1min 30s"
+            f"{text!r} is not a span of time: give seconds, or a unit, such as 500ms, 5s or 1min 30s"
         )
     return total
 
 
 def _scaled(match: re.Match[str], factor: int) -> int:
-    """Return the number with a fraction that was matched, times a factor, rounded down."""
-    # Longer ones are out of range, or finer than any unit here can tell apart.
+    """Return the matched decimal number times a factor, rounded down."""
+    # More digits are out of range, or finer than the smallest unit.
     whole, fraction = match[1].lstrip("0")[:21] or "0", (match[2] or "")[:21]
     return int(whole) * factor + int(fraction or "0") * factor // 10 ** len(fraction)
 
@@ -124,22 +127,22 @@ def parse_percent(text: str) -> int:
     """Parse a share such as ``50%`` or ``12.5%``.
 
     Returns:
-        Ten-thousandths; may be more than 10,000.
+        Ten-thousandths, which may be more than 10,000.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not one.
     """
     match = _PERCENT.fullmatch(text)
     if match is None or len(match[1]) > 9:
-        raise ValueError(f"{text!r} is no percentage such as 50% or 12.5%")
+        raise ValueError(f"{text!r} is not a percentage such as 50% or 12.5%")
     return int(match[1]) * 100 + int((match[2] or "").ljust(2, "0"))
 
 
 def scale_of_percent(text: str) -> int:
-    """Parse a share to what the service manager takes: 2³²-1 is all (``UINT32_SCALE_FROM_PERMYRIAD()``).
+    """Parse a share to the scale of the service manager, where 2³²-1 is 100% (``UINT32_SCALE_FROM_PERMYRIAD()``).
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not one.
     """
     return (min(parse_percent(text), 10_000) * UINT32_MAX + 5_000) // 10_000
 
@@ -168,14 +171,14 @@ def parse_set(text: str) -> frozenset[int]:
     """Parse numbers of CPUs or memory nodes, such as ``0-3,5 7``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not one.
     """
     numbers: set[int] = set()
     for part in re.split(r"[\s,]+", text.strip(" \t,")) if text.strip(" \t,") else ():
         match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match is not None else (1, 0)
         if not first <= last < CPUS_MAX:
-            raise ValueError(f"{part!r} is no number or range such as 0-3")
+            raise ValueError(f"{part!r} is not a number or range such as 0-3")
         numbers.update(range(first, last + 1))
     return frozenset(numbers)
 
@@ -187,7 +190,7 @@ def set_to_bytes(numbers: Iterable[int]) -> list[int]:
 
 
 def format_set(bitmap: Iterable[int]) -> str:
-    """Write a bitmap of CPUs as ranges; the reverse of :func:`set_to_bytes`."""
+    """Write a bitmap of CPUs as ranges: the inverse of :func:`set_to_bytes`."""
     ranges: list[list[int]] = []
     for number in (
         8 * place + bit for place, byte in enumerate(bitmap) for bit in range(8) if byte >> bit & 1
@@ -207,7 +210,7 @@ def format_size(size: int) -> str:
 
 
 def format_exact_size(size: int, *, base: int = 1024) -> str:
-    """Write a number of bytes so that :func:`parse_size` reads the very same: ``64M``, but ``67108865``."""
+    """Write a number of bytes without rounding: ``64M``, but ``67108865``. :func:`parse_size` is the inverse."""
     exponent = 0
     while size and size % base == 0 and exponent < len(_SIZE_UNITS) - 1:
         size //= base
@@ -229,11 +232,11 @@ _FORMAT_UNITS: Final = (
 
 
 def format_span(usec: int, *, units: int = 9) -> str:
-    """Write a span of time so that :func:`parse_span` reads it: ``1min 30s``.
+    """Write a span of time as :func:`parse_span` reads it: ``1min 30s``.
 
     Args:
         usec: µs.
-        units: at most that many of the largest units; what is left is dropped.
+        units: at most that many units, the largest; the rest is dropped.
     """
     parts: list[str] = []
     for name, factor in _FORMAT_UNITS:
@@ -245,5 +248,5 @@ def format_span(usec: int, *, units: int = 9) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text of others that cannot control the terminal: what is not printable becomes ``\x1b`` and the like."""
+    r"""Escape what is not printable, ``\x1b`` for example, so that foreign text cannot control the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
