@@ -1,10 +1,12 @@
-"""Commands that run in a sandbox of the kind uml, for callers outside: both ends of a network of two hosts.
+"""Runs commands in a sandbox of the kind uml for callers outside: both ends of a network of two hosts.
 
-The sandbox is a network namespace of the host's with one tap device in it, at whose other end is the kernel of the
-sandbox. For each command the outer end makes a connection and sends, on one line, what to run; the inner end connects
-back three times, and the command has these connections as its standard streams: nothing has to be framed, copied or
-buffered inside, and each stream has flow control and an end of its own. The first connection is the command's life: it
-brings the status, and the command is killed when it closes.
+A network namespace of the host has one tap device, and the kernel of the sandbox is at its other end. For each command
+the outer end makes a connection and sends what to run, on one line; the inner end connects back three times, and these
+connections become the standard streams of the command: nothing needs to be framed, copied or buffered inside, and each
+stream has flow control and an end of its own. The first connection lives as long as the command: it brings the status,
+and the command is killed when it closes.
+
+Both ends run on the standard library alone; inside, the checkout is mounted at /moorage.
 """
 
 import contextlib
@@ -23,18 +25,18 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 OUTSIDE, INSIDE = "192.0.2.1", "192.0.2.2"
-"""Addresses that are nobody's (RFC 5737)."""
+"""Addresses reserved for documentation (RFC 5737)."""
 PREFIX = 30
 PORT = 1
 
 CONNECT_SECONDS = 20.0
-"""From one end to the other and back: it takes milliseconds, on a loaded machine some more."""
+"""To connect in both directions: it takes milliseconds, on a loaded host somewhat longer."""
 LOOK_SECONDS = 1.0
-"""Between two looks at whether a sandbox that owes the end of a stream is still there."""
+"""Interval for checking whether a sandbox that owes the end of a stream still exists."""
 BACKLOG = 128
 
 REQUEST_BYTES = 4 * 1024 * 1024
-"""Longest line of a request: more than a command line and an environment may have together (execve(2))."""
+"""Maximum length of a request: more than a command line and an environment may have together (execve(2))."""
 PIECE_BYTES = 64 * 1024
 
 _CLONE_NEWNET = 0x40000000
@@ -50,28 +52,28 @@ class Request(TypedDict):
     argv: list[str]
     env: dict[str, str]
     port: int
-    """Where the outer end waits for the three streams, in the order of their numbers."""
+    """Port on which the outer end accepts the three streams, in the order of their numbers."""
 
 
 class Status(TypedDict):
-    """How it ended."""
+    """How a command ended."""
 
     status: int
-    """As `subprocess.Popen.returncode`: the negative number of a signal for one that was killed by it."""
+    """As `subprocess.Popen.returncode`: negative if a signal ended the command."""
 
 
 # -- outside --------------------------------------------------------------------------------------------------------
 
 
 def run(leader: int, argv: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run a command with this process's standard streams, and return its status as Popen does.
+    """Run a command with the standard streams of this process, and return its status as Popen does.
 
     The process enters the network namespace of the sandbox for good.
 
     Args:
-        leader: a process of the host that is in that namespace and ends with the sandbox.
-        argv: the command, in the sandbox.
-        env: all of its environment.
+        leader: a process on the host that is in that namespace and ends with the sandbox.
+        argv: the command.
+        env: its whole environment.
 
     Raises:
         Gone: the sandbox went down, or does not answer.
@@ -86,7 +88,7 @@ def run(leader: int, argv: Sequence[str], env: Mapping[str, str]) -> int:
             listener.settimeout(CONNECT_SECONDS)
             streams = [listener.accept()[0] for _ in range(3)]
     except OSError as error:
-        raise Gone(f"It does not answer: {error}") from None
+        raise Gone(f"the sandbox does not answer: {error}") from None
     for one in (control, *streams):
         one.settimeout(None)
 
@@ -100,14 +102,14 @@ def run(leader: int, argv: Sequence[str], env: Mapping[str, str]) -> int:
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(pidfd, select.POLLIN)
-    poll.poll()  # for as long as the command runs; whoever started this process has the deadline
+    poll.poll()  # as long as the command runs; our caller has the deadline
     _must_live(pidfd)
     with control.makefile("rb") as replies:
         line = replies.readline(PIECE_BYTES)
     if not line:
-        raise Gone("What runs commands in it has ended.")
+        raise Gone("the agent in the sandbox has ended")
     for output in outputs:
-        while output.is_alive():  # who reads our output may take his time
+        while output.is_alive():  # our output may be read slowly
             output.join(LOOK_SECONDS)
             if output.is_alive():
                 _must_live(pidfd)
@@ -120,24 +122,24 @@ def become_status(status: int) -> None:
         if -status != signal.SIGKILL:
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
-    # Not sys.exit: a thread may be waiting for standard input.
+    # Not sys.exit(): a thread may be waiting for standard input.
     os._exit(status if status >= 0 else 128 - status)
 
 
 def _enter_network(leader: int) -> None:
     with Path(f"/proc/{leader}/ns/net").open() as namespace:
-        library = ctypes.CDLL(None, use_errno=True)  # os.setns() is there from Python 3.12 on
+        library = ctypes.CDLL(None, use_errno=True)  # os.setns() needs Python 3.12
         if library.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _must_live(pidfd: int) -> None:
     if select.select([pidfd], [], [], 0)[0]:
-        raise Gone("It went down.")
+        raise Gone("the sandbox went down")
 
 
 def _send_all(source: int, sink: socket.socket) -> None:
-    """Copy until the end of one or of the other, and pass the end on."""
+    """Copy until one side ends, and pass the end on."""
     with contextlib.suppress(OSError):
         while data := os.read(source, PIECE_BYTES):
             sink.sendall(data)
@@ -146,7 +148,7 @@ def _send_all(source: int, sink: socket.socket) -> None:
 
 
 def _receive_all(source: socket.socket, sink: int) -> None:
-    """Copy until the end of one or of the other, and pass the end on: a command that writes on gets SIGPIPE."""
+    """Copy until one side ends, and pass the end on: a command that keeps writing gets SIGPIPE."""
     with contextlib.suppress(OSError), source:
         while data := source.recv(PIECE_BYTES):
             rest = memoryview(data)
@@ -158,10 +160,10 @@ def _receive_all(source: socket.socket, sink: int) -> None:
 
 
 class _Handler(socketserver.StreamRequestHandler):
-    """One command."""
+    """Handles one command."""
 
     def handle(self) -> None:
-        """Run it to its end, or until nobody waits for it any more."""
+        """Run the command to its end, or until the caller hangs up."""
         request = cast("Request", json.loads(self.rfile.readline(REQUEST_BYTES)))
         streams: list[socket.socket] = []
         for _ in range(3):
@@ -178,7 +180,7 @@ class _Handler(socketserver.StreamRequestHandler):
             status = 127
         else:
             status = self._wait(process)
-        # What it leaves behind has no streams any more: the caller waits for their end.
+        # Processes left behind lose the streams, because the caller waits for their end.
         for stream in streams:
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
@@ -193,14 +195,14 @@ class _Handler(socketserver.StreamRequestHandler):
             poll.register(pidfd, select.POLLIN)
             poll.register(self.connection, select.POLLIN)
             if pidfd not in {fd for fd, _ in poll.poll()}:
-                process.kill()  # what became of the caller need not be asked: it never sends a second line
+                process.kill()  # readable means that the caller hung up, as it never sends a second line
             return process.wait()
         finally:
             os.close(pidfd)
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    """Serves the outer end, and nobody in the sandbox itself."""
+    """Serves the outer end only, no process of the sandbox."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -215,14 +217,14 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 def serve(ready: Path) -> None:
-    """Run commands for the outer end until killed. Says so in a file (a serial line) when it can."""
+    """Run commands for the outer end until killed. Writes to a file (a serial line) when ready."""
     with _Server((INSIDE, PORT), _Handler) as server:
         ready.write_text("READY=1\n")
         server.serve_forever()
 
 
 def main() -> None:
-    """`run LEADER CMD…` outside, with the environment of this process; `serve FILE` inside."""
+    """Run one end: `run LEADER CMD…` outside, with the environment of this process; `serve FILE` inside."""
     match sys.argv[1:]:
         case ["serve", ready]:
             serve(Path(ready))

@@ -1,0 +1,181 @@
+"""Debian roots for sandboxes: made by mmdebstrap, kept in a cache."""
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandboxing.host import CHECKOUT, INSTALL_SECONDS, PATH, install, run
+
+CACHE = Path(os.environ.get("MOORAGE_SANDBOX_CACHE") or Path.home() / ".cache" / "moorage-sandbox")
+
+SUITES = {"forky": 262, "trixie": 257}
+"""Suites of Debian, with the version of systemd that each is used for."""
+
+UML_SUITE = "forky"
+"""The suite whose image includes user-mode Linux."""
+
+UML_MODULES = "/usr/lib/uml/modules"
+
+BUILD_SECONDS = 900.0
+"""An image takes half a minute with a near mirror; a slow one may need thirty times as long."""
+
+PACKAGES = (
+    # the system under test
+    "systemd", "systemd-sysv", "systemd-container", "libpam-systemd", "dbus", "dbus-user-session", "polkitd",
+    # what moored and moorctl run on
+    "python3", "python3-click", "python3-jeepney", "python3-msgspec", "python3-rich", "python3-systemd",
+    "python3-trio", "python3-varlink",
+    # what installs and tests them
+    "python3-hatchling", "python3-hypothesis", "python3-pip", "python3-pytest",
+    # what tests look at it with
+    "iproute2", "jq", "passwd", "procps", "socat", "strace", "util-linux",
+)  # fmt: skip
+
+UML_PACKAGES = ("kmod", "user-mode-linux")
+
+PEERS = ("asyncvarlink",)
+"""Pure Python wheels that Debian lacks, in the versions of requirements-dev.lock."""
+
+USERS = {"alice": 1000, "bob": 1001}
+"""Ordinary users of every sandbox."""
+
+NOT_IN_A_SANDBOX = (
+    # nobody logs in at a console
+    "console-getty.service", "container-getty@.service", "getty.target",
+    # timers that could elapse during a measurement
+    "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer",
+    "systemd-tmpfiles-clean.timer",
+    # first-boot work on an image that is thrown away
+    "ldconfig.service", "systemd-firstboot.service", "systemd-journal-catalog-update.service",
+    "systemd-sysusers.service", "systemd-update-done.service",
+    # the journal is volatile
+    "systemd-journal-flush.service",
+    # the namespace has no such memory
+    "dev-hugepages.mount",
+)  # fmt: skip
+
+FILES = {
+    "etc/systemd/journald.conf.d/sandbox.conf": "[Journal]\nStorage=volatile\nRuntimeMaxUse=64M\nRateLimitBurst=0\n",
+    "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+}
+
+TO_BUILD = {"mmdebstrap": "mmdebstrap", "setpriv": "util-linux", "unshare": "util-linux"}
+"""Commands that make an image, and their packages."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A Debian root in the cache, named by a digest of its recipe."""
+
+    suite: str
+    packages: tuple[str, ...]
+    peers: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The root directory."""
+        recipe = [self.packages, self.peers, USERS, NOT_IN_A_SANDBOX, FILES]
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        return CACHE / f"{self.suite}-{digest[:12]}"
+
+
+def image_of(suite: str, extra: Sequence[str]) -> Image:
+    """Return the image of a suite with further packages."""
+    lock = (CHECKOUT / "requirements-dev.lock").read_text()
+    peers = [re.search(rf"^{peer}==\S+", lock, re.MULTILINE) for peer in PEERS]
+    return Image(
+        suite,
+        tuple(sorted({*PACKAGES, *(UML_PACKAGES if suite == UML_SUITE else ()), *extra})),
+        tuple(found.group() for found in peers if found is not None),
+    )
+
+
+def build(image: Image) -> None:
+    """Make the image unless it exists. Two processes that want the same one wait for each other.
+
+    Raises:
+        SandboxError: the image could not be made; the attempt leaves nothing behind.
+    """
+    if image.path.exists():
+        return
+    install(TO_BUILD, missing_files())
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with Path(f"{image.path}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if image.path.exists():
+            return
+        unfinished = Path(f"{image.path}.building")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        wheels = Path(f"{image.path}.wheels")
+        try:
+            download = [
+                sys.executable,
+                "-m",
+                "pip",
+                "--quiet",
+                "download",
+                "--no-deps",
+                "--only-binary=:all:",
+            ]
+            run([*download, "--dest", str(wheels), *image.peers], timeout=INSTALL_SECONDS)
+            # It inherits the lock: if we are killed, nobody else begins before its last process is gone.
+            run(mmdebstrap(image, unfinished, wheels), timeout=BUILD_SECONDS, keep=[lock.fileno()])
+            furnish(unfinished)
+            unfinished.rename(image.path)
+        finally:
+            shutil.rmtree(wheels, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def missing_files() -> Iterator[str]:
+    """Yield packages that the host lacks and that have no command of their own."""
+    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
+        yield "debian-archive-keyring"
+    if importlib.util.find_spec("pip") is None:
+        yield "python3-pip"
+
+
+def mmdebstrap(image: Image, root: Path, wheels: Path) -> list[str]:
+    """Return the command that makes the root."""
+    pip = (
+        'chroot "$1" python3 -m pip install --quiet --no-deps --no-index --find-links=/wheels '
+        "--break-system-packages --root-user-action=ignore " + " ".join(image.peers)
+    )
+    users = [f'chroot "$1" useradd -m -s /bin/bash -u {uid} {name}' for name, uid in USERS.items()]
+    hooks = [f'cp -r "{wheels}" "$1/wheels"', f"env -i PATH={PATH} {pip}", 'rm -r "$1/wheels"', *users]
+    return [
+        # In namespaces of its own, so that neither mounts nor processes survive when it, or we, are killed.
+        *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"),
+        *("--pid", "--mount-proc", "--fork", "--kill-child", "--"),
+        *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"),
+        f"--include={','.join(image.packages)}",
+        '--aptopt=Acquire::Check-Valid-Until "false"',  # a frozen mirror is good enough
+        '--aptopt=Acquire::Languages "none"',
+        *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "info", "locale", "man")),
+        *(
+            f"--dpkgopt=path-{what}"
+            for what in (f"exclude={UML_MODULES}/*", f"include={UML_MODULES}/*/overlay.ko")
+        ),
+        *(f"--customize-hook={hook}" for hook in hooks),
+        *(image.suite, str(root)),
+    ]
+
+
+def furnish(root: Path) -> None:
+    """Configure a fresh root to boot quickly and quietly."""
+    units = root / "etc/systemd/system"
+    for unit in NOT_IN_A_SANDBOX:
+        (units / unit).symlink_to("/dev/null")
+    (units / "default.target").unlink(missing_ok=True)
+    (units / "default.target").symlink_to("/usr/lib/systemd/system/multi-user.target")
+    for path, text in FILES.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
