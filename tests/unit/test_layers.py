@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.together", "moorage.authz.ownership", "moorage.pid1.oneshot",
         "moorage.machines.effective", "moorage.wire.link", "moorage.wire.answering", "moorage.wire.server",
         "moorage.wire.fairness", "moorage.wire.exchange",
-        "moorage.wire.client", "moorage.launch.payload", "moorage.launch",
+        "moorage.wire.client", "moorage.launch",
     ),
     # 4: interfaces served
     ("moorage.api", "moorage.activation"),

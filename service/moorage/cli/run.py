@@ -25,7 +25,7 @@ from moorage.cli.properties.quantities import printable
 from moorage.cli.replies import Machine
 from moorage.cli.service import INTERFACE, Reply
 from moorage.cli.terminal import Terminal
-from moorage.launch.payload import (
+from moorage.launch import (
     HOLD_SECONDS,
     BadCommand,
     HolderGone,

@@ -1,19 +1,19 @@
-"""The program that waits for its command line, and becomes it.
+"""The program that waits for a command line, and executes it.
 
-It is not for a person to start: :mod:`moorage.launch.payload` runs its text, from memory, as
-``python3 -I -S -B FILE SECONDS [UID GID [GROUP …]]``, with one end of a socket at :data:`CONTROL_FD`. There it waits,
-as that user, and a member already of the control group that its payload shall live in, until one message names the
-command; then it arranges what the message says, and executes the command with the same PID.
+People do not start it: :mod:`moorage.launch.payload` runs its text, from memory, as
+``python3 -I -S -B FILE SECONDS [UID GID [GROUP …]]``, with one end of a socket at :data:`CONTROL_FD`. It becomes that
+user, is moved into the control group of its machine, and waits for one message with the command; then it arranges what
+the message says, and executes the command with the same PID.
 
-What it takes is charged to the machine, which may be a small one. So it imports nothing that is not part of the
-interpreter: with ``os``, ``signal`` and ``socket`` it would be larger by 1.3 MiB, and twice as long under way.
+Its memory is charged to the machine, which may be a small one. So it imports only modules that are built into the
+interpreter: with ``os``, ``signal`` and ``socket`` it would take 1.3 MiB more, and twice as long to start.
 
-The protocol, over a socket of type SOCK_SEQPACKET, so that a message is there wholly or not at all:
+The protocol, over a socket of type SOCK_SEQPACKET, so that messages arrive as a whole:
 
-- to the holder, once: :data:`PROTOCOL` as a decimal number, and file descriptors. The first is of a file with a
-  :class:`Command`, by :mod:`marshal`; the others are those of the payload.
-- from the holder: :data:`HELD` when it has become that user; :data:`READY` just before it executes, and then nothing
-  but the end of the connection. Where it cannot do something, ``(field of the command, errno, path or None)``, by
+- to the holder, once: :data:`PROTOCOL` as a decimal number, and file descriptors. The first is a file with a
+  :class:`Command`, encoded by :mod:`marshal`; the others are those of the payload.
+- from the holder: :data:`HELD` when it has become that user; :data:`READY` just before it executes the command, and
+  then only the end of the connection. If a step fails, ``(field of the command, errno, path or None)``, encoded by
   :mod:`marshal`, and the end of the process.
 """
 
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, TypedDict
 
     class Command(TypedDict):
-        """What to become; the fields are the arguments of :meth:`moorage.launch.payload.Payload.run`."""
+        """A command; the fields are the arguments of :meth:`moorage.launch.Payload.run`."""
 
         argv: list[bytes]
         paths: list[bytes]
-        """Where the program may be; the first that is there is executed."""
+        """Candidates for the program; the first that exists is executed."""
         env: dict[bytes, bytes]
         cwd: bytes | None
         fds: list[int]
-        """The number that each file descriptor shall have."""
+        """The number that each file descriptor gets."""
         tty: bool
-        """The last file descriptor, which has no number in `fds`, is to be the controlling terminal."""
+        """Whether the last file descriptor, which has no number in `fds`, becomes the controlling terminal."""
         umask: int | None
         subgroup: bytes | None
 
 
 PROTOCOL: "Final" = 1
-"""So that two versions of this package cannot misunderstand each other."""
+"""Version, so that two versions of this package cannot misunderstand each other."""
 
 CONTROL_FD: "Final" = 3
 
 FDS_MAX: "Final" = 250
-"""File descriptors for the payload. The kernel lets 253 go with a message (SCM_MAX_FD), and one is the command's."""
+"""File descriptors for the payload. The kernel permits 253 per message (SCM_MAX_FD); the command takes one."""
 
 COMMAND_BYTES_MAX: "Final" = 2 * 1024 * 1024
-"""All that goes to the holder: as much as execve(2) takes of arguments and environment with a stack of 8 MiB."""
+"""Maximum size of a command: what execve(2) takes of arguments and environment with a stack of 8 MiB."""
 
 REPORT_BYTES_MAX: "Final" = 8192
 """A report holds one path (PATH_MAX is 4096)."""
@@ -61,13 +61,13 @@ HELD: "Final" = b"held"
 READY: "Final" = b"exec"
 
 _HIERARCHY: "Final" = b"/sys/fs/cgroup"
-_MARSHAL_VERSION: "Final" = 2  # knows all that is needed here, and has not changed since Python 2.5
+_MARSHAL_VERSION: "Final" = 2  # covers all types needed here, and has not changed since Python 2.5
 
-# errno(3); the module would be another file to load
+# errno(3); importing the module would load another file
 _EPERM, _ENOENT, _ENOMEM, _EACCES, _ENOTDIR, _EINVAL, _EMFILE, _EPROTO = 1, 2, 12, 13, 20, 22, 24, 71
 
 _ELSEWHERE: "Final" = (_ENOENT, _ENOTDIR)
-"""What execve(2) says of a path that leads nowhere."""
+"""Errors of execve(2) for a path that does not exist."""
 
 
 def encode(value: "Any") -> bytes:
@@ -76,13 +76,13 @@ def encode(value: "Any") -> bytes:
 
 
 def main() -> "NoReturn":
-    """Wait for a command and become it, or end."""
-    # What the interpreter ignores or handles would be ignored by the payload, too.
+    """Wait for a command and execute it, or end."""
+    # Signals that the interpreter ignores would be ignored by the payload, too.
     for number in (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)
-    # The kernel keeps the deadline: whatever this process is busy with, SIGALRM ends it.
+    # The kernel enforces the deadline: SIGALRM ends this process, whatever it is doing.
     _signal.alarm(int(sys.argv[1]))
-    posix.set_inheritable(CONTROL_FD, False)  # noqa: FBT003  # it has no other name
+    posix.set_inheritable(CONTROL_FD, False)  # noqa: FBT003  # positional only
     posix.closerange(CONTROL_FD + 1, posix.sysconf("SC_OPEN_MAX"))
     control, field, path = CONTROL_FD, "uid", None
     try:
@@ -92,17 +92,17 @@ def main() -> "NoReturn":
         field = "command"
         command, fds = _receive(control)
         control, fds = _moved_away(command, control, fds)
-        for field, arrange in _STEPS:  # noqa: B007  # told below where it fails
+        for field, arrange in _STEPS:  # noqa: B007  # reported below if the step fails
             arrange(command, fds)
         field = "argv"
         _signal.alarm(0)
-        # From here on the launcher takes the end of the connection, which execve(2) brings, for success.
+        # From now on the launcher takes the end of the connection for success: execve(2) closes it.
         posix.write(control, READY)
         _execute(command)
     except OSError as error:
         number, path = error.errno or _EINVAL, error.filename
     except MemoryError:
-        number = _ENOMEM  # the machine is smaller than its command
+        number = _ENOMEM  # the command does not fit into the machine's memory
     posix.write(control, encode((field, number, path)))
     sys.exit(1)
 
@@ -120,7 +120,7 @@ def _receive(control: int) -> "tuple[Command, list[int]]":
     message, ancillary, flags, _ = channel.recvmsg(32, room, _socket.MSG_CMSG_CLOEXEC)
     channel.detach()
     if not message:
-        sys.exit(0)  # the launcher has given up, or is dead
+        sys.exit(0)  # the launcher has given up, or has died
     if flags & _socket.MSG_CTRUNC:
         raise OSError(_EMFILE, None)
     fds = [
@@ -134,7 +134,7 @@ def _receive(control: int) -> "tuple[Command, list[int]]":
     text = posix.pread(fds[0], COMMAND_BYTES_MAX + 1, 0)
     posix.close(fds.pop(0))
     try:
-        # Of whoever started this process, who could as well have started another one.
+        # From the process that started this one, which could as well have started another program.
         command: Command = marshal.loads(text)  # noqa: S302
         if len(command["fds"]) + command["tty"] == len(fds):
             return command, fds
@@ -144,7 +144,7 @@ def _receive(control: int) -> "tuple[Command, list[int]]":
 
 
 def _moved_away(command: "Command", control: int, fds: "list[int]") -> "tuple[int, list[int]]":
-    """Move the file descriptors away from all numbers that they, or others, are to have in the end."""
+    """Move the file descriptors away from all numbers that they, or others, will get in the end."""
     wanted = {*command["fds"], *((0, 1, 2) if command["tty"] else ())}
     occupied = {control, *fds, *wanted}
     spare = [number for number in range(3, 3 + len(occupied) * 2) if number not in occupied]
@@ -162,31 +162,31 @@ def _take_terminal(command: "Command", fds: "list[int]") -> None:
 
 
 def _place_fds(command: "Command", fds: "list[int]") -> None:
-    for fd, number in zip(fds, command["fds"], strict=False):  # that of the terminal has no number
+    for fd, number in zip(fds, command["fds"], strict=False):  # the terminal has no number
         posix.dup2(fd, number)
 
 
 def _enter_subgroup(command: "Command", fds: "list[int]") -> None:
-    """Move below the control group of the machine: a group with processes in it has no controllers to give away.
+    """Move to a control group below that of the machine, which can then enable controllers for it.
 
-    Control Group APIs and Delegation (systemd.io), "Delegation": only what is delegated may be written to.
+    Control Group APIs and Delegation (systemd.io), "Delegation": only delegated groups may be written to.
     """
     del fds
     name = command["subgroup"]
     if name is None:
         return
-    # A carriage return in the name of a group is no end of a line, as splitlines() has it.
+    # Not splitlines(), which would split at a carriage return in the name of a group.
     unified = [line[3:] for line in _content(b"/proc/self/cgroup").split(b"\n") if line.startswith(b"0::")]
     group = _HIERARCHY + unified[0]
     try:
         delegated = posix.getxattr(group, "user.delegate") == b"1"
     except OSError:
-        # A user's service manager sets no such attribute. What it has is the user's, delegated to it as a whole.
+        # A user's service manager sets no such attribute; its whole subtree is delegated, and belongs to the user.
         delegated = 0 < posix.stat(group).st_uid == posix.geteuid()
     if not delegated:
         raise OSError(_EPERM, None, group)
     below = group + b"/" + name
-    try:  # noqa: SIM105  # contextlib would be loaded from a file
+    try:  # noqa: SIM105  # importing contextlib would load a file
         posix.mkdir(below)
     except FileExistsError:
         pass
@@ -216,16 +216,16 @@ def _change_directory(command: "Command", fds: "list[int]") -> None:
 
 _STEPS: "Final" = (
     ("tty", _take_terminal),
-    ("fds", _place_fds),  # also over those of the terminal
+    ("fds", _place_fds),  # may replace those of the terminal
     ("subgroup", _enter_subgroup),
     ("umask", _set_umask),
     ("cwd", _change_directory),
 )
-"""Each with the field of the command that is to blame where it fails."""
+"""Steps, each with the field of the command that is to blame if it fails."""
 
 
 def _execute(command: "Command") -> None:
-    """Execute the first path that can be, as execvp(3) does; never returns."""
+    """Execute the first path that can be executed, as execvp(3) does; never return."""
     found = OSError(_ENOENT, None)
     for path in command["paths"]:
         try:

@@ -24,9 +24,8 @@ import trio.testing
 from moored import until
 
 import moorage
-from moorage.launch import holder
+from moorage.launch import BadCommand, HolderGone, StartFailed, hold, holder
 from moorage.launch import payload as launch
-from moorage.launch.payload import BadCommand, HolderGone, StartFailed, hold
 
 GONE_SECONDS = 20.0
 """For what happens at once on an idle machine."""
@@ -249,7 +248,7 @@ class TestFileDescriptors:
     def test_a_launcher_without_standard_streams(self) -> None:
         script = """
 import os, trio
-from moorage.launch.payload import hold
+from moorage.launch import hold
 async def main():
     for fd in range(3):
         os.close(fd)
@@ -424,7 +423,7 @@ class TestNothingIsLeft:
     def test_where_the_launcher_dies(self, number: int) -> None:
         script = """
 import trio
-from moorage.launch.payload import hold
+from moorage.launch import hold
 async def main():
     async with await hold() as payload:
         print(payload.pid, flush=True)

@@ -22,7 +22,7 @@ from moored import (
     verdict,
 )
 
-from moorage.launch.payload import hold
+from moorage.launch import hold
 
 HIERARCHY = "/sys/fs/cgroup"
 MIB = 1024 * 1024
