@@ -1,6 +1,6 @@
-"""What goes wrong around moored, on purpose. ``command`` is the host's side, everything else runs in the sandbox.
+"""Faults injected around moored. ``command`` runs on the host, everything else in the sandbox.
 
-Modules, from below: ``world`` (what is expected, and what the system says), ``alice`` (a user beside root),
-``clients`` (who register, change, stop and ask), ``checks`` (what must be true once all is quiet), ``harm`` (the kinds
-of faults), ``inside`` (step by step).
+Modules, from below: ``world`` (expectations, and what the system reports), ``alice`` (a user beside root), ``calling``
+(calls and leases), ``helpers`` and ``clients`` (what clients do), ``checks`` (what must be true once all is quiet),
+``harm`` (the kinds of faults), ``inside`` (step by step).
 """

@@ -6,7 +6,9 @@ from typing import Any
 
 import trio
 
-from faults.clients import FOREIGN_HELPERS, Clients, Refused, identity, sleeper
+from faults.calling import Refused, identity, sleeper
+from faults.clients import Clients
+from faults.helpers import FOREIGN_HELPERS
 from faults.world import (
     DIRECTORIES,
     OURS,
@@ -111,8 +113,8 @@ class Checks:
         Raises:
             Violation: it is not in time; says in which way not.
         """
-        for wanted in [each for each in self._clients.leases if each.ended]:
-            self._clients.drop(wanted)
+        for wanted in [each for each in self._clients.calls.leases if each.ended]:
+            self._clients.calls.drop(wanted)
         problems: list[str] = ["nothing was looked at"]
         with trio.move_on_after(QUIET_SECONDS):
             while problems:
@@ -139,10 +141,10 @@ class Checks:
         living = {wanted.name: wanted for wanted in self._world.living()}
         for wanted in living.values():
             if wanted.process.poll() is not None:
-                lease = self._clients.leases.get(wanted)
+                lease = self._clients.calls.leases.get(wanted)
                 held = f"; its lease: {lease.trouble or 'held'}" if lease is not None else ""
                 raise Violation(f"the leader of {wanted.name} is gone, and nobody asked for that{held}")
-        for wanted, lease in self._clients.leases.items():
+        for wanted, lease in self._clients.calls.leases.items():
             if lease.trouble:
                 yield f"the lease of {wanted.name} was not taken again: {lease.trouble}"
         machines = await listed()
@@ -238,7 +240,7 @@ class Checks:
             return
         if not self.descriptors:
             self.descriptors = descriptors
-        wanted = self.descriptors + machines + len(self._clients.leases)
+        wanted = self.descriptors + machines + len(self._clients.calls.leases)
         if descriptors > wanted:
             yield f"moored has {descriptors} file descriptors, and not {wanted}"
         if tasks > TASKS_MAX:
@@ -258,7 +260,7 @@ class Checks:
         for wanted in [each for each in self._world.machines.values() if each.ended]:
             if wanted.machine is not None and wanted.verdict:
                 try:
-                    reply = await self._clients.insist(f"{OURS}Describe", {"name": wanted.name})
+                    reply = await self._clients.calls.insist(f"{OURS}Describe", {"name": wanted.name})
                 except Refused as refused:
                     raise Violation(f"{wanted.name} ended ({wanted.ended}), no verdict: {refused}") from None
                 if "verdict" not in reply["machine"]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import trio
 
-from faults.clients import Clients, sleeper
+from faults.calling import sleeper
+from faults.clients import Clients
 from faults.world import OURS, RECORDS, SOCKET, Violation, Wanted, World, main_pid, run, show
 from moorage.machines.model import helper_unit
 from moorage.wire.client import Client
@@ -112,7 +113,7 @@ async def kill_in_register(scene: Scene) -> None:
     """SIGKILL within milliseconds of a Register that goes out."""
     pid = await trio.to_thread.run_sync(main_pid)
     with trio.move_on_after(CALLS_MEANWHILE_SECONDS):
-        await scene.clients.registering.wait()
+        await scene.clients.calls.registering.wait()
     await trio.sleep(scene.chance.uniform(0, 0.012))
     if pid:
         with suppress(ProcessLookupError):
@@ -124,7 +125,7 @@ async def kill_in_change(scene: Scene) -> None:
     """SIGKILL within milliseconds of a change of helpers that goes out."""
     pid = await trio.to_thread.run_sync(main_pid)
     with trio.move_on_after(CALLS_MEANWHILE_SECONDS):
-        await scene.clients.changing.wait()
+        await scene.clients.calls.changing.wait()
     await trio.sleep(scene.chance.uniform(0, CHANGE_SECONDS))
     if pid:
         with suppress(ProcessLookupError):
@@ -234,7 +235,7 @@ async def hold_manager_and_kill(scene: Scene) -> None:
 
 async def fill(scene: Scene) -> None:
     """No space is left for records. Verdicts that cannot be written are lost with the next restart."""
-    scene.clients.full = True
+    scene.world.full = True
     try:
         with FILLER.open("wb", buffering=0) as filler, suppress(OSError):
             while True:
@@ -345,7 +346,7 @@ async def stop_scopes(scene: Scene) -> None:
 
 async def kill_helpers(scene: Scene) -> None:
     """Helpers die: some take their machine with them."""
-    scene.clients.stopping_helpers = True
+    scene.world.stopping_helpers = True
     having = [wanted for wanted in _some(scene, 1) if _decided(wanted)]
     fatal = [wanted for wanted in having if _is_fatal(wanted)]
     for wanted in having:
@@ -370,10 +371,10 @@ def _is_fatal(wanted: Wanted) -> bool:
 
 async def drop_leases(scene: Scene) -> None:
     """The connections of leases end."""
-    chosen = [wanted for wanted in _some(scene, 1) if wanted in scene.clients.leases]
+    chosen = [wanted for wanted in _some(scene, 1) if wanted in scene.clients.calls.leases]
     async with ending(chosen, "the connection of its lease ended"):
         for wanted in chosen:
-            scene.clients.drop(wanted)
+            scene.clients.calls.drop(wanted)
 
 
 KINDS: dict[str, tuple[Harm, int]] = {

@@ -48,7 +48,7 @@ async def step(scene: harm.Scene, checks: Checks, kind: str) -> None:
             await trio.sleep(scene.chance.uniform(*BUSY_SECONDS))
             enough.set()
         await checks.settle()
-        scene.clients.full = scene.clients.stopping_helpers = False
+        scene.world.full = scene.world.stopping_helpers = False
     if scope.cancelled_caught:
         raise Violation(f"the step was not over within {STEP_SECONDS:.0f} s")
 

@@ -1,9 +1,11 @@
-"""What is expected of the machines, and the words in which the system is asked."""
+"""What is expected of the machines, and how the system is queried."""
 
 import json
 import os
+import random
 import subprocess
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ DIRECTORIES = Path("/run/moorage/m")
 
 ROOT = 0
 ALICE = 1000
-"""An ordinary user of every sandbox; chaos has a rule of polkit give her io.moorage.create-machine."""
+"""An ordinary user of every sandbox; a polkit rule of chaos permits her io.moorage.create-machine."""
 
 COMMAND_SECONDS = 90.0
-"""For systemctl, also when the manager does not answer for half a minute."""
+"""Deadline for systemctl, as the manager may not answer for half a minute."""
 
 NOT_LISTENING = ("Failed to connect", "Connection reset by peer", "Transport endpoint is not connected")
 AGAIN_SECONDS = 0.05
@@ -29,25 +31,25 @@ Process = subprocess.Popen[bytes]
 
 
 class Violation(Exception):
-    """Something that must never be."""
+    """Something that must never happen."""
 
 
 @dataclass(eq=False)
 class Wanted:
-    """A machine as a client wants it, and what became of that.
+    """A machine as a client wants it, and what became of it.
 
     Attributes:
         name: of the machine.
         process: its leader.
         parameters: of its Register.
-        machine: as it was answered; None before that, and of one that was refused.
-        ended: why it is not expected to be there any more; empty while it is.
-        verdict: whether its verdict is expected then.
+        machine: from the reply; None before that, and for one that was refused.
+        ended: why it is no longer expected to exist; empty while it is.
+        verdict: whether a verdict is then expected.
         reserved: a client is about to do something with it.
         limping: some of its helpers may have ended, and it goes on without them.
         owner: the user who registers it.
-        helpers: by name, as it is asked to have them.
-        undecided: names of those that nobody has been told about: they are there and run, or they are not.
+        helpers: those that it should have, by name.
+        undecided: names of helpers whose change got no reply: they run, or do not exist.
     """
 
     name: str
@@ -63,43 +65,65 @@ class Wanted:
     undecided: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
-        """Have the helpers that its Register names."""
+        """Take the helpers from the parameters of Register."""
         self.helpers = {helper["name"]: helper for helper in self.parameters.get("helpers", [])}
 
     def end(self, why: str, *, verdict: bool = True) -> None:
-        """Expect it no more; the first reason counts."""
+        """Expect it no longer; the first reason counts."""
         if not self.ended:
             self.ended, self.verdict = why, verdict
 
 
 @dataclass
 class World:
-    """All that is expected.
+    """All expectations.
 
     Attributes:
-        machines: by name: those that are there, and those that ended since the last check.
-        unrecorded: machines whose record was damaged, or that were forgotten: they run, but nobody knows them.
-        calls: how many calls were answered, by what they were answered with.
+        machines: by name: those that exist, and those that ended since the last check.
+        unrecorded: machines whose record was damaged, or that were forgotten: they run, but the service does not know
+            them.
+        calls: number of replies, by kind.
+        full: there is no space for records, so calls may be refused for that.
+        stopping_helpers: helpers are being killed, so calls may be refused for that.
     """
 
     machines: dict[str, Wanted] = field(default_factory=dict[str, Wanted])
     unrecorded: dict[str, Wanted] = field(default_factory=dict[str, Wanted])
     calls: dict[str, int] = field(default_factory=dict[str, int])
+    full: bool = False
+    stopping_helpers: bool = False
 
     def living(self) -> list[Wanted]:
-        """Those that are expected to be there."""
+        """Return the machines that are expected to exist."""
         return [each for each in self.machines.values() if each.machine is not None and not each.ended]
 
     def count(self, what: str) -> None:
-        """Count an answer."""
+        """Count a reply."""
         self.calls[what] = self.calls.get(what, 0) + 1
 
 
+def pick(world: World, chance: random.Random, user: int) -> Wanted | None:
+    """Choose a machine of a user that no client is busy with; None if there is none."""
+    free = [each for each in world.living() if not each.reserved and each.owner == user]
+    return chance.choice(free) if free else None
+
+
+async def with_reserved(wanted: Wanted | None, do: Callable[[Wanted], Awaitable[None]]) -> None:
+    """Do something with a machine that no other client touches meanwhile."""
+    if wanted is None:
+        return
+    wanted.reserved = True
+    try:
+        await do(wanted)
+    finally:
+        wanted.reserved = False
+
+
 def run(*argv: str, check: bool = True) -> str:
-    """Run a command, and return what it printed. Repeated while the manager does not listen: it executes itself again.
+    """Run a command, and return its output. Repeat it while the manager does not listen because it re-executes itself.
 
     Raises:
-        Violation: it failed.
+        Violation: the command failed.
     """
     give_up = time.monotonic() + COMMAND_SECONDS
     while True:
@@ -112,24 +136,24 @@ def run(*argv: str, check: bool = True) -> str:
 
 
 def show(unit: str, *properties: str) -> dict[str, str]:
-    """What the manager says of a unit."""
+    """Return properties of a unit."""
     text = run("systemctl", "show", f"--property={','.join(properties)}", "--", unit)
     return dict(line.split("=", 1) for line in text.splitlines())
 
 
 def main_pid() -> int:
-    """PID of moored, 0 when it does not run."""
+    """Return the PID of moored; 0 if it does not run."""
     return int(show("moored.service", "MainPID")["MainPID"])
 
 
 def units(*patterns: str) -> dict[str, str]:
-    """Units that the manager has loaded, with their state."""
+    """Return the units that the manager has loaded, with their states."""
     lines = run("systemctl", "list-units", "--all", "--plain", "--no-legend", *patterns).splitlines()
     return {line.split()[0]: line.split()[2] for line in lines}
 
 
 def control_group(pid: int) -> str:
-    """The control group of a process; empty if it is gone."""
+    """Return the control group of a process; empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].rstrip("\n")
     except (FileNotFoundError, ProcessLookupError):
@@ -145,12 +169,12 @@ def populated(path: Path) -> bool:
 
 
 def scope_groups() -> dict[str, Path]:
-    """Control groups of scopes of machines, with processes, by the name of the scope."""
+    """Return the control groups of scopes of machines that have processes, by the name of the scope."""
     return {path.name: path for path in CGROUPS.glob("**/machine-*.scope") if populated(path)}
 
 
 def records() -> dict[str, dict[str, Any] | None]:
-    """What lies in the directory of records, but notes of units that were left alone; None for what is no record."""
+    """Return the content of the directory of records, without notes of units left alone; None for invalid records."""
     found: dict[str, dict[str, Any] | None] = {}
     for name in os.listdir(RECORDS):
         if name.startswith(".left-"):
