@@ -1,9 +1,9 @@
-/* A launcher in C, with nothing but the C library: it passes a pidfd of the process that will be the machine.
+/* A launcher in C that needs only the C library. It passes a pidfd of the process that becomes the machine.
  *
  *     launcher NAME COMMAND [ARGUMENT]...
  *
- * The child waits until it is in its scope, and then executes the command. A varlink message is JSON and a zero byte;
- * file descriptors travel with its first byte (https://varlink.org/, systemd's sd-varlink(3)). */
+ * The child waits until it is in its scope, then executes the command. A varlink message is JSON followed by a zero
+ * byte; file descriptors are sent with its first byte (https://varlink.org/, systemd's sd-varlink(3)). */
 
 #define _GNU_SOURCE
 #include <err.h>
@@ -24,7 +24,7 @@
         "{\"method\":\"io.moorage.Machine.Register\",\"parameters\":" \
         "{\"name\":\"%s\",\"class\":\"vm\",\"leaderFileDescriptor\":0,\"lease\":true}}"
 
-#define RETRY_MSEC 500 /* the service waits five seconds */
+#define RETRY_MSEC 500 /* a restarted service waits five seconds */
 
 static int connect_to_service(void) {
         const char *path = getenv("MOORAGE_ADDRESS");
@@ -79,7 +79,7 @@ static int register_machine(const char *name, int pidfd) {
         if (service < 0)
                 warn("Failed to connect");
         else if (!send_with_fd(service, call, pidfd) || !receive(service, reply, sizeof reply))
-                warnx("The service hung up");
+                warnx("The service closed the connection");
         else if (strstr(reply, "\"error\":"))
                 warnx("Failed to register: %s", reply);
         else
@@ -92,18 +92,18 @@ int main(int argc, char **argv) {
         char released;
         int gate[2], status;
 
-        /* A machine's name has no characters that mean something in JSON, but for the backslash. */
+        /* Of the characters that a machine's name may have, only the backslash is special in JSON. */
         if (argc < 3 || strlen(argv[1]) > 64 || strpbrk(argv[1], "\"\\"))
                 errx(2, "usage: launcher NAME COMMAND [ARGUMENT]...");
         if (pipe(gate) < 0)
-                err(125, "Failed to make a pipe");
+                err(125, "Failed to create a pipe");
 
         pid_t child = fork();
         if (child < 0)
                 err(125, "Failed to fork");
         if (child == 0) {
                 close(gate[1]);
-                if (read(gate[0], &released, 1) != 1) /* the launcher has failed, or is dead */
+                if (read(gate[0], &released, 1) != 1) /* the launcher has failed, or has died */
                         _exit(125);
                 close(gate[0]);
                 execvp(argv[2], argv + 2);
@@ -122,8 +122,8 @@ int main(int argc, char **argv) {
                 err(125, "Failed to release the child");
         close(gate[1]);
 
-        /* A restart of the service, such as an upgrade, ends the connection, but need not end the machine: the new
-         * instance waits some seconds for the same call. */
+        /* A restart or an upgrade of the service ends the connection; the machine survives if the new instance gets the
+         * same call within some seconds. */
         for (;;) {
                 struct pollfd events[] = { { .fd = pidfd, .events = POLLIN }, { .fd = service, .events = POLLIN } };
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""A launcher: a virtual machine in a scope of its own, with a helper that it talks to, and nothing left behind.
+"""Launch a virtual machine in a scope of its own, with a helper that it talks to, leaving nothing behind.
 
     launcher.py NAME COMMAND [ARGUMENT]...
 
-The command, which stands for a VMM, finds the helper's socket in $HELPER and the name of its scope in $SCOPE.
+The command, which stands for a VMM, gets the path of the helper's socket in $HELPER, and the name of its scope in
+$SCOPE.
 """
 
 import os
@@ -19,7 +20,7 @@ SOCKET = os.environ.get("MOORAGE_ADDRESS", "/run/moorage/io.moorage.Machine")
 
 async def main(name: str, *command: str) -> int:
     """Run a command as a machine, and return its exit status."""
-    # The payload is there first: it waits in the scope until its command line is known.
+    # The payload comes first: it waits in the scope until its command line is known.
     async with await hold() as payload, await Client.connect(SOCKET) as client:
         echo = {
             "name": "echo",
@@ -30,15 +31,15 @@ async def main(name: str, *command: str) -> int:
         parameters = {
             "name": name,
             "class": "vm",
-            "leaderFileDescriptor": 0,  # the first of the file descriptors that go along
+            "leaderFileDescriptor": 0,  # index into the file descriptors that are sent along
             "helpers": [echo],
-            "lease": True,  # when this program ends, the machine does
+            "lease": True,  # the machine ends with this program
         }
         reply = await client.call("io.moorage.Machine.Register", parameters, fds=[payload.pidfd])
         machine = reply["machine"]
         known = {"SCOPE": machine["unit"], "HELPER": f"{machine['runtimeDirectory']}/echo.sock"}
         await payload.run(command, env={**os.environ, **known})
-        # A restart of the service, such as an upgrade, ends the connection, but need not end the machine.
+        # A restart or an upgrade of the service ends the connection; the machine can survive that.
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_lease, SOCKET, client, parameters, payload)
             status = await payload.wait()
