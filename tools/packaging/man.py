@@ -50,6 +50,9 @@ def commands(group: click.Group) -> Iterator[str]:
         title = escaped(f"{name} {usage}")
         yield f"{title}\n{'-' * len(title)}\n"
         yield escaped(paragraphs(command.help or "")) + "\n"
+        if command.epilog:
+            title, *example = command.epilog.removeprefix("\b\n").splitlines()
+            yield f"{title}:\n\n" + "".join(f"    {line.strip()}\n" for line in example)
         for parameter in command.params:
             record = parameter.get_help_record(inner)
             if record is None or not record[1]:

@@ -35,9 +35,9 @@ def moorctl() -> None:
 @moorctl.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script that makes the shell complete commands, options and the names of machines.
+    """Print a completion script for a shell.
 
-    In ~/.bashrc: eval "$(moorctl completion bash)"
+    It completes commands, options and the names of machines. In ~/.bashrc: eval "$(moorctl completion bash)"
     """
     found = get_completion_class(shell)
     assert found is not None

@@ -57,7 +57,10 @@ def kill(choice: Choice, name: str, signal: int, whom: str, as_json: bool) -> No
 @addressed
 @chosen
 def stop(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
-    """Stop a machine and wait until all of its processes are gone."""
+    """Stop a machine, and wait for its end.
+
+    It has ended when all of its processes are gone.
+    """
     address = choice.resolve()
     from moorage.cli import service, views
 
@@ -77,7 +80,10 @@ def stop(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
 @addressed
 @chosen
 def forget(choice: Choice, name: str, as_json: bool) -> None:
-    """Remove a machine from the list without touching its unit or its processes."""
+    """Forget a machine without stopping it.
+
+    Its unit and its processes live on, but it is no longer listed.
+    """
     address = choice.resolve()
     from moorage.cli import service, views
 

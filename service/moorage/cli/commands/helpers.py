@@ -105,11 +105,12 @@ def read_helpers(path: str, machine: str, directory: str, address: Address | Non
 @addressed
 @chosen
 def check(choice: Choice, file: str, name: str, offline: bool, as_json: bool) -> None:
-    """Show what a file of helpers would create, and have the service check it.
+    """Check a file of helpers.
 
-    Such a file is TOML. Its table "helpers" has one table for each helper, with the fields of a helper in
-    io.moorage.Machine; "command" is the beginning of the command line of moorctl run. In all texts, %n stands for the
-    name of the machine, %t for its runtime directory, %u for the user's number, and %% for a percent sign.
+    Shows what the file would create, and has the service check it. Such a file is TOML. Its table "helpers" has one
+    table for each helper, with the fields of a helper in io.moorage.Machine; "command" is the beginning of the command
+    line of moorctl run. In all texts, %n stands for the name of the machine, %t for its runtime directory, %u for the
+    user's number, and %% for a percent sign.
 
     The service checks the file as moorctl run --dry-run does: it creates nothing. Without a service the file is
     checked as far as possible.
@@ -179,10 +180,10 @@ def _rehearse(address: Address, name: str, helpers: Sequence[dict[str, Any]]) ->
 def add_helpers(
     choice: Choice, name: str, file: str | None, helpers: tuple[str, ...], as_json: bool
 ) -> None:
-    """Start helpers for a running machine: all of them, or none.
+    """Start helpers for a running machine.
 
-    FILE is a file of helpers as moorctl check takes it; its "command" is ignored. Prints the names of the units once
-    all of them are active.
+    Either all of them start, or none. FILE is a file of helpers as moorctl check takes it; its "command" is ignored.
+    Prints the names of the units once all of them are active.
     """
     address = choice.resolve()
     from moorage.cli import helper_files, service, views
@@ -222,9 +223,9 @@ def remove_helper(choice: Choice, name: str, helper: str, as_json: bool) -> None
 @addressed
 @chosen
 def reload(choice: Choice, name: str, as_json: bool) -> None:
-    """Reload those helpers of a machine that support it.
+    """Reload the helpers of a machine.
 
-    Prints their names, and warns of the others on stderr.
+    Not all helpers support that. Prints the names of those that do, and warns of the others on stderr.
     """
     address = choice.resolve()
     from moorage.cli import service, views

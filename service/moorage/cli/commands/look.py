@@ -34,9 +34,9 @@ def list_(choice: Choice, no_legend: bool, as_json: bool) -> None:
 @addressed
 @chosen
 def status(choice: Choice, name: str, as_json: bool) -> None:
-    """Show a machine, the resources it uses, and its limits.
+    """Show a machine, its use of resources, and its limits.
 
-    This works for a while after the machine has ended, too.
+    For a while this works after the machine has ended, too.
     """
     address = choice.resolve()
     from moorage.cli import service, views
@@ -61,7 +61,10 @@ def find(
     invocation: str | None,
     as_json: bool,
 ) -> None:
-    """Print the name of the machine that something belongs to."""
+    """Print the name of the machine that owns something.
+
+    That is a process, a unit, a control group, or an invocation of a unit.
+    """
     if sum(given is not None for given in (pid, unit, control_group, invocation)) != 1:
         raise click.UsageError("Give one of --pid, --unit, --control-group and --invocation.")
     address = choice.resolve()

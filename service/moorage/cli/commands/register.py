@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -11,8 +11,12 @@ from moorage.cli.address import Choice
 from moorage.cli.commands.machine import describing, register_seconds, registration
 from moorage.cli.commands.options import FD, JSON, PID, addressed, checked_fd, chosen, opened_process
 
+EXAMPLE: Final = """\b
+Example:
+  unit=$(moorctl register web --leader $PID --property MemoryMax=2G)"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLE)
 @click.argument("name")
 @click.option(
     "--leader", type=PID, metavar="PID", help="First process of the machine. Give this or --pidfd."
@@ -36,9 +40,6 @@ def register(
 
     Prints the name of the scope once the leader is in it. Warns on stderr of properties whose value in force differs
     from what was requested.
-
-    Example:
-        unit=$(moorctl register web --leader $PID --property MemoryMax=2G)
     """
     if (leader is None) == (pidfd is None):
         raise click.UsageError("Give one of --leader and --pidfd.")

@@ -89,7 +89,12 @@ def _in_a_process(command: F) -> F:
     return command
 
 
-@click.command("run", context_settings={"allow_interspersed_args": False})
+EXAMPLE: Final = """\b
+Example:
+  moorctl run --name web -p MemoryMax=2G --helper 'tpm=swtpm socket …' -- qemu-system-x86_64 …"""
+
+
+@click.command("run", context_settings={"allow_interspersed_args": False}, epilog=EXAMPLE)
 @click.option("--name", required=True, metavar="NAME", help="Name of the machine.")
 @describing
 @HELPER
@@ -150,9 +155,6 @@ def run(
 
     Exit status: that of the command, or 128 + N if signal N ended it; 125 if the machine was not registered, 126 if
     the command cannot be executed, 127 if it does not exist.
-
-    Example:
-        moorctl run --name web -p MemoryMax=2G --helper 'tpm=swtpm socket …' -- qemu-system-x86_64 …
     """
     address = choice.resolve()
     identity, settings = _process(**{option: options.pop(option) for option in _PROCESS})
