@@ -47,17 +47,17 @@ from benchmarks import rows
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 SANDBOX = CHECKOUT / "tools" / "sandbox"
 SUITE = "forky"
-"""The suite with the machined that moored is measured against."""
+"""Suite of the machined that moored is compared with."""
 
 UP_SECONDS = 1200.0
-"""With an image that has to be made first."""
+"""Includes making an image."""
 DOWN_SECONDS = 60.0
 RUN_SECONDS = 3600.0
-"""Ten times what all groups take on two quiet cores."""
+"""Ten times the duration of all groups on two idle cores."""
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="tools/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -72,7 +72,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def options_from(args: argparse.Namespace) -> rows.Options:
-    """What the sandbox is asked for."""
+    """Return the options for the inner part."""
     groups = [group for group in rows.GROUPS if args.only is None or group in args.only]
     if args.quick:
         return rows.Options(groups, args.rounds, rows.QUICK_COUNTS, 0.6, 1000, 2, 2)
@@ -80,7 +80,7 @@ def options_from(args: argparse.Namespace) -> rows.Options:
 
 
 def measure(options: rows.Options) -> list[dict[str, Any]]:
-    """Run the client in a sandbox of its own and return what it wrote.
+    """Run the client in a sandbox of its own, and return its output.
 
     Raises:
         subprocess.CalledProcessError: the sandbox, or the client in it, failed; it has said why on stderr.
@@ -98,7 +98,7 @@ def measure(options: rows.Options) -> list[dict[str, Any]]:
 
 
 def rows_of(options: rows.Options, lines: Sequence[dict[str, Any]]) -> list[rows.Row]:
-    """Make the table's rows of what the client wrote."""
+    """Make the rows of the table from the output of the client."""
     samples: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
     failures: dict[tuple[str, str], str] = {}
     for line in lines:
@@ -111,7 +111,7 @@ def rows_of(options: rows.Options, lines: Sequence[dict[str, Any]]) -> list[rows
 
 
 def main() -> int:
-    """Measure, and print. Returns the exit status: 1 where something could not be measured."""
+    """Measure, print, and return the exit status: 1 if something could not be measured."""
     parser = arguments()
     args = parser.parse_args()
     if args.rounds < 1:

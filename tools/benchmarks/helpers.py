@@ -43,7 +43,7 @@ from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 
 PROGRAM = ("/usr/bin/sleep", "infinity")
-"""What each helper runs: it is ready when it has been executed (``Type=exec``)."""
+"""Command of each helper, which is ready once it has been executed (``Type=exec``)."""
 
 HOME = Home(user=False, root="/run")
 MARKS = f"file:{HOME.base}/machines/"
@@ -58,7 +58,7 @@ _SIGNATURE = "ssa(sv)a(sa(sv))"
 
 @dataclass
 class Machine:
-    """A machine to be started, by a process that sleeps; a context, which kills and buries that.
+    """A machine to be started, whose leader sleeps. A context manager, which kills and reaps the leader.
 
     Attributes:
         name: of the machine, unique in a run.
@@ -109,7 +109,7 @@ class Machine:
             os.close(descriptor)
 
     def kill(self) -> float:
-        """Kill the leader. Returns the ms until the last helper's control group is gone, or the scope's without any.
+        """Kill the leader. Return the ms until the control group of the last helper, or else of the scope, is gone.
 
         Raises:
             Unmeasurable: one was not there, or stays.
@@ -130,12 +130,12 @@ class Machine:
 
 
 def specs(count: int) -> tuple[HelperSpec, ...]:
-    """So many helpers, with the defaults of moored."""
+    """Return a number of helpers, with the defaults of moored."""
     return tuple(HelperSpec(f"h{number:02}", PROGRAM) for number in range(count))
 
 
 def by_moored(machine: Machine, path: str) -> float:
-    """Register a machine with helpers. Returns the ms until the reply."""
+    """Register a machine with helpers. Return the ms until the reply."""
     machine.spawn()
     helpers = [{"name": spec.name, "execStart": list(spec.exec_start)} for spec in specs(machine.count)]
     parameters = {"name": machine.name, "class": "vm", "leader": {"pid": machine.pid}, "helpers": helpers}
@@ -161,7 +161,7 @@ class _Recorder(DBusManager):
 
 
 def described(machine: Machine) -> ScopeSpec:
-    """Return what moored would ask PID 1 for. Its leader need not live."""
+    """Return what moored would ask PID 1 for. The leader need not be alive."""
 
     async def run() -> ScopeSpec:
         manager = _Recorder(Endpoints.of("system"))
@@ -195,7 +195,7 @@ def described(machine: Machine) -> ScopeSpec:
 
 
 def arguments(machine: Machine) -> tuple[Any, ...]:
-    """The arguments of the StartTransientUnit that moored would send, but with a PID: busctl passes no descriptors."""
+    """Return the arguments of moored's StartTransientUnit, with a PID, as busctl passes no file descriptors."""
     spec = described(machine)
     properties = [
         ("Description", ("s", spec.description)),
@@ -214,7 +214,7 @@ def arguments(machine: Machine) -> tuple[Any, ...]:
 
 
 def by_busctl(machine: Machine) -> float:
-    """Start a machine by one call of busctl. Returns the ms from its start until the scope holds the leader."""
+    """Start a machine by one busctl call. Return the ms from its start until the scope holds the leader."""
     machine.spawn()
     given = words(f"({_SIGNATURE})", arguments(machine))
     command = ["busctl", "--quiet", "call", "--", _NAME, _PATH, _INTERFACE, "StartTransientUnit", _SIGNATURE]
@@ -228,7 +228,7 @@ def by_busctl(machine: Machine) -> float:
 
 
 def words(signature: str, value: Any) -> list[str]:
-    """A value of one complete type, as busctl(1) takes it."""
+    """Return a value of one complete type as busctl(1) takes it."""
     if signature == "v":
         return [value[0], *words(*value)]
     if signature == "b":
@@ -242,7 +242,7 @@ def words(signature: str, value: Any) -> list[str]:
 
 
 def by_plain_client(machine: Machine) -> float:
-    """Start a machine by one message over a link that is there. Returns the ms until the scope holds the leader."""
+    """Start a machine by one message over an existing link. Return the ms until the scope holds the leader."""
     machine.spawn()
     fields: dict[HeaderFields, str | int] = {
         HeaderFields.path: _PATH,
@@ -268,7 +268,7 @@ def by_plain_client(machine: Machine) -> float:
 
 
 def by_systemd_run(machine: Machine) -> float:
-    """Start the same by systemd-run, one after the other: the scope, its directory, each helper. Returns the ms.
+    """Start the same units by systemd-run, one by one: the scope, its directory, each helper. Return the ms.
 
     What makes all of it one transaction has no place there, and the leader is systemd-run's own process: it cannot
     move another one.

@@ -1,4 +1,4 @@
-"""What runs in the sandbox: python3 -m benchmarks.inside OPTIONS (JSON, see rows.Options).
+"""The part that runs in the sandbox: python3 -m benchmarks.inside OPTIONS (JSON, see rows.Options).
 
 Writes one JSON object a line: {"key", "peer", "value"} for a sample, {"group", "peer", "error"} for what could not be
 measured. The peers take turns within each round, and who begins changes from round to round. While one is measured, no
@@ -54,17 +54,17 @@ from benchmarks.wire import (
 )
 
 WARM_UP_MACHINES = 16
-"""Registered and stopped before anything is measured."""
+"""Machines that are registered and stopped before anything is measured."""
 
 SLICES = 3
-"""Parts of a run whose rate depends on where the scheduler puts the two ends, which is drawn anew for each."""
+"""Parts of a run. Their rates depend on where the scheduler puts both ends, which changes with each part."""
 
 FURTHER_OF_MACHINED = 1000
-"""Machines from which its growth is told; it would take minutes to bring it to as many as moored."""
+"""Machines from which the growth of machined is derived; as many as for moored would take minutes."""
 
 IMPORTS_SECONDS = 60.0
 IMPORTS = "import trio, msgspec, jeepney, varlink, systemd.daemon"
-"""What moored depends on, by pyproject.toml."""
+"""Dependencies of moored, from pyproject.toml."""
 
 IMPORTS_SERVER = f"""\
 {IMPORTS}
@@ -82,7 +82,7 @@ IMPORTS_PEER = Peer(
 
 
 class Bench:
-    """Measures, and writes down what it gets."""
+    """Measures, and reports the figures."""
 
     def __init__(self, options: rows.Options) -> None:
         self.options = options
@@ -135,7 +135,7 @@ class Bench:
             peer.stop()
 
     def register(self) -> None:
-        """Everything with real processes but how many there can be."""
+        """Measure everything with real processes, except their maximum number."""
         peers = self.installed("register", (MOORED, MACHINED))
         raise_limit_of_machined(high=True)
         for turn in self.rounds("register", peers):
@@ -145,7 +145,7 @@ class Bench:
                         self.register_and_stop(peer, count)
 
     def register_and_stop(self, peer: Peer, count: int) -> None:
-        """So many of them, one by one and together."""
+        """Measure a number of machines, one by one and together."""
         self.warm(peer)
         with Leaders(count) as leaders:
             done = register_one_by_one(peer.socket, leaders)
@@ -169,7 +169,7 @@ class Bench:
         before = cpu_of_pid1(), cpu_of_broker(), peer.cpu()
         with OtherCaller(peer.socket) as other:
             done = register_together(peer.socket, leaders)
-        # Everybody meanwhile: what the other caller's calls cost the service is in the service's figure, for both.
+        # Includes what the calls of the other caller cost the service, for both peers.
         settle()
         after = cpu_of_pid1(), cpu_of_broker(), peer.cpu()
         pid1, broker, service = ((b - a) / count for a, b in zip(before, after, strict=True))
@@ -188,7 +188,7 @@ class Bench:
         self.sample(f"stop/{count}/cpu", peer, (cpu_of_pid1() + cpu_of_broker() - used) / count)
 
     def lists_and_deaths(self, peer: Peer, leaders: Leaders) -> None:
-        """List them, and kill all at once."""
+        """List machines, and kill all at once."""
         waits, listed = list_all(peer.socket, leaders.prefix, 20)
         if listed != leaders.count:
             raise Unmeasurable(f"List has {listed} of {leaders.count} machines")
@@ -201,7 +201,7 @@ class Bench:
         self.sample("deaths/wait", peer, max(other.waits))
 
     def with_helpers(self) -> None:
-        """Machines with helpers, by moored and by others that start the same units."""
+        """Measure machines with helpers, by moored and by others that start the same units."""
         start: dict[Peer, Callable[[helpers.Machine], float]] = {
             MOORED: partial(helpers.by_moored, path=MOORED.socket),
             BUSCTL: helpers.by_busctl,
@@ -214,7 +214,7 @@ class Bench:
                 with self.guarded("helpers", peer):
                     if peer is MOORED:
                         peer.start()
-                    # The first one is for what everybody learns once.
+                    # The first one fills caches.
                     self.start_and_kill(peer, start[peer], 1, 0)
                     for count in rows.HELPERS:
                         self.start_and_kill(peer, start[peer], count, self.options.machines)
@@ -223,7 +223,7 @@ class Bench:
     def start_and_kill(
         self, peer: Peer, start: Callable[[helpers.Machine], float], count: int, tries: int
     ) -> None:
-        """Start machines with so many helpers, one after the other, and kill their leaders; no tries: unmeasured."""
+        """Start machines with helpers, one after the other, and kill their leaders; with no tries, only warm up."""
         for number in range(max(1, tries)):
             with helpers.Machine(f"{PREFIX}{next(self._numbers)}", count) as machine:
                 ms = start(machine)
@@ -237,7 +237,7 @@ class Bench:
                     self.sample(f"helpers/{count}/cpu", peer, cpu_of_pid1() - used)
 
     def capacity(self) -> None:
-        """Counts, not times: measured once."""
+        """Measure counts, which need only one round."""
         peers = self.installed("capacity", (MACHINED, MOORED))
         if MACHINED in peers:
             with self.guarded("capacity", MACHINED):
@@ -260,7 +260,7 @@ class Bench:
                 self.sample("machines", MOORED, number)
 
     def grow(self, peer: Peer, further: int) -> int:
-        """Memory and file descriptors. Returns the number of machines reached."""
+        """Measure memory and file descriptors. Return the number of machines reached."""
         peer.start()
         settle()
         none, fds = peer.memory(), peer.open_fds()
@@ -291,7 +291,7 @@ class Bench:
         return reached
 
     def cold(self) -> None:
-        """The first call, and the imports of moored's dependencies by the same Python."""
+        """Measure the first call, and the imports of moored's dependencies by the same Python."""
         peers = self.installed("cold", (MOORED, MACHINED, IMPORTS_PEER))
         for turn in self.rounds("cold", peers):
             for _ in range(self.options.starts):
@@ -304,8 +304,8 @@ class Bench:
                 self.write({"key": "first", "peer": rows.IMPORTS_BY_FORK, "value": duration})
 
     def first_call(self, peer: Peer) -> None:
-        """Stop the service, and call it."""
-        peer.start()  # once before: its files are in the cache, for all peers
+        """Stop the service, and measure the call that starts it."""
+        peer.start()  # once before, so that its files are cached
         peer.stop()
         settle()
         begin = time.perf_counter()
@@ -317,7 +317,7 @@ class Bench:
     # -- around them -------------------------------------------------------------------------------------------------
 
     def installed(self, group: str, peers: Sequence[Peer]) -> list[Peer]:
-        """Those of the peers that are in this sandbox."""
+        """Return the peers that are installed in this sandbox."""
         found: list[Peer] = []
         for peer in peers:
             with self.guarded(group, peer):
@@ -328,14 +328,14 @@ class Bench:
         return found
 
     def rounds(self, group: str, peers: Sequence[Peer]) -> Iterator[list[Peer]]:
-        """The peers for each round, in the order of that round."""
+        """Yield the peers for each round, in the order of that round."""
         for number in range(self.options.rounds):
             self.progress(f"{group}, round {number + 1} of {self.options.rounds}")
             start = number % max(1, len(peers))
             yield [*peers[start:], *peers[:start]]
 
     def warm(self, peer: Peer) -> None:
-        """Start a peer and let it do everything once."""
+        """Start a peer, and let it do everything once."""
         peer.start()
         with Leaders(WARM_UP_MACHINES) as leaders:
             register_together(peer.socket, leaders)
@@ -344,7 +344,7 @@ class Bench:
         settle()
 
     def clear(self, peer: Peer) -> None:
-        """Bring the sandbox back to where there are no machines, whatever went wrong. All leaders are dead by now."""
+        """Bring the sandbox back to a state without machines, whatever went wrong. All leaders are dead by now."""
         with contextlib.suppress(Unmeasurable):
             systemctl("stop", f"machine-{PREFIX}*")
         with contextlib.suppress(Unmeasurable):
@@ -355,7 +355,7 @@ class Bench:
 
     @contextlib.contextmanager
     def guarded(self, group: str, peer: Peer) -> Generator[None]:
-        """Write down why something could not be measured, and go on."""
+        """Report why something could not be measured, and continue."""
         try:
             yield
         except (Unmeasurable, OSError, subprocess.SubprocessError) as error:
@@ -365,7 +365,7 @@ class Bench:
                 self.clear(peer)
 
     def sample(self, key: str, peer: Peer, value: float) -> None:
-        """Write down a figure."""
+        """Report a figure."""
         self.write({"key": key, "peer": peer.name, "value": value})
 
     def write(self, line: dict[str, str | float]) -> None:
@@ -373,12 +373,12 @@ class Bench:
         print(json.dumps(line), flush=True)
 
     def progress(self, text: str) -> None:
-        """Say what goes on."""
+        """Report progress."""
         print(f"{time.monotonic() - self._begin:5.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 def install_imports() -> None:
-    """Units of a service that imports what moored depends on, answers one call, and ends."""
+    """Return units of a service that imports the dependencies of moored, replies to one call, and ends."""
     (UNITS / IMPORTS_PEER.service).write_text(
         f"[Service]\nExecStart={sys.executable} /run/bench-imports.py\n"
     )

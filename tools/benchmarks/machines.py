@@ -30,16 +30,16 @@ CALLERS = 16
 """Connections that register or terminate at the same time."""
 
 GONE_SECONDS = 180.0
-"""For thousands of scopes to come or go; PID 1 stops a few hundred in a second."""
+"""Deadline for thousands of scopes to come or go; PID 1 stops a few hundred per second."""
 
 LOOK_SECONDS = 0.0002
-"""Pause between two looks at a process that is not in its scope yet: a twentieth of what the fastest peer needs."""
+"""Interval for checking whether a process is in its scope: a twentieth of what the fastest peer needs."""
 
 LOOKS_MS = 1
-"""The same while many are under way, where the rate of all is what counts."""
+"""The same while many are under way, when only the rate matters."""
 
 LIST_SECONDS = 0.005
-"""Pause between two calls of List by who waits for the list to be right."""
+"""Pause between two calls of List while waiting for the list to be right."""
 
 OTHER_SECONDS = 0.002
 """Pause between two calls of the other caller."""
@@ -47,14 +47,14 @@ OTHER_SECONDS = 0.002
 LIST_ALL = encode("io.systemd.Machine.List", more=True)
 
 PREFIX = "bench"
-"""Of the names of all machines."""
+"""Prefix of the names of all machines."""
 
 _numbers = itertools.count()
 
 
 @dataclass
 class Leaders:
-    """Processes that sleep, with a name for each; a context, which kills and buries them.
+    """Processes that sleep, with a name for each. A context manager, which kills and reaps them.
 
     Attributes:
         prefix: of the names, unique in a run.
@@ -92,7 +92,7 @@ class Leaders:
         self._proc.clear()
 
     def kill(self) -> None:
-        """Kill all of them and bury them."""
+        """Kill and reap all of them."""
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)
         for pid in self.pids:
@@ -100,7 +100,7 @@ class Leaders:
         self.pids.clear()
 
     def held(self, number: int) -> bool:
-        """Tell whether a process is in its scope."""
+        """Whether a process is in its scope."""
         return self._marks[number] in os.pread(self._proc[number], 4096, 0)
 
     def find_groups(self) -> None:
@@ -130,7 +130,7 @@ class Leaders:
         self.groups.clear()
 
     def registrations(self) -> list[bytes]:
-        """The calls that register them."""
+        """Return the calls that register them."""
         return [
             encode(
                 "io.systemd.Machine.Register",
@@ -140,13 +140,13 @@ class Leaders:
         ]
 
     def terminations(self) -> list[bytes]:
-        """The calls that end them."""
+        """Return the calls that end them."""
         return [encode("io.systemd.Machine.Terminate", {"name": name}) for name in self.names]
 
 
 @dataclass
 class Registered:
-    """What registering cost.
+    """The cost of registering.
 
     Attributes:
         replies: ms until the reply, of each; of all together where they were registered at the same time.
@@ -160,7 +160,7 @@ class Registered:
 
 
 def register_one_by_one(path: str, leaders: Leaders) -> Registered:
-    """Register on one connection, each after the scope of the one before holds its process."""
+    """Register on one connection, each once the scope of the previous one holds its process."""
     result = Registered()
     with connect(path) as sock:
         for number, request in enumerate(leaders.registrations()):
@@ -206,7 +206,7 @@ def register_together(path: str, leaders: Leaders) -> Registered:
 
 
 def terminate_together(path: str, leaders: Leaders) -> float:
-    """Terminate from several connections. Returns the ms until all scopes are gone."""
+    """Terminate from several connections. Return the ms until all scopes are gone."""
     begin = time.perf_counter()
     collections.deque(_together(path, leaders.terminations(), collections.deque(), leaders), maxlen=0)
     leaders.wait_until_gone()
@@ -214,7 +214,7 @@ def terminate_together(path: str, leaders: Leaders) -> float:
 
 
 def register_until_refused(path: str, leaders: Leaders) -> tuple[int, str]:
-    """Register until a call fails. Returns how many were registered, and what the refusal was, if any."""
+    """Register until a call fails. Return how many were registered, and the refusal, if any."""
     registered = 0
     try:
         for _ in _together(path, leaders.registrations(), collections.deque(), leaders):
@@ -269,7 +269,7 @@ def _together(
 
 
 def list_all(path: str, prefix: str, times: int) -> tuple[list[float], int]:
-    """List all machines so often. Returns the durations in ms, and how many of the prefix the last one had."""
+    """List all machines several times. Return the durations in ms, and how many with the prefix the last list had."""
     mark = f'"name":"{prefix}'.encode()
     samples: list[float] = []
     replies = b""
@@ -283,7 +283,7 @@ def list_all(path: str, prefix: str, times: int) -> tuple[list[float], int]:
 
 
 def list_by_name(path: str, leaders: Leaders) -> list[float]:
-    """List each machine by its name. Returns the durations in µs."""
+    """List each machine by its name. Return the durations in µs."""
     requests = [encode("io.systemd.Machine.List", {"name": name}) for name in leaders.names]
     samples: list[float] = []
     with connect(path) as sock:
@@ -295,7 +295,7 @@ def list_by_name(path: str, leaders: Leaders) -> list[float]:
 
 
 def kill_all(path: str, leaders: Leaders) -> float:
-    """Kill all leaders. Returns the ms until the list has none of them."""
+    """Kill all leaders. Return the ms until the list has none of them."""
     mark = f'"name":"{leaders.prefix}'.encode()
     with connect(path) as sock:
         begin = time.perf_counter()
@@ -310,7 +310,7 @@ def kill_all(path: str, leaders: Leaders) -> float:
 
 
 class OtherCaller:
-    """A process of its own that calls GetInfo again and again with a short pause; a context.
+    """A separate process that keeps calling GetInfo, with a short pause. A context manager.
 
     Attributes:
         waits: after the context, what each call took, in ms.
@@ -334,7 +334,7 @@ class OtherCaller:
                 os._exit(status)
         os.close(stop)
         os.close(results)
-        os.read(self._results, 1)  # connected, and answered once
+        os.read(self._results, 1)  # connected, and got one reply
         return self
 
     def __exit__(

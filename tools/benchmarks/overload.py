@@ -52,24 +52,24 @@ SUBORDINATE, USERS, PER_USER = 300_000, 33, 128
 LIST_OURS = encode("io.moorage.Machine.List", more=True)
 DESCRIBE = encode("org.varlink.service.GetInterfaceDescription", {"interface": "io.moorage.Machine"})
 CROWD = 64
-"""Machines that are there all the time, so that List has something to tell."""
+"""Machines that exist all the time, so that List has something to return."""
 
 CALL_BYTES = 256 * 1024
-"""Of the longest call: wire.connection.CALL_MAX."""
+"""Size of the longest call: wire.connection.CALL_MAX."""
 TANGLED_OBJECTS = 16_000
 
 REGISTRATIONS = 200
-"""In each condition and round."""
+"""Calls in each condition and round."""
 
 
 def spin() -> None:
-    """Use a processor."""
+    """Use up a processor."""
     while True:
         pass
 
 
 def pipeline(calls: bytes) -> None:
-    """Send, read, and so on, never waiting for one before the other."""
+    """Send and read without waiting for either."""
     with connect(MOORED.socket) as sock:
         sock.setblocking(False)  # noqa: FBT003 - its only argument
         rest = b""
@@ -83,7 +83,7 @@ def pipeline(calls: bytes) -> None:
 
 
 def again_and_again(message: bytes) -> None:
-    """Send what ends the connection, and connect again."""
+    """Send an error that ends the connection, and connect again."""
     while True:
         with connect(MOORED.socket) as sock, contextlib.suppress(OSError):
             sock.sendall(message)
@@ -92,7 +92,7 @@ def again_and_again(message: bytes) -> None:
 
 
 def deaf() -> None:
-    """Ask for much, and read nothing."""
+    """Request much, and read nothing."""
     socks = [connect(MOORED.socket) for _ in range(DEAF)]
     for sock in socks:
         sock.setblocking(False)  # noqa: FBT003 - its only argument
@@ -102,7 +102,7 @@ def deaf() -> None:
 
 
 def slow() -> None:
-    """Send a byte a second."""
+    """Send one byte per second."""
     while True:
         with connect(MOORED.socket) as sock, contextlib.suppress(OSError):
             while True:
@@ -112,14 +112,14 @@ def slow() -> None:
 
 
 def idle() -> None:
-    """Connect, and that is all."""
+    """Connect, and do nothing."""
     socks: list[socket.socket] = [connect(MOORED.socket) for _ in range(IDLE)]
     signal.pause()
     del socks
 
 
 def crowd() -> None:
-    """Connect as many users, and that is all."""
+    """Connect as many users, and do nothing."""
     socks: list[socket.socket] = []
     for uid in range(SUBORDINATE, SUBORDINATE + USERS):
         os.seteuid(uid)
@@ -130,7 +130,7 @@ def crowd() -> None:
 
 
 def flood(calls: bytes, *, read: bool) -> None:
-    """Ask on many connections, without end."""
+    """Call on many connections, without end."""
     socks = [connect(MOORED.socket) for _ in range(FLOOD)]
     for sock in socks:
         sock.setblocking(False)  # noqa: FBT003 - its only argument
@@ -142,7 +142,7 @@ def flood(calls: bytes, *, read: bool) -> None:
                 with contextlib.suppress(BlockingIOError):
                     while read and sock.recv(1 << 18):
                         pass
-            except OSError:  # dropped: once more
+            except OSError:  # dropped: connect again
                 sock.close()
                 socks[number] = connect(MOORED.socket)
                 socks[number].setblocking(False)  # noqa: FBT003 - its only argument
@@ -150,7 +150,7 @@ def flood(calls: bytes, *, read: bool) -> None:
 
 
 def unfinished() -> None:
-    """Begin calls with file descriptors, and connect again when that is over."""
+    """Begin calls with file descriptors, and connect again once they are dropped."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [0] * FDS_OF_A_CALL))]
     while True:
         with contextlib.ExitStack() as stack:
@@ -162,7 +162,7 @@ def unfinished() -> None:
 
 
 def linger() -> None:
-    """Send sockets that are closed only when their peer has read what was sent, which it never does."""
+    """Send sockets that linger on close until their peer has read everything, which it never does."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         while True:
             with socket.create_connection(server.getsockname()) as sender, server.accept()[0]:
@@ -178,7 +178,7 @@ def linger() -> None:
 
 
 def tangle() -> bytes:
-    """The longest call that is decoded, and refused only then."""
+    """Return the longest call that is decoded before it is refused."""
     objects = b",".join([b'{"a":1}'] * TANGLED_OBJECTS)
     head, tail = (
         b'{"method":"io.moorage.Machine.Register","parameters":{"name":"x","properties":{"a":[',
@@ -203,7 +203,7 @@ OFFENDERS: dict[str, tuple[int, Callable[[], None]]] = {
     "unfinished": (NOBODY + 3, unfinished),
     "linger": (NOBODY + 4, linger),
 }
-"""Uid, and what it does until it is killed."""
+"""UID, and what it does until it is killed."""
 
 CONDITIONS: dict[str, Sequence[str]] = {
     "alone": (),
@@ -212,15 +212,15 @@ CONDITIONS: dict[str, Sequence[str]] = {
 }
 
 MEMORY_SECONDS = 2.0
-"""From the end of those who behaved badly until the service's memory is measured; it is given back after one."""
+"""Pause between the end of the bad clients and measuring memory, which the service returns after one second."""
 
 WARM_UP_SECONDS = 0.5
-"""From the start of those who behave badly until somebody else is measured."""
+"""Pause between the start of the bad clients and measuring another caller."""
 
 
 @contextlib.contextmanager
 def misbehaving(names: Sequence[str]) -> Generator[None]:
-    """Have them behave badly meanwhile, each in a process of its own."""
+    """Run bad clients meanwhile, each in a process of its own."""
     pids: list[int] = []
     try:
         for name in names:
@@ -282,7 +282,7 @@ def measure(rounds: int) -> None:
 
 
 def main() -> int:
-    """Boot a sandbox and measure in it; in a sandbox, measure. Returns the exit status."""
+    """Boot a sandbox and measure in it; in a sandbox, measure. Return the exit status."""
     parser = argparse.ArgumentParser(
         prog="tools/overload", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What is measured, and how it is started and stopped: always as a service of the sandbox's own PID 1."""
+"""Implementations to measure, started and stopped as services of the sandbox's own PID 1."""
 
 import contextlib
 import os
@@ -11,17 +11,17 @@ from pathlib import Path
 from benchmarks.wire import GET_INFO, Unmeasurable, connect, exchange
 
 COMMAND_SECONDS = 120.0
-"""For one command of systemctl; the stop of a service with thousands of machines takes a few seconds."""
+"""Deadline for one systemctl command; stopping a service with thousands of machines takes a few seconds."""
 
 START_SECONDS = 20.0
-"""From the start of a service until it answers."""
+"""Deadline for a started service to reply."""
 
 QUIET_SECONDS = 20.0
-"""For PID 1 and the broker to come to rest after a measurement."""
+"""Deadline for PID 1 and the broker to become idle after a measurement."""
 
 QUIET_INTERVAL_SECONDS = 0.1
 QUIET_PART = 0.02
-"""At rest is who used less than this part of the interval."""
+"""A process is idle if it used less than this share of the interval."""
 
 CGROUPS = Path("/sys/fs/cgroup")
 UNITS = Path("/run/systemd/system")
@@ -62,7 +62,7 @@ class Peer:
             raise Unmeasurable(f"{self.name} is not installed in the sandbox")
 
     def start(self) -> None:
-        """Start it, and return when it answers.
+        """Start it, and wait until it replies.
 
         Raises:
             Unmeasurable: it does not.
@@ -84,24 +84,24 @@ class Peer:
         if not self.service:
             return
         systemctl("stop", self.service)
-        # Also forgets how often it was started: we do that more often than the manager lets pass.
+        # This also resets the start counter: we start it more often than the manager permits.
         with contextlib.suppress(Unmeasurable):
             systemctl("reset-failed", self.service)
 
     def pid(self) -> int:
-        """The PID of its main process."""
+        """Return the PID of its main process."""
         return int(systemctl("show", "--property=MainPID", "--value", self.service))
 
     def cpu(self) -> float:
-        """CPU time that its control group has used, in ms."""
+        """Return the CPU time of its control group, in ms."""
         return cpu_of(f"system.slice/{self.service}")
 
     def open_fds(self) -> int:
-        """The number of file descriptors that its main process has open."""
+        """Return the number of open file descriptors of its main process."""
         return len(os.listdir(f"/proc/{self.pid()}/fd"))
 
     def memory(self) -> dict[str, float]:
-        """KiB of its main process by the names of proc_pid_smaps_rollup(5)."""
+        """Return the memory of its main process in KiB, by the names of proc_pid_smaps_rollup(5)."""
         lines = Path(f"/proc/{self.pid()}/smaps_rollup").read_text().splitlines()[1:]
         return {key: float(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
 
@@ -120,7 +120,7 @@ VARLINK = Peer("varlink package", "/run/bench-varlink", "bench-varlink.service",
 
 
 def raise_limit_of_machined(*, high: bool) -> None:
-    """Let machined open as many files as moored's unit lets moored, or as few as its own unit does."""
+    """Give machined the limit for open files of moored's unit, or that of its own unit."""
     dropin = UNITS / f"{MACHINED.service}.d" / "bench.conf"
     dropin.parent.mkdir(parents=True, exist_ok=True)
     dropin.write_text("[Service]\nLimitNOFILE=65536\n" if high else "")
@@ -129,7 +129,7 @@ def raise_limit_of_machined(*, high: bool) -> None:
 
 
 def cpu_of(group: str) -> float:
-    """CPU time that a control group has used, in ms (cgroup v2, cpu.stat)."""
+    """Return the CPU time of a control group, in ms (cgroup v2, cpu.stat)."""
     for line in (CGROUPS / group / "cpu.stat").read_text().splitlines():
         key, value = line.split()
         if key == "usage_usec":
@@ -138,17 +138,17 @@ def cpu_of(group: str) -> float:
 
 
 def cpu_of_pid1() -> float:
-    """CPU time of PID 1, in ms."""
+    """Return the CPU time of PID 1, in ms."""
     return cpu_of("init.scope")
 
 
 def cpu_of_broker() -> float:
-    """CPU time of the system bus, in ms."""
+    """Return the CPU time of the system bus, in ms."""
     return cpu_of("system.slice/dbus.service")
 
 
 def settle() -> None:
-    """Wait until PID 1 and the broker are at rest, so that nobody pays for what came before."""
+    """Wait until PID 1 and the broker are idle, so that earlier work is not charged to the next measurement."""
     deadline = time.monotonic() + QUIET_SECONDS
     used = cpu_of_pid1() + cpu_of_broker()
     while time.monotonic() < deadline:
@@ -160,7 +160,7 @@ def settle() -> None:
 
 
 def systemctl(*argv: str) -> str:
-    """Run systemctl and return what it prints.
+    """Run systemctl, and return its output.
 
     Raises:
         Unmeasurable: it failed; says what it printed.

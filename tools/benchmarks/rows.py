@@ -1,4 +1,4 @@
-"""The quantities, who they are compared with, and what moored shall reach: pure, and the one place for all of it.
+"""The quantities, their peers and the targets for moored: pure, and the only place for them.
 
 A sample is one figure of one peer in one round; a row compares the medians of two peers.
 """
@@ -20,27 +20,27 @@ GROUPS = {
 
 COUNTS = (100, 400, 1000)
 QUICK_COUNTS = (100, 400)
-"""How many processes are registered."""
+"""Number of processes to register."""
 DEATHS = 400
-"""How many machines there are when all are listed, and when all leaders die."""
+"""Number of machines when all are listed, and when all leaders die."""
 CONNECTIONS = (1, 8, 64, 120)
 HELPERS = (0, 1, 5, 20)
-"""How many helpers a machine has."""
+"""Number of helpers of a machine."""
 HELPERS_JUDGED = 5
-"""With how many of them it is judged."""
+"""The number with a target."""
 TEARDOWN = "<=1.1"
-"""Nothing measurable is added: two series of the same differ by less than a tenth."""
+"""No measurable overhead: two series of the same thing differ by less than a tenth."""
 
 MOORED, MACHINED, ASYNCVARLINK, VARLINK = "moored", "machined", "asyncvarlink", "varlink package"
 IMPORTS_BY_PID1 = "bare imports, started by PID 1 in the same way"
 IMPORTS_BY_FORK = "bare imports, forked by the generator"
 BUSCTL, PLAIN, SYSTEMD_RUN = "busctl", "plain client, no service", "systemd-run"
 LIMIT = "limit"
-"""The peer of a row whose target is a figure of its own, not a ratio: moored's value over that figure."""
+"""Peer of a row whose target is a figure instead of a ratio: moored's value over that figure."""
 
 MACHINES = 5000
 FIRST_MACHINES = 1000
-"""Memory is looked at with none, with so many, and with more."""
+"""Numbers of machines with which memory is measured."""
 MEMORY_KIB = 60 * 1024
 MEMORY_EACH_KIB = 8
 
@@ -72,7 +72,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Quantity:
-    """One row, before it has values.
+    """A row without values.
 
     Attributes:
         group: one of GROUPS.
@@ -93,7 +93,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Row:
-    """A quantity with the medians of both sides, or why there are none."""
+    """A quantity with the medians of both sides, or the reason why there are none."""
 
     quantity: Quantity
     moored: float | None
@@ -102,7 +102,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """The value of moored over the peer's."""
+        """The value of moored divided by the peer's."""
         if self.moored is None or self.peer is None:
             return None
         if self.peer == 0:
@@ -111,7 +111,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None without a target or without values."""
+        """Whether the target is met; None without a target or values."""
         if self.quantity.target is None or self.ratio is None:
             return None
         return meets(self.ratio, self.quantity.target)
@@ -141,7 +141,7 @@ def meets(ratio: float, target: str) -> bool:
 
 
 def quantities(counts: Sequence[int]) -> list[Quantity]:
-    """All rows of a run that registers so many processes."""
+    """Return all rows of a run that registers certain numbers of processes."""
     return [*_wire(), *_register(counts), *_helpers(), *_capacity(), *_cold()]
 
 
@@ -286,7 +286,7 @@ def compare(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows for the terminal."""
+    """Return the rows as a table for the terminal."""
     lines: list[tuple[str, ...]] = [("", "peer", "moored", "peer's", "ratio", "target", "")]
     for row in rows:
         verdict = {True: "met", False: "MISSED", None: ""}[row.met]

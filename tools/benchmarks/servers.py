@@ -1,4 +1,4 @@
-"""Servers of two libraries for the bare wire: python3 -m benchmarks.servers LIBRARY SOCKET.
+"""Servers of two varlink libraries, for comparing the wire alone: python3 -m benchmarks.servers LIBRARY SOCKET.
 
 Each as its own documentation shows it, serving org.varlink.service alone.
 """

@@ -24,13 +24,13 @@ polkit.addRule(function(action, subject) {
 """
 
 DIAL_SECONDS = 60.0
-"""For a connection: there is a queue for them while moored is away."""
+"""Deadline for a connection: systemd queues connections while moored is away."""
 
 REFUSED = b"refused"
 
 
 class Alice:
-    """Her session."""
+    """A session of Alice."""
 
     def __init__(self) -> None:
         RULE.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ class Alice:
         ours.settimeout(DIAL_SECONDS)
         self._asked = ours
         self._turn = trio.Lock()
-        self._dial().close()  # it is there
+        self._dial().close()  # the session exists
         self._group = control_group(self.process.pid)
 
     def _dial(self) -> socket.socket:
@@ -55,7 +55,7 @@ class Alice:
         return socket.socket(fileno=fds[0])
 
     async def connect(self) -> Client:
-        """Connect to moored as her.
+        """Connect to moored as Alice.
 
         Raises:
             OSError: it cannot be done.
@@ -64,7 +64,7 @@ class Alice:
             return Client(await trio.to_thread.run_sync(self._dial))
 
     def sleeper(self) -> Process:
-        """Start a process of hers that does nothing."""
+        """Start a process of Alice that does nothing."""
         process = subprocess.Popen(
             ("sleep", "infinity"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, user=ALICE
         )
@@ -73,7 +73,7 @@ class Alice:
 
 
 def main() -> None:
-    """Connect as often as somebody asks for it."""
+    """Connect whenever the other end asks for it."""
     asked = socket.socket(fileno=os.dup(sys.stdin.fileno()))
     while asked.recv(len(b"dial")):
         with socket.socket(socket.AF_UNIX) as connected:

@@ -1,4 +1,4 @@
-"""What must be true once all is quiet."""
+"""Facts that must hold once everything is quiet."""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -33,23 +33,23 @@ from moorage.wire.client import Client
 from moorage.wire.errors import RemoteError
 
 QUIET_SECONDS = 40.0
-"""Until all is quiet: moored may first wait for a manager that has not answered for 30 s."""
+"""Deadline for everything to be quiet: moored may first have to wait for a manager that did not reply for 30 s."""
 
 LOOK_SECONDS = 0.1
 
 LEASES_SECONDS = LEASE_GRACE_USEC / 1e6 + 1
-"""After the last step: until then a machine would have been stopped whose lease was lost in it."""
+"""Wait after the last step: by then a machine whose lease was lost would have been stopped."""
 
 TASKS_MAX = 8
-"""Threads of moored: one for the loop, and those for files that may not answer, which are kept for 10 s."""
+"""Threads of moored: one for the loop, and those for files that may hang, which are kept for 10 s."""
 
 FOREIGN = ("machine-foreign.scope", "machine-vm\\x2dforeign.scope", "foreign.scope")
-"""Scopes of somebody else: two with names that machines could have."""
+"""Scopes of somebody else, two of them with names that machines could have."""
 FOREIGN_SERVICES = ("machine-foreign-fs.service", "foreign.service", *FOREIGN_HELPERS.values())
 
 
 class Foreign:
-    """What is not moored's, and must be as it was whatever happens."""
+    """Units that are not moored's, and must stay as they were whatever happens."""
 
     def __init__(self) -> None:
         self._scopes: dict[str, Process] = {}
@@ -61,14 +61,14 @@ class Foreign:
         self._before: dict[str, dict[str, str]] = {}
 
     def state(self) -> dict[str, dict[str, str]]:
-        """What the manager says of them."""
+        """Return their state according to the manager."""
         return {
             unit: show(unit, "ActiveState", "InvocationID", "MainPID", "Job")
             for unit in (*FOREIGN, *FOREIGN_SERVICES)
         }
 
     def problems(self) -> Iterator[str]:
-        """What became of them."""
+        """Return what became of them."""
         now = self.state()
         if not self._before and all(state["ActiveState"] == "active" for state in now.values()):
             self._before = now
@@ -80,7 +80,7 @@ class Foreign:
 
 
 async def listed() -> dict[str, dict[str, Any]]:
-    """What moored lists."""
+    """Return the machines that moored lists."""
     try:
         async with await Client.connect(SOCKET) as client, client.call_more(f"{OURS}List") as replies:
             machines = [reply["machine"] async for reply in replies]
@@ -95,7 +95,7 @@ async def listed() -> dict[str, dict[str, Any]]:
 
 
 class Checks:
-    """Compares everything with everything.
+    """Compares the views of moored, the manager, the kernel and the files.
 
     Attributes:
         descriptors: as many as moored had before there was any machine.
@@ -129,7 +129,7 @@ class Checks:
         await self._verdicts()
 
     async def settle_leases(self) -> None:
-        """Wait for the end of what nobody would hold, and until everything is as it must be again.
+        """Wait until machines whose lease nobody holds have ended, and everything is as it must be again.
 
         Raises:
             Violation: as :meth:`settle` says.
@@ -203,7 +203,7 @@ class Checks:
         }
         loaded = units("machine-*-*.service", "machine-*-*.socket")
         others = loaded.keys() - theirs - set(FOREIGN_SERVICES)
-        # A helper that was removed stays in the manager's memory for as long as others of its machine name it.
+        # The manager keeps a removed helper in memory while other units of the machine name it.
         running = {unit for unit in others if "--" not in unit and loaded[unit] != "inactive"}
         if running:
             yield f"helpers on no record: {sorted(running)}"
@@ -247,7 +247,7 @@ class Checks:
             yield f"moored has {tasks} threads"
 
     async def _decide(self) -> None:
-        """Take note of what became of changes that were cut off: from here on it stays so."""
+        """Note what became of changes that were cut off: from here on that is final."""
         machines = await listed()
         for wanted in self._world.living():
             names = {helper["name"] for helper in machines[wanted.name]["helpers"]}
@@ -256,7 +256,7 @@ class Checks:
             wanted.undecided.clear()
 
     async def _verdicts(self) -> None:
-        """Look at the verdicts of all that ended, and forget them; look for those that were damaged."""
+        """Check the verdicts of machines that ended, and forget them; find those whose record was damaged."""
         for wanted in [each for each in self._world.machines.values() if each.ended]:
             if wanted.machine is not None and wanted.verdict:
                 try:
@@ -276,7 +276,7 @@ class Checks:
         wanted.process.wait(QUIET_SECONDS)
 
     async def _take_in(self, name: str, wanted: Wanted) -> None:
-        """What an administrator does: the record is of no use, the machine is registered where it is."""
+        """Do what an administrator would: the record is useless, so register the machine where it is."""
         path = RECORDS / name
         if path.is_dir() and not path.is_symlink():
             path.rmdir()

@@ -1,16 +1,16 @@
-"""tools/chaos: moored against a real systemd while everything around it goes wrong.
+"""tools/chaos: moored on a real systemd while everything around it goes wrong.
 
-In a sandbox of its own, clients register machines (with helpers, leases, in slices, as containers), register them
-again, add helpers and remove them, stop and forget machines, list and describe them; leaders die. Some are root's,
-some an ordinary user's, who also tries what she may not. Many hang up before they have an answer; leases are held as
-launchers do it, over restarts. Meanwhile, one step after the other, a fault is injected. Then the clients finish,
-whatever that takes, and it is looked whether
+In a sandbox of its own, clients register machines (with helpers, with leases, in slices, as containers), register them
+again, add and remove helpers, stop and forget machines, list and describe them; leaders die. Some clients are root's,
+some belong to an ordinary user, who also tries what she may not do. Many hang up before they get a reply; leases are
+held across restarts, as launchers do. Meanwhile faults are injected, one after the other. Then the clients finish,
+however long that takes, and these facts are checked:
 
-  - every machine whose Register was answered is there with the same identity, or has its verdict;
-  - those with a lease have ended only where it was dropped on purpose;
-  - every helper that was asked for runs and is on record, and no other does, whoever was cut off meanwhile;
+  - every machine whose Register got a reply exists with the same identity, or has its verdict;
+  - machines with a lease have ended only if it was dropped on purpose;
+  - exactly the requested helpers run and are on record, whichever calls were cut off;
   - List, the records, the service manager's units, the control groups and the runtime directories agree about that;
-  - nothing else is there: no ghost, no second one, nothing half-made;
+  - nothing else exists: no ghost, no duplicate, nothing half-made;
   - nothing that is not moored's was stopped: scopes and services of others beside it run as they did, also those whose
     names helpers were to have;
   - moored has no more file descriptors and tasks than these machines need.
@@ -33,18 +33,18 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 SANDBOX = CHECKOUT / "tools" / "sandbox"
 STATE = Path("/run/moorage-sandbox")
-"""Where tools/sandbox keeps what it knows of each."""
+"""Where tools/sandbox keeps its records."""
 
 UP_SECONDS = 1200.0
-"""With an image that has to be made first."""
+"""Includes making an image."""
 DOWN_SECONDS = 60.0
 
 RECORDS_SIZE = "1m"
-"""Of what moored may write to /run/moorage: a file fills it at once, and a thousand records fit."""
+"""Size of /run/moorage: one file fills it at once, and it has space for a thousand records."""
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="tools/chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,12 +57,12 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def leader_of(name: str) -> int:
-    """PID of a sandbox's PID 1, in the host's numbers."""
+    """Return the PID on the host of a sandbox's PID 1."""
     return json.loads((STATE / name / "record.json").read_text())["leader"]
 
 
 def hold(pid: int, seconds: float) -> None:
-    """Have a process do nothing for a while."""
+    """Stop a process for a while."""
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
@@ -75,7 +75,7 @@ def hold(pid: int, seconds: float) -> None:
 
 
 def converse(name: str, options: Mapping[str, object]) -> int:
-    """Run what runs inside, and do for it what only the host can do. Returns its exit status."""
+    """Run the inner part, do for it what only the host can do, and return its exit status."""
     leader = leader_of(name)
     command = [SANDBOX, "exec", "--env=PYTHONPATH=/moorage/tools", name, "--"]
     inside = ["python3", "-u", "-m", "faults.inside", json.dumps(options)]
@@ -85,7 +85,7 @@ def converse(name: str, options: Mapping[str, object]) -> int:
         assert client.stdin is not None
         assert client.stdout is not None
         for line in client.stdout:
-            if line.startswith("\0"):  # a request, not for people
+            if line.startswith("\0"):  # a request to the host, not output
                 hold(leader, float(line[1:]))
                 client.stdin.write("\n")
                 client.stdin.flush()
@@ -96,7 +96,7 @@ def converse(name: str, options: Mapping[str, object]) -> int:
 
 
 def main() -> int:
-    """Do it. Returns 1 where something was found."""
+    """Run tools/chaos. Return 1 if a violation was found."""
     parser = arguments()
     args = parser.parse_args()
     if os.geteuid() != 0:

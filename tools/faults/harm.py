@@ -1,4 +1,4 @@
-"""The kinds of faults. Each is done while the clients work, and is over when its function returns."""
+"""Kinds of faults. Each is injected while the clients work, and is over when its function returns."""
 
 import json
 import os
@@ -26,28 +26,28 @@ FILLER = RECORDS.parent / "filler"
 ELSEWHERE = Path("/run/moorage-elsewhere")
 
 RESTART_SECONDS = 30.0
-"""Until a moored that was killed is there again: the manager waits up to 5 s for that."""
+"""Deadline for a killed moored to run again: the manager waits up to 5 s before it restarts it."""
 
 LOOK_SECONDS = 0.01
 
 CALLS_MEANWHILE_SECONDS = 1.0
-"""For how long clients meet a full directory."""
+"""How long the directory of records stays full."""
 
 CHANGE_SECONDS = 0.04
-"""For how long a change of helpers is under way on an idle machine."""
+"""Duration of a change of helpers on an idle host."""
 
 SLOW_USEC = 3_000_000
-"""For the start of a helper that never gets ready, µs: longer than it takes to begin a restart."""
+"""Deadline for a helper that never becomes ready, µs: longer than it takes to begin a restart."""
 
 HELD_SECONDS = (0.2, 4.0)
-"""For how long the manager does not answer; HELD_LONG_SECONDS in a run that is long enough for that."""
+"""How long the manager does not reply; HELD_LONG_SECONDS in a run that is long enough."""
 HELD_LONG_SECONDS = 32.0
 LONG_SECONDS = 600.0
 
 
 @dataclass
 class Scene:
-    """Where harm is done.
+    """The place of a fault.
 
     Attributes:
         chance: decides about all that is left open.
@@ -64,12 +64,12 @@ Harm = Callable[[Scene], Awaitable[None]]
 
 
 async def command(*argv: str) -> None:
-    """Run a command while the clients go on."""
+    """Run a command while the clients continue."""
     await trio.to_thread.run_sync(run, *argv)
 
 
 def murder() -> int:
-    """Kill moored with SIGKILL, if it runs; return its PID."""
+    """Kill moored with SIGKILL if it runs, and return its PID."""
     pid = main_pid()
     if pid:
         with suppress(ProcessLookupError):
@@ -78,10 +78,10 @@ def murder() -> int:
 
 
 async def back(before: int) -> None:
-    """Wait for another moored than that one; the manager need not take its time."""
+    """Wait for another moored than that one, without the manager's pause before a restart."""
     with trio.move_on_after(RESTART_SECONDS):
         while True:
-            # In vain where this waits for a start that was already killed.
+            # Has no effect on a start that was already killed.
             await trio.to_thread.run_sync(partial(run, "systemctl", "start", "moored.service", check=False))
             if await trio.to_thread.run_sync(main_pid) not in {0, before}:
                 return
@@ -100,17 +100,17 @@ async def begun(before: int) -> None:
 
 
 async def nothing(_: Scene) -> None:
-    """No fault."""
+    """Inject nothing."""
 
 
 async def kill(scene: Scene) -> None:
-    """SIGKILL at some moment."""
+    """Kill moored at some moment."""
     await trio.sleep(scene.chance.uniform(0, 0.3))
     await back(murder())
 
 
 async def kill_in_register(scene: Scene) -> None:
-    """SIGKILL within milliseconds of a Register that goes out."""
+    """Kill moored within milliseconds of a Register being sent."""
     pid = await trio.to_thread.run_sync(main_pid)
     with trio.move_on_after(CALLS_MEANWHILE_SECONDS):
         await scene.clients.calls.registering.wait()
@@ -122,7 +122,7 @@ async def kill_in_register(scene: Scene) -> None:
 
 
 async def kill_in_change(scene: Scene) -> None:
-    """SIGKILL within milliseconds of a change of helpers that goes out."""
+    """Kill moored within milliseconds of a change of helpers being sent."""
     pid = await trio.to_thread.run_sync(main_pid)
     with trio.move_on_after(CALLS_MEANWHILE_SECONDS):
         await scene.clients.calls.changing.wait()
@@ -134,7 +134,7 @@ async def kill_in_change(scene: Scene) -> None:
 
 
 async def kill_while_it_starts(scene: Scene) -> None:
-    """SIGKILL, and again while it finds its machines."""
+    """Kill moored, and once more while it recovers its machines."""
     for _ in range(3):
         before = murder()
         await begun(before)
@@ -143,12 +143,12 @@ async def kill_while_it_starts(scene: Scene) -> None:
 
 
 async def restart(_: Scene) -> None:
-    """A regular restart."""
+    """Restart moored regularly."""
     await command("systemctl", "restart", "moored.service")
 
 
 async def terminate(_: Scene) -> None:
-    """SIGTERM, not from the manager."""
+    """Send SIGTERM, behind the manager's back."""
     pid = await trio.to_thread.run_sync(main_pid)
     if pid:
         with suppress(ProcessLookupError):
@@ -157,7 +157,7 @@ async def terminate(_: Scene) -> None:
 
 
 async def restart_while_busy(_: Scene) -> None:
-    """A restart while a Register is under way that lasts: its connection ends later than those that are idle."""
+    """Restart moored during a long Register, whose connection ends later than idle ones."""
     leader = sleeper()
     slow = {
         "name": "slow",
@@ -186,29 +186,29 @@ async def restart_while_busy(_: Scene) -> None:
 
 
 async def reload(_: Scene) -> None:
-    """daemon-reload."""
+    """Reload the manager."""
     await command("systemctl", "daemon-reload")
 
 
 async def reexecute(_: Scene) -> None:
-    """daemon-reexec: the private socket drops."""
+    """Re-execute the manager, which closes its private socket."""
     await command("systemctl", "daemon-reexec")
 
 
 async def reexecute_and_kill(scene: Scene) -> None:
-    """Both at once."""
+    """Kill moored and re-execute the manager at once."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(command, "systemctl", "daemon-reexec")
         nursery.start_soon(kill, scene)
 
 
 async def broker(_: Scene) -> None:
-    """A restart of the message bus."""
+    """Restart the message bus."""
     await command("systemctl", "restart", "dbus.service")
 
 
 async def hold_manager(scene: Scene) -> None:
-    """PID 1 does not answer for a while."""
+    """Stop PID 1 for a while."""
     seconds = scene.chance.uniform(*HELD_SECONDS)
     if scene.seconds >= LONG_SECONDS and scene.chance.random() < 0.2:
         seconds = HELD_LONG_SECONDS
@@ -216,13 +216,13 @@ async def hold_manager(scene: Scene) -> None:
 
 
 async def hold(seconds: float) -> None:
-    """Ask the host to stop PID 1: a process cannot do that to the first one of its own namespace."""
+    """Ask the host to stop PID 1, which no process of its own namespace can do."""
     print(f"\0{seconds}", flush=True)
     await trio.to_thread.run_sync(sys.stdin.readline)
 
 
 async def hold_manager_and_kill(scene: Scene) -> None:
-    """PID 1 does not answer, and moored is killed meanwhile."""
+    """Stop PID 1, and kill moored meanwhile."""
     pid = await trio.to_thread.run_sync(main_pid)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, scene.chance.uniform(0.5, 2))
@@ -234,7 +234,7 @@ async def hold_manager_and_kill(scene: Scene) -> None:
 
 
 async def fill(scene: Scene) -> None:
-    """No space is left for records. Verdicts that cannot be written are lost with the next restart."""
+    """Leave no space for records. Verdicts that cannot be written are lost with the next restart."""
     scene.world.full = True
     try:
         with FILLER.open("wb", buffering=0) as filler, suppress(OSError):
@@ -285,7 +285,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 async def damage(scene: Scene) -> None:
-    """A record is damaged, or gone, when moored starts again."""
+    """Damage or remove a record before moored starts again."""
     plain = [
         wanted
         for wanted in scene.world.living()
@@ -308,7 +308,7 @@ def _some(scene: Scene, share: float) -> list[Wanted]:
 
 @asynccontextmanager
 async def ending(machines: Sequence[Wanted], why: str) -> AsyncGenerator[None]:
-    """Expect the end of machines, and wait for it: before that nobody uses their names."""
+    """Expect machines to end, and wait for that; until then no client uses their names."""
     for wanted in machines:
         wanted.reserved = True
         wanted.end(why)
@@ -319,7 +319,7 @@ async def ending(machines: Sequence[Wanted], why: str) -> AsyncGenerator[None]:
 
 
 async def kill_leaders(scene: Scene) -> None:
-    """Half of all leaders die at once."""
+    """Kill half of all leaders at once."""
     chosen = _some(scene, 0.5)
     async with ending(chosen, "its leader was killed"):
         for wanted in chosen:
@@ -327,7 +327,7 @@ async def kill_leaders(scene: Scene) -> None:
 
 
 async def kill_leaders_and_moored(scene: Scene) -> None:
-    """Leaders die while moored is down."""
+    """Kill leaders while moored is down."""
     before = murder()
     chosen = _some(scene, 0.3)
     async with ending(chosen, "its leader was killed"):
@@ -337,7 +337,7 @@ async def kill_leaders_and_moored(scene: Scene) -> None:
 
 
 async def stop_scopes(scene: Scene) -> None:
-    """Somebody else stops the scopes."""
+    """Stop scopes through the manager."""
     chosen = _some(scene, 0.3)
     async with ending(chosen, "its scope was stopped"):
         if chosen:
@@ -345,7 +345,7 @@ async def stop_scopes(scene: Scene) -> None:
 
 
 async def kill_helpers(scene: Scene) -> None:
-    """Helpers die: some take their machine with them."""
+    """Kill helpers, some of which take their machine with them."""
     scene.world.stopping_helpers = True
     having = [wanted for wanted in _some(scene, 1) if _decided(wanted)]
     fatal = [wanted for wanted in having if _is_fatal(wanted)]
@@ -370,7 +370,7 @@ def _is_fatal(wanted: Wanted) -> bool:
 
 
 async def drop_leases(scene: Scene) -> None:
-    """The connections of leases end."""
+    """End the connections of leases."""
     chosen = [wanted for wanted in _some(scene, 1) if wanted in scene.clients.calls.leases]
     async with ending(chosen, "the connection of its lease ended"):
         for wanted in chosen:
@@ -400,4 +400,4 @@ KINDS: dict[str, tuple[Harm, int]] = {
     "helpers killed": (kill_helpers, 2),
     "connections of leases dropped": (drop_leases, 1),
 }
-"""Each with how often it comes, relative to the others."""
+"""Kinds of faults, with their relative frequency."""

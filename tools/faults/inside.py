@@ -1,4 +1,4 @@
-"""What runs in the sandbox: python3 -m faults.inside OPTIONS (JSON).
+"""The part that runs in the sandbox: python3 -m faults.inside OPTIONS (JSON).
 
 Prints what it does, and at last a table; the exit status is 1 if something was not as it must be.
 """
@@ -21,19 +21,19 @@ from faults.clients import Clients
 from faults.world import ALICE, ROOT, Violation, World, run
 
 CLIENTS = (ROOT, ROOT, ROOT, ROOT, ALICE, ALICE)
-"""A client each: whose."""
+"""One client each, by user."""
 BUSY_SECONDS = (0.2, 0.8)
-"""For how long the clients work before a fault comes, and after it."""
+"""How long the clients work before a fault, and after it."""
 
 DROP_IN = Path("/run/systemd/system/moored.service.d/chaos.conf")
 STEP_SECONDS = 400.0
-"""No step takes longer: half a minute without a manager, and every deadline in it twice."""
+"""Deadline of a step: half a minute without a manager, and every deadline in it twice."""
 
 LOG_LINES = 400
 
 
 async def step(scene: harm.Scene, checks: Checks, kind: str) -> None:
-    """Have the clients work, inject one fault, let them finish, and check.
+    """Let the clients work, inject one fault, let them finish, and check.
 
     Raises:
         Violation: something is not as it must be.
@@ -54,7 +54,7 @@ async def step(scene: harm.Scene, checks: Checks, kind: str) -> None:
 
 
 def violation(error: BaseException) -> Violation | None:
-    """The first violation in what a nursery raised; None if there is none."""
+    """Return the first violation among the exceptions of a nursery; None if there is none."""
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
         return next(filter(None, map(violation, group.exceptions)), None)
@@ -62,7 +62,7 @@ def violation(error: BaseException) -> Violation | None:
 
 
 def table(injected: Counter[str], survived: Counter[str], world: World) -> str:
-    """What was done, and what came of it."""
+    """Return a summary."""
     lines = [f"{'fault':<40} {'injected':>8} {'survived':>8}"]
     lines += [f"{kind:<40} {injected[kind]:>8} {survived[kind]:>8}" for kind in harm.KINDS if injected[kind]]
     lines.append(f"{'in all':<40} {injected.total():>8} {survived.total():>8}")
@@ -71,7 +71,7 @@ def table(injected: Counter[str], survived: Counter[str], world: World) -> str:
 
 
 async def chaos(options: dict[str, Any]) -> int:
-    """Do it; return the exit status."""
+    """Run all steps, and return the exit status."""
     async with trio.open_nursery() as nursery:
         status = await _chaos(options, nursery)
         nursery.cancel_scope.cancel()
@@ -92,7 +92,7 @@ async def _chaos(options: dict[str, Any], nursery: trio.Nursery) -> int:
     survived: Counter[str] = Counter()
     end = time.monotonic() + options["seconds"]
     status = 0
-    await checks.settle()  # with nothing there
+    await checks.settle()  # before there are any machines
     while time.monotonic() < end:
         kind = each_once.pop() if each_once else chance.choices(kinds, weights)[0]
         injected[kind] += 1
@@ -125,10 +125,10 @@ async def _chaos(options: dict[str, Any], nursery: trio.Nursery) -> int:
 
 
 def main() -> int:
-    """Have moored listen, and begin."""
+    """Start moored, and begin."""
     options = json.loads(sys.argv[1])
     DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-    # The link that is asked for; and the manager begins again at once however often moored was killed before.
+    # The requested link; and the manager restarts moored at once, however often it was killed.
     text = "[Service]\nExecStart=\nExecStart=/usr/bin/moored --link={link}\nRestartSteps=0\n"
     DROP_IN.write_text(text.format(link=options["link"]))
     run("systemctl", "daemon-reload")
