@@ -137,6 +137,13 @@ class Session:
         """End a command that was started, and bury it."""
         self._ask({"kill": pid})
 
+    def is_there(self) -> bool:
+        """Whether the agent still answers; a signal that was sent to it before has had its effect then."""
+        try:
+            return self.run("true").status == 0
+        except (OSError, AssertionError):
+            return False
+
     def end(self) -> None:
         """Log out."""
         self._agent.close()

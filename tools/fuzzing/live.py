@@ -7,6 +7,9 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 SANDBOX = CHECKOUT / "tools" / "sandbox"
 
+PATHS = ("/moorage/tools", "/moorage/tests/support")
+"""Of modules, inside."""
+
 UP_SECONDS = 1200.0
 """With an image that has to be made first."""
 DOWN_SECONDS = 60.0
@@ -14,13 +17,14 @@ MORE_SECONDS = 600.0
 """Beyond the time that was asked for: what was found is made smaller, conversation by conversation."""
 
 
-def fuzz(suite: str, seconds: float, seed: int) -> bool:
+def fuzz(suite: str, module: str, seconds: float, *options: int) -> bool:
     """Fuzz the service in a sandbox of its own; what is found is printed.
 
     Args:
         suite: of the sandbox.
+        module: what runs inside.
         seconds: for how long.
-        seed: of the conversations.
+        options: of the module: the seed first.
 
     Returns:
         Whether nothing was found.
@@ -32,8 +36,8 @@ def fuzz(suite: str, seconds: float, seed: int) -> bool:
     up = [SANDBOX, "up", suite, "--name", name]
     subprocess.run(up, check=True, timeout=UP_SECONDS, stdout=subprocess.DEVNULL)
     try:
-        command = [SANDBOX, "exec", "--env=PYTHONPATH=/moorage/tools", name, "--"]
-        inside = ["python3", "-m", "fuzzing.inside", str(seconds), str(seed)]
+        command = [SANDBOX, "exec", f"--env=PYTHONPATH={':'.join(PATHS)}", name, "--"]
+        inside = ["python3", "-m", module, str(seconds), *map(str, options)]
         done = subprocess.run([*command, *inside], check=False, timeout=seconds + MORE_SECONDS)
     finally:
         subprocess.run([SANDBOX, "down", name], check=True, timeout=DOWN_SECONDS)

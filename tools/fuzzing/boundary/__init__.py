@@ -1,0 +1,1 @@
+"""Random calls of several users at once, and what may come of them: the boundary of docs/security.md."""
