@@ -10,7 +10,8 @@ from moorage.api.moorage_machine import convert as machine_helpers
 from moorage.api.moorage_machine.types import AddHelpersIn
 from moorage.cli import helper_files
 from moorage.machines.errors import InvalidHelper
-from moorage.machines.helpers import Home, check, check_properties
+from moorage.machines.helpers import Home, check
+from moorage.machines.properties import check_helper
 from moorage.pid1.manager import InvalidProperty
 
 MACHINE = "web"
@@ -47,7 +48,7 @@ def _examine(content: bytes) -> str:
     try:
         check(specs, MACHINE, (), HOME)
         for spec in specs:
-            check_properties(spec)
+            check_helper(spec.name, spec.properties)
     except (InvalidHelper, InvalidProperty):
         return "refused by the service"
     return "taken"

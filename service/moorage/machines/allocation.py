@@ -14,12 +14,11 @@ from functools import partial
 import msgspec
 import trio
 
-from moorage.authz.allowed_properties import TASKS_MAX
 from moorage.kernel.cgroup import Hierarchy
 from moorage.kernel.process import NotAProcess, ProcessGone
 from moorage.kernel.system import System
 from moorage.machines import helpers as helping
-from moorage.machines import own_slice, stop_command
+from moorage.machines import own_slice, properties, stop_command
 from moorage.machines.errors import JobFailed, NotUnicode, UnitNameTaken
 from moorage.machines.helper_states import ENDED
 from moorage.machines.model import (
@@ -53,10 +52,8 @@ from moorage.pid1.manager import (
     ManagerRefused,
     ManagerTimeout,
     NoSuchUnit,
-    PropertyTypes,
     ScopeSpec,
     ServiceSpec,
-    TypedProperty,
     UnitExists,
     UnitHint,
     UnitStatus,
@@ -83,18 +80,6 @@ bound to it are stopped after it, and let it go then."""
 SETTLE_USEC = 100_000
 """Pause between two looks at a unit that is going, µs, should no hint come in between."""
 
-_OURS = {
-    "Slice": "the parameter 'slice' sets it",
-    "Description": "the parameter 'description' sets it",
-    "PIDs": "the leader is the only process moved",
-    "PIDFDs": "the leader is the only process moved",
-    "Controller": "it names a peer on the bus, which this service is not for its callers",
-    "AddRef": "the reference would be ours, not the caller's",
-    "CollectMode": "a failed unit is kept until its result has been read",
-    "RefuseManualStart": "the scope could not be started",
-    "RefuseManualStop": "the machine could not be stopped",
-}
-
 
 class Place(msgspec.Struct, frozen=True):
     """Where a machine is.
@@ -114,35 +99,6 @@ class Place(msgspec.Struct, frozen=True):
     control_group: str
     control_group_id: int
     invocation_id: str
-
-
-def scope_properties(registration: Registration, types: PropertyTypes) -> tuple[TypedProperty, ...]:
-    """Return the properties for a machine's scope: the defaults of its class, and the caller's over them.
-
-    Raises:
-        InvalidProperty: a property that a caller may not set, or a value that it cannot have.
-        NoSuchProperty: no such property of scopes.
-    """
-    for name in registration.properties:
-        if name in _OURS:
-            raise InvalidProperty(name, _OURS[name])
-    if "User" in registration.properties and any(
-        helper.on_failure is HelperFailure.stop_machine for helper in registration.helpers
-    ):
-        # It asserts when it stops a scope whose control group it is just handing over to that user.
-        raise InvalidProperty(
-            "User",
-            "a helper that stops the machine could fail at a moment that the manager would not survive",
-        )
-    defaults: dict[str, Json] = {"TasksMax": TASKS_MAX}
-    # A container manager divides its control group among its payload; a VMM has no use for that (seed 000).
-    if registration.class_ is MachineClass.container:
-        defaults["Delegate"] = True
-    if "DelegateControllers" in registration.properties or "Delegate" in registration.properties:
-        defaults.pop("Delegate", None)
-    if "TasksMaxScale" in registration.properties:
-        del defaults["TasksMax"]
-    return types.convert({**defaults, **registration.properties})
 
 
 def scope_description(registration: Registration) -> str:
@@ -287,6 +243,13 @@ class Allocator:
         self, registration: Registration, pidfd: int, mark: str, *, deadline: float
     ) -> ScopeSpec:
         slice_ = own_slice.slice_of(registration)
+        scope = properties.for_scope(
+            registration.class_,
+            registration.properties,
+            stopped_by_helper=any(
+                helper.on_failure is HelperFailure.stop_machine for helper in registration.helpers
+            ),
+        )
         types = await self._manager.property_types("scope", deadline=deadline)
         auxiliary = await self._auxiliary(registration, slice_, mark, deadline=deadline)
         asking = [stop_command_name(registration.name)] if registration.exec_stop else []
@@ -297,7 +260,7 @@ class Allocator:
             slice=slice_,
             description=scope_description(registration),
             # Both are lists, which grow by what comes later.
-            properties=scope_properties(registration, types)
+            properties=types.convert(scope)
             + types.convert({"Documentation": [mark], **({"Wants": wanted} if wanted else {})}),
             auxiliary=auxiliary,
             chosen=tuple(registration.properties),
@@ -626,7 +589,7 @@ class Allocator:
             Where it would be; what only a running unit has is empty.
 
         Raises:
-            InvalidProperty, NoSuchProperty: as :func:`scope_properties` says, or the manager, which judges all.
+            InvalidProperty, NoSuchProperty: as `moorage.machines.properties` says, or the manager, which judges all.
             UnitNameTaken: it could not be made.
             ProcessGone: the leader died meanwhile.
             ManagerError: as the manager says.

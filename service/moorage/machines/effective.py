@@ -16,25 +16,18 @@ import msgspec
 import trio
 
 from moorage.kernel import cgroup
-from moorage.machines.limits import (
-    BPF_TYPES,
-    COMPARED,
+from moorage.machines.compared.bpf import BPF_TYPES, attached
+from moorage.machines.compared.cpu import cpu_max
+from moorage.machines.compared.table import COMPARED, differences, paths
+from moorage.machines.compared.values import (
     INFINITY,
     UINT64_MAX,
-    Device,
-    Difference,
-    Facts,
-    Kernel,
-    Process,
-    attached,
-    cpu_max,
-    differences,
-    paths,
     set_of_bytes,
     set_of_text,
     set_text,
     whole_pages,
 )
+from moorage.machines.limits import Device, Difference, Facts, Kernel, Process
 from moorage.pid1.manager import Json, Manager
 from moorage.pid1.oneshot import CAP_BPF, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, ProbeFailed, probe
 from moorage.pid1.unit_files import QUOTA_STEP_USEC

@@ -42,9 +42,10 @@ import trio
 
 from moorage.kernel.system import System
 from moorage.machines import model
-from moorage.machines.errors import HelperFailed, HelperLate, InvalidHelper, NoIdMapping
+from moorage.machines.errors import HelperFailed, HelperLate, InvalidHelper
 from moorage.machines.helper_states import ENDED, HelperStates
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, HelperStatus, SocketType
+from moorage.machines.properties import sandbox
 from moorage.pid1 import unit_files
 from moorage.pid1.hints import Hints, News
 from moorage.pid1.journal import Journal, UnitLog
@@ -81,88 +82,11 @@ DIRECTORY_INODES_MAX = 4096
 """Files in it, sockets and directories counted: its helpers' sockets are 1024 at most, and the rest is the launcher's.
 Each takes 1 KiB of the kernel's memory."""
 
-_MS_REC = 16384  # BindPaths=…:rbind
-_EPERM = 1
-
-_RIGHTS: Mapping[str, Json] = {
-    "NoNewPrivileges": True,
-    "RestrictAddressFamilies": [True, ["AF_UNIX"]],
-    "SystemCallFilter": [True, ["@system-service"]],
-    "SystemCallErrorNumber": _EPERM,
-    "SystemCallArchitectures": ["native"],
-}
-"""Defaults that a user's manager can keep as well."""
-
-_NAMESPACES: Mapping[str, Json] = {
-    "DynamicUser": True,
-    "ProtectSystem": "strict",
-    "ProtectHome": "yes",
-    "PrivateTmp": True,
-    "PrivateDevices": True,
-    # A network namespace of its own has no abstract sockets of the host.
-    "PrivateNetwork": True,
-}
-"""Defaults that need privileges."""
-
 _HIDING = frozenset(
     {"RootDirectory", "RootImage", "RootMStack", "PrivateTmp", "PrivateTmpEx", "ProtectHome", "BindPaths",
      "BindReadOnlyPaths", "MountImages", "ExtensionImages", "ExtensionDirectories"}
 )  # fmt: skip
 """With these a helper's root may have programs that are not in ours."""
-
-_BINDS = frozenset({"BindPaths", "BindReadOnlyPaths"})
-
-_DEPENDENCY = "how the units of a machine depend on each other is not the caller's to change"
-_COMMAND = "the parameter 'execStart' sets it"
-_ACTION = "what a failure leads to is said by the parameter 'onFailure'"
-_DIRECTORY = "the runtime directory is the machine's"
-
-REFUSED: Mapping[str, str] = {
-    "Slice": "helpers are in the slice of their machine",
-    "Description": "it says which helper of which machine this is",
-    "CollectMode": "a failed helper is kept as long as its machine",
-    "AddRef": "the reference would be ours, not the caller's",
-    "Controller": "it names a peer on the bus, which this service is not for its callers",
-    "Service": "that is for sockets",
-    "Sockets": "the parameter 'sockets' sets it",
-    "Type": "the parameter 'type' sets it",
-    "Restart": "the parameter 'restart' sets it",
-    "RestartMode": "a helper that is restarted has not failed yet",
-    "RemainAfterExit": "the parameter 'type' decides it",
-    "BusName": "helpers are not of the type 'dbus'",
-    "PIDFile": "helpers are not of the type 'forking'",
-    "RefuseManualStart": "the helper could not be started",
-    "RefuseManualStop": "the helper could not be stopped",
-    "StopWhenUnneeded": "it is needed as long as the machine is there",
-    "SurviveFinalKillSignal": "a helper does not outlive its machine",
-    "IgnoreOnIsolate": "a helper does not outlive its machine",
-    **dict.fromkeys(("ExecStart", "ExecStartEx"), _COMMAND),
-    **dict.fromkeys(("ExecCondition", "ExecConditionEx"), "a helper that is not needed should not be asked for"),
-    **dict.fromkeys(
-        ("SuccessAction", "FailureAction", "StartLimitAction", "JobTimeoutAction", "SuccessActionExitStatus",
-         "FailureActionExitStatus", "JobTimeoutRebootArgument", "RebootArgument", "OnSuccessJobMode",
-         "OnFailureJobMode"),
-        _ACTION,
-    ),
-    **dict.fromkeys(
-        ("RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve", "RuntimeDirectorySymlink"), _DIRECTORY
-    ),
-    **dict.fromkeys(
-        ("Requires", "Requisite", "Wants", "BindsTo", "PartOf", "Upholds", "Conflicts", "Before", "After", "OnFailure",
-         "OnSuccess", "PropagatesReloadTo", "ReloadPropagatedFrom", "PropagatesStopTo", "StopPropagatedFrom",
-         "RequiresMountsFor", "WantsMountsFor", "DefaultDependencies"),
-        _DEPENDENCY,
-    ),
-}  # fmt: skip
-"""Properties that no caller may set on a helper, each with the reason."""
-
-COMMANDS = frozenset(
-    {"ExecStartPre", "ExecStartPost", "ExecReload", "ExecReloadPost", "ExecStop", "ExecStopPost"}
-)
-"""Commands that a caller may add, also with flags, as properties whose names end in "Ex"."""
-
-COMMAND_FLAGS = frozenset({"ignore-failure", unit_files.NO_EXPANSION})
-"""Flags of such a command: it runs with the helper's own rights, so not those of the prefixes "+" and "!"."""
 
 _log = logging.getLogger(__name__)
 
@@ -328,36 +252,6 @@ def _missing(programs: Sequence[tuple[int, str]]) -> int | None:
     return None
 
 
-def check_properties(spec: HelperSpec) -> None:
-    """Check which properties a caller sets on a helper; their values are the manager's to judge.
-
-    Raises:
-        InvalidProperty: one that is not the caller's to set.
-        NoIdMapping: what no version of the manager has.
-    """
-    for name, value in spec.properties.items():
-        if name in REFUSED:
-            raise InvalidProperty(name, REFUSED[name], spec.name)
-        # With another type than the flags of the mount have: nobody means anything else by it.
-        if name in _BINDS and isinstance(value, list) and any(_options(item) == "idmap" for item in value):
-            raise NoIdMapping(name)
-        if name.removesuffix("Ex") in COMMANDS and isinstance(value, list):
-            for command in value:
-                flags = command[-1] if isinstance(command, list) and command else None
-                if isinstance(flags, list) and not COMMAND_FLAGS.issuperset(
-                    flag for flag in flags if isinstance(flag, str)
-                ):
-                    allowed = ", ".join(sorted(COMMAND_FLAGS))
-                    raise InvalidProperty(name, f"its flags are {allowed}", spec.name)
-
-
-def _options(item: Json) -> Json:
-    """The options of a bind mount, should they be a text as in a unit file."""
-    if isinstance(item, str):
-        return item.rpartition(":")[2]
-    return item[-1] if isinstance(item, list) and item else None
-
-
 # Describing the units to the manager
 
 
@@ -497,7 +391,6 @@ def _service(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
     needed: list[Json] = [model.place_name(host.name)]
     if spec.sockets:
         needed.append(model.helper_unit(host.name, spec.name, "socket"))
-    directory = home.directory(host.name)
     properties: dict[str, Json] = {
         **_bound(host, f"Helper {spec.name} of machine {model.in_description(host.name)}"),
         # Without them systemd 262 gives a service with PrivateTmp= a /tmp that only root can use.
@@ -507,12 +400,8 @@ def _service(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
         "Type": spec.type,
         # The arguments are what they are: no variable of any environment is put into them.
         "ExecStartEx": [[spec.exec_start[0], list(spec.exec_start), ["no-env-expand"]]],
-        **_RIGHTS,
+        **sandbox(home.directory(host.name), home.base, user=home.user),
     }
-    if not home.user:
-        properties |= _NAMESPACES
-        properties["TemporaryFileSystem"] = [[home.base, "ro"]]
-        properties["BindPaths"] = [[directory, directory, False, _MS_REC]]
     if spec.type == "oneshot":
         properties["RemainAfterExit"] = True
     if spec.restart is not None:

@@ -43,7 +43,7 @@ from moorage.machines.errors import (
     TooOld,
 )
 from moorage.machines.final_account import FinalAccounts, accounting, now
-from moorage.machines.helpers import Helpers, Home, check, check_programs, check_properties, recorded
+from moorage.machines.helpers import Helpers, Home, check, check_programs, recorded
 from moorage.machines.latest import Latest
 from moorage.machines.leaders import Leaders
 from moorage.machines.leases import Leases
@@ -68,6 +68,7 @@ from moorage.machines.model import (
 )
 from moorage.machines.own_slice import slice_of
 from moorage.machines.places import Places
+from moorage.machines.properties import check_helper
 from moorage.machines.registry import Claim, Registry
 from moorage.machines.store import BadRecord, Store
 from moorage.machines.together import together
@@ -888,7 +889,7 @@ class Lifecycle:
             return
         check(specs, machine, existing, self._helpers.home)
         for spec in specs:
-            check_properties(spec)
+            check_helper(spec.name, spec.properties)
         await check_programs(specs)
 
     def helper_statuses(self, machine: Machine) -> list[HelperStatus]:

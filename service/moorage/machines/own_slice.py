@@ -9,28 +9,16 @@ Pure: no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from moorage.authz.allowed_properties import MACHINE_SLICE
 from moorage.machines import model
 from moorage.machines.model import Registration
+from moorage.machines.properties import check_slice
 from moorage.pid1.manager import AuxiliaryUnit, InvalidProperty, Json, PropertyTypes
 
 PARAMETER: Final = "sliceProperties"
 """The parameter of Register that asks for it, as in what is kept of a call (`moorage.machines.asked`)."""
-
-REFUSED: Final[Mapping[str, str]] = {
-    "Slice": "the slice is below that of the parameter 'slice'",
-    "Description": "it says which machine the slice is for",
-    "CollectMode": "a slice that failed would keep its name",
-    "AddRef": "the reference would be ours, not the caller's",
-    "StopWhenUnneeded": "the slice goes with the last unit in it",
-    "RefuseManualStart": "the slice could not be started",
-    "RefuseManualStop": "the slice could not be stopped",
-    "DefaultDependencies": "the slice goes with the last unit in it, at shutdown as well",
-}
-"""Properties that no caller may set on it, each with the reason."""
 
 
 def slice_of(registration: Registration) -> str:
@@ -54,9 +42,7 @@ def describe(registration: Registration, types: PropertyTypes, mark: str) -> Aux
         NoSuchProperty: no such property of slices.
     """
     asked = registration.slice_properties or {}
-    for name in asked:
-        if name in REFUSED:
-            raise InvalidProperty(name, f"slice of the machine: {REFUSED[name]}")
+    check_slice(asked)
     ours: dict[str, Json] = {
         "Description": f"All of machine {model.in_description(registration.name)}",
         "CollectMode": "inactive-or-failed",

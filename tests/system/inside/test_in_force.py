@@ -19,7 +19,7 @@ from moored import (
 )
 
 from moorage.api.moorage_machine.types import HelperFailed, InvalidProperty, ProcessGone
-from moorage.machines.limits import COMPARED, why_not
+from moorage.machines.compared.table import COMPARED, why_not
 from moorage.pid1.properties import UnitProperties
 
 SLEEP = ["/usr/bin/sleep", "infinity"]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from moorage.kernel import cgroup
+from moorage.machines.compared.table import differences
 from moorage.machines.effective import Foreseen, Group, slice_path
-from moorage.machines.limits import Device, Facts, differences
+from moorage.machines.limits import Device, Facts
 from moorage.pid1.manager import Json
 
 GROUP = "/machine.slice/machine-a.slice/machine-web.scope"

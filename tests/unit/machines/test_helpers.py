@@ -10,18 +10,14 @@ from hypothesis import strategies as st
 from moorage.machines import model
 from moorage.machines.errors import InvalidHelper
 from moorage.machines.helpers import (
-    COMMANDS,
-    REFUSED,
     Home,
     auxiliary_names,
     check,
     check_programs,
-    check_properties,
     recorded,
 )
 from moorage.machines.model import Helper, HelperFailure, HelperSocket, HelperSpec, helper_unit
 from moorage.machines.together import together
-from moorage.pid1.manager import InvalidProperty
 
 SYSTEM = Home(user=False, root="/run")
 USER = Home(user=True, root="/run/user/1000")
@@ -112,48 +108,6 @@ def test_directories_can_be_told_apart(names: list[str]) -> None:
     valid = [name for name in names if model.is_machine_name(name)]
     assert len({model.directory_name(name) for name in valid}) == len(valid)
     assert not any(set(":\\/%") & set(model.directory_name(name)) for name in valid)
-
-
-@pytest.mark.parametrize("name", sorted(REFUSED))
-def test_refused_by_name(name: str) -> None:
-    with pytest.raises(InvalidProperty) as failure:
-        check_properties(spec(properties={name: True}))
-    assert failure.value.property == name
-
-
-def test_the_lists_do_not_contradict_each_other() -> None:
-    assert not REFUSED.keys() & COMMANDS
-
-
-def test_everything_else_may_be_set_by_whoever_may_have_helpers() -> None:
-    check_properties(
-        spec(properties={"User": "root", "DynamicUser": False, "BindPaths": [], "PAMName": "login"})
-    )
-
-
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_commands_have_no_rights_of_others(name: str) -> None:
-    for flags in (
-        ["privileged"],
-        ["no-setuid"],
-        ["ambient"],
-        ["via-shell"],
-        ["no-env-expand", "privileged"],
-        [""],
-    ):
-        commands = [["/bin/true", ["true"], []], ["/bin/true", ["true"], flags]]
-        with pytest.raises(InvalidProperty, match=f"{name}Ex"):
-            check_properties(spec(properties={f"{name}Ex": commands}))
-    for properties in (
-        {name: [["/bin/true", ["true"], False]]},
-        {
-            f"{name}Ex": [
-                ["/bin/true", ["true"], ["no-env-expand", "ignore-failure"]],
-                ["/bin/true", ["true"], []],
-            ]
-        },
-    ):
-        check_properties(spec(properties=properties))
 
 
 async def test_programs_that_are_there_and_that_are_not() -> None:

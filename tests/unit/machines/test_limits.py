@@ -11,22 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.machines.limits import (
-    COMPARED,
-    NOT_COMPARED,
-    Device,
-    Difference,
-    Facts,
-    Process,
-    attached,
-    cpu_max,
-    differences,
-    paths,
-    set_of_bytes,
-    set_of_text,
-    set_text,
-    why_not,
-)
+from moorage.machines.compared.bpf import attached
+from moorage.machines.compared.cpu import cpu_max
+from moorage.machines.compared.table import COMPARED, NOT_COMPARED, differences, paths, why_not
+from moorage.machines.compared.values import set_of_bytes, set_of_text, set_text
+from moorage.machines.limits import Device, Difference, Facts, Process
 from moorage.pid1.manager import Json
 
 PAGE = mmap.PAGESIZE

@@ -53,6 +53,7 @@ from moorage.machines.errors import (
 )
 from moorage.machines.helpers import bad_argument, is_program
 from moorage.machines.lifecycle import REGISTER_USEC, STOP_USEC, Lifecycle, Registered
+from moorage.machines.properties import SHOWN
 from moorage.pid1 import manager, unit_files
 from moorage.pid1.manager import ASK_USEC, Manager
 from moorage.wire.call import Call
@@ -60,31 +61,6 @@ from moorage.wire.errors import InvalidParameter, PermissionDenied, VarlinkError
 from moorage.wire.method import method
 from moorage.wire.service import Interface
 from moorage.wire.types import Empty, Last
-
-LIMIT_PROPERTIES = (
-    "CPUWeight",
-    "CPUQuotaPerSecUSec",
-    "CPUQuotaPeriodUSec",
-    "AllowedCPUs",
-    "AllowedMemoryNodes",
-    "IOWeight",
-    "MemoryMin",
-    "MemoryLow",
-    "MemoryHigh",
-    "MemoryMax",
-    "MemorySwapMax",
-    "EffectiveMemoryHigh",
-    "EffectiveMemoryMax",
-    "TasksMax",
-    "EffectiveTasksMax",
-    "DevicePolicy",
-    "OOMPolicy",
-    "Delegate",
-    "KillMode",
-    "TimeoutStopUSec",
-    "RuntimeMaxUSec",
-)
-"""Properties that Describe shows as limits; those without a limit are left out."""
 
 
 def _error(error: Exception) -> VarlinkError | None:
@@ -371,7 +347,7 @@ class MoorageMachine(Interface):
         if machine.verdict is None:
             with _errors():
                 try:
-                    limits = await self._lifecycle.unit_limits(machine, LIMIT_PROPERTIES)
+                    limits = await self._lifecycle.unit_limits(machine, SHOWN)
                 except (manager.NoSuchUnit, manager.NoSuchProperty):
                     limits = {}  # it is just going, or it is a unit of a type that has none
             if machine.verdict is None:

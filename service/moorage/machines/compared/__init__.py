@@ -1,0 +1,1 @@
+"""How each property is compared with what is in force, by concern; `table` has all of them."""

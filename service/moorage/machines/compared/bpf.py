@@ -1,0 +1,159 @@
+"""Devices, addresses, ports and interfaces: what the service manager has the kernel keep by BPF programs.
+
+Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from moorage.machines.compared.values import pairs
+from moorage.machines.limits import Difference, Facts
+from moorage.pid1.manager import Json
+
+_INGRESS, _EGRESS, _SOCK_CREATE, _DEVICE, _BIND4, _BIND6 = 0, 1, 2, 6, 8, 9
+"""Attach types of ``enum bpf_attach_type`` (linux/bpf.h)."""
+
+_ATTACH: Final[Mapping[str, int]] = {
+    # of those that systemd's BPFProgram= knows
+    "ingress": _INGRESS, "egress": _EGRESS, "sock_create": _SOCK_CREATE, "sock_ops": 3, "device": _DEVICE,
+    "bind4": _BIND4, "bind6": _BIND6, "connect4": 10, "connect6": 11, "post_bind4": 12, "post_bind6": 13,
+    "sendmsg4": 14, "sendmsg6": 15, "sysctl": 18, "recvmsg4": 19, "recvmsg6": 20, "getsockopt": 21, "setsockopt": 22,
+}  # fmt: skip
+
+BPF_TYPES: Final = tuple(sorted(_ATTACH.values()))
+"""Attach types that are looked at."""
+
+
+def _features(name: str, value: Json) -> list[tuple[str, tuple[int, ...]]]:
+    """What a property has the manager load: what it is, which several properties may share, and its attach types."""
+    if value in (None, [], False, "", "auto"):
+        return []
+    match name:
+        case "DevicePolicy" | "DeviceAllow":
+            return [("devices", (_DEVICE,))]
+        case "IPAccounting" | "IPAddressAllow" | "IPAddressDeny":
+            return [("firewall", (_INGRESS, _EGRESS))]
+        case "IPIngressFilterPath" if isinstance(value, list):
+            return [(f"ingress {path}", (_INGRESS,)) for path in value]
+        case "IPEgressFilterPath" if isinstance(value, list):
+            return [(f"egress {path}", (_EGRESS,)) for path in value]
+        case "RestrictNetworkInterfaces" if isinstance(value, list) and value[1:] != [[]]:
+            return [("interfaces", (_INGRESS, _EGRESS))]
+        case "SocketBindAllow" | "SocketBindDeny":
+            return [("bind", (_BIND4, _BIND6))]
+        case "BindNetworkInterface":
+            return [("interface", (_SOCK_CREATE,))]
+        case "BPFProgram":
+            return [(f"{kind} {path}", (_ATTACH[kind],)) for kind, path in pairs(value) if kind in _ATTACH]
+        case _:
+            return []
+
+
+_GIVEN: Final = frozenset({"BPFProgram", "IPIngressFilterPath", "IPEgressFilterPath"})
+"""Properties whose programs the manager takes from elsewhere: where there is none, it only logs that."""
+
+
+def _bpf_words(name: str, value: Json) -> str:
+    match name, value:
+        case (("IPAddressAllow" | "IPAddressDeny"), list()):
+            return " ".join(_network(item) for item in value)
+        case "RestrictNetworkInterfaces", [bool() as allow, list() as interfaces]:
+            return ("" if allow else "~") + " ".join(map(str, interfaces))
+        case (("DeviceAllow" | "BPFProgram"), list()):
+            separator = " " if name == "DeviceAllow" else ":"
+            return ", ".join(f"{first}{separator}{second}".strip() for first, second in pairs(value))
+        case _, bool():
+            return "yes" if value else "no"
+        case (("IPIngressFilterPath" | "IPEgressFilterPath"), list()):
+            return " ".join(map(str, value))
+        case _, list():
+            return f"{len(value)} rule{'' if len(value) == 1 else 's'}"
+        case _:
+            return str(value)
+
+
+def _network(item: Json) -> str:
+    match item:
+        case [int(), [*octets], int() as prefix] if len(octets) in {4, 16}:
+            data = bytes(octet for octet in octets if isinstance(octet, int))
+            if len(data) == 4:
+                return f"{'.'.join(map(str, data))}/{prefix}"
+            return f"{_ipv6(data)}/{prefix}"
+        case _:
+            return str(item)
+
+
+def _ipv6(data: bytes) -> str:
+    groups = ":".join(f"{data[place] << 8 | data[place + 1]:x}" for place in range(0, 16, 2))
+    return re.sub(r"(^|:)0(:0)+(:|$)", "::", groups, count=1)
+
+
+def programs(name: str, value: Json, facts: Facts) -> Iterator[Difference]:
+    """Compare what takes BPF programs with those that the kernel has for the group."""
+    features = _features(name, value)
+    if not features or facts.programs is None:
+        return
+    if not facts.programs and facts.user:
+        reason = "it takes a BPF program, which a user's service manager may not load"
+        yield Difference(name, _bpf_words(name, value), None, reason)
+        return
+    wanted = attached(facts.properties)
+    given = attached({each: facts.properties[each] for each in _GIVEN & facts.properties.keys()})
+    for number in {number for _, types in features for number in types}:
+        there = facts.programs.get(number, 0)
+        # Of several, one that the manager did not make itself is missing.
+        if there < wanted[number] and (there == 0 or name in _GIVEN or not given.get(number)):
+            what = "none" if there == 0 else "not all"
+            yield Difference(
+                name,
+                _bpf_words(name, value),
+                None,
+                f"the kernel has {what} of the BPF programs that this unit should have",
+            )
+            return
+
+
+_NODES_PARSED: Final = re.compile(r"/dev/(block|char)/[0-9]+:[0-9]+")
+"""What the manager takes for a device without looking (``device_path_parse_major_minor()``)."""
+
+
+def device_allow(name: str, value: Json, facts: Facts) -> Iterator[Difference]:
+    """Find rules that match nothing; then, whether there is anything that keeps the rules."""
+    useless = 0
+    for path, access in pairs(value):
+        reason = _matches_nothing(path, facts)
+        if reason is not None:
+            useless += 1
+            yield Difference(name, f"{path} {access}".strip(), None, reason)
+    if useless < len(pairs(value)) or not useless:
+        yield from programs(name, value, facts)
+
+
+def _matches_nothing(path: str, facts: Facts) -> str | None:
+    """Say why a rule for devices matches none (``cgroup_apply_device_rules()``); None if it may match."""
+    kind, separator, driver = path.partition("-")
+    if separator and kind in {"char", "block"}:
+        known = facts.drivers.get(kind)
+        if known is None or driver.isdecimal() or fnmatch.filter(known, driver):
+            return None
+        return f"there is no {'character' if kind == 'char' else 'block'} device “{driver}” in /proc/devices"
+    if _NODES_PARSED.fullmatch(path) or path not in facts.devices:
+        return None
+    device = facts.devices[path]
+    if device is None:
+        return f"there is no {path}"
+    return f"{path} is not a device" if device.kind == "file" else None
+
+
+def attached(properties: Mapping[str, Json]) -> dict[int, int]:
+    """Return how many BPF programs of each attach type properties take."""
+    wanted: dict[int, int] = {}
+    for types in {feature: types for name, value in properties.items()
+                  for feature, types in _features(name, value)}.values():  # fmt: skip
+        for number in types:
+            wanted[number] = wanted.get(number, 0) + 1
+    return wanted
