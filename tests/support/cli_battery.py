@@ -1,4 +1,4 @@
-"""What moorctl must do, whoever answers: run over the real moored, and over the fake that the unit tests have."""
+"""What moorctl must do with any service: run with the real moored, and with the fake of the unit tests."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 RUN_SECONDS = 45.0
-"""No command takes longer: less than pytest's faulthandler_timeout."""
+"""Deadline for a command: less than pytest's faulthandler_timeout."""
 
 Done = subprocess.CompletedProcess[str]
 Leaders = Callable[[], subprocess.Popen[bytes]]
@@ -21,7 +21,7 @@ Leaders = Callable[[], subprocess.Popen[bytes]]
 
 @dataclass(frozen=True)
 class Moorctl:
-    """The installed moorctl, with the service that it is to call."""
+    """The installed moorctl, and the service that it calls."""
 
     options: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -37,7 +37,7 @@ class Moorctl:
     def __call__(
         self, *arguments: str, pass_fds: Sequence[int] = (), environment: Mapping[str, str] | None = None
     ) -> Done:
-        """Run it to its end."""
+        """Run moorctl to its end."""
         return subprocess.run(
             [self.program, *self.options, *arguments],
             stdin=subprocess.DEVNULL,
@@ -50,23 +50,23 @@ class Moorctl:
         )
 
     def output(self, *arguments: str) -> str:
-        """Run it, be sure that it went well, and return what it printed."""
+        """Run moorctl, assert that it succeeded, and return its output."""
         done = self(*arguments)
         assert done.returncode == 0, done
         return done.stdout
 
     def objects(self, *arguments: str) -> list[dict[str, object]]:
-        """Run it with --json, and return what it printed."""
+        """Run moorctl with --json, and return its output."""
         return [json.loads(line) for line in self.output(*arguments, "--json").splitlines()]
 
 
 def a_name() -> str:
-    """A name that no other test uses."""
+    """Return a name that no other test uses."""
     return f"m{uuid.uuid4().hex[:12]}"
 
 
 def refused(done: Done, status: int, *words: str) -> None:
-    """Assert that a command failed with this status, and told why on stderr only."""
+    """Assert that a command failed with this status, and reported why on stderr only."""
     assert done.returncode == status, done
     assert done.stdout == "", done
     assert "Traceback" not in done.stderr, done
@@ -79,7 +79,7 @@ class Battery:
 
     @pytest.fixture
     def leaders(self) -> Generator[Leaders]:
-        """Start processes that wait to be ended; the test does, or its end."""
+        """Start processes that wait until the test, or its end, ends them."""
         started: list[subprocess.Popen[bytes]] = []
 
         def leader() -> subprocess.Popen[bytes]:
@@ -105,7 +105,7 @@ class Battery:
         assert done.stdout == f"machine-{name}.scope\n", done
         assert moorctl.output("find", "--pid", str(leader.pid)) == f"{name}\n"
 
-    def test_what_is_told_of_a_machine_is_shown(self, moorctl: Moorctl, leaders: Leaders) -> None:
+    def test_everything_about_a_machine_is_shown(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name, leader, id128 = a_name(), leaders(), uuid.uuid4().hex
         [reply] = moorctl.objects(
             *("register", name, "--leader", str(leader.pid), "--class", "container", "--id", id128),

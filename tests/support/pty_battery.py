@@ -1,4 +1,4 @@
-"""What ``moorctl run --pty`` must do, whoever answers: the real moored, or the fake that the unit tests have."""
+"""What ``moorctl run --pty`` must do with any service: the real moored, or the fake of the unit tests."""
 
 import os
 import select
@@ -17,7 +17,7 @@ BURST = 1024 * 1024
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until a condition is true that nobody tells of."""
+    """Wait until a condition holds that nothing announces."""
     deadline = time.monotonic() + RUN_SECONDS
     while not condition():
         assert time.monotonic() < deadline
@@ -25,7 +25,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 class Person:
-    """Somebody at a terminal in which a program runs, in the foreground of a session of its own."""
+    """A person at a terminal, with a program in the foreground of a session of its own."""
 
     def __init__(self, argv: Sequence[str], environment: dict[str, str]) -> None:
         self._ours, self._theirs = os.openpty()
@@ -45,19 +45,19 @@ class Person:
         termios.tcsetwinsize(self._ours, (lines, columns))
 
     def modes(self) -> list[Any]:
-        """How the terminal is set."""
+        """Return the modes of the terminal."""
         return termios.tcgetattr(self._theirs)
 
     def sees_keys(self) -> bool:
-        """Whether the program gets each key, not lines."""
+        """Whether the program gets single keys instead of lines."""
         return not self.modes()[LFLAG] & termios.ICANON
 
     def type(self, keys: str) -> None:
-        """Type."""
+        """Type text."""
         os.write(self._ours, keys.encode())
 
     def read(self, until: str) -> str:
-        """Read until there is some text; what came before it."""
+        """Read until a text appears, and return what came before it."""
         while (at := self._seen.find(until.encode())) < 0:
             assert self._more(RUN_SECONDS), f"no {until!r} in {self._seen!r}"
         before, self._seen = self._seen[:at], self._seen[at + len(until) :]
@@ -70,7 +70,7 @@ class Person:
         return True
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end of the program; its status, and what has not been read yet."""
+        """Wait for the end of the program. Return its status, and the rest of its output."""
         pidfd = os.pidfd_open(self.process.pid)
         try:
             while not select.select([pidfd], [], [], 0)[0]:
@@ -95,8 +95,8 @@ Stream = int | IO[bytes]
 Piped = Callable[..., subprocess.Popen[bytes]]
 
 WAIT = "sh -c 'echo ready; exec sleep 100' & wait"
-"""Does nothing, and can be interrupted. That it is ready says the child: a signal that came before there was one would
-find nobody to end, and one that came to a child that had not yet executed anything might be lost."""
+"""Does nothing, and can be interrupted. The child says when it is ready: an earlier signal would find no child to end,
+or might be lost in one that had not executed anything yet."""
 
 
 class Terminals:
@@ -118,7 +118,7 @@ class Terminals:
 
     @pytest.fixture
     def piped(self, moorctl: Moorctl) -> Generator[Piped]:
-        """Start moorctl run --pty where no terminal is."""
+        """Start moorctl run --pty without a terminal."""
         started: list[subprocess.Popen[bytes]] = []
 
         def one(
@@ -143,7 +143,7 @@ class Terminals:
 
 
 def told_to_end(sit: Sit, number: int) -> None:
-    """A signal has the machine stopped, and the terminal is as before."""
+    """Assert that a signal stops the machine, and that the terminal is restored."""
     name = a_name()
     person = sit("sh", "-c", f"trap 'exit 3' TERM; {WAIT}", name=name)
     person.read("ready\r\n")
@@ -154,17 +154,17 @@ def told_to_end(sit: Sit, number: int) -> None:
 
 
 def piped_to_its_end(piped: Piped, text: str) -> None:
-    """A command reads a pipe to its end."""
+    """Assert that a command reads a pipe to its end."""
     process = piped("sh", "-c", "cat | tr a-z b-za", stdin=subprocess.PIPE)
     output, errors = process.communicate(text.encode(), RUN_SECONDS)
     assert (process.returncode, errors) == (0, b"")
     shifted = text.translate(str.maketrans("enotw", "fopux"))
-    for line in [*text.split("\n"), *shifted.split("\n")]:  # the terminal shows what is typed
+    for line in [*text.split("\n"), *shifted.split("\n")]:  # the terminal echoes what is typed
         assert line.encode() in output
 
 
 class PtyBattery(Terminals):
-    """What both must do."""
+    """Tests for both."""
 
     def test_a_terminal_of_its_own(self, sit: Sit) -> None:
         person = sit(
@@ -176,7 +176,7 @@ class PtyBattery(Terminals):
         assert invitation.startswith("Press Ctrl-] three times within 1 s to stop ")
         assert tty.startswith("/dev/pts/")
         assert tty != os.ttyname(person._theirs)
-        assert ids.split() == [pid, pid]  # it leads the session, and has the foreground
+        assert ids.split() == [pid, pid]  # session leader, in the foreground
 
     def test_the_size_of_the_window(self, sit: Sit) -> None:
         person = sit("sh", "-c", f"stty size; trap 'stty size; exit 4' WINCH; {WAIT}")
@@ -230,7 +230,7 @@ class PtyBattery(Terminals):
         person.read("ready\r\n")
         os.close(person._ours)
         person._ours = os.open(os.devnull, os.O_RDWR)
-        assert person.process.wait(RUN_SECONDS) == 4  # it was told to stop, as by `moorctl stop`
+        assert person.process.wait(RUN_SECONDS) == 4  # stopped, as by `moorctl stop`
 
     def test_a_signal_has_the_machine_stopped(self, sit: Sit) -> None:
         told_to_end(sit, signal.SIGTERM)

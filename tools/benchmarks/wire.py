@@ -1,4 +1,4 @@
-"""A raw varlink client, the same for all peers, that costs as little as Python allows.
+"""A raw varlink client for all peers that costs as little as Python permits.
 
 Requests are bytes made beforehand, replies are only looked at for their end and for `"error"`; no JSON is decoded
 while the clock runs.
@@ -14,19 +14,19 @@ from collections.abc import Sequence
 from typing import Any
 
 CALL_SECONDS = 30.0
-"""No single call may take longer: forty times what the slowest peer was ever seen to need."""
+"""Deadline for a single call: forty times the longest that any peer ever took."""
 
 RECEIVE_BYTES = 4096
-"""One read takes a whole reply to anything but `List`. Not more: Python allocates it for each read."""
+"""Bytes to read at once: a whole reply, except of `List`. Not more, as Python allocates this for each read."""
 LIST_BYTES = 1 << 16
-"""One read of a long `List`."""
+"""Bytes to read at once of a long `List`."""
 
 WARM_UP = 0.15
-"""Part of a throughput run, at its start, that is not counted."""
+"""Share of a throughput run, at its start, that is not counted."""
 
 
 class Unmeasurable(Exception):
-    """Why a quantity could not be measured, in words for the table."""
+    """A quantity could not be measured, for a reason in words for the table."""
 
 
 def encode(method: str, parameters: dict[str, Any] | None = None, *, more: bool = False) -> bytes:

@@ -1,33 +1,33 @@
-"""tools/fuzz: what happens to damaged input, for a given time, from a given seed.
+"""tools/fuzz: feed damaged input to moored, for a given time and from a given seed.
 
 The targets:
 
-  calls       a server's end of a varlink connection: conversations of callers, damaged, in pieces, with file
-              descriptors, as far as the parameters of each method
-  replies     a client's end
-  records     what lies in the directory of records when the service starts
-  manager     replies, errors and signals of the service manager, as PID 1 once sent them, damaged
-  helpers     files of helpers: moorctl check, and what the service says to what they say
-  os-release  that of a container
-  live        the service itself, in a sandbox: conversations with processes that live, helpers, properties, and file
-              descriptors, damaged; before and after each one it must keep the same machines, but for those that a call
-              named that was not refused, and at the end nothing may be left: no unit, no file descriptor, no record
-  boundary    the service itself again: several users at once, with and without rights, in login sessions; see below
+  calls       the server's end of a varlink connection: damaged conversations, in pieces, with file descriptors,
+              up to the parameters of each method
+  replies     the client's end
+  records     files in the directory of records when the service starts
+  manager     damaged replies, errors and signals of the service manager, recorded from PID 1
+  helpers     files of helpers, as moorctl check and the service see them
+  os-release  the file of a container
+  live        the service itself, in a sandbox: damaged conversations with real processes, helpers, properties and
+              file descriptors; each must leave the same machines, except those named by calls that were not refused,
+              and at the end nothing may be left: no unit, no file descriptor, no record
+  boundary    the service itself, with several users at once, with and without rights, in login sessions; see below
 
-For all of them the same holds: an answer, an error that has a type, or the end of the connection, within a deadline.
-What does not hold is told as the smallest input that hypothesis can make of it, and the exit status is 1.
+Every input must lead to a reply, a typed error, or the end of the connection, within a deadline. Otherwise the input
+is printed, as small as hypothesis can make it, and the exit status is 1.
 
-What is damaged are the files of tests/corpus. An input that does harm is put there, where a test tries it for good.
-The same seed makes the same inputs; only how many of them depends on the time.
+The inputs are damaged files of tests/corpus. An input that does harm belongs there, where a test keeps trying it. The
+same seed makes the same inputs; only their number depends on the time.
 
-A round of the boundary is a few conversations at the same time: of root, of one who has the rights of root, and of
-users who may create machines, register them, or do neither. They register each other's processes, bring properties
-and texts along that are to become lines of unit files, hang up before the answer; the service manager reads its files
-again meanwhile or afterwards. What may come of a round is said by rules that share no word with the service's. After
-each round nothing else may be there: no answer, no unit, no record, no directory, no line in a transient unit, no
-process with another uid, in another group, or ended; no unit of others has changed, nobody has opened a file of
-root's or was told what is another user's, and root's own Register and Stop were answered. --first=N begins with round
-N of the seed.
+A round of the boundary consists of a few simultaneous conversations: of root, of a user with the rights of root, and
+of users who may create machines, register them, or do neither. They register each other's processes, send properties
+and texts that are meant to become lines of unit files, and hang up before the reply; the service manager reloads its
+files meanwhile or afterwards. What may come of a round is derived by rules that share no word with the service's.
+After each round nothing else may exist: no reply, no unit, no record, no directory, no line in a transient unit, no
+process with another uid, in another group, or ended; no unit of others has changed, no user has opened a file of
+root's or learnt what belongs to another user, and root's own Register and Stop got replies. --first=N begins with
+round N of the seed.
 """
 
 import argparse
@@ -51,13 +51,13 @@ TARGETS: Sequence[Target[Any]] = (
 LIVE, BOUNDARY = "live", "boundary"
 MODULES = {LIVE: "fuzzing.inside", BOUNDARY: "fuzzing.boundary.inside"}
 LIVE_PART = 0.5
-"""Of the time, where others share it: these are the slowest, and the only ones with all of the service."""
+"""Share of the time if there are other targets: these are the slowest, and the only ones with the whole service."""
 
 SUITES = ("forky", "trixie")
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="tools/fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,7 +73,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run; return the exit status: 1 where something was found."""
+    """Run tools/fuzz, and return the exit status: 1 if something was found."""
     parser = arguments()
     args = parser.parse_args()
     chosen = [target for target in TARGETS if args.target is None or target.name in args.target]

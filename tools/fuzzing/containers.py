@@ -1,4 +1,4 @@
-"""Files that belong to a container, and are read when somebody asks about it: os-release."""
+"""Files of a container that the service reads: os-release."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from fuzzing.target import Target, corpus
 from moorage.machines.metadata import Unreadable, parse_os_release
 
 SECONDS_MAX = 2.0
-"""For one file, in the loop, while everybody waits: a thousand times what the largest good one takes."""
+"""Deadline for one file, parsed in the event loop: a thousand times what the largest good one takes."""
 
 
 def _of_file(data: bytes) -> Iterator[bytes]:

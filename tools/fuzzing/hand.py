@@ -1,4 +1,4 @@
-"""Who talks to the service: python3 -m fuzzing.hand SOCKET, in a unit of its own.
+"""The process that talks to the service: python3 -m fuzzing.hand SOCKET, in a unit of its own.
 
 What it says may well be that it is itself the leader of a machine, which is then stopped: so it is another process
 that looks at what came of it, and starts a new one.
@@ -27,15 +27,15 @@ PID, PIDFD_ID, BOOT_ID = b"4000001", b"4000002", b"0" * 31 + b"1"
 them when it is damaged names no other process."""
 
 PROMPT_SECONDS = 20.0
-"""Longest wait for an answer that should come at once."""
+"""Longest wait for a reply that should come at once."""
 
 PATIENT_SECONDS = 1.0
-"""After so long without an answer the caller leaves, where it asked for something that may take minutes."""
+"""When a caller gives up on a call that may take minutes."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to send on one connection; bytes as text in latin-1.
+    """What to send on one connection. Bytes are text in latin-1.
 
     Attributes:
         pieces: sent one by one.
@@ -52,7 +52,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of it.
+    """What became of it.
 
     Attributes:
         received: bytes as text in latin-1.
@@ -74,7 +74,7 @@ OPEN: Mapping[str, Callable[[int], int]] = {
     "path": lambda _: os.open("/", os.O_PATH),
     "memory": lambda _: os.memfd_create("fuzz"),
 }
-"""Kinds of file descriptors; given the PID of the leader."""
+"""Kinds of file descriptors, which are made from the PID of the leader."""
 
 
 def _names(leader: int) -> list[tuple[bytes, bytes]]:

@@ -1,4 +1,4 @@
-"""Files of helpers: what moorctl makes of them, and what the service makes of that."""
+"""Files of helpers, as moorctl and then the service take them."""
 
 from collections.abc import Iterator
 
@@ -55,4 +55,4 @@ def _examine(content: bytes) -> str:
 
 
 TARGET: Target[bytes] = Target("helpers", damaged(corpus("helpers")), _examine, _of_file)
-"""Bytes, not values: most of what can be wrong with a file is wrong with its TOML."""
+"""Damages bytes instead of values, because most faults of a file are faults of its TOML."""

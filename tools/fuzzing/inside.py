@@ -1,4 +1,4 @@
-"""What runs in the sandbox: python3 -m fuzzing.inside SECONDS SEED. Damaged conversations with the service itself.
+"""The part that runs in the sandbox: python3 -m fuzzing.inside SECONDS SEED. Damaged conversations with the service.
 
 What must hold after each of them, and what is put back before the next one, is in `Service`.
 """
@@ -36,24 +36,24 @@ TAKES_LONG = frozenset(
     {f"{OURS}{name}" for name in ("Register", "Stop", "AddHelpers", "RemoveHelper", "Reload")}
     | {f"{THEIRS}Terminate"}
 )
-"""May wait for a process, which may be one that does not do what it is told."""
+"""Methods that may wait for a process, which may not do what it is told."""
 
 KEPT = "kept"
-"""The machine that is there all the time, with a helper; a conversation that does not name it must not touch it."""
+"""A machine that exists all the time, with a helper. A conversation that does not name it must not touch it."""
 
 EIO = 5
-"""What the service answers where it has met a bug of its own."""
+"""Error that the service replies after a bug of its own."""
 
 FDS_OF_MACHINE = 1
 """File descriptors of the service for each machine: the pidfd of its leader."""
 
 WAIT_SECONDS = 20.0
-"""For anything that should come at once."""
+"""Deadline for anything that should happen at once."""
 INPUT_SECONDS = 200.0
-"""For one conversation, what is put back after it, and a new hand."""
+"""Deadline for one conversation, undoing its effects, and a new hand."""
 
 LOOKS = 50
-"""Conversations between two looks at what costs more to look at: units, records, file descriptors, the journal."""
+"""Conversations between two expensive checks: of units, records, file descriptors, and the journal."""
 
 PIECES_MAX = 5
 UNIT = "fuzz-hand.service"
@@ -75,14 +75,14 @@ ERRORS = _known_errors()
 
 
 def run(*argv: str) -> str:
-    """Run a command that has to succeed; return what it printed."""
+    """Run a command that must succeed, and return its output."""
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS)
     assert done.returncode == 0, f"{' '.join(argv)}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
 def until(condition: Callable[[], Any], what: Callable[[], str]) -> None:
-    """Wait until something is true of the system, which tells nobody.
+    """Wait until a condition holds that the system does not announce.
 
     Raises:
         AssertionError: it was not in time.
@@ -94,7 +94,7 @@ def until(condition: Callable[[], Any], what: Callable[[], str]) -> None:
 
 
 def calls(data: bytes) -> Iterator[tuple[str, Any]]:
-    """Methods and parameters of the calls in it, read by other means than the service's own.
+    """Return methods and parameters of the calls in a conversation, parsed by other means than the service's own.
 
     What is not among them cannot be carried out.
     """
@@ -109,7 +109,7 @@ def calls(data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def named(data: bytes, methods: Container[str]) -> set[str]:
-    """Names of the machines that calls of some methods are about."""
+    """Return the names of the machines that calls of some methods are about."""
     found: set[str] = set()
     for method, parameters in calls(data):
         if method in methods and isinstance(parameters, dict):
@@ -119,7 +119,7 @@ def named(data: bytes, methods: Container[str]) -> set[str]:
 
 
 class Hand:
-    """The process that talks; started again where it was stopped."""
+    """The process that talks, restarted when it was stopped."""
 
     def __init__(self) -> None:
         Path(LISTENER).unlink(missing_ok=True)
@@ -130,7 +130,7 @@ class Hand:
         self._connected: socket.socket | None = None
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._end()
         self._listener.close()
 
@@ -143,7 +143,7 @@ class Hand:
         subprocess.run(["systemctl", "reset-failed", UNIT], check=False, capture_output=True)
 
     def carry_out(self, order: Order) -> Report | None:
-        """Have it hold a conversation; None if it did not survive that."""
+        """Let it hold a conversation. Return None if it did not survive that."""
         if self._connected is None:
             path = os.environ["PYTHONPATH"]
             run("systemd-run", "--quiet", f"--unit={UNIT}", f"--setenv=PYTHONPATH={path}", "--collect",
@@ -165,7 +165,7 @@ class Hand:
 
 
 class Service:
-    """The service, and what must be true of it. A context."""
+    """The service, and facts that must hold for it. A context manager."""
 
     def __enter__(self) -> Self:
         run("systemctl", "start", "moored.socket")
@@ -194,8 +194,8 @@ class Service:
         self._leader.wait()
 
     def _keep(self) -> None:
-        """Register the machine that is kept."""
-        # What was sent before may be carried out yet, as long as its connection is there.
+        """Register the permanent machine."""
+        # Earlier calls may still be carried out while their connection exists.
         until(
             lambda: self._open_fds() <= self._fds,
             lambda: f"{self._open_fds()} of {self._fds} file descriptors",
@@ -221,7 +221,7 @@ class Service:
     def ask(
         self, method: str, parameters: Mapping[str, Any] | None = None, *, more: bool = False
     ) -> list[dict[str, Any]]:
-        """Call the service as somebody who keeps the rules; return its replies."""
+        """Call the service by the rules, and return its replies."""
         call = {"method": method, "parameters": parameters} | ({"more": True} if more else {})
         self._connected.sendall(json.dumps(call).encode() + b"\0")
         received = bytearray()
@@ -261,7 +261,7 @@ class Service:
         return {line.split()[0] for line in text.splitlines()} - {"machine.slice"}
 
     def converse(self, order: Order) -> str:
-        """Have one conversation, and look what came of it.
+        """Hold one conversation, and check what became of it.
 
         Raises:
             AssertionError: what should not.
@@ -298,16 +298,16 @@ class Service:
         return "refused" if replies else "closed"
 
     def _put_back(self, data: bytes) -> None:
-        """Everything is as it was, but for what the conversation may have done; which is undone."""
+        """Check that only effects remain that the conversation may have had, and undo those."""
         for name in named(data, MAKES) - {KEPT}:
-            # Waits until it is registered, where that is under way.
+            # This waits if its registration is under way.
             self.ask(f"{OURS}Stop", {"name": name, "timeoutUSec": 10_000_000})
             self.ask(f"{OURS}Forget", {"name": name})
         found = self._listed()
         if KEPT not in named(data, CHANGES):
             assert found == self._kept, f"it was {self._kept}, and is {found}"
             return
-        # What was asked for may be under way.
+        # Effects of the calls may be under way.
         assert found.keys() <= self._kept.keys(), f"not asked for: {found.keys() - self._kept.keys()}"
         self.ask(f"{OURS}Stop", {"name": KEPT})
         self.ask(f"{OURS}Forget", {"name": KEPT})
@@ -315,7 +315,7 @@ class Service:
         self._keep()
 
     def look(self) -> None:
-        """Nothing is left of any conversation, and the service has met no bug of its own."""
+        """Check that conversations left nothing behind, and the service logged no bug of its own."""
         assert self._main_pid() == self._pid, "it is another process"
         until(lambda: self._loaded() == self._units, lambda: f"left: {self._loaded() ^ self._units}")
         until(lambda: os.listdir(RECORDS) == [KEPT], lambda: f"records: {os.listdir(RECORDS)}")
@@ -335,13 +335,13 @@ class Service:
 
 
 def inputs() -> st.SearchStrategy[Order]:
-    """Conversations."""
+    """Return a strategy for conversations."""
     goods = corpus("calls")
     values: list[Any] = []
     for message in sorted({text for good in goods for text in good.split(b"\0") if text}):
         with contextlib.suppress(ValueError, RecursionError):
             values.append(json.loads(message))
-    # Named so, what is not damaged is about the machine that is kept.
+    # With this name, what is not damaged is about the permanent machine.
     texts = st.lists(damaged_json(values).map(encode_json), min_size=1, max_size=4).map(
         lambda texts: b"".join(text + b"\0" for text in texts)
     )
@@ -365,7 +365,7 @@ def inputs() -> st.SearchStrategy[Order]:
 
 
 def main() -> int:
-    """Run; return the exit status: 1 where something was found."""
+    """Run, and return the exit status: 1 if something was found."""
     seconds, seed = float(sys.argv[1]), int(sys.argv[2])
     with Service() as service:
         target = Target("live", inputs(), service.converse, lambda _: ())

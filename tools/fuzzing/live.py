@@ -1,4 +1,4 @@
-"""The host's side of what is tried with the service itself: a sandbox for it."""
+"""The host's side of the target "live": a sandbox for the service."""
 
 import secrets
 import subprocess
@@ -8,17 +8,17 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 SANDBOX = CHECKOUT / "tools" / "sandbox"
 
 PATHS = ("/moorage/tools", "/moorage/tests/support")
-"""Of modules, inside."""
+"""Directories with modules, inside the sandbox."""
 
 UP_SECONDS = 1200.0
-"""With an image that has to be made first."""
+"""Includes making an image."""
 DOWN_SECONDS = 60.0
 MORE_SECONDS = 600.0
-"""Beyond the time that was asked for: what was found is made smaller, conversation by conversation."""
+"""Time on top of the requested one, for shrinking what was found."""
 
 
 def fuzz(suite: str, module: str, seconds: float, *options: int) -> bool:
-    """Fuzz the service in a sandbox of its own; what is found is printed.
+    """Fuzz the service in a sandbox of its own, and print what is found.
 
     Args:
         suite: of the sandbox.

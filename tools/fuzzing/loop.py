@@ -1,4 +1,4 @@
-"""Input after input, for a given time."""
+"""Tries inputs for a given time."""
 
 import collections
 import contextlib
@@ -16,15 +16,15 @@ from hypothesis import HealthCheck, Phase
 from fuzzing.target import Target
 
 BATCH = 100
-"""Inputs between two looks at the clock."""
+"""Inputs between two checks of the clock."""
 
 INPUT_SECONDS = 30.0
-"""For one input; most take a few milliseconds, the slowest a second, and on a loaded machine ten times as long."""
+"""Deadline for one input: most take milliseconds, the slowest a second, and on a loaded host ten times as long."""
 
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Generator[None]:
-    """Raise AssertionError where it takes longer."""
+    """Raise AssertionError if the block takes longer."""
 
     def expired(number: int, frame: types.FrameType | None) -> NoReturn:
         del number, frame
@@ -39,14 +39,14 @@ def deadline(seconds: float) -> Generator[None]:
 
 
 class Heard(logging.Handler):
-    """What was logged while an input was tried."""
+    """Collects what was logged while an input was tried."""
 
     def __init__(self) -> None:
         super().__init__()
         self._bugs: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note what has a traceback: it is about a bug, whatever the caller was told."""
+        """Keep records with a traceback, which mean a bug, whatever the caller was told."""
         if record.exc_info is not None:
             self._bugs.append(logging.Formatter().format(record))
 
@@ -57,7 +57,7 @@ class Heard(logging.Handler):
 
 
 def fuzz(target: Target[Any], seconds: float, seed: int, *, input_seconds: float = INPUT_SECONDS) -> bool:
-    """Try inputs for so long, and print how many came to what.
+    """Try inputs for some time, and print how many had which outcome.
 
     Args:
         target: what is tried.

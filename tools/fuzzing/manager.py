@@ -1,4 +1,4 @@
-"""What the service manager says over D-Bus: replies, errors and signals."""
+"""Messages of the service manager over D-Bus: replies, errors and signals."""
 
 import os
 import tempfile
@@ -27,13 +27,13 @@ from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 
 MESSAGES = 40
-"""So many of the messages of one session may be damaged: two for authentication, one for each reply or signal."""
+"""Maximum number of damaged messages in one session: two for authentication, one for each reply or signal."""
 
 SECONDS = 5.0
-"""For each question, of a clock that does not wait."""
+"""Deadline for each query, on a clock that does not wait."""
 
 UNIT = "machine-web.scope"
-"""What the recorded answers are about."""
+"""The unit of the recorded replies."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Session:
     each: int = 65536
 
     def damage(self, number: int, data: bytes) -> bytes:
-        """What is sent in the place of a message."""
+        """Return what to send in place of a message."""
         for wanted, operate in self.damages:
             if wanted == number:
                 data = operate(data)
@@ -57,7 +57,7 @@ class Session:
 
 
 async def _asked(manager: DBusManager, pidfd: int) -> set[str]:
-    """Ask for everything; return what became of the questions."""
+    """Query everything, and return the outcomes."""
 
     def by() -> float:
         return trio.current_time() + SECONDS
@@ -123,7 +123,7 @@ def _examine(session: Session) -> str:
 
 
 def _of_file(data: bytes) -> Iterator[Session]:
-    """A message in the place of any other one."""
+    """Return a strategy for a message that replaces another one."""
     for number in range(2, MESSAGES, 8):
         yield Session(((number, lambda _: data),))
 

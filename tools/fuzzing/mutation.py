@@ -1,4 +1,4 @@
-"""Hypothesis strategies that damage what was good: bytes, and values of JSON."""
+"""Hypothesis strategies that damage good input: bytes, and JSON values."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -8,10 +8,10 @@ from typing import Any, cast
 from hypothesis import strategies as st
 
 OPERATIONS_MAX = 4
-"""Damages to one input: what is broken everywhere is refused at once, and tells nothing."""
+"""Maximum number of damages to one input: input that is broken everywhere is refused at once, and tests little."""
 
 POSITIONS = 2**16
-"""A place in an input is drawn as a part of its length, so that it stays one while hypothesis shrinks the input."""
+"""Positions are drawn as a share of the length, so that they stay valid while hypothesis shrinks the input."""
 
 TOKENS = (
     b"", b"\0", b"\0\0", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"null", b"true", b"false", b"-1", b"0",
@@ -19,14 +19,14 @@ TOKENS = (
     b"9" * 40, b"\xff", b"\xc3\x28", b'"\\ud800"', b'"\\u0000"', b"[" * 300, b'{"a":' * 300, b"\n", b" " * 70_000,
     b"\xff\xff\xff\xff", b"\0\0\0\x80", b"%", b"..", b"/",
 )  # fmt: skip
-"""What parsers of JSON, TOML and D-Bus mind."""
+"""Bytes that are special to parsers of JSON, TOML and D-Bus."""
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**32, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**400, 0.5, 1e300, "", "x",
     "\0", "a\nb", "\ud800", "\u202e", "x" * 5000, "..", "/", "/..", "infinity", [], [[]], [None], ["x"] * 300, {},
     {"x": 1}, {"": None},
 )  # fmt: skip
-"""Values of every type that JSON has, and of every kind that somebody may have forgotten."""
+"""Values of all JSON types, and of kinds that are easily forgotten."""
 
 Operation = Callable[[bytes], bytes]
 
@@ -69,12 +69,12 @@ def _graft(position: int, from_position: int, other: bytes, data: bytes) -> byte
 
 
 def chosen(goods: Sequence[Any]) -> st.SearchStrategy[Any]:
-    """One of several. As st.sampled_from(), but that does not print all of them with every failure."""
+    """Return a strategy for one of several. st.sampled_from() would print all of them with each failure."""
     return st.integers(0, len(goods) - 1).map(lambda number: goods[number])
 
 
 def operations(goods: Sequence[bytes]) -> st.SearchStrategy[Operation]:
-    """One damage to some bytes; pieces of other inputs are taken from some good ones."""
+    """Return a strategy for one damage to bytes; pieces of other inputs come from good ones."""
     position = st.integers(0, POSITIONS - 1)
     what = chosen(TOKENS) | st.binary(max_size=8)
     return st.one_of(
@@ -89,7 +89,7 @@ def operations(goods: Sequence[bytes]) -> st.SearchStrategy[Operation]:
 
 
 def damaged(goods: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-    """One of several inputs, with up to OPERATIONS_MAX damages."""
+    """Return a strategy for one of several inputs with up to OPERATIONS_MAX damages."""
 
     def damage(good: bytes, damages: list[Operation]) -> bytes:
         for operate in damages:
@@ -103,7 +103,7 @@ Path = tuple[str | int, ...]
 
 
 def _items(value: Any) -> list[tuple[str | int, Any]]:
-    """Keys and values of an object, numbers and values of an array; nothing of anything else."""
+    """Return keys and values of an object, or indices and values of an array; nothing for other values."""
     if isinstance(value, dict):
         return list(cast("dict[str | int, Any]", value).items())
     return list(enumerate(cast("list[Any]", value))) if isinstance(value, list) else []
@@ -116,7 +116,7 @@ def _paths(value: Any, path: Path = ()) -> Iterator[Path]:
 
 
 def _changed(value: Any, path: Path, change: Callable[[Any], Any]) -> Any:
-    """A copy of a value in which the part at a path is what a function makes of it; _GONE takes it out."""
+    """Return a copy of a value with a function applied to the part at a path; _GONE removes the part."""
     if not path:
         return change(value)
     key, *rest = path
@@ -131,7 +131,7 @@ _GONE = object()
 
 
 def damaged_json(goods: Sequence[Any], keep: frozenset[str] = frozenset()) -> st.SearchStrategy[Any]:
-    """One of several values of JSON, with up to OPERATIONS_MAX parts replaced, taken out, or put elsewhere.
+    """Return a strategy for one of several JSON values with up to OPERATIONS_MAX parts replaced, removed or moved.
 
     Args:
         goods: the values.
@@ -182,7 +182,7 @@ def _wrapped(value: Any, depth: int) -> Any:
 
 
 def _near(value: Any, text: str) -> Any:
-    """A value of the same type."""
+    """Return a strategy for a value of the same type."""
     match value:
         case bool():
             return not value
@@ -199,5 +199,5 @@ def _near(value: Any, text: str) -> Any:
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON text, lone surrogates included."""
+    """Return JSON text, with lone surrogates if there are any."""
     return json.dumps(value, separators=(",", ":")).encode()

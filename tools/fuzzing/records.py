@@ -1,4 +1,4 @@
-"""Records of machines: what lies in their directory when the service starts."""
+"""Records of machines, found when the service starts."""
 
 import os
 import signal
@@ -29,15 +29,15 @@ from moorage.pid1.over_dbus.session import Endpoints
 from moorage.pid1.references import BusReferences
 
 NAME = "web"
-"""Of the machine, and of the file."""
+"""Name of the machine, and of the file."""
 
 BOOT = b"@BOOT@"
-"""In the corpus: this boot."""
+"""Stands for the ID of this boot in the corpus."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What lies there: a file of a machine's name with that content, and one more of a name of its own."""
+    """A file with the name of a machine, and another one with an arbitrary name."""
 
     content: bytes
     other: str | None = None
@@ -48,7 +48,7 @@ def _of_file(data: bytes) -> Iterator[Record]:
 
 
 async def _start(directory: str) -> tuple[int, int]:
-    """Start what keeps machines on these records; return how many it has at first, and after it has looked."""
+    """Start the service on these records. Return the number of machines before and after the first check."""
     recorded = Recorded()
     readiness = Readiness()
     async with recorded.listening(directory), trio.open_nursery() as nursery:
@@ -94,7 +94,7 @@ def _examine(record: Record) -> str:
 def _inputs(goods: Sequence[bytes]) -> st.SearchStrategy[Record]:
     values: list[Any] = [msgspec.json.decode(good) for good in goods if _is_json(good)]
     contents = damaged(goods) | damaged_json(values, frozenset({"boot_id"})).map(encode_json)
-    # Any name that a file can have.
+    # Any possible file name.
     others = (
         st.just(f".start-{NAME}")
         | st.none()

@@ -1,4 +1,4 @@
-"""A service manager on a socket that answers with what PID 1 once answered, and may damage each message."""
+"""A service manager on a socket. It replies what PID 1 once replied, and may damage each message."""
 
 import socket
 import struct
@@ -16,7 +16,7 @@ RECORDED = CORPUS / "manager"
 `error-NAME`; `signal-MEMBER`."""
 
 _FIXED = 16
-"""Bytes of a header up to its fields."""
+"""Size of a header up to its fields, in bytes."""
 
 _AFTER = {
     "StartTransientUnit": ("signal-JobRemoved",),
@@ -26,7 +26,7 @@ _AFTER = {
 
 
 class Recorded:
-    """Answers as PID 1 did.
+    """Replies as PID 1 did.
 
     Args:
         damage: given the number and the bytes of each thing that is to be sent; returns what is sent instead.

@@ -1,4 +1,4 @@
-"""What a target is: where its inputs come from, and how one is tried."""
+"""Targets: where inputs come from, and how an input is tried."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from hypothesis import strategies as st
 
 CORPUS = Path(__file__).resolve().parents[2] / "tests" / "corpus"
-"""A directory for each target: good inputs, which are damaged, and bad ones, which have done harm once."""
+"""A directory for each target, with good inputs to damage, and bad inputs that once did harm."""
 
 T = TypeVar("T")
 
@@ -31,5 +31,5 @@ class Target(Generic[T]):
 
 
 def corpus(name: str) -> Sequence[bytes]:
-    """The files of a target, in a fixed order."""
+    """Return the files of a target in a fixed order."""
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]

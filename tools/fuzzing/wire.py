@@ -27,10 +27,10 @@ from moorage.wire.method import handlers_of, invalid_field
 
 PIECES_MAX = 6
 FDS_MAX = 3
-"""File descriptors that come with one piece."""
+"""Maximum number of file descriptors with one piece."""
 
 CALLS = 8
-"""Calls that a client has made when the replies come, of which every other one asked for more than one."""
+"""Calls that a client has made before replies arrive; every other one asked for more than one reply."""
 
 _DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
     f"{prefix}.{name}": msgspec.json.Decoder(shape.parameters_type)
@@ -52,7 +52,7 @@ _ERRORS = error_table(
 
 @dataclass(frozen=True)
 class Received:
-    """What one end receives.
+    """Input of one end.
 
     Attributes:
         data: all of it.
@@ -67,7 +67,7 @@ class Received:
     truncated: int | None = None
 
     def pieces(self) -> Iterator[bytes]:
-        """The pieces; none is empty, as that would be the end."""
+        """Return the pieces. An empty piece would mean the end, so there is none."""
         places = sorted({min(cut * len(self.data) // POSITIONS, len(self.data)) for cut in self.cuts})
         for start, end in zip([0, *places], [*places, len(self.data)], strict=True):
             if start < end:
@@ -130,7 +130,7 @@ def _events(connection: Connection) -> Iterator[str]:
 
 
 def _answered(connection: Connection, call: CallMessage) -> str:
-    """Do what a server does up to the handler; what it says about the call must be sayable."""
+    """Do what a server does up to the handler; its reply must be encodable."""
     decoder = _DECODERS.get(call.method)
     error: str | None = None
     parameters: Mapping[str, Any] = {"method": call.method}
