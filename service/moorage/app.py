@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -21,14 +22,38 @@ from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
 from moorage.kernel.poller import Readiness
-from moorage.kernel.system import system
-from moorage.machines.helpers import Home
-from moorage.machines.lifecycle import Lifecycle
+from moorage.kernel.system import System, system
+from moorage.machines.agenda import Agenda
+from moorage.machines.allocation import Allocator
+from moorage.machines.changes import Changes
+from moorage.machines.changing import Changing
+from moorage.machines.control import Control
+from moorage.machines.detached import Detached
+from moorage.machines.final_account import FinalAccounts
+from moorage.machines.followers import FollowedHelpers, Followers, HeldUnits
+from moorage.machines.helpers import Helpers, Home
+from moorage.machines.intents import Intents
+from moorage.machines.leases import Leases
+from moorage.machines.left_units import LeftUnits
+from moorage.machines.looking import Looking
+from moorage.machines.lookup import Lookup
+from moorage.machines.observer import Observer
+from moorage.machines.places import Places
+from moorage.machines.recovery import Recovery
+from moorage.machines.registration import Registrar
+from moorage.machines.registry import Registry
+from moorage.machines.retirement import Retirement
+from moorage.machines.services import Services
+from moorage.machines.starts import Starts
 from moorage.machines.store import Store
+from moorage.machines.watching import Watching
 from moorage.pid1 import journal
+from moorage.pid1.hints import Hints
+from moorage.pid1.journal import Journal
+from moorage.pid1.manager import Manager
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
-from moorage.pid1.references import BusReferences
+from moorage.pid1.references import BusReferences, References
 from moorage.wire.server import Server
 from moorage.wire.service import Service
 
@@ -66,6 +91,109 @@ class Options(msgspec.Struct, frozen=True):
     log_level: int
 
 
+class Core:
+    """All that keeps the machines of one service manager; each service is given its neighbours here.
+
+    Attributes:
+        services: what interfaces call.
+        followers: who is told of machines; more may join before it runs.
+        leases: what holds machines.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        store: Store,
+        home: Home,
+        references: References,
+        system: System,
+        journal: Journal,
+    ) -> None:
+        # Those who have the rights of the manager anyway.
+        trusted = frozenset({0, os.geteuid()})
+        processes, hierarchy, clock = system.processes, system.hierarchy, system.clock
+        self._detached = detached = Detached()
+        self._agenda = agenda = Agenda()
+        self.followers = followers = Followers()
+        registry = Registry(trusted)
+        hints, intents = Hints(manager), Intents(store)
+        helpers = Helpers(manager, home, hints, system, journal)
+        self._states = states = helpers.states
+        allocator = Allocator(manager, helpers, hints, intents.marks, system)
+        self._accounts = accounts = FinalAccounts(system, journal, user=home.user)
+        self._observer = observer = Observer(registry, agenda, accounts, states, system, hints, references)
+        followers.join(observer, HeldUnits(references), FollowedHelpers(states))
+        left = LeftUnits(registry, store, manager, hints)
+        self._retirement = retirement = Retirement(
+            registry, store, intents, agenda, accounts, left, followers, clock
+        )
+        control = Control(registry, store, agenda, accounts, states, manager, system, detached)
+        self._watching = Watching(
+            registry, agenda, observer, accounts, retirement, control, states, manager, system, detached
+        )
+        self.leases = leases = Leases(control, detached)
+        starts = Starts(registry, store, intents, agenda, observer, allocator, followers, system)
+        registrar = Registrar(
+            registry, intents, agenda, allocator, helpers, starts, leases, Places(trusted), references,
+            manager, system, detached,
+        )  # fmt: skip
+        self._changes = changes = Changes(
+            allocator, store, intents, registry, states, followers, home, clock, detached
+        )
+        self._recovery = Recovery(
+            registry, store, intents, agenda, observer, retirement, left, starts, leases, allocator, states,
+            followers, manager, hierarchy,
+        )  # fmt: skip
+        self.services = Services(
+            registry,
+            Lookup(registry, processes),
+            registrar,
+            control,
+            Changing(changes, states, manager, home, detached),
+            Looking(accounts, manager, hierarchy),
+            retirement,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the machines; started once what was kept on disk has been compared with what is there.
+
+        Raises:
+            ManagerError: the manager cannot be asked about them.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._detached.run)
+                self._recovery.restore()
+                await self._watching.look()
+                self._states.miss()
+                await nursery.start(self._states.run)
+                leased = [machine for machine in self.services.registry if machine.record.lease]
+                nursery.start_soon(self.leases.spare, leased)
+                nursery.start_soon(self._recovery.run, self._recovery.claim())
+                for change in self._changes.begun():
+                    await nursery.start(self._changes.resume, change)
+                nursery.start_soon(self._accounts.run, self._retirement.complete)
+                nursery.start_soon(self._watching.run)
+                nursery.start_soon(self._retirement.run)
+                task_status.started()
+        finally:
+            self._observer.close()
+
+    def serve(self) -> None:
+        """Take note that calls are served from now on."""
+        self.leases.serve()
+
+    def end(self) -> None:
+        """Take note of the order to end: connections that close from now on are not the end of who made them."""
+        self.leases.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to watch and nothing under way."""
+        registry = self.services.registry
+        return not (len(registry) or registry.claims or len(self._accounts)) and self._agenda.is_empty
+
+
 async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     """Serve until SIGTERM, SIGINT, or until there is nothing left to do.
 
@@ -86,22 +214,16 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     except OSError as error:
         raise NoRecords(f"cannot keep records in {options.state_directory}: {error.strerror}") from None
     readiness = Readiness()
-    lifecycle = Lifecycle(
-        manager,
-        store,
-        Home(user=options.user is not None, root=options.runtime_directory),
-        references,
-        system(readiness),
-        journal,
-    )
+    home = Home(user=options.user is not None, root=options.runtime_directory)
+    core = Core(manager, store, home, references, system(readiness), journal)
     service = Service(
         vendor="The moorage project",
         product="moored",
         version=__version__,
         url="",
         interfaces=[
-            SystemdMachine(lifecycle, authority),
-            MoorageMachine(lifecycle, authority, manager),
+            SystemdMachine(core.services, authority),
+            MoorageMachine(core.services, authority, manager),
             GenericService(authority, log_level=options.log_level),
         ],
     )
@@ -114,21 +236,21 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     async with trio.open_nursery() as background:
         await background.start(manager.run)
         background.start_soon(references.run)
-        await background.start(lifecycle.run)
+        await background.start(core.run)
         background.start_soon(readiness.run)
         if polkit is not None:
             await background.start(polkit.run)
         await background.start(server.serve)
-        lifecycle.serve()
+        core.serve()
         background.start_soon(_feed_watchdog, notifier)
-        notifier.notify("READY=1", f"STATUS=Keeping {len(lifecycle.registry)} machines.")
+        notifier.notify("READY=1", f"STATUS=Keeping {len(core.services.registry)} machines.")
         _log.debug("Serving over the %s link of systemd %d.", manager.link_kind, manager.version)
         async with trio.open_nursery() as until:
             until.start_soon(_wait_for_signal, until.cancel_scope)
             if options.idle_usec is not None:
-                until.start_soon(_wait_until_idle, options.idle_usec, server, lifecycle, until.cancel_scope)
+                until.start_soon(_wait_until_idle, options.idle_usec, server, core, until.cancel_scope)
         notifier.notify("STOPPING=1")
-        lifecycle.end()
+        core.end()
         await server.drain(DRAIN_USEC / 1e6)
         background.cancel_scope.cancel()
     readiness.close()
@@ -158,11 +280,11 @@ async def _wait_for_signal(end: trio.CancelScope) -> None:
             return
 
 
-async def _wait_until_idle(usec: int, server: Server, lifecycle: Lifecycle, end: trio.CancelScope) -> None:
+async def _wait_until_idle(usec: int, server: Server, core: Core, end: trio.CancelScope) -> None:
     while True:
         await trio.sleep(min(usec, IDLE_CHECK_USEC) / 1e6)
         quiet = trio.current_time() - server.last_activity
-        if not server.connections and lifecycle.idle and quiet >= usec / 1e6:
+        if not server.connections and core.idle and quiet >= usec / 1e6:
             _log.debug("Nothing to do, exiting.")
             end.cancel()
             return

@@ -195,6 +195,11 @@ def control_group(process: Process | int) -> str:
     return Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].rstrip("\n")
 
 
+def members(group: str) -> list[int]:
+    """Return the PIDs of the processes in a control group."""
+    return [int(pid) for pid in Path(f"/sys/fs/cgroup{group}/cgroup.procs").read_text().split()]
+
+
 def move(process: Process, group: str) -> None:
     """Put a process into a control group, as who it is delegated to may do."""
     path = Path(f"/sys/fs/cgroup{group}")

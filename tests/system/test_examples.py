@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sandboxes import CHECKOUT, RUN_SECONDS, VMM, Sandbox
 
-from moorage.machines.leases import LEASE_GRACE_USEC
+from moorage.machines.leases import LEASE_GRACE_SECONDS
 
 EXAMPLES = CHECKOUT / "examples"
 COMPILE_SECONDS = 60.0
@@ -28,7 +28,7 @@ exit 1
 """
 
 
-UNTIL_GRACE_IS_OVER = f"sleep {LEASE_GRACE_USEC // 1_000_000 + 2}"
+UNTIL_GRACE_IS_OVER = f"sleep {round(LEASE_GRACE_SECONDS) + 2}"
 
 
 @pytest.fixture(scope="module")

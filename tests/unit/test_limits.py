@@ -19,13 +19,19 @@ ROWS = {
     if match
 }
 
-COMPLETE = ("wire.connection", "wire.link", "wire.message", "machines.registry", "machines.lifecycle")
+COMPLETE = (
+    "wire.connection",
+    "wire.link",
+    "wire.message",
+    "machines.registry",
+    "machines.machine",
+    "machines.watching",
+)
 """Modules of which every limit must be in the table."""
 
 NOT_FOR_CALLERS = {
     "wire.connection.QUEUE_MAX",  # of clients; a server never gets there
     "wire.message.AROUND_MAX",  # of a call that is refused anyway, but for one whose name has an escaped quote
-    "machines.lifecycle.ANCESTORS_MAX",  # of a question that is answered with what was found by then
 }
 
 

@@ -172,10 +172,10 @@ def described(machine: Machine) -> ScopeSpec:
         registration = Registration(
             name=machine.name,
             class_=MachineClass.vm,
-            uid=0,
+            registrant=0,
             leader=process.ProcessId(machine.pid, None, None),
             leader_pidfd=-1,
-            owner=0,
+            leader_uid=0,
             supervisor=None,
             allocate_unit=True,
             helpers=specs(machine.count),

@@ -27,7 +27,7 @@ from faults.world import (
     show,
     units,
 )
-from moorage.machines.leases import LEASE_GRACE_USEC
+from moorage.machines.leases import LEASE_GRACE_SECONDS
 from moorage.machines.model import bond_name, directory_name
 from moorage.wire.client import Client
 from moorage.wire.errors import RemoteError
@@ -37,7 +37,7 @@ QUIET_SECONDS = 40.0
 
 LOOK_SECONDS = 0.1
 
-LEASES_SECONDS = LEASE_GRACE_USEC / 1e6 + 1
+LEASES_SECONDS = LEASE_GRACE_SECONDS + 1
 """Wait after the last step: by then a machine whose lease was lost would have been stopped."""
 
 TASKS_MAX = 8

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from fuzzing.mutation import damaged, damaged_json, encode_json
 from fuzzing.service_manager import Recorded
 from fuzzing.target import Target, corpus
+from moorage.app import Core
 from moorage.kernel.poller import Readiness
 from moorage.kernel.process import boot_id
 from moorage.kernel.system import system
 from moorage.machines.helpers import Home
-from moorage.machines.lifecycle import Lifecycle
 from moorage.machines.store import BadRecord, Store, decode, encode
 from moorage.pid1 import journal
 from moorage.pid1.over_dbus.calls import DBusManager
@@ -57,14 +57,14 @@ async def _start(directory: str) -> tuple[int, int]:
         store = Store(f"{directory}/machines")
         try:
             home = Home(user=False, root=directory)
-            lifecycle = Lifecycle(manager, store, home, BusReferences(None), system(readiness), journal)
+            core = Core(manager, store, home, BusReferences(None), system(readiness), journal)
             found = sum(not isinstance(machine, BadRecord) for _, machine in store.load())
-            await nursery.start(lifecycle.run)
+            await nursery.start(core.run)
             nursery.cancel_scope.cancel()
         finally:
             store.close()
     readiness.close()
-    return found, len(lifecycle.registry)
+    return found, len(core.services.registry)
 
 
 def _examine(record: Record) -> str:

@@ -1,7 +1,7 @@
 """What both interfaces of machines want to know of a call, in the same order of checks.
 
 Decode → class → authority → which process, does it live, whose is it → name free → properties valid → claim → act: the
-first half is settled here and in the handlers, the rest in :mod:`moorage.machines.lifecycle`.
+first half is settled here and in the handlers, the rest in :mod:`moorage.machines.registration`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from moorage.authz.policy import AS_ROOT, Policy
 from moorage.authz.polkit import Answer, Polkit, TooManyQuestions
 from moorage.kernel import process
 from moorage.machines import model
-from moorage.machines.lifecycle import Lifecycle
+from moorage.machines.machine import Machine
+from moorage.machines.registration import Registrar
 from moorage.machines.registry import Registry
 from moorage.wire.call import Call
 from moorage.wire.errors import (
@@ -145,11 +146,11 @@ async def authorize(
 
 
 async def authorize_managing(
-    call: Call, authority: Authority, machine: model.Machine, *, interactive: bool | None
+    call: Call, authority: Authority, machine: Machine, *, interactive: bool | None
 ) -> None:
     """Let a call that does something with a machine pass or not, as :func:`authorize` does."""
     details = {"name": machine.name, "verb": call.method.rpartition(".")[2].lower()}
-    await authorize(call, authority, details, owner=machine.uid, interactive=interactive)
+    await authorize(call, authority, details, owner=machine.record.registrant, interactive=interactive)
 
 
 class AsRoot:
@@ -207,13 +208,13 @@ class Leader(msgspec.Struct):
     Attributes:
         id: what names it.
         pidfd: owned; closed by :meth:`close`.
-        owner: uid that it runs as.
+        uid: that it runs as.
         supervisor: the caller, where that is another process.
     """
 
     id: process.ProcessId
     pidfd: int
-    owner: int
+    uid: int
     supervisor: process.ProcessId | None
 
     def close(self) -> None:
@@ -223,7 +224,7 @@ class Leader(msgspec.Struct):
 
 async def open_leader(
     call: Call,
-    lifecycle: Lifecycle,
+    registrar: Registrar,
     given: ProcessId | None,
     pidfd: int | None,
     field: str,
@@ -233,7 +234,7 @@ async def open_leader(
 
     Args:
         call: the call.
-        lifecycle: looks whose it is, where the caller is not root.
+        registrar: looks whose it is, where the caller is not root.
         given: the process as the parameters name it.
         pidfd: one that came with the call; owned by this function.
         field: name of the parameter to blame.
@@ -268,7 +269,7 @@ async def open_leader(
             owner = process.owner(leader.pid)
         else:
             try:
-                owner = await lifecycle.check_owner(leader.pid, pidfd, claimant)
+                owner = await registrar.check_owner(leader.pid, pidfd, claimant)
             except NotOwned:
                 if as_root is None or not await as_root.ask_for_others():
                     raise
@@ -315,7 +316,7 @@ def _is_meant(leader: process.ProcessId, given: ProcessId) -> bool:
     )
 
 
-def find_named(registry: Registry, name: str | None, field: str = "name") -> model.Machine | None:
+def find_named(registry: Registry, name: str | None, field: str = "name") -> Machine | None:
     """Find a living machine by name.
 
     Raises:

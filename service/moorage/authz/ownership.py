@@ -19,7 +19,6 @@ import trio
 from moorage.authz.allowed_properties import is_below_slice_of
 from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
 from moorage.kernel.processes import Processes
-from moorage.machines.model import Machine
 from moorage.pid1.manager import Manager, NoSuchProperty, NoSuchUnit
 from moorage.pid1.oneshot import CAP_SYS_PTRACE, ProbeFailed, probe
 from moorage.probes import owner as owner_probe
@@ -91,28 +90,29 @@ def runs_as(pid: int, pidfd: int, uid: int, processes: Processes) -> bool:
     return found == frozenset({uid})
 
 
-def may_signal(machine: Machine, target: ProcessId, processes: Processes) -> bool:
-    """Whether the leader or the supervisor of a machine is still what it was when a user registered it.
+def may_signal(
+    target: ProcessId, uid: int, processes: Processes, *, within: str | None = None, mapped: bool = False
+) -> bool:
+    """Whether a process is still what it was when a user registered it as the leader or the supervisor of a machine.
 
     A process can turn into somebody else's, by a set-user-ID program, and be moved to another unit, as with a session
     of its own; this service has the right to signal it all the same, and its caller has not.
 
     Args:
-        machine: that a user registered.
-        target: its leader or its supervisor.
+        target: the process.
+        uid: who registered it.
         processes: of this host.
+        within: control group that it is in; None for any.
+        mapped: it never ran as that user: it is in a user namespace of the user's, or root has agreed to it.
     """
     try:
         pidfd = processes.open(target.pid, target.pidfd_id, target.boot_id)
         try:
-            if target == machine.leader:
-                group = processes.control_group(target.pid)
-                if not f"{group}/".startswith(f"{machine.control_group}/"):
-                    return False
-                if machine.owner != machine.uid:
-                    # It is in a user namespace of the user's, which it cannot leave, or root has agreed to it.
-                    return not processes.has_exited(pidfd)
-            return runs_as(target.pid, pidfd, machine.uid, processes)
+            if within is not None and not f"{processes.control_group(target.pid)}/".startswith(f"{within}/"):
+                return False
+            if mapped:  # it cannot leave that namespace
+                return not processes.has_exited(pidfd)
+            return runs_as(target.pid, pidfd, uid, processes)
         finally:
             processes.close(pidfd)
     except (ProcessGone, NotAProcess):

@@ -22,6 +22,9 @@ from moorage.kernel import process
 
 ROOT = "/sys/fs/cgroup"
 
+PROCS_SIZE = 1024 * 1024
+"""Bytes read of ``cgroup.procs``: more than a hundred thousand processes."""
+
 _CGROUP2_SUPER_MAGIC = 0x63677270  # statfs(2)
 
 
@@ -52,11 +55,11 @@ class NotUnified(Exception):
     """The control group hierarchy of this system is not the unified one."""
 
 
-def _read(control_group: str, attribute: str) -> bytes | None:
+def _read(control_group: str, attribute: str, size: int = 64 * 1024) -> bytes | None:
     try:
         descriptor = os.open(f"{ROOT}{control_group}/{attribute}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.read(descriptor, 64 * 1024)
+            return os.read(descriptor, size)
         finally:
             os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError):
@@ -147,6 +150,33 @@ def identity(control_group: str) -> int | None:
         return None
 
 
+def processes(control_group: str, most: int) -> list[int] | None:
+    """Read the PIDs of all processes in a group and below it; None where they cannot be told.
+
+    That is so for more than *most* of them, and for a group that is no domain ("threaded", cgroups(7)).
+    """
+    found: list[int] = []
+    groups = [control_group]
+    while groups:
+        group = groups.pop()
+        try:
+            text = _read(group, "cgroup.procs", PROCS_SIZE)
+            with os.scandir(ROOT + group) as entries:
+                groups += [
+                    f"{group}/{entry.name}" for entry in entries if entry.is_dir(follow_symlinks=False)
+                ]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return None
+        found += [int(pid) for pid in (text or b"").split()]
+        if len(found) > most or len(groups) > most:
+            return None
+    return found
+
+
 def usage(control_group: str) -> Usage:
     """Read the counters of a group; all None if it is gone."""
     cpu = _pairs(_read(control_group, "cpu.stat")).get(b"usage_usec")
@@ -234,6 +264,18 @@ class Hierarchy(Protocol):
 
     def usage(self, control_group: str) -> Usage:
         """Read the counters of a group; all None if it is gone.
+
+        Raises:
+            OSError: as :meth:`events` says.
+        """
+        ...
+
+    def processes(self, control_group: str, most: int) -> list[int] | None:
+        """Read the PIDs of all processes in a group and below it; None where they cannot be told.
+
+        Args:
+            control_group: path of it.
+            most: with more of them the answer is None.
 
         Raises:
             OSError: as :meth:`events` says.

@@ -26,6 +26,7 @@ class Cgroupfs:
     attribute = staticmethod(cgroup.attribute)
     identity = staticmethod(cgroup.identity)
     usage = staticmethod(cgroup.usage)
+    processes = staticmethod(cgroup.processes)
 
     def __init__(self, readiness: Readiness) -> None:
         self._readiness = readiness

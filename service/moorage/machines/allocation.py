@@ -27,8 +27,10 @@ from moorage.machines.model import (
     HelperFailure,
     HelperSpec,
     HelperStatus,
-    Machine,
+    Intent,
     MachineClass,
+    Placement,
+    Record,
     Registration,
     adder_name,
     barrier_name,
@@ -79,26 +81,6 @@ bound to it are stopped after it, and let it go then."""
 
 SETTLE_USEC = 100_000
 """Pause between two looks at a unit that is going, µs, should no hint come in between."""
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Where a machine is.
-
-    Attributes:
-        unit: name of its unit.
-        subgroup: path below the unit's control group; None for the whole unit.
-        slice: the slice that the unit is in.
-        control_group: path of the machine's control group.
-        control_group_id: its inode number.
-        invocation_id: of the unit.
-    """
-
-    unit: str
-    subgroup: str | None
-    slice: str
-    control_group: str
-    control_group_id: int
-    invocation_id: str
 
 
 def scope_description(registration: Registration) -> str:
@@ -174,7 +156,7 @@ class Allocator:
 
     async def allocate(
         self, registration: Registration, pidfd: int, mark: str, *, deadline: float
-    ) -> tuple[Place, list[HelperStatus]]:
+    ) -> tuple[Placement, list[HelperStatus]]:
         """Start a scope around a process, wait for its job, and look again.
 
         Args:
@@ -287,7 +269,7 @@ class Allocator:
         if not registration.helpers and not registration.exec_stop:
             return tuple(slices)
         host = helping.Host(
-            registration.name, scope_name(registration.name), slice_, registration.owner, mark
+            registration.name, scope_name(registration.name), slice_, registration.leader_uid, mark
         )
         types = await self._helpers.types(deadline=deadline)
         asking = [
@@ -333,7 +315,7 @@ class Allocator:
 
     async def _second_look(
         self, registration: Registration, said: UnitHint, slice_: str, pidfd: int, *, deadline: float
-    ) -> Place | None:
+    ) -> Placement | None:
         # When a leader dies within milliseconds of the start, the manager may be left with an active scope whose
         # control group is empty, for ever (its own race): what counts is that the leader is there, after the job. The
         # kernel tells that. What the unit is, the manager has said by itself, before it said that the job is done
@@ -354,7 +336,7 @@ class Allocator:
 
     def _place(
         self, pid: int, unit: str, subgroup: str | None, slice_: str, invocation_id: str
-    ) -> Place | None:
+    ) -> Placement | None:
         try:
             split = split_control_group(self._processes.control_group(pid), unit)
         except (ProcessGone, NotAProcess):
@@ -363,7 +345,7 @@ class Allocator:
             return None
         path = split[0] + (subgroup or "")
         identity = self._hierarchy.identity(path)
-        return None if identity is None else Place(unit, subgroup, slice_, path, identity, invocation_id)
+        return None if identity is None else Placement(unit, subgroup, slice_, path, identity, invocation_id)
 
     async def add_helpers(
         self,
@@ -418,7 +400,7 @@ class Allocator:
                 raise await self._helpers.failure(start) or JobFailed(spec.unit, job.result, None)
             return statuses
 
-    async def check_names(self, machine: Machine, specs: Sequence[HelperSpec], *, deadline: float) -> None:
+    async def check_names(self, machine: Record, specs: Sequence[HelperSpec], *, deadline: float) -> None:
         """Check that the names are not those of helpers that came with the machine, and have ended or were removed.
 
         The scope has pulled those in (``Wants=``), and the manager takes no dependency of a loaded unit away: they
@@ -547,7 +529,7 @@ class Allocator:
             await self._manager.stop(unit, alone=alone, deadline=deadline)
         return True
 
-    async def find(self, registration: Registration, pidfd: int, *, deadline: float) -> Place:
+    async def find(self, registration: Registration, pidfd: int, *, deadline: float) -> Placement:
         """Find the unit that a process is in.
 
         Raises:
@@ -577,7 +559,7 @@ class Allocator:
             raise NotUnicode from None
         return place
 
-    async def rehearse(self, registration: Registration, mark: str, *, deadline: float) -> Place:
+    async def rehearse(self, registration: Registration, mark: str, *, deadline: float) -> Placement:
         """Check whether a scope could be made, with its helpers, without making it.
 
         Args:
@@ -615,7 +597,7 @@ class Allocator:
             status = await self._manager.status(slice_, deadline=deadline)
             if status is not None and not _is_only_a_name(status) and not self._is_ours(status):
                 raise UnitNameTaken(slice_, self.describe(status))
-        return Place(unit, None, slice_, "", 0, "")
+        return Placement(unit, None, slice_)
 
     async def _make_room_for_slice(self, unit: str, *, deadline: float) -> None:
         """Wait until the slice of a former machine is gone, and leave alone any other.
@@ -731,25 +713,25 @@ class Allocator:
         status = await self._manager.status(unit, deadline=deadline)
         return status if status is not None and mark in status.documentation else None
 
-    async def take_back(self, machine: Machine, mark: str) -> None:
+    async def take_back(self, intent: Intent, mark: str) -> None:
         """Take away the scope that a start which was given up may have made all the same.
 
         Args:
-            machine: what was asked for; its unit's name may be somebody else's as well.
+            intent: what was asked for; its unit's name may be somebody else's as well.
             mark: what the start has put on its scope.
 
         Raises:
             ManagerError: it could not be done before the deadline; the unit may be there still.
         """
         deadline = trio.current_time() + UNDO_USEC / 1e6
-        if await self._started(machine.unit, mark, deadline=deadline) is not None:
-            await self.undo(machine.unit, mark, auxiliary_names(machine))
+        if await self._started(intent.scope, mark, deadline=deadline) is not None:
+            await self.undo(intent.scope, mark, auxiliary_names(intent))
 
-    async def resume(self, machine: Machine, mark: str, *, keep: bool, deadline: float) -> Place | None:
+    async def resume(self, intent: Intent, mark: str, *, keep: bool, deadline: float) -> Placement | None:
         """Find what came of a start whose caller was killed: all that was asked for, or nothing.
 
         Args:
-            machine: what was asked for.
+            intent: what was asked for.
             mark: what the start has put on its scope.
             keep: it is wanted still.
             deadline: on trio's clock, of the start. What is not there by then is taken back.
@@ -761,18 +743,18 @@ class Allocator:
             ManagerError: the manager cannot be asked, or does not take it back; all may be there still.
         """
         if not keep:
-            return await self.take_back(machine, mark)
+            return await self.take_back(intent, mark)
         ask = trio.current_time() + ASK_USEC / 1e6
-        status = await self._started(machine.unit, mark, deadline=ask)
+        status = await self._started(intent.scope, mark, deadline=ask)
         status = await self._until_started(status, mark, deadline=deadline)
         deadline = trio.current_time() + UNDO_USEC / 1e6
-        auxiliary = auxiliary_names(machine)
+        auxiliary = auxiliary_names(intent)
         if status is None:
             for each in auxiliary:  # what failed, and the scope with it
                 await self._take_away(each, mark, deadline)
             return None
-        await self._helpers.states.catch_up([helper.unit for helper in machine.helpers], deadline=deadline)
-        statuses = self._helpers.states.statuses(machine.helpers)
+        await self._helpers.states.catch_up([helper.unit for helper in intent.helpers], deadline=deadline)
+        statuses = self._helpers.states.statuses(intent.helpers)
         identity = (
             self._hierarchy.identity(status.control_group)
             if _is_populated(status, self._hierarchy)
@@ -783,10 +765,10 @@ class Allocator:
             and identity is not None
             and not any(each.active_state in ENDED for each in statuses)
         ):
-            return Place(
-                machine.unit, None, status.slice, status.control_group, identity, status.invocation_id
+            return Placement(
+                intent.scope, None, status.slice, status.control_group, identity, status.invocation_id
             )
-        await self.undo(machine.unit, mark, auxiliary)
+        await self.undo(intent.scope, mark, auxiliary)
         return None
 
     async def _until_started(
@@ -822,11 +804,11 @@ class Allocator:
                 await news.next(SETTLE_USEC / 1e6)
 
 
-def auxiliary_names(machine: Machine) -> list[str]:
+def auxiliary_names(intent: Intent) -> list[str]:
     """Return the names of all units that come with a machine's scope."""
-    asking = [stop_command_name(machine.name)] if stop_command.PARAMETER in machine.request else []
-    slices = [machine.slice] if own_slice.PARAMETER in machine.request else []
-    return [*helping.auxiliary_names(machine.name, machine.helpers), *asking, *slices]
+    asking = [stop_command_name(intent.name)] if stop_command.PARAMETER in intent.request else []
+    slices = [intent.slice] if own_slice.PARAMETER in intent.request else []
+    return [*helping.auxiliary_names(intent.name, intent.helpers), *asking, *slices]
 
 
 def _is_leftover(status: UnitStatus, hierarchy: Hierarchy) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from moorage.machines.model import Registration
+from moorage.machines.model import Identity, Registration
 
 DIGEST_BYTES = 8
 """Of each parameter: it tells two values of one caller's apart, of which neither is made to look like the other."""
@@ -44,7 +44,10 @@ how it is to be carried out."""
 
 def digests(registration: Registration) -> dict[str, str]:
     """Return a digest of each parameter that has been given, by its name."""
-    values: dict[str, Any] = {name: getattr(registration, field) for field, name in _PARAMETERS.items()}
+    values: dict[str, Any] = {
+        name: getattr(registration.identity if field in Identity.__struct_fields__ else registration, field)
+        for field, name in _PARAMETERS.items()
+    }
     given = {name: value for name, value in values.items() if value not in (None, False, (), {})}
     if registration.slice_properties is not None:  # a slice without properties is one all the same
         given["sliceProperties"] = registration.slice_properties

@@ -1,6 +1,6 @@
 """Changes of the helpers of machines that run: one after the other, each of them as a whole or not at all.
 
-What is about to be done is written down before (:meth:`moorage.machines.store.Store.intend_change`), and the units
+What is about to be done is written down before (:meth:`moorage.machines.intents.Intents.intend_change`), and the units
 that are started for it are marked: so the next instance knows, after this one was killed, what is to be finished or
 taken back, and units of others, which may have the same names, are left alone.
 """
@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
-import msgspec
 import trio
 
+from moorage.kernel.clock import Clock
 from moorage.machines.allocation import UNDO_USEC, Allocator
+from moorage.machines.detached import Detached
 from moorage.machines.errors import MachineGone
+from moorage.machines.final_account import now
+from moorage.machines.followers import Followers
 from moorage.machines.helper_states import GONE, HelperStates
-from moorage.machines.helpers import Host, recorded
+from moorage.machines.helpers import Home, Host, recorded
+from moorage.machines.intents import Intents
+from moorage.machines.machine import Machine
 from moorage.machines.model import (
     Change,
     Helper,
-    HelperFailure,
     HelperSpec,
     HelperStatus,
-    Machine,
-    Timestamp,
 )
 from moorage.machines.registry import Registry
 from moorage.machines.store import BadRecord, Store
@@ -35,37 +37,31 @@ _log = logging.getLogger(__name__)
 
 
 class Changes:
-    """Adds helpers to machines, and removes them.
-
-    Args:
-        allocator: starts and stops.
-        store: keeps the records.
-        registry: of the machines.
-        states: of helpers: kept for those that a machine has.
-        directory: path of the runtime directory of the machine of a name.
-        now: the time.
-        begin: runs something that goes on without its caller.
-    """
+    """Adds helpers to machines, and removes them."""
 
     def __init__(
         self,
         allocator: Allocator,
         store: Store,
+        intents: Intents,
         registry: Registry,
         states: HelperStates,
-        *,
-        directory: Callable[[str], str],
-        now: Callable[[], Timestamp],
-        begin: Callable[[Callable[[], Awaitable[None]]], object],
+        followers: Followers,
+        home: Home,
+        clock: Clock,
+        detached: Detached,
     ) -> None:
         self._allocator = allocator
         self._store = store
+        self._intents = intents
         self._registry = registry
         self._states = states
-        self._directory = directory
-        self._now = now
-        self._begin = begin
-        self._locks: dict[str, trio.Lock] = {}  # of the machines whose helpers are being changed, by name
+        self._followers = followers
+        self._home = home
+        self._clock = clock
+        self._detached = detached
+        # By name, since the names of units are at stake, also those of a machine that is gone.
+        self._locks: dict[str, trio.Lock] = {}
 
     @contextlib.asynccontextmanager
     async def alone(self, machine: str) -> AsyncGenerator[None]:
@@ -105,17 +101,18 @@ class Changes:
                 will be.
             OSError: the intent or the record could not be written; the same.
         """
-        await self._allocator.check_names(machine, specs, deadline=deadline)
+        record = machine.record
+        await self._allocator.check_names(record, specs, deadline=deadline)
         names = {spec.name for spec in specs}
-        for helper in machine.helpers:
+        for helper in record.helpers:
             if helper.name in names:
                 await self.remove(machine, helper, deadline=deadline)
         change = self._change(
-            machine, recorded(machine.name, specs), with_place=not machine.runtime_directory
+            machine, recorded(machine.name, specs), with_place=not record.runtime_directory
         )
-        mark = self._store.mark(change)
-        host = Host(machine.name, machine.unit, machine.slice, machine.owner, mark)
-        self._store.intend_change(change)
+        mark = self._intents.mark(change)
+        host = Host(record.name, record.unit, record.placement.slice, record.leader_uid, mark)
+        self._intents.intend_change(change)
         try:
             statuses = await self._allocator.add_helpers(
                 host, specs, tell, with_place=change.with_place, deadline=deadline
@@ -128,11 +125,11 @@ class Changes:
                 await self._allocator.take_back_helpers(change, mark, wait=unknown)
             except (ManagerError, OSError) as failure:
                 _log.warning("Failed to take back helpers of machine %s: %s", machine.name, failure)
-                self._begin(lambda: self._take_back(change))
+                self._detached.start(self._take_back, change)
             else:
-                self._withdraw(machine.name)
+                self._intents.withdraw_change(machine.name)
             raise
-        self._withdraw(machine.name)
+        self._intents.withdraw_change(machine.name)
         self._drop_others(change)
         return statuses
 
@@ -145,10 +142,10 @@ class Changes:
             ManagerError: as the manager says.
         """
         names = {spec.name for spec in specs}
-        again = [helper for helper in machine.helpers if helper.name in names]
+        again = [helper for helper in machine.record.helpers if helper.name in names]
         await self._states.catch_up([helper.unit for helper in again], deadline=deadline)
         ended = {each.helper.name for each in self._states.statuses(again) if each.active_state in GONE}
-        return [helper for helper in machine.helpers if helper.name not in ended]
+        return [helper for helper in machine.record.helpers if helper.name not in ended]
 
     async def remove(self, machine: Machine, helper: Helper, *, deadline: float) -> None:
         """Stop a helper of a machine and forget it; within :meth:`alone`.
@@ -159,35 +156,35 @@ class Changes:
             OSError: the intent or the record could not be written.
         """
         change = self._change(machine, (helper,), removes=True)
-        self._store.intend_change(change)
+        self._intents.intend_change(change)
         try:
             await self._remove(machine, helper, deadline)
         except Exception:  # not at our own end: the next instance goes on from there
-            self._withdraw(machine.name)
+            self._intents.withdraw_change(machine.name)
             raise
-        self._withdraw(machine.name)
+        self._intents.withdraw_change(machine.name)
 
     async def _remove(self, machine: Machine, helper: Helper, deadline: float) -> None:
-        marks = self._store.marks_of(machine.name)
+        marks = self._intents.marks_of(machine.name)
         # From here on the machine goes on without it, even should it be there for a while yet.
-        spared = msgspec.structs.replace(helper, on_failure=HelperFailure.ignore)
-        machine.helpers = tuple(spared if each.name == helper.name else each for each in machine.helpers)
+        machine.spare_helper(helper.name)
         self._save(machine)
         await self._allocator.stop_helper(machine.name, helper, marks, deadline=deadline)
-        machine.helpers = tuple(each for each in machine.helpers if each.name != helper.name)
+        rest = tuple(each for each in machine.record.helpers if each.name != helper.name)
+        machine.with_helpers(rest, machine.record.runtime_directory)
         self._states.drop([helper.unit])
         self._save(machine)
 
     def _drop_others(self, change: Change) -> None:
         """Forget the states of helpers that the machine of that name does not have after all."""
         holder = self._registry.get(change.machine)
-        kept = holder.helpers if holder is not None else ()
+        kept = holder.record.helpers if holder is not None else ()
         self._states.drop({helper.unit for helper in change.helpers} - {helper.unit for helper in kept})
 
     def begun(self) -> list[Change]:
         """Return what an instance that was killed had begun."""
         begun: list[Change] = []
-        for name, found in self._store.changes():
+        for name, found in self._intents.changes():
             if isinstance(found, BadRecord):
                 _log.warning("Failed to load a change of machine %s, ignoring: %s", name, found)
             else:
@@ -212,20 +209,20 @@ class Changes:
                     await trio.sleep(ASK_USEC / 1e6)
                 else:
                     break
-            self._withdraw(change.machine)
+            self._intents.withdraw_change(change.machine)
 
     async def _resume(self, change: Change) -> None:
         machine = self._registry.get(change.machine)
-        if machine is None or machine.invocation_id != change.invocation_id:
+        if machine is None or machine.record.invocation_id != change.invocation_id:
             if not change.removes:  # else they go with the machine
-                await self._allocator.take_back_helpers(change, self._store.mark(change), wait=True)
+                await self._allocator.take_back_helpers(change, self._intents.mark(change), wait=True)
             return
-        there = {helper.name for helper in machine.helpers}
+        there = {helper.name for helper in machine.record.helpers}
         for helper in change.helpers:
             if change.removes and helper.name in there:
                 await self._remove(machine, helper, trio.current_time() + UNDO_USEC / 1e6)
         if not change.removes and not there.issuperset(helper.name for helper in change.helpers):
-            if await self._allocator.resume_helpers(change, self._store.mark(change)):
+            if await self._allocator.resume_helpers(change, self._intents.mark(change)):
                 units = [helper.unit for helper in change.helpers]
                 self._states.follow(units, since_usec=change.timestamp.monotonic)
                 await self._states.catch_up(units)
@@ -239,14 +236,14 @@ class Changes:
             while True:
                 await trio.sleep(ASK_USEC / 1e6)
                 try:
-                    await self._allocator.take_back_helpers(change, self._store.mark(change), wait=True)
+                    await self._allocator.take_back_helpers(change, self._intents.mark(change), wait=True)
                 except (ManagerError, OSError) as error:
                     _log.warning(
                         "Failed to take back helpers of machine %s, trying again: %s", change.machine, error
                     )
                 else:
                     break
-            self._withdraw(change.machine)
+            self._intents.withdraw_change(change.machine)
 
     def _change(
         self,
@@ -257,7 +254,9 @@ class Changes:
         with_place: bool = False,
     ) -> Change:
         self._check_there(machine)
-        return Change(machine.name, machine.invocation_id, self._now(), helpers, removes, with_place)
+        return Change(
+            machine.name, machine.record.invocation_id, now(self._clock), helpers, removes, with_place
+        )
 
     def _enter(self, machine: Machine, change: Change) -> None:
         """Enter helpers that are there.
@@ -267,13 +266,12 @@ class Changes:
             OSError: the record could not be written; the machine is as it was.
         """
         self._check_there(machine)
-        before = machine.helpers, machine.runtime_directory
-        machine.helpers += change.helpers
-        machine.runtime_directory = self._directory(machine.name)
+        before = machine.record.helpers, machine.record.runtime_directory
+        machine.with_helpers(before[0] + change.helpers, self._home.directory(machine.name))
         try:
             self._save(machine)
         except OSError:
-            machine.helpers, machine.runtime_directory = before
+            machine.with_helpers(*before)
             raise
 
     def _check_there(self, machine: Machine) -> None:
@@ -282,12 +280,5 @@ class Changes:
 
     def _save(self, machine: Machine) -> None:
         if self._registry.get(machine.name) is machine:
-            self._store.save(machine)
-
-    def _withdraw(self, machine: str) -> None:
-        try:
-            self._store.withdraw_change(machine)
-        except OSError as error:
-            _log.warning(
-                "Failed to remove the intent of a change of machine %s, ignoring: %s", machine, error
-            )
+            self._store.save(machine.record)
+            self._followers.changed(machine)

@@ -1,176 +1,159 @@
-"""Why a machine ended: facts in, verdict out. Nothing is read, written or awaited here.
+"""What became of a machine: facts in, one judgement out. Nothing is read, written or awaited here.
 
-The rule of all of it: what is not known is left out. A fact that nobody could look at is None, not "no".
+Two witnesses are heard. The kernel says whether the machine has processes; it is asked first, since that costs
+nothing. The service manager says what its unit is; it is asked only where the kernel's word is not enough. Why a
+machine ended is another question, for :mod:`moorage.machines.verdicts`.
 """
 
 from __future__ import annotations
 
-import signal
+from typing import TypeAlias
 
 import msgspec
 
-from moorage.kernel.process import Exit
-from moorage.machines.model import Accounting, Cause, HelperEnd, Timestamp, Verdict
-
-FORGOTTEN = "forgotten"
-"""Result of a unit of which the manager knows no more than that it failed, or that it is another one by now."""
+from moorage.machines.verdicts import FORGOTTEN
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What the service manager told of the end of a unit, in the journal or otherwise.
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a machine without the service manager.
+
+    Attributes:
+        populated: it has processes; where others live in its control group, its leader lives.
+        renewed: another control group has its path by now.
+        whole: it is the whole of its unit.
+        allocated: this service made its unit.
+        invocation_id: of its unit.
+        sure: the kernel's word is not enough: its group has been empty for a while, or something may have been missed.
+        result: of its unit, if that was seen to end before.
+        without: a helper has ended that it does not run without.
+    """
+
+    populated: bool
+    renewed: bool = False
+    whole: bool = True
+    allocated: bool = True
+    invocation_id: str = ""
+    sure: bool = False
+    result: str | None = None
+    without: bool = False
+
+
+class NotAsked(msgspec.Struct, frozen=True):
+    """The service manager has not been asked."""
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """The service manager has reported that it has forgotten the unit."""
+
+
+class Absent(msgspec.Struct, frozen=True):
+    """The service manager does not know the unit."""
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What the service manager says of the unit.
+
+    Attributes:
+        invocation_id: of it.
+        active_state: of it.
+        result: of it, if it has ended.
+    """
+
+    invocation_id: str
+    active_state: str
+    result: str = "success"
+
+
+Unit: TypeAlias = NotAsked | Removed | Absent | Known
+
+
+class Populated(msgspec.Struct, frozen=True):
+    """It has processes, and there is no reason to ask for more."""
+
+
+class Query(msgspec.Struct, frozen=True):
+    """The service manager is to be asked about its unit."""
+
+
+class LookAgain(msgspec.Struct, frozen=True):
+    """It has no process, and the service manager is about to notice."""
+
+
+class Running(msgspec.Struct, frozen=True):
+    """Its unit is active, with processes."""
+
+
+class Stopping(msgspec.Struct, frozen=True):
+    """Its unit is being stopped."""
+
+
+class StopWithout(msgspec.Struct, frozen=True):
+    """It runs on without a helper that it does not run without."""
+
+
+class StopEmpty(msgspec.Struct, frozen=True):
+    """Its unit is active without a process, and is to be stopped: the manager lost that event (its own race)."""
+
+
+class Lingering(msgspec.Struct, frozen=True):
+    """Its unit has ended, but not all its processes: they outlived SIGKILL, or were spared it.
 
     Attributes:
         result: of the unit.
-        ended_at: when it was there no more; None where nothing is told.
-        stopped: a job had stopped it.
-        oom: the kernel killed processes of it for lack of memory.
-        oomd: systemd-oomd did.
-        accounting: its counters, as far as they are told.
     """
 
-    result: str | None = None
-    ended_at: Timestamp | None = None
-    stopped: bool = False
-    oom: bool = False
-    oomd: bool = False
-    accounting: Accounting = Accounting()
+    result: str
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the end of a machine.
+class Ended(msgspec.Struct, frozen=True):
+    """It has ended.
 
     Attributes:
-        result: of its unit, by the word of the service manager; None where that has forgotten it.
-        found_at: when its last process was seen to be gone.
-        watched: this service saw all of the end, and the signals of the service manager that came with it.
-        whole: it was the whole of its unit.
-        asked: why this service was asked to stop it, if it was.
-        deactivating: its unit was seen to be stopped before this service was asked to.
-        late: this service had its unit stopped when it was ending already, so that what the service manager tells of
-            a stop is no reason.
-        accounting: the last counters of its control group.
-        final: they were read when the last process had gone.
-        leader_ended: None where that is not known.
-        leader_exit: how.
-        leader_group: the other control group in which its leader lives.
-        told: by the service manager.
-        helper: whose end had it stopped.
+        result: of its unit; None where the manager has forgotten it.
+        kept: the manager keeps the unit, and what it has last read of its counters.
+        reset: the unit has failed, and holds its name until that is reset.
     """
 
-    found_at: Timestamp
-    result: str | None = None
-    watched: bool = False
-    whole: bool = True
-    asked: Cause | None = None
-    deactivating: bool = False
-    late: bool = False
-    accounting: Accounting = Accounting()
-    final: bool = False
-    leader_ended: bool | None = None
-    leader_exit: Exit | None = None
-    leader_group: str | None = None
-    told: Told = Told()
-    helper: HelperEnd | None = None
+    result: str | None
+    kept: bool = False
+    reset: bool = False
 
 
-def judge(facts: Facts) -> Verdict:
-    """Return the verdict that the facts allow."""
-    counters = merged(_final(facts), facts.told.accounting)
-    killed, managed = _lack_of_memory(facts, counters)
-    # After a reload the manager does not know it any more, and may say that nothing went wrong.
-    result = facts.result if facts.result not in {None, "success", FORGOTTEN} else None
-    result = result or facts.told.result or facts.result
-    helper = facts.helper or HelperEnd("")
-    leader = facts.leader_exit or Exit()
-    # Of an end that nobody watched the service manager knows the moment better.
-    ended_at = None if facts.watched else facts.told.ended_at
-    return Verdict(
-        result=result or "success",
-        exited_at=ended_at or facts.found_at,
-        oom_killed=None if killed is None and managed is None else bool(killed or managed),
-        accounting=counters,
-        cause=_cause(facts, result, killed=bool(killed), managed=bool(managed)),
-        leader_status=leader.status,
-        leader_signal=leader.signal,
-        helper=helper.name or None,
-        helper_result=helper.result,
-        log=helper.log,
-    )
+Judgement: TypeAlias = (
+    Populated | Query | LookAgain | Running | Stopping | StopWithout | StopEmpty | Lingering | Ended
+)
 
 
-def needs_the_helper(facts: Facts) -> bool:
-    """Whether a helper may have had the machine stopped."""
-    if facts.asked is Cause.helper_ended:
-        return True
-    return facts.deactivating or _stopped(facts) or (facts.asked is None and not facts.watched)
-
-
-def merged(one: Accounting, other: Accounting) -> Accounting:
-    """Return of each counter the higher one: none of them counts down, and a gauge has only one source."""
-    pairs = {
-        name: [value for value in (getattr(one, name), getattr(other, name)) if value is not None]
-        for name in Accounting.__struct_fields__
-    }
-    return Accounting(**{name: max(values) for name, values in pairs.items() if values})
-
-
-def _final(facts: Facts) -> Accounting:
-    """What is true of counters: those that were read while it lived are too low, but who was killed stays killed."""
-    if facts.final:
-        return facts.accounting
-    return Accounting(
-        oom_kills=facts.accounting.oom_kills or None,
-        managed_oom_kills=facts.accounting.managed_oom_kills or None,
-    )
-
-
-def _lack_of_memory(facts: Facts, counters: Accounting) -> tuple[bool | None, bool | None]:
-    """Whether the kernel, and whether systemd-oomd, killed processes of the machine; None where nobody can know."""
-    # A kernel without the memory controller in this group counts nothing, and the manager then has nothing to tell.
-    counted = facts.accounting.oom_kills is not None or counters.memory_peak is not None
-    sure = facts.final or (facts.told.ended_at is not None and counted)
-    oom_kill = facts.result == "oom-kill" or facts.told.result == "oom-kill"
-    managed = bool(counters.managed_oom_kills) or facts.told.oomd
-    killed = bool(counters.oom_kills) or facts.told.oom or (oom_kill and not managed)
-    no = False if sure and counted else None
-    return killed or no, managed or no
-
-
-def _cause(facts: Facts, result: str | None, *, killed: bool, managed: bool) -> Cause | None:
-    """The first that applies: what sets off the end of a unit comes before what it leads to."""
-    by_kill = facts.leader_exit == Exit(signal=signal.SIGKILL) and facts.asked is None
-    if result == "oom-kill" or ((killed or managed) and by_kill):
-        return Cause.oomd_killed if managed else Cause.oom_killed
-    if facts.helper is not None:
-        return Cause.helper_ended
-    if facts.asked is not None:
-        return facts.asked
-    if facts.leader_group is not None:
-        return Cause.leader_left
-    if _stopped(facts) or (facts.deactivating and result == "success"):
-        return Cause.unit_stopped
-    if facts.deactivating or result not in {None, "success"}:
-        return None  # by the manager itself: RuntimeMaxSec=, or what its result says
-    if (killed or managed) and facts.leader_exit is None:
-        return None  # it may have been the leader
-    sure = facts.watched or not facts.whole or facts.told.ended_at is not None
-    return Cause.leader_ended if facts.leader_ended and sure else None
-
-
-def _stopped(facts: Facts) -> bool:
-    """Whether somebody else had the unit stopped."""
-    return facts.told.stopped and not facts.late
-
-
-def described(verdict: Verdict) -> str:
-    """Say in a few words how a machine ended, for the log."""
-    words = [verdict.result]
-    if verdict.cause is not None:
-        words.append(f"cause {verdict.cause}")
-    if verdict.helper is not None:
-        words.append(f"helper {verdict.helper} ({verdict.helper_result})")
-    if verdict.leader_status is not None:
-        words.append(f"leader's status {verdict.leader_status}")
-    if verdict.leader_signal is not None:
-        words.append(f"leader's signal {verdict.leader_signal}")
-    return ", ".join(words)
+def judge(seen: Seen, unit: Unit) -> Judgement:
+    """Return what became of a machine, by what is known of it and what the service manager says of its unit."""
+    match seen, unit:
+        case Seen(renewed=True), NotAsked() | Removed():
+            return Ended(FORGOTTEN)  # the unit has been started anew
+        case Seen(populated=True, sure=False), NotAsked() | Removed():
+            return Populated()
+        case Seen(populated=False, whole=False), NotAsked() | Removed():
+            return Ended("success")  # of a part of somebody else's unit the manager knows nothing
+        case Seen(populated=False), Removed():
+            return Ended(seen.result)  # a unit that failed would have been kept
+        case Seen(sure=False), NotAsked():
+            return LookAgain()
+        case _, NotAsked() | Removed():
+            return Query()
+        case _, Absent():
+            return Ended(seen.result)
+        case _, Known(invocation_id=other) if other != seen.invocation_id:
+            return Ended(FORGOTTEN)
+        case Seen(populated=True), Known(active_state="inactive" | "failed"):
+            return Lingering(unit.result)
+        case Seen(populated=False), Known(active_state="inactive" | "failed" as state):
+            return Ended(seen.result or unit.result, kept=True, reset=state == "failed" and seen.allocated)
+        case Seen(populated=False, allocated=False), Known():
+            return Ended("success")  # what becomes of its unit, with RemainAfterExit= for one, is no matter
+        case _, Known(active_state="deactivating"):
+            return Stopping()
+        case Seen(populated=False), Known():
+            return StopEmpty()
+        case Seen(without=True), Known():
+            return StopWithout()
+        case _, Known():
+            return Running()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from moorage.machines.model import Placement
 from moorage.pid1.manager import ManagerTimeout
-
-if TYPE_CHECKING:
-    from moorage.machines.model import Machine
 
 
 class Refused(Exception):
@@ -19,13 +16,16 @@ class NameTaken(Refused):
     """A machine of that name is registered, or is being registered.
 
     Attributes:
-        holder: the machine; None while it is still being registered.
+        name: of the machine.
+        placement: where it is; None while it is still being registered.
+        differs: parameters in which a repeated call of the same caller differs from the first; None for other calls.
     """
 
-    def __init__(self, name: str, holder: Machine | None) -> None:
+    def __init__(self, name: str, placement: Placement | None, differs: Sequence[str] | None = None) -> None:
         super().__init__(f"machine {name} exists")
         self.name = name
-        self.holder = holder
+        self.placement = placement
+        self.differs = differs
 
 
 class LeaderTaken(Refused):
@@ -33,13 +33,13 @@ class LeaderTaken(Refused):
 
     Attributes:
         name: of the other machine.
-        holder: the machine; None while it is still being registered.
+        placement: where it is; None while it is still being registered.
     """
 
-    def __init__(self, name: str, holder: Machine | None) -> None:
+    def __init__(self, name: str, placement: Placement | None) -> None:
         super().__init__(f"the process belongs to machine {name}")
         self.name = name
-        self.holder = holder
+        self.placement = placement
 
 
 class Full(Refused):

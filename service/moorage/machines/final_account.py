@@ -5,7 +5,7 @@ the scope. What is known then comes from four places: what was read of the group
 leader, what the service manager signalled, and what it wrote to the journal. The last one comes late, or never: so the
 name of the machine is free at once, and its account is completed a moment after.
 
-:mod:`moorage.machines.ending` decides what follows from it.
+:mod:`moorage.machines.verdicts` decides what follows from it.
 """
 
 from __future__ import annotations
@@ -17,44 +17,34 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
-from moorage.kernel.cgroup import Hierarchy
 from moorage.kernel.clock import Clock
 from moorage.kernel.system import System
-from moorage.machines import ending
-from moorage.machines.leaders import Leader
-from moorage.machines.model import (
-    Accounting,
-    Cause,
-    HelperEnd,
-    HelperFailure,
-    Machine,
-    Timestamp,
-    Verdict,
-    bond_name,
-)
+from moorage.machines import verdicts
+from moorage.machines.machine import Leader, Machine
+from moorage.machines.model import Accounting, Cause, HelperEnd, HelperFailure, Timestamp, bond_name
 from moorage.pid1.journal import Journal, UnitEnd
 
-TOLD_USEC = 5_000_000
-"""For how long the journal may take to get what the manager wrote about an end, µs: a few ms on an idle machine; with
+TOLD_SECONDS = 5.0
+"""For how long the journal may take to get what the manager wrote about an end, s: a few ms on an idle machine; with
 two processors and a thousand machines that end at once, a second."""
 
-DEAF_USEC = 100_000
-"""The same after it told nothing of the last one, µs: there may be no journal at all. Enough for one that is there, so
+DEAF_SECONDS = 0.1
+"""The same after it told nothing of the last one, s: there may be no journal at all. Enough for one that is there, so
 that it is noticed again."""
 
-RESOURCES_USEC = 20_000
-"""For how long the manager may take from its word about the end to that about the resources, µs: it writes both in one
+RESOURCES_SECONDS = 0.02
+"""For how long the manager may take from its word about the end to that about the resources, s: it writes both in one
 go."""
 
-REAPED_USEC = 1_000_000
-"""For how long a leader that has ended may wait for its parent, µs. One that is not reaped by then, its parent does
+REAPED_SECONDS = 1.0
+"""For how long a leader that has ended may wait for its parent, s. One that is not reaped by then, its parent does
 not wait for; and until then the kernel does not tell how it ended."""
 
-WAIT_USEC = 50_000
-"""For how long one look at the journal may wait for something new, µs: who ends meanwhile has to wait for the next."""
+WAIT_SECONDS = 0.05
+"""For how long one look at the journal may wait for something new, s: who ends meanwhile has to wait for the next."""
 
-PASS_USEC = 5_000
-"""Pause between two looks at the journal, µs: it tells of every entry of every unit."""
+PASS_SECONDS = 0.005
+"""Pause between two looks at the journal, s: it tells of every entry of every unit."""
 
 PASS_MAX = 256
 """Units looked for in one go: 50 µs each of a thread that others may have to wait for."""
@@ -82,60 +72,38 @@ def now(clock: Clock) -> Timestamp:
     return Timestamp(clock.realtime(), clock.monotonic())
 
 
-def accounting(control_group: str, hierarchy: Hierarchy) -> Accounting:
-    """Read the counters of a control group; those that are not there are None."""
-    return Accounting(**msgspec.structs.asdict(hierarchy.usage(control_group)))
-
-
-class _Notes:
-    """What has been seen of a machine that lives."""
-
-    __slots__ = ("counters", "deactivating", "emptied_at", "final", "late", "watched")
-
-    def __init__(self) -> None:
-        self.counters = Accounting()
-        self.final = False
-        self.emptied_at: Timestamp | None = None
-        self.deactivating = False
-        self.late = False
-        self.watched = True
-
-
 class _Account:
     """One that is still to be completed."""
 
-    def __init__(self, machine: Machine, facts: ending.Facts, leader: Leader | None, told_usec: int) -> None:
+    def __init__(
+        self, machine: Machine, facts: verdicts.Facts, leader: Leader | None, seconds: float
+    ) -> None:
         self.machine = machine
         self.facts = facts
         self.leader = leader
-        self.told_of = facts.whole and bool(
-            machine.invocation_id
-        )  # of a part of a unit the manager knows nothing
+        self.invocation_id = machine.record.invocation_id
+        self.told_of = facts.whole and bool(self.invocation_id)  # of a part the manager knows nothing
         self.waits = True  # for a look at the journal
-        self.until = trio.current_time() + told_usec / 1e6
-        self.completed = trio.Event()
+        self.until = trio.current_time() + seconds
 
 
 class FinalAccounts:
     """Takes notes of the machines that live, and completes the accounts of those that have ended."""
 
-    def __init__(
-        self, completed: Callable[[Machine], None], system: System, journal: Journal, *, user: bool
-    ) -> None:
+    def __init__(self, system: System, journal: Journal, *, user: bool) -> None:
         """Begin with no machine.
 
         Args:
-            completed: called with a machine when its verdict is complete.
             system: the kernel's.
             journal: of this host.
             user: the machines are those of a user's manager.
         """
-        self._system = system
+        self._hierarchy = system.hierarchy
+        self._clock = system.clock
+        self._boot_id = system.processes.boot_id
         self._journal = journal
-        self._completed = completed
         self._user = user
-        self._notes: dict[Machine, _Notes] = {}
-        self._open: dict[Machine, _Account] = {}
+        self._open: list[_Account] = []
         self._opened = trio.Event()
         self._deaf = False  # the journal told nothing of the last one
         self._looks = trio.CapacityLimiter(LOOKS_MAX)
@@ -143,33 +111,14 @@ class FinalAccounts:
     def __len__(self) -> int:
         return len(self._open)
 
-    # --- while it lives ----------------------------------------------------------------------------------------------
-
-    def _of(self, machine: Machine) -> _Notes:
-        return self._notes.setdefault(machine, _Notes())
-
-    def enter(self, machine: Machine, *, watched: bool) -> None:
-        """Begin to take notes of a machine; watched: it is known to live."""
-        self._of(machine).watched = watched
-
-    def lost_sight(self) -> None:
-        """Take note that signals of the manager may have been missed."""
-        for notes in self._notes.values():
-            notes.watched = False
-
-    def populated(self, machine: Machine) -> bool:
-        """Take note that a machine has processes; return whether it had none before."""
-        notes = self._of(machine)
-        notes.watched = True
-        if notes.emptied_at is None:
-            return False
-        notes.emptied_at, notes.final = None, False
-        return True
+    # While it lives
 
     def glance(self, machine: Machine) -> None:
         """Read the counters of a machine of which something has ended, before the manager takes its group away."""
+        if machine.record.placement.shared:
+            return
         try:
-            state = self._system.hierarchy.events(machine.control_group)
+            state = self._hierarchy.events(machine.record.control_group)
         except OSError:  # no file descriptor is left: the look that follows is repeated
             return
         if state is not None and not state.populated:
@@ -179,133 +128,119 @@ class FinalAccounts:
 
     def emptied(self, machine: Machine) -> None:
         """Take note that a machine has no process any more, and read its counters, if that is news."""
-        notes = self._of(machine)
-        if notes.emptied_at is None:
-            notes.emptied_at = now(self._system.clock)
-            notes.final = self.sample(machine)
-
-    def is_empty(self, machine: Machine) -> bool:
-        """Whether a machine was seen without a process."""
-        notes = self._notes.get(machine)
-        return notes is not None and notes.emptied_at is not None
+        if machine.was_emptied(now(self._clock)):
+            machine.was_read(machine.counters, final=self.sample(machine))
 
     def sample(self, machine: Machine) -> bool:
         """Read the counters of a machine; return whether its group was there all the while."""
-        notes = self._of(machine)
+        placement = machine.record.placement
+        if placement.shared:
+            return False  # they are those of others as well
         try:
-            counters = accounting(machine.control_group, self._system.hierarchy)
-            whole = self._system.hierarchy.identity(machine.control_group) == machine.control_group_id
+            counters = self.counters(placement.control_group)
+            whole = self._hierarchy.identity(placement.control_group) == placement.control_group_id
         except OSError:  # no file descriptor is left: what was read before stays
             return False
-        notes.counters = counters if whole else ending.merged(notes.counters, counters)
+        machine.was_read(
+            counters if whole else verdicts.merged(machine.counters, counters), final=machine.final
+        )
         return whole
+
+    def counters(self, control_group: str) -> Accounting:
+        """Read the counters of a control group; those that are not there are None."""
+        return Accounting(**msgspec.structs.asdict(self._hierarchy.usage(control_group)))
 
     def consumed(self, machine: Machine, counters: Accounting) -> None:
         """Take note of what the manager last read of a group before it removed it."""
-        notes = self._of(machine)
         if counters.memory_peak is None:  # of a group without that controller it says 0 as well
             counters = msgspec.structs.replace(
                 counters,
                 oom_kills=counters.oom_kills or None,
                 managed_oom_kills=counters.managed_oom_kills or None,
             )
-        notes.counters = ending.merged(notes.counters, counters) if notes.final else counters
-        notes.final = notes.final or counters.cpu_usage_nsec is not None
+        merged = verdicts.merged(machine.counters, counters) if machine.final else counters
+        machine.was_read(merged, final=machine.final or counters.cpu_usage_nsec is not None)
 
-    def deactivating(self, machine: Machine) -> None:
-        """Take note that the unit of a machine is being stopped."""
-        if machine.asked is None:
-            self._of(machine).deactivating = True
+    # When it has ended
 
-    def is_deactivating(self, machine: Machine) -> bool:
-        """Whether the unit of a machine was seen to be stopped before this service was asked to."""
-        notes = self._notes.get(machine)
-        return notes is not None and notes.deactivating
-
-    def stopped_late(self, machine: Machine) -> None:
-        """Take note that this service has the unit of a machine stopped, which was ending already."""
-        self._of(machine).late = True
-
-    def forget(self, machine: Machine) -> None:
-        """Drop the notes of a machine."""
-        self._notes.pop(machine, None)
-
-    # --- when it has ended -------------------------------------------------------------------------------------------
-
-    def close(self, machine: Machine, result: str | None, leader: Leader | None) -> Verdict:
-        """Open the final account of a machine that has ended, and return what is known at once.
+    def close(self, machine: Machine, result: str | None) -> None:
+        """Give a machine that has ended the verdict that is known at once, and open its final account.
 
         Args:
             machine: with no process left.
             result: of its unit; None where the manager has forgotten it.
-            leader: of the machine, if it was watched; belongs to this object from now on.
         """
         self.emptied(machine)
-        notes = self._notes.pop(machine)
-        gone = leader is None and machine.leader is not None
-        group = None if leader is None else leader.elsewhere(machine.control_group)
+        record, leader = machine.record, machine.take_leader()
+        gone = leader is None and record.leader is not None
+        group = None if leader is None else leader.elsewhere(record.control_group)
         if group is not None:
             _log.warning("The leader of machine %s has left it, and lives in %s.", machine.name, group)
-        facts = ending.Facts(
+        facts = verdicts.Facts(
             result=result,
-            found_at=notes.emptied_at or now(self._system.clock),
-            watched=notes.watched,
-            whole=machine.owns_unit,
-            asked=machine.asked,
-            deactivating=notes.deactivating,
-            late=notes.late,
-            accounting=notes.counters,
-            final=notes.final,
+            found_at=machine.emptied_at or now(self._clock),
+            watched=machine.watched,
+            whole=record.placement.is_whole,
+            asked=record.asked,
+            deactivating=machine.deactivating,
+            late=record.late,
+            accounting=machine.counters,
+            final=machine.final,
             leader_ended=True if gone or (leader is not None and group is None) else None,
             leader_exit=None if leader is None else leader.exit,
             leader_group=group,
         )
-        self._open[machine] = _Account(machine, facts, leader, DEAF_USEC if self._deaf else TOLD_USEC)
+        machine.retire(verdicts.verdict_of(facts))
+        self._open.append(_Account(machine, facts, leader, DEAF_SECONDS if self._deaf else TOLD_SECONDS))
         self._opened.set()
-        return ending.judge(facts)
 
-    async def complete(self, machine: Machine) -> None:
-        """Wait until the verdict of a machine is complete: for TOLD_USEC and a little at most."""
-        account = self._open.get(machine)
-        if account is not None:
-            await account.completed.wait()
+    async def run(self, completed: Callable[[Machine], None]) -> None:
+        """Complete accounts for ever.
 
-    async def run(self) -> None:
-        """Complete accounts for ever."""
+        Args:
+            completed: called with a machine when its verdict is complete.
+        """
         async with trio.open_nursery() as nursery:
             while True:
                 await self._opened.wait()
                 self._opened = trio.Event()
-                while waiting := [account for account in self._open.values() if account.waits]:
-                    await self._look(waiting, nursery)
-                    await trio.sleep(PASS_USEC / 1e6)
+                while waiting := [account for account in self._open if account.waits]:
+                    await self._look(waiting, nursery, completed)
+                    await trio.sleep(PASS_SECONDS)
 
-    async def _look(self, waiting: Sequence[_Account], nursery: trio.Nursery) -> None:
+    async def _look(
+        self, waiting: Sequence[_Account], nursery: trio.Nursery, completed: Callable[[Machine], None]
+    ) -> None:
         """Look once for what the journal tells, and go on with all accounts for which that was the last look."""
         present = trio.current_time()
         looked = waiting[:PASS_MAX]
-        found = await self._ends([account.machine.invocation_id for account in looked if account.told_of])
+        found = await self._ends([account.invocation_id for account in looked if account.told_of])
         self._deaf = self._deaf and not found
+        again: list[_Account] = []
         for account in looked:
-            end = found.get(account.machine.invocation_id)
+            end = found.get(account.invocation_id)
             if end is not None:
                 first = account.facts.told.ended_at is None
                 account.facts = msgspec.structs.replace(account.facts, told=_told(end))
                 if first and not account.facts.final and not end.counters:
-                    account.until = trio.current_time() + RESOURCES_USEC / 1e6
+                    account.until = trio.current_time() + RESOURCES_SECONDS
                     continue
             elif account.told_of and present < account.until:
-                self._open[account.machine] = self._open.pop(account.machine)  # others first
+                again.append(account)
                 continue
             elif account.told_of and account.facts.told.ended_at is None:
-                self._deaf = not any(each.facts.told.ended_at for each in self._open.values())
+                self._deaf = not any(each.facts.told.ended_at for each in self._open)
             account.waits = False
-            nursery.start_soon(self._complete, account)
+            nursery.start_soon(self._complete, account, completed)
+        if len(waiting) > PASS_MAX:  # others first
+            last = set(again)
+            self._open = [account for account in self._open if account not in last] + again
 
     async def _ends(self, invocations: Sequence[str]) -> dict[str, UnitEnd]:
         if not invocations:
             return {}
-        read = functools.partial(self._journal.ends, invocations, user=self._user, wait_usec=WAIT_USEC)
+        wait_usec = round(WAIT_SECONDS * 1e6)
+        read = functools.partial(self._journal.ends, invocations, user=self._user, wait_usec=wait_usec)
         try:
             return await trio.to_thread.run_sync(read, abandon_on_cancel=True)
         except OSError as error:
@@ -313,45 +248,45 @@ class FinalAccounts:
             self._deaf = True
             return {}
 
-    async def _complete(self, account: _Account) -> None:
+    async def _complete(self, account: _Account, completed: Callable[[Machine], None]) -> None:
         machine, leader, facts = account.machine, account.leader, account.facts
         if leader is not None:
             if leader.ended:
-                with trio.move_on_after(REAPED_USEC / 1e6):
+                with trio.move_on_after(REAPED_SECONDS):
                     await leader.reaped.wait()
             leader.close()
             facts = msgspec.structs.replace(facts, leader_exit=leader.exit)
-        if ending.needs_the_helper(facts) and (helper := await self._helper(machine)) is not None:
+        if verdicts.needs_the_helper(facts) and (helper := await self._helper(machine)) is not None:
             facts = msgspec.structs.replace(facts, helper=helper)
-        machine.verdict = ending.judge(facts)
-        del self._open[machine]
-        account.completed.set()
-        self._completed(machine)
+        self._open.remove(account)
+        machine.complete(verdicts.verdict_of(facts))
+        completed(machine)
 
     async def _helper(self, machine: Machine) -> HelperEnd | None:
         """Find the helper whose end had a machine stopped, with what it wrote last.
 
         Where the service manager did not stop it for any, it is the one for which this service did.
         """
+        record = machine.record
         units = {
             helper.unit: helper.name
-            for helper in machine.helpers
+            for helper in record.helpers
             if helper.on_failure is HelperFailure.stop_machine
         }
         if not units:
             return None
         bonds = {bond_name(machine.name, name): unit for unit, name in units.items()}
-        boot_id = self._system.processes.boot_id()
-        lost = machine.lost if machine.asked is Cause.helper_ended else None
+        boot_id, journal = self._boot_id(), self._journal
+        lost = record.lost if record.asked is Cause.helper_ended else None
         otherwise = next((unit for unit, name in units.items() if lost and name == lost.name), None)
 
         def look() -> HelperEnd | None:
-            found = self._journal.culprit(
+            found = journal.culprit(
                 bonds, machine.unit, otherwise=otherwise, boot_id=boot_id, user=self._user
             )
             if found is None:
                 return lost
-            logs = self._journal.read(
+            logs = journal.read(
                 [found.unit], since_usec=found.began_usec, boot_id=boot_id, user=self._user, wait_usec=0
             )
             return HelperEnd(units[found.unit], found.result, tuple(logs[found.unit].lines))
@@ -363,8 +298,8 @@ class FinalAccounts:
             return lost
 
 
-def _told(end: UnitEnd) -> ending.Told:
-    return ending.Told(
+def _told(end: UnitEnd) -> verdicts.Told:
+    return verdicts.Told(
         result=end.result,
         ended_at=Timestamp(end.realtime, end.monotonic),
         stopped=end.stopped,

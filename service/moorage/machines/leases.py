@@ -8,37 +8,38 @@ that, and was not acted upon yet, nobody takes again: so the next instance finds
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 import trio
 
-from moorage.machines.model import Machine
+from moorage.machines.control import Control
+from moorage.machines.detached import Detached
+from moorage.machines.errors import NotStoppable, TooMuchUnderWay
+from moorage.machines.machine import Machine, Work
+from moorage.machines.model import Cause
+from moorage.pid1.manager import ASK_USEC, ManagerError
 
-LEASE_GRACE_USEC = 5_000_000
-"""For how long a machine is spared whose lease another instance held, µs: a launcher that lives notices at once that
-its connection has ended, and registers the machine again."""
+LEASE_GRACE_SECONDS = 5.0
+"""Grace period for leases inherited from a previous instance. A live launcher sees its connection drop, and registers
+again within it."""
 
-GRACE_STEP_USEC = 250_000
-"""The grace is counted in steps of so many µs: as calls are answered in the same loop, time during which that stood
-still was no time in which a launcher could have come, and counts as one step at most."""
+GRACE_STEP_SECONDS = 0.25
+"""The grace is counted in steps of so many seconds: as calls are answered in the same loop, time during which that
+stood still was no time in which a launcher could have come, and counts as one step at most."""
+
+_log = logging.getLogger(__name__)
 
 
 class Leases:
-    """Knows which machines end with what holds them.
+    """Ends machines with what holds them."""
 
-    Args:
-        end: ends a machine, for a reason that the log is told.
-        is_held: whether anything holds it.
-    """
-
-    def __init__(
-        self, end: Callable[[Machine, str], Awaitable[None]], is_held: Callable[[Machine], bool]
-    ) -> None:
-        self._end = end
-        self._is_held = is_held
+    def __init__(self, control: Control, detached: Detached) -> None:
+        self._control = control
+        self._detached = detached
         self._serving = trio.Event()
-        self.closed = False
+        self._closed = False
 
     def serve(self) -> None:
         """Take note that calls are served from now on."""
@@ -46,37 +47,52 @@ class Leases:
 
     def close(self) -> None:
         """End no machine any more: what holds them may be about to end with this service."""
-        self.closed = True
+        self._closed = True
 
-    async def hold(
-        self, machine: Machine, held: AbstractContextManager[object], *ends: Callable[[], Awaitable[None]]
-    ) -> None:
-        """End a machine as soon as one of the functions has returned.
+    def hold(self, machine: Machine, ended: Callable[[], Awaitable[None]]) -> None:
+        """Stop a machine as soon as a function has returned.
 
-        Args:
-            machine: the machine.
-            held: to be left when that has happened, but before the end.
-            ends: wait for what holds the machine, or for the machine's own end.
+        Raises:
+            TooMuchUnderWay: too many hold it.
         """
+        with ExitStack() as held:
+            held.enter_context(machine.under_way(Work.lease))
+            self._detached.start(self._wait, machine, held.pop_all(), ended)
 
+    async def spare(self, machines: Iterable[Machine]) -> None:
+        """End those machines whose leases another instance held, and that nobody has taken again in time."""
+        await self._serving.wait()
+        for _ in range(round(LEASE_GRACE_SECONDS / GRACE_STEP_SECONDS)):
+            await trio.sleep(GRACE_STEP_SECONDS)
+        async with trio.open_nursery() as nursery:
+            for machine in machines:
+                if not machine.is_held:
+                    why = "nobody has taken it again since this service was restarted"
+                    nursery.start_soon(self._end, machine, why)
+
+    async def _wait(
+        self, machine: Machine, held: AbstractContextManager[object], ended: Callable[[], Awaitable[None]]
+    ) -> None:
         async def wait(until: Callable[[], Awaitable[None]]) -> None:
             await until()
             nursery.cancel_scope.cancel()
 
         with held:
             async with trio.open_nursery() as nursery:
-                for until in ends:
-                    nursery.start_soon(wait, until)
-        if not self.closed:
-            await self._end(machine, "the connection that held it has ended")
+                nursery.start_soon(wait, ended)
+                nursery.start_soon(wait, machine.gone.wait)
+        await self._end(machine, "the connection that held it has ended")
 
-    async def spare(self, machines: Iterable[Machine]) -> None:
-        """End those machines whose leases another instance held, and that nobody has taken again in time."""
-        await self._serving.wait()
-        for _ in range(LEASE_GRACE_USEC // GRACE_STEP_USEC):
-            await trio.sleep(GRACE_STEP_USEC / 1e6)
-        async with trio.open_nursery() as nursery:
-            for machine in machines:
-                if not self._is_held(machine) and not self.closed:
-                    why = "nobody has taken it again since this service was restarted"
-                    nursery.start_soon(self._end, machine, why)
+    async def _end(self, machine: Machine, why: str) -> None:
+        """Stop a machine that nothing holds any more, however long that takes."""
+        if self._closed or machine.gone.is_set():
+            return
+        _log.info("The lease of machine %s has ended: %s. Stopping it.", machine.name, why)
+        while not self._closed and not machine.gone.is_set():
+            try:
+                await self._control.stop(machine, cause=Cause.lease_ended)
+            except (ManagerError, TooMuchUnderWay, OSError) as error:
+                _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
+                await trio.sleep(ASK_USEC / 1e6)
+            except NotStoppable:
+                return

@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from moorage.kernel.process import NotAProcess, ProcessGone, has_exited, open_process, pid_of
-from moorage.machines.model import Machine, MachineClass
+from moorage.machines.model import MachineClass, Record
 from moorage.pid1.manager import Manager
 from moorage.pid1.oneshot import (
     CAP_SETGID,
@@ -121,7 +121,7 @@ class Unreadable(MetadataError):
     """Anything else: the leader is gone, the file is damaged or too large, it took too long."""
 
 
-async def acquire(machine: Machine, manager: Manager, *, graceful: bool) -> Metadata:
+async def acquire(machine: Record, manager: Manager, *, graceful: bool) -> Metadata:
     """Look into a machine.
 
     Args:
@@ -245,7 +245,7 @@ def _error(what: str, code: int) -> MetadataError:
     return kind(f"{what}: {os.strerror(code)}")
 
 
-async def _look(machine: Machine, manager: Manager) -> _Found:
+async def _look(machine: Record, manager: Manager) -> _Found:
     if machine.class_ is MachineClass.vm:
         raise NotAvailable("a virtual machine does not tell")
     if machine.class_ is MachineClass.host:
@@ -278,7 +278,7 @@ def _look_around() -> _Found:
     return _Found(addresses, os_release, 0)
 
 
-async def _look_into(machine: Machine, leader: int, manager: Manager) -> _Found:
+async def _look_into(machine: Record, leader: int, manager: Manager) -> _Found:
     """Look into a container, by the pidfd of its leader."""
     uid_shift = _caught(lambda: _uid_shift(leader))
     try:
@@ -301,16 +301,16 @@ async def _look_into(machine: Machine, leader: int, manager: Manager) -> _Found:
     return _Found(addresses, os_release, uid_shift)
 
 
-async def _probe(machine: Machine, leader: int, manager: Manager) -> _Answer:
+async def _probe(machine: Record, leader: int, manager: Manager) -> _Answer:
     """Have a unit enter the container."""
-    trusted = machine.uid in {0, os.geteuid()}  # a user answers for all containers, root for none
+    trusted = machine.registrant in {0, os.geteuid()}  # a user answers for all containers, root for none
     try:
         data = await probe(
             manager,
             namespace_probe.__file__,
             leader,
             f"Look into container {machine.name}",
-            account=f"machine-{machine.invocation_id}" if trusted else f"user-{machine.uid}",
+            account=f"machine-{machine.invocation_id}" if trusted else f"user-{machine.registrant}",
             capabilities=_CAPABILITIES,
             system_calls=("chroot", "setns"),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -281,89 +282,163 @@ class HelperEnd(msgspec.Struct, frozen=True):
     log: tuple[str, ...] = ()
 
 
-class Machine(msgspec.Struct, eq=False):
-    """A machine that moored keeps.
+class Identity(msgspec.Struct, frozen=True):
+    """What a caller says about a machine, for information only: nothing of it is acted upon.
 
     Attributes:
-        name: unique among the living.
-        class_: what runs in it.
-        uid: who registered it.
-        unit: the unit it lives in.
-        subgroup: path below the unit's control group, where it lives in a part of the unit only; starts with "/".
-        slice: the slice that the unit is in.
-        control_group: path below the root of the unified hierarchy, of the unit or of the subgroup.
-        control_group_id: inode number of that directory: another one under the same path is another machine.
-        invocation_id: of the unit, 32 hexadecimal digits.
-        allocated: moored made the unit for it.
-        leader: the process that was registered.
-        supervisor: the process that registered it, where that was another one.
-        id: 32 hexadecimal digits, chosen by the caller.
+        id: 32 hexadecimal digits.
         service: free text, the implementation that runs it.
-        root_directory: as the caller said; for information only.
+        root_directory: its files, as the host sees them.
         if_indices: interfaces of the host that belong to it.
         vsock_cid: AF_VSOCK address.
         ssh_address: for ssh(1).
         ssh_private_key_path: for ssh(1).
         control_address: where its VMM can be talked to.
-        timestamp: when it was registered.
-        owner: uid that its leader ran as: whose the runtime directory and the sockets are.
+    """
+
+    id: str | None = None
+    service: str | None = None
+    root_directory: str | None = None
+    if_indices: tuple[int, ...] = ()
+    vsock_cid: int | None = None
+    ssh_address: str | None = None
+    ssh_private_key_path: str | None = None
+    control_address: str | None = None
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Where a machine is.
+
+    Attributes:
+        unit: name of its unit.
+        subgroup: path below the unit's control group, starting with "/"; None for the whole unit.
+        slice: the slice that the unit is in.
+        control_group: path below the root of the unified hierarchy, of the unit or of the subgroup.
+        control_group_id: inode number of that directory: another one under the same path is another machine.
+        invocation_id: of the unit, 32 hexadecimal digits.
+        shared: others live in that control group too, so that only the leader is the machine's.
+    """
+
+    unit: str
+    subgroup: str | None = None
+    slice: str = ""
+    control_group: str = ""
+    control_group_id: int = 0
+    invocation_id: str = ""
+    shared: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the machine is the whole of its unit, so that stopping one is stopping the other."""
+        return self.subgroup is None and not self.shared
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a machine before it has its place, and remains true of it.
+
+    Attributes:
+        name: unique among the living.
+        class_: what runs in it.
+        registrant: uid of its caller.
+        allocated: this service makes the unit for it.
+        leader: the process that is registered.
+        supervisor: the process that registers it, where that is another one.
+        identity: what its caller says about it.
+        timestamp: when it was registered; of an intent, when its start began.
+        leader_uid: uid that its leader runs as: whose the runtime directory and the sockets are.
         runtime_directory: its own directory, where the sockets of its helpers are; None while it has none.
         helpers: the services that exist for it.
-        lease: it ends with the connection that registered it.
-        privileged: whoever registered it had the rights of the manager: it may have helpers.
-        asked: why this service was asked to stop it, if it was.
-        lost: the helper for whose end this service stopped it, without its log.
+        lease: it ends with the connection that registers it.
+        privileged: its registrant has the rights of the manager: it may have helpers.
         request: digests of what was asked for, by parameter (:mod:`moorage.machines.asked`).
-        start_by: µs since boot by when its start has ended, well or not; 0 once it has.
-        phase: where it is in its life.
-        verdict: after the end.
     """
 
     name: str
     class_: MachineClass
-    uid: int
-    unit: str
-    subgroup: str | None
-    slice: str
-    control_group: str
-    control_group_id: int
-    invocation_id: str
+    registrant: int
     allocated: bool
     leader: ProcessId | None
     supervisor: ProcessId | None
-    id: str | None
-    service: str | None
-    root_directory: str | None
-    if_indices: tuple[int, ...]
-    vsock_cid: int | None
-    ssh_address: str | None
-    ssh_private_key_path: str | None
-    control_address: str | None
+    identity: Identity = Identity()
     timestamp: Timestamp
-    owner: int = 0
+    leader_uid: int = 0
     runtime_directory: str | None = None
     helpers: tuple[Helper, ...] = ()
     lease: bool = False
     privileged: bool = False
+    request: dict[str, str] = {}
+
+    @property
+    def scope(self) -> str:
+        """Name of the scope that this service makes for the machine."""
+        return scope_name(self.name)
+
+
+class Intent(Wanted, frozen=True, kw_only=True):
+    """A start under way, as the next instance finds it should this one be killed.
+
+    Attributes:
+        slice: that its units are to be in.
+        start_by: µs since boot by when the start has ended, well or not.
+        revoked: it is not wanted any more, and to be taken back.
+    """
+
+    slice: str = ""
+    start_by: int
+    revoked: bool = False
+
+
+class Record(Wanted, frozen=True, kw_only=True):
+    """What is stored of a machine, and shown. It is replaced as a whole, by its :class:`Machine`'s methods only.
+
+    Attributes:
+        placement: where it is.
+        asked: why this service was asked to stop it, if it was.
+        lost: the helper for whose end this service stopped it, without its log.
+        late: this service had its unit stopped when it was ending already.
+        verdict: after the end.
+    """
+
+    placement: Placement
     asked: Cause | None = None
     lost: HelperEnd | None = None
-    request: dict[str, str] = {}
-    start_by: int = 0
-    phase: Phase = Phase.starting
+    late: bool = False
     verdict: Verdict | None = None
 
     @property
-    def owns_unit(self) -> bool:
-        """Whether the machine is the whole of its unit, so that stopping one is stopping the other."""
-        return self.subgroup is None
+    def unit(self) -> str:
+        """Name of the unit that the machine lives in."""
+        return self.placement.unit
+
+    @property
+    def control_group(self) -> str:
+        """Path of the machine's control group."""
+        return self.placement.control_group
+
+    @property
+    def invocation_id(self) -> str:
+        """Invocation ID of its unit, 32 hexadecimal digits."""
+        return self.placement.invocation_id
+
+
+def record_of(wanted: Wanted, placement: Placement, timestamp: Timestamp) -> Record:
+    """Return the record of a machine that has got its place.
+
+    Args:
+        wanted: what was asked for.
+        placement: where it is.
+        timestamp: when that was so.
+    """
+    fields: dict[str, Any] = {name: getattr(wanted, name) for name in Wanted.__struct_fields__}
+    fields["timestamp"] = timestamp
+    return Record(**fields, placement=placement)
 
 
 class Registration(msgspec.Struct, frozen=True):
-    """What a caller wants registered. Field names as in :class:`Machine`.
+    """What a caller wants registered. Field names as in :class:`Wanted`.
 
     Attributes:
         leader_pidfd: borrowed: it must stay open until the call returns.
-        owner: uid that the leader runs as.
         allocate_unit: make a scope; otherwise the machine lives where its leader is.
         slice: where the scope goes; None for machine.slice.
         description: of the scope; None for one made from class and name.
@@ -379,20 +454,13 @@ class Registration(msgspec.Struct, frozen=True):
 
     name: str
     class_: MachineClass
-    uid: int
+    registrant: int
     leader: ProcessId
     leader_pidfd: int
-    owner: int
+    leader_uid: int
     supervisor: ProcessId | None
     allocate_unit: bool
-    id: str | None = None
-    service: str | None = None
-    root_directory: str | None = None
-    if_indices: tuple[int, ...] = ()
-    vsock_cid: int | None = None
-    ssh_address: str | None = None
-    ssh_private_key_path: str | None = None
-    control_address: str | None = None
+    identity: Identity = Identity()
     slice: str | None = None
     description: str | None = None
     properties: dict[str, Json] = msgspec.field(default_factory=dict[str, Json])

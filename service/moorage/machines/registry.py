@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
+import trio
 
 from moorage.kernel.process import ProcessId
 from moorage.machines.errors import Full, LeaderTaken, NameTaken
-from moorage.machines.model import Machine, Phase
+from moorage.machines.machine import Machine
 
 MACHINES_MAX = 16384
 """Machines in all. Three times what one instance is built for (5,000); bounds memory and the cost of a restart."""
@@ -27,18 +27,21 @@ VERDICT_KEEP_USEC = 10 * 60 * 1_000_000
 """For how long a verdict is kept, µs: a launcher that restarts after a crash comes back within minutes."""
 
 
-class Claim(msgspec.Struct, frozen=True):
+class Claim:
     """A name and a leader, held while a machine is being registered.
 
     Attributes:
         name: of the machine.
         leader: of the machine.
-        uid: who registers it.
+        registrant: uid of its caller.
+        ended: set when the registration has ended, well or not.
     """
 
-    name: str
-    leader: ProcessId
-    uid: int
+    def __init__(self, name: str, leader: ProcessId, registrant: int) -> None:
+        self.name = name
+        self.leader = leader
+        self.registrant = registrant
+        self.ended = trio.Event()
 
 
 class Registry:
@@ -46,10 +49,14 @@ class Registry:
 
     Args:
         trusted: uids to which only the limits in all apply.
+
+    Attributes:
+        shared: number of machines that only their leaders tell: others live in their control groups.
     """
 
     def __init__(self, trusted: frozenset[int] = frozenset({0})) -> None:
         self._trusted = trusted
+        self.shared = 0
         self._by_name: dict[str, Machine] = {}
         self._by_unit: dict[str, Machine] = {}  # those that are the whole of their unit
         self._by_group: dict[str, Machine] = {}
@@ -78,36 +85,42 @@ class Registry:
         """Number of machines being registered."""
         return len(self._claims)
 
-    def begin(self, name: str, leader: ProcessId, uid: int = 0) -> Claim:
+    def claim(self, name: str) -> Claim | None:
+        """Return the claim to a name, while a machine of it is being registered."""
+        return self._claims.get(name)
+
+    def begin(self, name: str, leader: ProcessId, registrant: int = 0) -> Claim:
         """Claim a name and a leader.
 
         Args:
             name: of the machine.
             leader: of the machine.
-            uid: who registers it.
+            registrant: uid of its caller.
 
         Raises:
             NameTaken, LeaderTaken: by another machine or another claim.
             Full: too many machines.
         """
         if name in self._by_name or name in self._claims:
-            raise NameTaken(name, self._by_name.get(name))
+            found = self._by_name.get(name)
+            raise NameTaken(name, None if found is None else found.record.placement)
         if (holder := self._by_leader.get(leader)) is not None:
-            raise LeaderTaken(holder.name, holder)
+            raise LeaderTaken(holder.name, holder.record.placement)
         if (other := self._claimed_leaders.get(leader)) is not None:
             raise LeaderTaken(other, None)
         if len(self._by_name) + len(self._claims) >= MACHINES_MAX:
             raise Full
-        if uid not in self._trusted and self._count(uid) >= MACHINES_PER_UID_MAX:
+        if registrant not in self._trusted and self._count(registrant) >= MACHINES_PER_UID_MAX:
             raise Full
-        claim = Claim(name, leader, uid)
+        claim = Claim(name, leader, registrant)
         self._claims[name] = claim
         self._claimed_leaders[leader] = name
         return claim
 
-    def _count(self, uid: int) -> int:
-        held = (self._by_name.values(), self._claims.values(), self._left.values())
-        return sum(each.uid == uid for group in held for each in group)
+    def _count(self, registrant: int) -> int:
+        held = (machine.record for machine in (*self._by_name.values(), *self._left.values()))
+        uids = [record.registrant for record in held] + [claim.registrant for claim in self._claims.values()]
+        return uids.count(registrant)
 
     def leave(self, machine: Machine) -> bool:
         """Go on counting a machine that is forgotten for as long as its unit is there, and holds its name.
@@ -115,7 +128,7 @@ class Registry:
         Returns:
             Whether it counts: only users who have a limit have it exceeded, and only units that were made for them.
         """
-        counts = machine.allocated and machine.uid not in self._trusted
+        counts = machine.record.allocated and machine.record.registrant not in self._trusted
         if counts:
             self._left[machine.unit] = machine
         return counts
@@ -134,9 +147,10 @@ class Registry:
         return unit in self._left
 
     def abandon(self, claim: Claim) -> None:
-        """Give a claim back."""
+        """Give a claim back; nothing happens if that is done."""
         if self._claims.get(claim.name) is claim:
             del self._claims[claim.name], self._claimed_leaders[claim.leader]
+        claim.ended.set()
 
     def commit(self, claim: Claim, machine: Machine) -> None:
         """Turn a claim into a machine."""
@@ -148,12 +162,16 @@ class Registry:
         self._verdicts.pop(machine.name, None)
         self._by_name[machine.name] = machine
         self._snapshot = None
-        self._by_group[machine.control_group] = machine
-        if machine.owns_unit:
-            self._by_unit[machine.unit] = machine
-            self._by_invocation[machine.invocation_id] = machine
-        if machine.leader is not None:
-            self._by_leader[machine.leader] = machine
+        record = machine.record
+        if record.placement.shared:
+            self.shared += 1
+        else:
+            self._by_group[record.control_group] = machine
+        if record.placement.is_whole:
+            self._by_unit[record.unit] = machine
+            self._by_invocation[record.invocation_id] = machine
+        if record.leader is not None:
+            self._by_leader[record.leader] = machine
 
     def remove(self, machine: Machine) -> None:
         """Take a machine out; nothing happens if it is out already."""
@@ -161,30 +179,31 @@ class Registry:
             return
         del self._by_name[machine.name]
         self._snapshot = None
+        self.shared -= machine.record.placement.shared
         for index, key in (
-            (self._by_group, machine.control_group),
-            (self._by_unit, machine.unit),
-            (self._by_invocation, machine.invocation_id),
-            (self._by_leader, machine.leader),
+            (self._by_group, machine.record.control_group),
+            (self._by_unit, machine.record.unit),
+            (self._by_invocation, machine.record.invocation_id),
+            (self._by_leader, machine.record.leader),
         ):
             if index.get(key) is machine:  # pyright: ignore[reportArgumentType]
                 del index[key]  # pyright: ignore[reportArgumentType]
 
     def retire(self, machine: Machine) -> list[Machine]:
-        """Take a machine out and keep its verdict.
+        """Take out a machine that has its verdict, and keep it for a while.
 
         Returns:
             Those whose verdict is dropped to make room.
         """
         self.remove(machine)
-        machine.phase = Phase.exited
         self._verdicts.pop(machine.name, None)
         self._verdicts[machine.name] = machine
         dropped = [
             self._verdicts.pop(next(iter(self._verdicts))) for _ in range(len(self._verdicts) - VERDICTS_MAX)
         ]
-        if machine.uid not in self._trusted:
-            own = [each for each in self._verdicts.values() if each.uid == machine.uid]
+        registrant = machine.record.registrant
+        if registrant not in self._trusted:
+            own = [each for each in self._verdicts.values() if each.record.registrant == registrant]
             dropped += [
                 self._verdicts.pop(each.name) for each in own[: max(0, len(own) - VERDICTS_PER_UID_MAX)]
             ]
@@ -199,8 +218,8 @@ class Registry:
         old = [
             machine
             for machine in self._verdicts.values()
-            if machine.verdict is not None
-            and machine.verdict.exited_at.monotonic + VERDICT_KEEP_USEC <= now_monotonic
+            if machine.record.verdict is not None
+            and machine.record.verdict.exited_at.monotonic + VERDICT_KEEP_USEC <= now_monotonic
         ]
         for machine in old:
             del self._verdicts[machine.name]
@@ -225,6 +244,12 @@ class Registry:
     def by_unit(self, unit: str) -> Machine | None:
         """Find the machine that is the whole of a unit."""
         return self._by_unit.get(unit)
+
+    def shares(self, unit: str) -> bool:
+        """Whether any machine is in a unit together with others."""
+        return self.shared > 0 and any(
+            machine.record.placement.shared and machine.unit == unit for machine in self
+        )
 
     def by_invocation(self, invocation_id: str) -> Machine | None:
         """Find the machine by the invocation ID of its unit (32 hexadecimal digits)."""

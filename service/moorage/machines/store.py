@@ -5,14 +5,7 @@ renamed, so that whoever reads finds the old one or the new one, never a part (r
 is a tmpfs and goes with the boot, as the machines do. Reading and writing a tmpfs does not wait, which is why both
 happen in the loop.
 
-Between the manager's start of a scope and the record there is a moment in which this service may be killed. So what is
-asked for is written down before: an *intent*, a record without a place, under a name of its own, removed when the
-record is there or the start was taken back. The intent tells what was asked for; whether a scope that has the name is
-the one that came of it, the scope tells by its mark (:meth:`Store.mark`), which only the manager keeps. Neither can
-do without the other: what was asked for holds things that are not for all who may look at units (the owner, paths of
-keys), and a name, or a leader that has moved on, proves nothing. An intent needs no rename: one that is not whole was
-never followed by a start. Helpers that are added to a machine, or removed, have an intent of their own, and their
-units the mark of that.
+What is under way is in the same directory, under names that no machine has: see :mod:`moorage.machines.intents`.
 """
 
 from __future__ import annotations
@@ -20,10 +13,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,20 +22,23 @@ import msgspec
 from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines.model import (
     Cause,
-    Change,
     Helper,
     HelperEnd,
-    Machine,
+    Identity,
+    Intent,
     MachineClass,
     Phase,
+    Placement,
+    Record,
     Timestamp,
     Verdict,
+    Wanted,
     is_machine_name,
 )
 
-VERSION = 5
+VERSION = 6
 """Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for
-lack of memory where that was not known."""
+lack of memory where that was not known; before 6 nothing was known of who else lives in its unit."""
 
 RECORD_MAX = 256 * 1024
 """Bytes; a record with every text at its limit, and all its helpers, stays below 200 KiB."""
@@ -57,23 +51,23 @@ CONTROL_GROUP_MAX = 4000
 
 # Names of machines do not start with a dot.
 _TEMPORARY = ".new-"
-_INTENT = ".start-"
-_CHANGE = ".change-"
 _LEFT = ".left-"
+START = ".start-"
+CHANGE = ".change-"
 
 
 class BadRecord(Exception):
     """A record that cannot be used; the reason says why."""
 
 
-class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The stored form of :class:`moorage.machines.model.Machine`, field by field, with version and boot."""
+class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The stored form of a :class:`~moorage.machines.model.Record` or an intent, with version and boot: flat."""
 
     version: int
     boot_id: str
     name: str
     class_: MachineClass
-    uid: int
+    registrant: int = msgspec.field(name="uid")
     unit: str
     slice: str
     control_group: str
@@ -83,6 +77,7 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
     timestamp: Timestamp
     phase: Phase
     subgroup: str | None = None
+    shared: bool = False
     leader: ProcessId | None = None
     supervisor: ProcessId | None = None
     id: str | None = None
@@ -93,103 +88,147 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True):
     ssh_address: str | None = None
     ssh_private_key_path: str | None = None
     control_address: str | None = None
-    owner: int = 0
+    leader_uid: int = msgspec.field(default=0, name="owner")
     runtime_directory: str | None = None
     helpers: tuple[Helper, ...] = ()
     lease: bool = False
     privileged: bool = False
     asked: Cause | None = None
     lost: HelperEnd | None = None
+    late: bool = False
     request: dict[str, str] = {}
     start_by: int = 0
     verdict: Verdict | None = None
 
 
-class StoredChange(msgspec.Struct, frozen=True):
-    """The stored form of :class:`moorage.machines.model.Change`, with version and boot."""
-
-    version: int
-    boot_id: str
-    change: Change
-
-
 T = TypeVar("T")
-Stored = TypeVar("Stored", StoredMachine, StoredChange)
 
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors that say nothing of a file."""
 
-_FIELDS = Machine.__struct_fields__
-_RESERVED = re.compile(rb"[^A-Za-z0-9/._~-]")
+_WANTED = tuple(name for name in Wanted.__struct_fields__ if name != "identity")
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(StoredMachine)
-_change_decoder = msgspec.json.Decoder(StoredChange)
 
 
-def encode(machine: Machine) -> bytes:
-    """Return the record of a machine."""
-    values: dict[str, Any] = {name: getattr(machine, name) for name in _FIELDS}
+def encode(record: Record) -> bytes:
+    """Return the stored form of a record."""
+    phase = Phase.running if record.verdict is None else Phase.exited
+    return _encoded(
+        record,
+        record.placement,
+        phase=phase,
+        asked=record.asked,
+        lost=record.lost,
+        late=record.late,
+        verdict=record.verdict,
+    )
+
+
+def encode_intent(intent: Intent) -> bytes:
+    """Return the stored form of the intent to start a machine."""
+    phase = Phase.stopping if intent.revoked else Phase.starting
+    return _encoded(
+        intent, Placement(intent.scope, slice=intent.slice), phase=phase, start_by=intent.start_by
+    )
+
+
+def _encoded(wanted: Wanted, placement: Placement, **values: Any) -> bytes:
+    for part, names in (
+        (wanted, _WANTED),
+        (wanted.identity, Identity.__struct_fields__),
+        (placement, Placement.__struct_fields__),
+    ):
+        values |= {name: getattr(part, name) for name in names}
     return _encoder.encode(StoredMachine(version=VERSION, boot_id=boot_id(), **values))
 
 
-def decode(record: bytes, name: str, *, intent: bool = False) -> Machine:
+def decode(content: bytes, name: str) -> Record:
     """Read a record back.
 
     Args:
-        record: its bytes.
+        content: its bytes.
         name: the machine that it should be of.
-        intent: of one that has no place yet.
 
     Raises:
         BadRecord: it is damaged, of a newer version, of another boot, or of another machine.
     """
-    stored = _decoded(_decoder, record)
-    _check_machine(stored.name, name)
+    stored = _decoded(content, name)
     if (stored.phase is Phase.exited) != (stored.verdict is not None):
         raise BadRecord("phase and verdict do not agree")
-    if stored.control_group if intent else not _may_be_control_group(stored.control_group):
+    if not _may_be_control_group(stored.control_group):
         raise BadRecord("its control group can be none")
-    machine = Machine(**{field: getattr(stored, field) for field in _FIELDS})
-    if stored.version < 3 and machine.verdict is not None and not machine.verdict.oom_killed:
-        machine.verdict = msgspec.structs.replace(machine.verdict, oom_killed=None)
-    return machine
+    verdict = stored.verdict
+    if stored.version < 3 and verdict is not None and not verdict.oom_killed:
+        verdict = msgspec.structs.replace(verdict, oom_killed=None)
+    return Record(
+        **_wanted(stored),
+        placement=Placement(*(getattr(stored, field) for field in Placement.__struct_fields__)),
+        asked=stored.asked,
+        lost=stored.lost,
+        late=stored.late,
+        verdict=verdict,
+    )
 
 
-def encode_change(change: Change) -> bytes:
-    """Return the intent of a change."""
-    return _encoder.encode(StoredChange(VERSION, boot_id(), change))
-
-
-def decode_change(record: bytes, name: str) -> Change:
-    """Read the intent of a change back.
+def decode_intent(content: bytes, name: str) -> Intent:
+    """Read the intent to start a machine back.
 
     Args:
-        record: its bytes.
+        content: its bytes.
         name: the machine that it should be of.
 
     Raises:
         BadRecord: as :func:`decode` says.
     """
-    change = _decoded(_change_decoder, record).change
-    _check_machine(change.machine, name)
-    return change
+    stored = _decoded(content, name)
+    if stored.verdict is not None or stored.control_group:
+        raise BadRecord("it has begun already")
+    revoked = stored.phase is not Phase.starting
+    return Intent(**_wanted(stored), slice=stored.slice, start_by=stored.start_by, revoked=revoked)
 
 
-def _decoded(decoder: msgspec.json.Decoder[Stored], record: bytes) -> Stored:
-    try:
-        stored = decoder.decode(record)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRecord(str(error) or type(error).__name__) from None
-    if stored.version > VERSION:
-        raise BadRecord(f"it is of version {stored.version}, newer than {VERSION}")
-    if stored.boot_id != boot_id():
-        raise BadRecord("it is of another boot")
+def _wanted(stored: StoredMachine) -> dict[str, Any]:
+    identity = Identity(*(getattr(stored, field) for field in Identity.__struct_fields__))
+    return {**{field: getattr(stored, field) for field in _WANTED}, "identity": identity}
+
+
+def _decoded(content: bytes, name: str) -> StoredMachine:
+    stored = decoded(_decoder, content)
+    check_stored(stored.version, stored.boot_id, stored.name, name)
     return stored
 
 
-def _check_machine(stored: str, name: str) -> None:
-    if stored != name:
-        raise BadRecord(f"it is of machine {stored!r}")
+def decoded(decoder: msgspec.json.Decoder[T], content: bytes) -> T:
+    """Decode what lies in the directory.
+
+    Raises:
+        BadRecord: it is damaged.
+    """
+    try:
+        return decoder.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRecord(str(error) or type(error).__name__) from None
+
+
+def check_stored(version: int, boot: str, machine: str, name: str) -> None:
+    """Check that something stored is of use.
+
+    Args:
+        version: of it.
+        boot: that it is of.
+        machine: that it is of.
+        name: of the machine that it should be of.
+
+    Raises:
+        BadRecord: it is not.
+    """
+    if version > VERSION:
+        raise BadRecord(f"it is of version {version}, newer than {VERSION}")
+    if boot != boot_id():
+        raise BadRecord("it is of another boot")
+    if machine != name:
+        raise BadRecord(f"it is of machine {machine!r}")
 
 
 def _may_be_control_group(path: str) -> bool:
@@ -210,7 +249,6 @@ class Store:
 
     Attributes:
         path: of the directory.
-        marks: what all marks begin with.
 
     Raises:
         OSError: the directory cannot be made or opened.
@@ -219,35 +257,74 @@ class Store:
     def __init__(self, path: str) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
         self.path = path
-        # RFC 3986, 2.1; urllib.parse would be a fiftieth of the start.
-        whole = _RESERVED.sub(lambda match: b"%%%02X" % ord(match[0]), os.fsencode(os.path.abspath(path)))
-        self.marks = f"file:{whole.decode()}/"
         self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def close(self) -> None:
         """Close the directory."""
         os.close(self._directory)
 
-    def save(self, machine: Machine) -> None:
-        """Write the record of a machine.
+    def save(self, record: Record) -> None:
+        """Write a record.
 
         Raises:
             OSError: it could not be written (a full ``/run``, no fd left); the old record is as it was.
         """
-        self._replace(machine.name, machine)
+        self.replace(record.name, record.name, encode(record))
 
-    def _replace(self, name: str, machine: Machine) -> None:
-        temporary = _TEMPORARY + machine.name
-        self._write(temporary, encode(machine))
-        try:
-            os.rename(temporary, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        except OSError:
-            os.unlink(temporary, dir_fd=self._directory)
-            raise
+    def remove(self, name: str) -> None:
+        """Remove the record of a machine; nothing happens if there is none.
 
-    def _write(self, name: str, content: bytes) -> None:
+        Raises:
+            OSError: it is there and stays.
+        """
+        self.unlink(name)
+
+    def load(self) -> Iterator[tuple[str, Record | BadRecord]]:
+        """Read all records, and tidy up what a crash in the middle of a write left behind.
+
+        Yields:
+            The file's name, with its record or with what is wrong with it.
+        """
+        for name in sorted(os.listdir(self._directory)):
+            if name.startswith(_TEMPORARY):
+                self._tidy(name)
+            elif not name.startswith((_LEFT, START, CHANGE)):
+                yield name, self._found(name, name, decode)
+
+    def leave(self, record: Record) -> None:
+        """Write down that a machine is forgotten, but not its unit.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.replace(_LEFT + record.name, record.name, encode(record))
+
+    def vacate(self, name: str) -> None:
+        """Remove what :meth:`leave` has written; nothing happens if that is gone.
+
+        Raises:
+            OSError: it is there and stays.
+        """
+        self.unlink(_LEFT + name)
+
+    def left(self) -> Iterator[tuple[str, Record | BadRecord]]:
+        """Read which machines were forgotten, but not their units, and remove what is of no use.
+
+        Yields:
+            The machine's name, with its record or with what is wrong with it.
+        """
+        return self.found(_LEFT, decode)
+
+    # Files of any kind, also for what is under way
+
+    def write(self, file: str, content: bytes) -> None:
+        """Write a file. Whoever reads may find a part of it.
+
+        Raises:
+            OSError: it could not be written; nothing is left of it.
+        """
         descriptor = os.open(
-            name,
+            file,
             os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
             0o600,
             dir_fd=self._directory,
@@ -256,105 +333,49 @@ class Store:
             if os.write(descriptor, content) != len(content):
                 raise OSError(28, os.strerror(28))  # ENOSPC: tmpfs writes short only when it is full
         except OSError:
-            os.unlink(name, dir_fd=self._directory)
+            os.unlink(file, dir_fd=self._directory)
             raise
         finally:
             os.close(descriptor)
 
-    def mark(self, begun: Machine | Change) -> str:
-        """Return what tells the units of an intent from all others: where the record is, and the intent's time.
+    def replace(self, file: str, name: str, content: bytes) -> None:
+        """Replace a file as a whole.
 
-        It is kept by the manager as ``Documentation=`` of the units (systemd.unit(5)): there systemctl shows it to
-        people as well, and no other property of a scope is both free for any text and without effect.
-        """
-        name = begun.name if isinstance(begun, Machine) else begun.machine
-        return f"{self.marks_of(name)}{begun.timestamp.monotonic}"
-
-    def marks_of(self, machine: str) -> str:
-        """Return what all marks begin with that units of one machine have."""
-        return f"{self.marks}{machine}#"
-
-    def intend(self, machine: Machine) -> None:
-        """Write down what is about to be started.
+        Args:
+            file: name of it.
+            name: of the machine that it is of.
+            content: its bytes.
 
         Raises:
-            OSError: it could not be written; nothing is left of it.
+            OSError: it could not be written; the old file is as it was.
         """
-        self._write(_INTENT + machine.name, encode(machine))
+        temporary = _TEMPORARY + name
+        self.write(temporary, content)
+        try:
+            os.rename(temporary, file, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except OSError:
+            os.unlink(temporary, dir_fd=self._directory)
+            raise
 
-    def revoke(self, machine: Machine) -> None:
-        """Write down that what was about to be started is not wanted any more; a whole intent is never missing.
-
-        Raises:
-            OSError: it could not be written; the intent is as it was.
-        """
-        self._replace(_INTENT + machine.name, msgspec.structs.replace(machine, phase=Phase.stopping))
-
-    def withdraw(self, name: str) -> None:
-        """Remove an intent; nothing happens if there is none.
+    def unlink(self, file: str) -> None:
+        """Remove a file; nothing happens if there is none.
 
         Raises:
             OSError: it is there and stays.
         """
-        self.remove(_INTENT + name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file, dir_fd=self._directory)
 
-    def intend_change(self, change: Change) -> None:
-        """Write down what is about to be done with helpers of a machine.
+    def found(self, prefix: str, decoded: Callable[[bytes, str], T]) -> Iterator[tuple[str, T | BadRecord]]:
+        """Read all files whose names begin in a way, and remove those that are of no use.
 
-        Raises:
-            OSError: it could not be written; nothing is left of it.
-        """
-        self._write(_CHANGE + change.machine, encode_change(change))
-
-    def withdraw_change(self, machine: str) -> None:
-        """Remove the intent of a change; nothing happens if there is none.
-
-        Raises:
-            OSError: it is there and stays.
-        """
-        self.remove(_CHANGE + machine)
-
-    def leave(self, machine: Machine) -> None:
-        """Write down that a machine is forgotten, but not its unit.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        self._replace(_LEFT + machine.name, machine)
-
-    def vacate(self, name: str) -> None:
-        """Remove what :meth:`leave` has written; nothing happens if that is gone.
-
-        Raises:
-            OSError: it is there and stays.
-        """
-        self.remove(_LEFT + name)
-
-    def left(self) -> Iterator[tuple[str, Machine | BadRecord]]:
-        """Read which machines were forgotten, but not their units, and remove what is of no use.
+        Args:
+            prefix: of their names; the rest is the machine's.
+            decoded: reads the content of one, given the name of its machine.
 
         Yields:
-            The machine's name, with the machine or with what is wrong.
+            The machine's name, with what its file holds or with what is wrong with it.
         """
-        return self._begun(_LEFT, decode)
-
-    def changes(self) -> Iterator[tuple[str, Change | BadRecord]]:
-        """Read what was being done with helpers when the service was killed, and remove what is of no use.
-
-        Yields:
-            The machine's name, with the change or with what is wrong with its intent.
-        """
-        return self._begun(_CHANGE, decode_change)
-
-    def intents(self) -> Iterator[tuple[str, Machine | BadRecord]]:
-        """Read what was about to be started when the service was killed, and remove what is of no use.
-
-        Yields:
-            The machine's name, with what was asked for or with what is wrong with it.
-        """
-        return self._begun(_INTENT, partial(decode, intent=True))
-
-    def _begun(self, prefix: str, decoded: Callable[[bytes, str], T]) -> Iterator[tuple[str, T | BadRecord]]:
         for file in sorted(os.listdir(self._directory)):
             if not file.startswith(prefix):
                 continue
@@ -367,28 +388,6 @@ class Store:
     def _tidy(self, name: str) -> None:
         with contextlib.suppress(OSError):  # a directory, which is none of ours
             os.unlink(name, dir_fd=self._directory)
-
-    def remove(self, name: str) -> None:
-        """Remove the record of a machine; nothing happens if there is none.
-
-        Raises:
-            OSError: it is there and stays.
-        """
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._directory)
-
-    def load(self) -> Iterator[tuple[str, Machine | BadRecord]]:
-        """Read all records, and tidy up what a crash in the middle of a write left behind.
-
-        Yields:
-            The file's name, with its machine or with what is wrong with it.
-        """
-        for name in sorted(os.listdir(self._directory)):
-            if name.startswith(_TEMPORARY):
-                self._tidy(name)
-                continue
-            if not name.startswith((_INTENT, _CHANGE, _LEFT)):
-                yield name, self._found(name, name, decode)
 
     def _found(self, name: str, file: str, decoded: Callable[[bytes, str], T]) -> T | BadRecord:
         try:

@@ -13,27 +13,35 @@ by its next instance when it starts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from moorage.machines.helper_states import GONE, HelperStates
-from moorage.machines.model import Helper, HelperFailure, Machine, bond_name
+from moorage.machines.model import Helper, HelperFailure, bond_name
 from moorage.pid1.manager import Manager
 
-BOND_USEC = 100_000
-"""Pause between two looks at a helper that has ended and of which the manager has still something to do, µs."""
+BOND_SECONDS = 0.1
+"""Pause between two looks at a helper that has ended and of which the manager has still something to do."""
 
 
-def lost(machine: Machine, states: HelperStates) -> Helper | None:
-    """Return a helper that seems to have ended and without which a machine does not run; None if there is none."""
-    for helper in machine.helpers:
+def lost(helpers: Iterable[Helper], states: HelperStates) -> Helper | None:
+    """Return a helper that seems to have ended and without which its machine does not run; None if there is none."""
+    for helper in helpers:
         if helper.on_failure is HelperFailure.stop_machine and states.has_ended(helper):
             return helper
     return None
 
 
-async def is_left_to_us(machine: Machine, helper: Helper, manager: Manager, *, deadline: float) -> bool:
+async def is_left_to_us(machine: str, helper: Helper, manager: Manager, *, deadline: float) -> bool:
     """Whether a helper has ended for good, and the manager has done with it all that it is going to do.
 
     One that is restarted by hand is inactive in between, but has a job; and the bond has one while it is started or
     stopped. To step in before would hide whose end came first.
+
+    Args:
+        machine: name of its machine.
+        helper: that seems to have ended.
+        manager: is asked.
+        deadline: on trio's clock.
 
     Raises:
         ManagerError: as the manager says.
@@ -41,6 +49,6 @@ async def is_left_to_us(machine: Machine, helper: Helper, manager: Manager, *, d
     status = await manager.status(helper.unit, deadline=deadline)
     if status is not None and (status.active_state not in GONE or status.job_id):
         return False
-    bond = await manager.status(bond_name(machine.name, helper.name), deadline=deadline)
+    bond = await manager.status(bond_name(machine, helper.name), deadline=deadline)
     # It may be there for ever: the manager gives up on what it has to stop too often (unit_stop_when_unneeded()).
     return bond is None or not bond.job_id

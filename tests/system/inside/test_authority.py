@@ -25,6 +25,7 @@ from authority import (
     wait_for,
 )
 from hostile import call, dial, encode
+from made import record
 from moored import (
     OURS,
     THEIRS,
@@ -40,7 +41,7 @@ from moored import (
 )
 from msgspec.structs import replace
 
-from moorage.machines.model import Machine, MachineClass, Timestamp
+from moorage.machines.model import Record
 from moorage.machines.store import BadRecord, Store
 
 SECRETS = {"sshPrivateKeyPath": "/etc/secret", "controlAddress": "/run/control"}
@@ -522,16 +523,11 @@ def test_sockets_in_a_directory_of_hers_do_not_give_her_other_files(spawn: Proce
 
 def test_a_record_of_somebody_else_is_not_believed(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "machines"))
-    machine = Machine(
-        name="web", class_=MachineClass.vm, uid=0, unit="machine-web.scope", subgroup=None, slice="machine.slice",
-        control_group="/machine.slice/machine-web.scope", control_group_id=1, invocation_id="1" * 32, allocated=True,
-        leader=None, supervisor=None, id=None, service=None, root_directory=None, if_indices=(), vsock_cid=None,
-        ssh_address=None, ssh_private_key_path=None, control_address=None, timestamp=Timestamp(1, 1),
-    )  # fmt: skip
+    machine = record("web")
     store.save(machine)
     store.save(replace(machine, name="hers"))
     os.chown(tmp_path / "machines" / "hers", ALICE, ALICE)
     loaded = dict(store.load())
-    assert isinstance(loaded["web"], Machine)
+    assert isinstance(loaded["web"], Record)
     assert isinstance(loaded["hers"], BadRecord)
     store.close()

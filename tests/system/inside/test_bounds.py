@@ -31,7 +31,7 @@ from moored import (
 )
 
 from moorage.api.moorage_machine.types import Busy
-from moorage.machines.lifecycle import UNDER_WAY_MAX
+from moorage.machines.machine import UNDER_WAY_MAX
 from moorage.wire.client import Client
 from moorage.wire.connection import CALL_MAX
 from moorage.wire.link import UNFINISHED_SECONDS

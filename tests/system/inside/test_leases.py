@@ -27,7 +27,7 @@ from moored import (  # noqa: E402
     until,
 )
 
-from moorage.machines.leases import LEASE_GRACE_USEC  # noqa: E402
+from moorage.machines.leases import LEASE_GRACE_SECONDS  # noqa: E402
 from moorage.wire.errors import Disconnected  # noqa: E402
 
 moorctl = Moorctl()
@@ -56,7 +56,7 @@ time.sleep(1000)
 """
 """A stranger's connection: what it asks for fills the socket, and it never reads an answer."""
 
-GRACE_OVER = LEASE_GRACE_USEC / 1e6 + 1.5
+GRACE_OVER = LEASE_GRACE_SECONDS + 1.5
 """Seconds after which a lease that nobody has taken again would have ended its machine."""
 
 Running = subprocess.Popen[str]

@@ -26,6 +26,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import record
 from msgspec.structs import replace
 
 from moorage.kernel.process import process_id
@@ -42,7 +43,7 @@ from moorage.machines.metadata import (
     acquire,
     parse_os_release,
 )
-from moorage.machines.model import Machine, MachineClass, Timestamp
+from moorage.machines.model import MachineClass, Record
 from moorage.pid1 import oneshot as probe
 from moorage.pid1.manager import ServiceSpec
 from moorage.pid1.over_dbus.calls import DBusManager
@@ -130,7 +131,7 @@ def root() -> Generator[Path]:
     shutil.rmtree(path)
 
 
-Start = Callable[..., Machine]
+Start = Callable[..., Record]
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def start(root: Path) -> Generator[Start]:
         gids: str | None = None,
         network: tuple[str, ...] = (),
         chroot: bool = False,
-    ) -> Machine:
+    ) -> Record:
         arguments = {
             "root": str(root),
             "namespaces": namespaces or ("user", "net", "mnt"),
@@ -175,17 +176,11 @@ def start(root: Path) -> Generator[Start]:
         process.communicate()
 
 
-def container(pid: int) -> Machine:
+def container(pid: int) -> Record:
     pidfd = os.pidfd_open(pid)
     leader = process_id(pidfd)
     os.close(pidfd)
-    return Machine(
-        name=f"test-{pid}", class_=MachineClass.container, uid=0, unit="test.scope", subgroup=None,
-        slice="machine.slice", control_group="/machine.slice/test.scope", control_group_id=1, invocation_id="0" * 32,
-        allocated=True, leader=leader, supervisor=None, id=None, service=None, root_directory=None,
-        if_indices=(), vsock_cid=None, ssh_address=None, ssh_private_key_path=None, control_address=None,
-        timestamp=Timestamp(1, 1),
-    )  # fmt: skip
+    return record(f"test-{pid}", class_=MachineClass.container, leader=leader)
 
 
 @asynccontextmanager
@@ -197,12 +192,12 @@ async def connected(link: LinkKind = "private") -> AsyncGenerator[DBusManager]:
         nursery.cancel_scope.cancel()
 
 
-async def look(machine: Machine, link: LinkKind = "private") -> Metadata:
+async def look(machine: Record, link: LinkKind = "private") -> Metadata:
     async with connected(link) as manager:
         return await acquire(machine, manager, graceful=True)
 
 
-async def failure(machine: Machine) -> MetadataError:
+async def failure(machine: Record) -> MetadataError:
     async with connected() as manager:
         with pytest.raises(MetadataError) as caught:
             await acquire(machine, manager, graceful=False)
@@ -238,7 +233,7 @@ def machined_fails(method: str, **parameters: Any) -> str:
 
 
 @contextmanager
-def registered_with_machined(machine: Machine) -> Generator[None]:
+def registered_with_machined(machine: Record) -> Generator[None]:
     assert machine.leader is not None
     machined(
         "Register", name=machine.name, **{"class": "container"}, leader=machine.leader.pid, allocateUnit=True

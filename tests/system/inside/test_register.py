@@ -27,6 +27,7 @@ from moored import (
     kill,
     listed,
     living_records,
+    members,
     move,
     process_of,
     register,
@@ -38,7 +39,13 @@ from moored import (
 )
 
 from moorage.api.moorage_machine import types as machine_types
-from moorage.api.moorage_machine.types import MachineExists, NotSupported, ProcessGone, Timeout
+from moorage.api.moorage_machine.types import (
+    MachineExists,
+    NoSuchMachine,
+    NotSupported,
+    ProcessGone,
+    Timeout,
+)
 from moorage.api.systemd_machine import handlers as systemd_machine
 from moorage.wire.client import Client
 from moorage.wire.errors import ExpectedMore, InvalidParameter, System, VarlinkError
@@ -616,18 +623,17 @@ async def test_a_service_registers_itself(nothing_left: None) -> None:
 
 
 async def test_a_machine_in_a_unit_that_is_not_ours_lives_as_long_as_the_unit(nothing_left: None) -> None:
-    # The caller is gone at once; what it registered is where it was, with processes left.
-    call = f'varlinkctl call {SOCKET} {OURS}Register \'{{"name":"own","class":"vm","allocateUnit":false}}\''
-    run(
-        "systemd-run",
-        "--unit=own.service",
-        "--collect",
-        "--quiet",
-        "--",
-        "sh",
-        "-c",
-        f"{call}; exec sleep infinity",
-    )
+    # The leader ends; what it has started is left, and nobody else has ever been there.
+    call = [
+        "varlinkctl",
+        "call",
+        SOCKET,
+        f"{OURS}Register",
+        '{"name":"own","class":"vm","allocateUnit":false}',
+    ]
+    leader = f"import os; os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', 'infinity'); os.execvp('varlinkctl', {call!r})"
+    run("systemd-run", "--unit=own.service", "--collect", "--quiet", "--property=ExitType=cgroup", "--",
+        sys.executable, "-c", leader)  # fmt: skip
     async with await connect() as client:
 
         async def there() -> bool:
@@ -635,14 +641,14 @@ async def test_a_machine_in_a_unit_that_is_not_ours_lives_as_long_as_the_unit(no
 
         await until(there)
         main = int(show("own.service", "MainPID")["MainPID"])
-        await until(lambda: Path(f"/proc/{main}/comm").read_text() == "sleep\n")
+        await until(lambda: main == 0 or not Path(f"/proc/{main}").exists())
+        (left,) = members("/system.slice/own.service")
         machine = await describe(client, "own")
         assert machine["phase"] == "running"
-        assert machine["leader"]["pid"] != main
         assert machine["unit"] == "own.service"
         with pytest.raises(ProcessGone):
             await client.call(f"{OURS}Kill", {"name": "own", "signal": 0 + signal.SIGTERM, "whom": "leader"})
-        found = await client.call(f"{OURS}Find", {"process": {"pid": main}})
+        found = await client.call(f"{OURS}Find", {"process": {"pid": left}})
         assert found["machine"]["name"] == "own"
         run("systemctl", "stop", "own.service")
         await verdict(client, "own")
@@ -686,17 +692,62 @@ async def test_without_a_scope_nothing_can_be_said_about_one(spawn: Processes) -
             assert error.parameter == field
 
 
-async def test_two_machines_are_not_one_unit(spawn: Processes) -> None:
+async def test_two_machines_are_not_one_unit(nothing_left: None, spawn: Processes) -> None:
+    one, two = spawn(), spawn()
+    run("systemd-run", "--unit=own.service", "--collect", "--quiet", "--", "sleep", "infinity")
+    main = int(show("own.service", "MainPID")["MainPID"])
+    for process in (one, two):
+        move(process, "/system.slice/own.service")
     async with await connect() as client:
-        one, two = spawn(), spawn()
-        unit = control_group(os.getpid()).rpartition("/")[2]
-        machine = (await register(client, "one", one, allocateUnit=False))["machine"]
-        assert machine["unit"] == unit
+        # Its main process stands for the whole service.
+        machine = (await register(client, "one", main, allocateUnit=False))["machine"]
+        assert machine["unit"] == "own.service"
         with pytest.raises(MachineExists) as caught:
             await register(client, "two", two, allocateUnit=False)
-        assert (caught.value.name, caught.value.unit) == ("one", unit)
+        assert (caught.value.name, caught.value.unit) == ("one", "own.service")
         await client.call(f"{OURS}Forget", {"name": "one"})
-        assert show(unit, "ActiveState") == {"ActiveState": "active"}
+        assert show("own.service", "ActiveState") == {"ActiveState": "active"}
+    run("systemctl", "stop", "own.service")
+
+
+async def test_where_others_live_the_leader_alone_is_the_machine(
+    nothing_left: None, spawn: Processes
+) -> None:
+    """As in the session of a user, or with a launcher that has many machines in its own unit."""
+    one, two, other = spawn(), spawn(), spawn()
+    run("systemd-run", "--unit=own.service", "--collect", "--quiet", "--", "sleep", "infinity")
+    for process in (one, two, other):
+        move(process, "/system.slice/own.service")
+    async with await connect() as client:
+        for name, leader in (("one", one), ("two", two)):
+            machine = (await register(client, name, leader, allocateUnit=False))["machine"]
+            assert machine["unit"] == "own.service"
+        assert sorted(await listed(client)) == ["one", "two"]
+        for name, leader in (("one", one), ("two", two)):
+            found = await client.call(f"{OURS}Find", {"process": {"pid": leader.pid}})
+            assert found["machine"]["name"] == name
+        for wanted in ({"process": {"pid": other.pid}}, {"unit": "own.service"}):
+            with pytest.raises(NoSuchMachine):
+                await client.call(f"{OURS}Find", wanted)
+        assert (await client.call(f"{OURS}Describe", {"name": "one"}))["accounting"] == {}
+        # It ends with its leader, whoever is left in the unit.
+        one.kill()
+        one.wait()
+        await verdict(client, "one")
+        # And it is stopped alone.
+        await client.call(f"{OURS}Stop", {"name": "two"})
+        assert two.wait() == -signal.SIGTERM
+        assert await listed(client) == {}
+        assert other.poll() is None
+        assert show("own.service", "ActiveState") == {"ActiveState": "active"}
+        # Nor does a signal for all of it reach the others.
+        three = spawn()
+        move(three, "/system.slice/own.service")
+        await register(client, "three", three, allocateUnit=False)
+        await client.call(f"{OURS}Kill", {"name": "three", "signal": 0 + signal.SIGKILL, "whom": "all"})
+        assert three.wait() == -signal.SIGKILL
+        assert other.poll() is None
+    run("systemctl", "stop", "own.service")
 
 
 # Rehearsed, bounded, given up

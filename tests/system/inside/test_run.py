@@ -24,7 +24,7 @@ from unit_file_settings import (  # noqa: E402
     in_force,
 )
 
-from moorage.machines.leases import LEASE_GRACE_USEC  # noqa: E402
+from moorage.machines.leases import LEASE_GRACE_SECONDS  # noqa: E402
 
 moorctl = Moorctl()
 Starter = Callable[..., subprocess.Popen[str]]
@@ -244,7 +244,7 @@ def test_the_lease_is_taken_again(start: Starter, how: list[str]) -> None:
     assert line_of(process) == "ready"
     run("systemctl", *how, "moored.service")
     before = time.monotonic()
-    wait_for(lambda: time.monotonic() > before + LEASE_GRACE_USEC / 1e6 + 1)
+    wait_for(lambda: time.monotonic() > before + LEASE_GRACE_SECONDS + 1)
     assert show(f"machine-{name}.scope", "ActiveState") == {"ActiveState": "active"}
     process.kill()
     wait_for(lambda: units(name) == [])

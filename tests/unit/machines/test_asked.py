@@ -7,10 +7,10 @@ import pytest
 
 from moorage.kernel.process import ProcessId
 from moorage.machines.asked import differing, digests
-from moorage.machines.model import HelperSpec, MachineClass, Registration
+from moorage.machines.model import HelperSpec, Identity, MachineClass, Registration
 
 PLAIN = Registration(
-    name="web", class_=MachineClass.vm, uid=1, leader=ProcessId(2, 3, "4" * 32), leader_pidfd=5, owner=6,
+    name="web", class_=MachineClass.vm, registrant=1, leader=ProcessId(2, 3, "4" * 32), leader_pidfd=5, leader_uid=6,
     supervisor=None, allocate_unit=True,
 )  # fmt: skip
 
@@ -36,19 +36,22 @@ OTHERS: dict[str, tuple[str, Any]] = {
 }
 
 CALL = {
-    "name": "other", "uid": 7, "leader": ProcessId(8, 9, "a" * 32), "leader_pidfd": 10, "owner": 11,
+    "name": "other", "registrant": 7, "leader": ProcessId(8, 9, "a" * 32), "leader_pidfd": 10, "leader_uid": 11,
     "supervisor": ProcessId(12, 13, "b" * 32), "dry_run": True, "privileged": True,
 }  # fmt: skip
 """What says whose call it is, and how it is to be carried out."""
 
 
 def test_every_field_is_what_is_asked_for_or_is_not() -> None:
-    assert {*OTHERS, *CALL} == {*Registration.__struct_fields__}
+    fields = {*Registration.__struct_fields__, *Identity.__struct_fields__} - {"identity"}
+    assert {*OTHERS, *CALL} == fields
 
 
 @pytest.mark.parametrize("field", OTHERS)
 def test_another_value_is_another_registration(field: str) -> None:
     parameter, value = OTHERS[field]
+    if field in Identity.__struct_fields__:
+        field, value = "identity", Identity(**{field: value})
     other = digests(msgspec.structs.replace(PLAIN, **{field: value}))
     assert differing(digests(PLAIN), other) == [parameter]
     assert differing(other, digests(PLAIN)) == [parameter]

@@ -1,158 +1,120 @@
-"""Why a machine ended, from every combination of what may be known of it."""
+"""What became of a machine: the table, row by row, and that it has an answer to everything."""
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.kernel.process import Exit
-from moorage.machines.ending import Facts, Told, described, judge, merged, needs_the_helper
-from moorage.machines.model import Accounting, Cause, HelperEnd, Timestamp
+from moorage.machines import ending
+from moorage.machines.ending import (
+    Absent,
+    Ended,
+    Judgement,
+    Known,
+    Lingering,
+    LookAgain,
+    NotAsked,
+    Populated,
+    Query,
+    Removed,
+    Running,
+    Seen,
+    StopEmpty,
+    Stopping,
+    StopWithout,
+    Unit,
+    judge,
+)
+from moorage.machines.verdicts import FORGOTTEN
 
-AT = Timestamp(1000, 100)
-LATER = Timestamp(2000, 200)
-COUNTED = Accounting(cpu_usage_nsec=1, memory_peak=2, oom_kills=0, managed_oom_kills=0)
-KILLED = msgspec.structs.replace(COUNTED, oom_kills=1)
-TOLD = Told(result="success", ended_at=LATER)
-KILL, SEGV = Exit(signal=9), Exit(signal=11)
+ID = "1" * 32
+ACTIVE, DEACTIVATING = Known(ID, "active"), Known(ID, "deactivating")
 
 
-@pytest.mark.parametrize(
-    ("facts", "cause"),
-    [
-        (Facts(found_at=AT), None),
-        (Facts(found_at=AT, watched=True), None),
-        (Facts(found_at=AT, watched=True, leader_ended=True), Cause.leader_ended),
-        (Facts(found_at=AT, watched=True, leader_ended=True, leader_exit=SEGV), Cause.leader_ended),
-        # Nobody saw it, and nobody told: the leader may have been stopped with the unit.
-        (Facts(found_at=AT, leader_ended=True), None),
-        (Facts(found_at=AT, leader_ended=True, told=TOLD), Cause.leader_ended),
-        (Facts(found_at=AT, leader_ended=True, whole=False), Cause.leader_ended),
-        (Facts(found_at=AT, leader_ended=True, asked=Cause.stopped), Cause.stopped),
-        (Facts(found_at=AT, leader_ended=True, asked=Cause.lease_ended), Cause.lease_ended),
-        (Facts(found_at=AT, watched=True, leader_ended=True, deactivating=True), None),
-        (
-            Facts(found_at=AT, watched=True, leader_ended=True, deactivating=True, result="success"),
-            Cause.unit_stopped,
-        ),
-        (
-            Facts(found_at=AT, leader_ended=True, told=Told("success", LATER, stopped=True)),
-            Cause.unit_stopped,
-        ),
-        (Facts(found_at=AT, leader_ended=True, told=Told("timeout", LATER, stopped=True)), Cause.unit_stopped),
-        # This service had it stopped when its last process had gone.
-        (
-            Facts(found_at=AT, leader_ended=True, late=True, told=Told("success", LATER, stopped=True)),
-            Cause.leader_ended,
-        ),
-        # RuntimeMaxSec=: nobody asked for a stop.
-        (Facts(found_at=AT, leader_ended=True, deactivating=True, told=Told("timeout", LATER)), None),
-        (Facts(found_at=AT, deactivating=True, helper=HelperEnd("fs")), Cause.helper_ended),
-        (Facts(found_at=AT, asked=Cause.stopped, deactivating=True, helper=HelperEnd("fs")), Cause.helper_ended),
-        (Facts(found_at=AT, leader_group="/a"), Cause.leader_left),
-        (Facts(found_at=AT, leader_group="/a", asked=Cause.stopped), Cause.stopped),
-        (Facts(found_at=AT, result="oom-kill"), Cause.oom_killed),
-        (Facts(found_at=AT, told=Told("oom-kill", LATER, oom=True)), Cause.oom_killed),
-        (Facts(found_at=AT, told=Told("oom-kill", LATER, oomd=True)), Cause.oomd_killed),
-        # Delegated: the unit's result knows nothing of it.
-        (Facts(found_at=AT, watched=True, leader_exit=KILL, leader_ended=True, accounting=KILLED), Cause.oom_killed),
-        (Facts(found_at=AT, leader_exit=KILL, told=Told("success", LATER, oom=True)), Cause.oom_killed),
-        # Which of its processes, nobody knows.
-        (Facts(found_at=AT, leader_ended=True, told=Told("success", LATER, oom=True)), None),
-        # Another process of it was killed; the leader had its own reason.
-        (
-            Facts(found_at=AT, watched=True, leader_exit=Exit(0), leader_ended=True, accounting=KILLED),
-            Cause.leader_ended,
-        ),
-        (
-            Facts(found_at=AT, leader_exit=KILL, leader_ended=True, accounting=KILLED, asked=Cause.stopped),
-            Cause.stopped,
-        ),
-    ],
-)  # fmt: skip
-def test_the_cause(facts: Facts, cause: Cause | None) -> None:
-    assert judge(facts).cause == cause
+def seen(**values: object) -> Seen:
+    return Seen(**{"populated": True, "invocation_id": ID, **values})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
-    ("facts", "killed"),
+    ("facts", "unit", "judgement"),
     [
-        (Facts(found_at=AT), None),
-        # Without the controller nobody counts.
-        (Facts(found_at=AT, final=True), None),
-        (Facts(found_at=AT, told=TOLD), None),
-        (Facts(found_at=AT, final=True, accounting=COUNTED), False),
-        # Read while it lived: what came then is not in it, unless the manager would have told.
-        (Facts(found_at=AT, accounting=COUNTED), None),
-        (Facts(found_at=AT, accounting=COUNTED, told=TOLD), False),
-        (Facts(found_at=AT, accounting=KILLED), True),
-        (Facts(found_at=AT, result="oom-kill"), True),
-        (Facts(found_at=AT, told=Told("success", LATER, oom=True)), True),
-        (Facts(found_at=AT, told=Told("success", LATER, oomd=True)), True),
-        (Facts(found_at=AT, final=True, accounting=msgspec.structs.replace(COUNTED, managed_oom_kills=1)), True),
+        # By the kernel alone.
+        (seen(), NotAsked(), Populated()),
+        (seen(), Removed(), Populated()),
+        (seen(sure=True), NotAsked(), Query()),
+        (seen(sure=True), Removed(), Query()),
+        (seen(populated=False), NotAsked(), LookAgain()),
+        (seen(populated=False, sure=True), NotAsked(), Query()),
+        (seen(populated=False), Removed(), Ended(None)),
+        (seen(populated=False, result="timeout"), Removed(), Ended("timeout")),
+        (seen(populated=False, whole=False), NotAsked(), Ended("success")),
+        (seen(renewed=True), NotAsked(), Ended(FORGOTTEN)),
+        (seen(renewed=True, populated=False, sure=True), Removed(), Ended(FORGOTTEN)),
+        # By the manager's word as well.
+        (seen(), Absent(), Ended(None)),
+        (seen(populated=False, result="oom-kill"), Absent(), Ended("oom-kill")),
+        (seen(), Known("2" * 32, "active"), Ended(FORGOTTEN)),
+        (seen(), ACTIVE, Running()),
+        (seen(without=True), ACTIVE, StopWithout()),
+        (seen(without=True), DEACTIVATING, Stopping()),
+        (seen(), Known(ID, "reloading"), Running()),
+        (seen(), DEACTIVATING, Stopping()),
+        (seen(populated=False), DEACTIVATING, Stopping()),
+        (seen(), Known(ID, "inactive", "success"), Lingering("success")),
+        (seen(), Known(ID, "failed", "timeout"), Lingering("timeout")),
+        (seen(populated=False), Known(ID, "inactive", "success"), Ended("success", kept=True)),
+        (seen(populated=False), Known(ID, "failed", "oom-kill"), Ended("oom-kill", kept=True, reset=True)),
+        (seen(populated=False, result="timeout"), Known(ID, "failed", FORGOTTEN), Ended("timeout", True, True)),
+        (seen(populated=False), ACTIVE, StopEmpty()),
+        # In place.
+        (seen(populated=False, allocated=False), ACTIVE, Ended("success")),
+        (seen(populated=False, allocated=False), DEACTIVATING, Ended("success")),
+        (seen(populated=False, allocated=False), Known(ID, "failed", "signal"), Ended("signal", kept=True)),
     ],
 )  # fmt: skip
-def test_lack_of_memory(facts: Facts, killed: bool | None) -> None:
-    assert judge(facts).oom_killed is killed
+def test_the_table(facts: Seen, unit: Unit, judgement: Judgement) -> None:
+    assert judge(facts, unit) == judgement
 
 
-def test_the_moment_is_the_managers_where_nobody_watched() -> None:
-    assert judge(Facts(found_at=AT, told=TOLD)).exited_at == LATER
-    assert judge(Facts(found_at=AT, watched=True, told=TOLD)).exited_at == AT
-
-
-def test_the_result_is_what_somebody_says_of_it() -> None:
-    assert judge(Facts(found_at=AT)).result == "success"
-    assert judge(Facts(found_at=AT, told=Told("timeout", LATER))).result == "timeout"
-    assert judge(Facts(found_at=AT, result="timeout", told=TOLD)).result == "timeout"
-    assert judge(Facts(found_at=AT, result="forgotten")).result == "forgotten"
-    assert judge(Facts(found_at=AT, result="forgotten", told=Told("timeout", LATER))).result == "timeout"
-
-
-def test_a_helper_is_told_with_its_last_words() -> None:
-    helper = HelperEnd("fs", "exit-code", ("one", "two"))
-    found = judge(Facts(found_at=AT, helper=helper, leader_exit=Exit(signal=15)))
-    assert (found.helper, found.helper_result, found.log) == ("fs", "exit-code", ("one", "two"))
-    assert (found.leader_status, found.leader_signal) == (None, 15)
-    assert described(found) == "success, cause helperEnded, helper fs (exit-code), leader's signal 15"
-
-
-def test_the_higher_counter_is_the_later_one() -> None:
-    one = Accounting(cpu_usage_nsec=5, memory_peak=7)
-    other = Accounting(cpu_usage_nsec=6, io_read_bytes=0)
-    assert merged(one, other) == Accounting(cpu_usage_nsec=6, memory_peak=7, io_read_bytes=0)
-
-
-TOLDS = st.builds(
-    Told, st.sampled_from(["success", "timeout", "oom-kill", "resources"]), st.just(LATER), st.booleans(),
-    st.booleans(), st.booleans(), st.sampled_from([Accounting(), COUNTED]),
+SEEN = st.builds(
+    Seen, populated=st.booleans(), renewed=st.booleans(), whole=st.booleans(), allocated=st.booleans(),
+    invocation_id=st.sampled_from([ID, ""]), sure=st.booleans(), result=st.none() | st.just("timeout"),
+    without=st.booleans(),
 )  # fmt: skip
-ALL = st.builds(
-    Facts, found_at=st.just(AT), result=st.none() | st.sampled_from(["success", "timeout", "oom-kill", "forgotten"]),
-    watched=st.booleans(), whole=st.booleans(), asked=st.none() | st.sampled_from([Cause.stopped, Cause.lease_ended]),
-    deactivating=st.booleans(), accounting=st.sampled_from([Accounting(), COUNTED, KILLED]), final=st.booleans(),
-    leader_ended=st.none() | st.booleans(), leader_exit=st.none() | st.sampled_from([Exit(0), KILL, SEGV]),
-    leader_group=st.none() | st.just("/a"), told=st.just(Told()) | TOLDS,
-    helper=st.none() | st.just(HelperEnd("fs", "signal")),
+KNOWN = st.builds(
+    Known, st.sampled_from([ID, "2" * 32, ""]),
+    st.sampled_from(["active", "inactive", "failed", "activating", "deactivating", "maintenance", "reloading", "?"]),
+    st.sampled_from(["success", "timeout"]),
 )  # fmt: skip
+BY_KERNEL = st.sampled_from([NotAsked(), Removed()])
+BY_MANAGER = st.just(Absent()) | KNOWN
 
 
-@given(ALL)
-def test_nothing_is_said_that_no_fact_bears_out(facts: Facts) -> None:
-    found = judge(facts)
-    if found.oom_killed is False:
-        assert not facts.told.oom
-        assert not facts.told.oomd
-        assert not facts.accounting.oom_kills
-        assert "oom-kill" not in {facts.result, facts.told.result}
-        assert facts.final or facts.told.ended_at is not None
-    if found.cause is Cause.leader_ended:
-        assert facts.leader_ended
-        assert not facts.told.stopped
-        assert facts.asked is None
-    assert (found.cause is Cause.helper_ended) <= (facts.helper is not None)
-    if found.cause in {Cause.stopped, Cause.lease_ended}:
-        assert found.cause is facts.asked
-    assert found.cause is not Cause.unknown
-    if facts.told.stopped:
-        assert needs_the_helper(facts)
+@given(SEEN, BY_KERNEL)
+def test_the_kernel_alone_leads_to_a_query_or_an_end(facts: Seen, unit: Unit) -> None:
+    assert isinstance(judge(facts, unit), Populated | Query | LookAgain | Ended)
+
+
+@given(SEEN, BY_MANAGER)
+def test_what_both_say_is_final(facts: Seen, unit: Unit) -> None:
+    assert not isinstance(judge(facts, unit), Populated | Query | LookAgain)
+
+
+@given(SEEN, BY_KERNEL | BY_MANAGER)
+def test_a_machine_with_processes_ends_with_its_unit_only(facts: Seen, unit: Unit) -> None:
+    found = judge(facts, unit)
+    if facts.populated and isinstance(found, Ended):
+        gone = isinstance(unit, Absent) or (
+            isinstance(unit, Known) and unit.invocation_id != facts.invocation_id
+        )
+        assert gone or facts.renewed
+    if not facts.populated:
+        assert not isinstance(found, Populated | Running | Lingering | StopWithout)
+
+
+@given(SEEN, BY_KERNEL | BY_MANAGER)
+def test_nothing_foreign_is_stopped_or_reset(facts: Seen, unit: Unit) -> None:
+    found = judge(facts, unit)
+    if isinstance(found, StopEmpty) or (isinstance(found, ending.Ended) and found.reset):
+        assert facts.allocated
+        assert isinstance(unit, Known)
+        assert unit.invocation_id == facts.invocation_id

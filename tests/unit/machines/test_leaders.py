@@ -10,7 +10,7 @@ import trio
 from moorage.kernel import process
 from moorage.kernel.poller import Readiness
 from moorage.kernel.processes import PidfdProcesses
-from moorage.machines.leaders import Leader
+from moorage.machines.leader import WatchedLeader
 
 SECONDS = 10
 
@@ -29,7 +29,7 @@ def readiness() -> Generator[Readiness]:
     made.close()
 
 
-async def poll_until(readiness: Readiness, leader: Leader, *, reaped: bool) -> None:
+async def poll_until(readiness: Readiness, leader: WatchedLeader, *, reaped: bool) -> None:
     with trio.fail_after(SECONDS):
         while not (leader.reaped.is_set() if reaped else leader.ended):
             readiness.poll()
@@ -41,7 +41,7 @@ async def test_a_leader_is_watched_until_it_is_reaped(
 ) -> None:
     ended: list[bool] = []
     pidfd = os.pidfd_open(child.pid)
-    leader = Leader(pidfd, PidfdProcesses(readiness), lambda: ended.append(True))
+    leader = WatchedLeader(pidfd, PidfdProcesses(readiness), lambda: ended.append(True))
     readiness.poll()
     assert (leader.ended, leader.pidfd, leader.exit, ended) == (False, pidfd, None, [])
     child.kill()
@@ -60,7 +60,7 @@ async def test_a_leader_is_watched_until_it_is_reaped(
 
 
 async def test_a_leader_elsewhere_is_found(child: subprocess.Popen[bytes], readiness: Readiness) -> None:
-    leader = Leader(os.pidfd_open(child.pid), PidfdProcesses(readiness), lambda: None)
+    leader = WatchedLeader(os.pidfd_open(child.pid), PidfdProcesses(readiness), lambda: None)
     group = process.control_group(child.pid)
     assert leader.elsewhere("/nowhere.scope") == group
     assert leader.elsewhere(group.rstrip("/")) is None

@@ -11,6 +11,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import record
 
 from moorage.machines.metadata import (
     Metadata,
@@ -20,19 +21,10 @@ from moorage.machines.metadata import (
     acquire,
     parse_os_release,
 )
-from moorage.machines.model import Machine, MachineClass, Timestamp
+from moorage.machines.model import MachineClass
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 from moorage.probes import namespaces as namespace_probe
-
-
-def machine(class_: MachineClass) -> Machine:
-    return Machine(
-        name="test", class_=class_, uid=0, unit="test.scope", subgroup=None, slice="machine.slice",
-        control_group="/machine.slice/test.scope", control_group_id=1, invocation_id="0" * 32, allocated=True,
-        leader=None, supervisor=None, id=None, service=None, root_directory=None, if_indices=(), vsock_cid=None,
-        ssh_address=None, ssh_private_key_path=None, control_address=None, timestamp=Timestamp(1, 1),
-    )  # fmt: skip
 
 
 def unconnected() -> DBusManager:
@@ -98,7 +90,7 @@ def test_the_largest_file_is_read_like_a_small_one(piece: bytes) -> None:
 
 
 async def test_the_host_is_seen_without_asking_anybody() -> None:
-    found = await acquire(machine(MachineClass.host), unconnected(), graceful=False)
+    found = await acquire(record(class_=MachineClass.host), unconnected(), graceful=False)
     assert found.os_release is not None
     assert {"NAME=Linux", "ID=linux", "PRETTY_NAME=Linux", *found.os_release} >= {
         f"{key}={value}" for key, value in platform.freedesktop_os_release().items()
@@ -120,9 +112,9 @@ async def test_the_host_is_seen_without_asking_anybody() -> None:
 async def test_what_cannot_be_had_is_an_error_or_nothing(
     class_: MachineClass, error: type[MetadataError]
 ) -> None:
-    assert await acquire(machine(class_), unconnected(), graceful=True) == Metadata(None, None, None)
+    assert await acquire(record(class_=class_), unconnected(), graceful=True) == Metadata(None, None, None)
     with pytest.raises(error):
-        await acquire(machine(class_), unconnected(), graceful=False)
+        await acquire(record(class_=class_), unconnected(), graceful=False)
 
 
 def test_addresses_that_are_not_for_use_and_damaged_messages_are_not_told() -> None:

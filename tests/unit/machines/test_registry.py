@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import made
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,7 +11,8 @@ from msgspec.structs import replace
 
 from moorage.kernel.process import ProcessId
 from moorage.machines.errors import Full, LeaderTaken, NameTaken
-from moorage.machines.model import Accounting, Machine, MachineClass, Phase, Timestamp, Verdict
+from moorage.machines.machine import Machine
+from moorage.machines.model import Accounting, Phase, Timestamp, Verdict
 from moorage.machines.registry import (
     MACHINES_MAX,
     MACHINES_PER_UID_MAX,
@@ -26,26 +28,27 @@ def leader(number: int) -> ProcessId:
     return ProcessId(number, 1000 + number, "f" * 32)
 
 
-def machine(name: str, number: int = 1, *, subgroup: str | None = None, unit: str | None = None) -> Machine:
+def machine(
+    name: str, number: int = 1, *, subgroup: str | None = None, unit: str | None = None, **values: Any
+) -> Machine:
     unit = unit or f"machine-{name}.scope"
-    return Machine(
-        name=name, class_=MachineClass.vm, uid=0, unit=unit, subgroup=subgroup, slice="machine.slice",
-        control_group=f"/machine.slice/{unit}{subgroup or ''}", control_group_id=number,
-        invocation_id=f"{number:032x}", allocated=subgroup is None, leader=leader(number), supervisor=None, id=None,
-        service=None, root_directory=None, if_indices=(), vsock_cid=None, ssh_address=None,
-        ssh_private_key_path=None, control_address=None, timestamp=Timestamp(1, 1), phase=Phase.running,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "unit": unit, "subgroup": subgroup, "control_group": f"/machine.slice/{unit}{subgroup or ''}",
+        "control_group_id": number, "invocation_id": f"{number:032x}", "allocated": subgroup is None,
+        "leader": leader(number),
+    }  # fmt: skip
+    return made.machine(name, **{**given, **values})
 
 
 def ended(one: Machine, at: int) -> Machine:
-    one.verdict = Verdict("success", Timestamp(at, at), oom_killed=False, accounting=Accounting())
+    one.retire(Verdict("success", Timestamp(at, at), oom_killed=False, accounting=Accounting()))
     return one
 
 
 def test_a_user_whose_machines_were_forgotten_has_their_units_still() -> None:
     registry = Registry()
     for number in range(MACHINES_PER_UID_MAX):
-        one = replace(machine(f"m{number}", number + 1), uid=1000)
+        one = machine(f"m{number}", number + 1, registrant=1000)
         registry.commit(registry.begin(one.name, leader(number + 1), 1000), one)
         registry.remove(one)
         assert registry.leave(one)
@@ -61,10 +64,10 @@ def test_a_user_whose_machines_were_forgotten_has_their_units_still() -> None:
     registry.begin("one-more", leader(0), 1000)
 
 
-@pytest.mark.parametrize("change", [{"uid": 0}, {"uid": 1000, "allocated": False}])
+@pytest.mark.parametrize("change", [{"registrant": 0}, {"registrant": 1000, "allocated": False}])
 def test_only_units_that_were_made_for_users_are_counted_on(change: dict[str, Any]) -> None:
     registry = Registry()
-    assert not registry.leave(replace(machine("web"), **change))
+    assert not registry.leave(machine("web", **change))
     assert registry.left == []
 
 
@@ -73,7 +76,7 @@ def test_a_machine_is_found_by_everything_that_names_it() -> None:
     registry.commit(registry.begin("web", leader(1)), web)
     assert registry.get("web") is web
     assert registry.by_unit("machine-web.scope") is web
-    assert registry.by_invocation(web.invocation_id) is web
+    assert registry.by_invocation(web.record.invocation_id) is web
     assert registry.by_leader(leader(1)) is web
     assert registry.by_control_group("/machine.slice/machine-web.scope") is web
     assert registry.by_control_group("/machine.slice/machine-web.scope/payload/system.slice/x") is web
@@ -92,25 +95,42 @@ def test_a_machine_in_a_part_of_a_unit_is_not_the_unit() -> None:
     registry.add(one)
     registry.add(other)
     assert registry.by_unit("launcher.service") is None
-    assert registry.by_invocation(one.invocation_id) is None
+    assert registry.by_invocation(one.record.invocation_id) is None
     assert registry.by_control_group("/machine.slice/launcher.service") is None
     assert registry.by_control_group("/machine.slice/launcher.service/one/x") is one
     assert registry.by_control_group("/machine.slice/launcher.service/one/inner/x") is other, "the innermost"
 
 
+def test_a_machine_that_shares_its_control_group_is_found_by_its_leader_only() -> None:
+    registry = Registry()
+    one = machine("one", 1, unit="session-7.scope", shared=True, allocated=False)
+    other = machine("other", 2, unit="session-7.scope", shared=True, allocated=False)
+    registry.add(one)
+    registry.add(other)
+    assert (registry.by_leader(leader(1)), registry.by_leader(leader(2))) == (one, other)
+    assert registry.by_unit("session-7.scope") is None
+    assert registry.by_control_group("/machine.slice/session-7.scope") is None
+    assert registry.by_invocation(one.record.invocation_id) is None
+    assert registry.shares("session-7.scope")
+    assert not registry.shares("session-8.scope")
+    registry.remove(one)
+    registry.remove(other)
+    assert registry.shared == 0
+
+
 def test_a_claim_holds_name_and_leader() -> None:
     registry = Registry()
     claim = registry.begin("web", leader(1))
-    assert registry.is_claimed("web")
+    assert registry.claim("web") is not None
     with pytest.raises(NameTaken) as taken:
         registry.begin("web", leader(2))
-    assert (taken.value.name, taken.value.holder) == ("web", None)
+    assert (taken.value.name, taken.value.placement) == ("web", None)
     with pytest.raises(LeaderTaken) as led:
         registry.begin("other", leader(1))
-    assert (led.value.name, led.value.holder) == ("web", None)
+    assert (led.value.name, led.value.placement) == ("web", None)
     registry.abandon(claim)
     registry.abandon(claim)
-    assert not registry.is_claimed("web")
+    assert registry.claim("web") is None
     registry.abandon(registry.begin("web", leader(1)))
 
 
@@ -120,7 +140,7 @@ def test_an_old_claim_does_not_give_back_a_new_one() -> None:
     registry.abandon(old)
     registry.begin("web", leader(1))
     registry.abandon(old)
-    assert registry.is_claimed("web")
+    assert registry.claim("web") is not None
 
 
 def test_a_living_machine_holds_name_and_leader() -> None:
@@ -128,10 +148,10 @@ def test_a_living_machine_holds_name_and_leader() -> None:
     registry.add(web)
     with pytest.raises(NameTaken) as taken:
         registry.begin("web", leader(2))
-    assert taken.value.holder is web
+    assert taken.value.placement is web.record.placement
     with pytest.raises(LeaderTaken) as led:
         registry.begin("other", leader(1))
-    assert (led.value.name, led.value.holder) == ("web", web)
+    assert (led.value.name, led.value.placement) == ("web", web.record.placement)
     registry.remove(web)
     registry.remove(web)
     registry.begin("web", leader(1))
@@ -151,7 +171,7 @@ def test_removing_an_old_machine_spares_the_new_one_of_that_name() -> None:
     registry.remove(old)
     assert registry.get("web") is new
     assert registry.by_unit(new.unit) is new
-    assert registry.by_control_group(new.control_group) is new
+    assert registry.by_control_group(new.record.control_group) is new
 
 
 def test_there_is_an_end_to_machines() -> None:
@@ -184,7 +204,7 @@ def test_a_verdict_is_kept_for_a_while_and_up_to_a_number() -> None:
 def test_a_user_has_a_part_of_the_machines_and_verdicts() -> None:
     registry = Registry()
     for number in range(1, MACHINES_PER_UID_MAX):
-        registry.add(replace(machine(f"m{number}", number), uid=1000))
+        registry.add(machine(f"m{number}", number, registrant=1000))
     claim = registry.begin("last", leader(MACHINES_PER_UID_MAX), 1000)
     with pytest.raises(Full):
         registry.begin("more", leader(MACHINES_PER_UID_MAX + 1), 1000)
@@ -205,7 +225,7 @@ def test_a_user_has_a_part_of_the_machines_and_verdicts() -> None:
 def test_who_is_trusted_has_no_less_than_all() -> None:
     registry = Registry(frozenset({0, 1000}))
     for number in range(1, MACHINES_PER_UID_MAX + 1):
-        registry.add(replace(machine(f"m{number}", number), uid=1000))
+        registry.add(machine(f"m{number}", number, registrant=1000))
     registry.begin("more", leader(MACHINES_PER_UID_MAX + 1), 1000)
 
 
@@ -231,7 +251,7 @@ class AnyOrder(RuleBasedStateMachine):
     def held(self, name: str, number: int) -> bool:
         names = {*self.living, *(claim.name for claim, _ in self.claims)}
         numbers = {
-            *(one.control_group_id for one in self.living.values()),
+            *(one.record.placement.control_group_id for one in self.living.values()),
             *(held for _, held in self.claims),
         }
         return name in names or number in numbers
@@ -274,13 +294,13 @@ class AnyOrder(RuleBasedStateMachine):
         for name in "abc":
             one = living.get(name)
             assert registry.get(name) is one
-            owner = one if one is not None and one.owns_unit else None
+            owner = one if one is not None and one.record.placement.is_whole else None
             assert registry.by_unit(f"machine-{name}.scope") is owner
-            assert registry.is_claimed(name) == any(claim.name == name for claim, _ in self.claims)
+            assert (registry.claim(name) is not None) == any(claim.name == name for claim, _ in self.claims)
             if one is not None:
-                assert registry.by_control_group(one.control_group + "/below") is one
+                assert registry.by_control_group(one.record.control_group + "/below") is one
                 assert registry.verdict(name) is None
-        leaders = {one.control_group_id: one for one in living.values()}
+        leaders = {one.record.placement.control_group_id: one for one in living.values()}
         for number in range(1, 5):
             assert registry.by_leader(leader(number)) is leaders.get(number)
 

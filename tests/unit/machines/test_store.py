@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines import model, store
+from moorage.machines.intents import Intents, encode_change
 from moorage.machines.model import (
     Accounting,
     Cause,
@@ -20,13 +21,16 @@ from moorage.machines.model import (
     Helper,
     HelperEnd,
     HelperFailure,
-    Machine,
+    Identity,
+    Intent,
     MachineClass,
-    Phase,
+    Placement,
+    Record,
     Timestamp,
     Verdict,
+    Wanted,
 )
-from moorage.machines.store import BadRecord, Store, decode, encode
+from moorage.machines.store import BadRecord, Store, decode, decode_intent, encode, encode_intent
 from moorage.pid1 import journal
 
 VERDICT = Verdict(
@@ -36,51 +40,53 @@ VERDICT = Verdict(
     log=("one", "two"),
 )  # fmt: skip
 
-FULL = Machine(
-    name="web", class_=MachineClass.container, uid=1000, unit="machine-web.scope", subgroup="/payload",
-    slice="machine-a.slice", control_group="/machine.slice/machine-web.scope/payload", control_group_id=2**40,
-    invocation_id="1" * 32, allocated=True, leader=ProcessId(2, 3, "2" * 32), supervisor=ProcessId(4, 5, "3" * 32),
-    id="4" * 32, service="a service", root_directory="/root", if_indices=(1, 2), vsock_cid=7, ssh_address="vsock/7",
-    ssh_private_key_path="/key", control_address="/control", timestamp=Timestamp(8, 9), phase=Phase.exited,
-    owner=1001, runtime_directory="/run/moorage/m/web", lease=True, privileged=True,
-    asked=Cause.stopped, lost=HelperEnd("fs", "signal"),
-    request={"slice": "0123456789abcdef"}, start_by=22,
+FULL = Record(
+    name="web", class_=MachineClass.container, registrant=1000,
+    placement=Placement(
+        "machine-web.scope", "/payload", "machine-a.slice", "/machine.slice/machine-web.scope/payload", 2**40,
+        "1" * 32, shared=True,
+    ),
+    allocated=True, leader=ProcessId(2, 3, "2" * 32), supervisor=ProcessId(4, 5, "3" * 32),
+    identity=Identity("4" * 32, "a service", "/root", (1, 2), 7, "vsock/7", "/key", "/control"),
+    timestamp=Timestamp(8, 9), leader_uid=1001, runtime_directory="/run/moorage/m/web", lease=True, privileged=True,
+    asked=Cause.stopped, lost=HelperEnd("fs", "signal"), late=True,
+    request={"slice": "0123456789abcdef"},
     helpers=(Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ("fs.sock", "other")),),
     verdict=VERDICT,
 )  # fmt: skip
 """A machine of which no field is at its default."""
 
-BEGUN = msgspec.structs.replace(
-    FULL, subgroup=None, control_group="", control_group_id=0, invocation_id="", phase=Phase.starting, verdict=None
-)  # fmt: skip
+WANTED: dict[str, Any] = {field: getattr(FULL, field) for field in Wanted.__struct_fields__}
+
+BEGUN = Intent(**WANTED, slice="machine.slice", start_by=22)
 """The same before it has its place."""
 
-LEAST = Machine(
-    name="a", class_=MachineClass.vm, uid=0, unit="a.service", subgroup=None, slice="system.slice", control_group="/a",
-    control_group_id=1, invocation_id="", allocated=False, leader=None, supervisor=None, id=None, service=None,
-    root_directory=None, if_indices=(), vsock_cid=None, ssh_address=None, ssh_private_key_path=None,
-    control_address=None, timestamp=Timestamp(0, 0),
+LEAST = Record(
+    name="a", class_=MachineClass.vm, registrant=0, placement=Placement("a.service", control_group="/a"),
+    allocated=False, leader=None, supervisor=None, timestamp=Timestamp(0, 0),
 )  # fmt: skip
-
-
-def values(machine: Machine) -> dict[str, Any]:
-    return {name: getattr(machine, name) for name in Machine.__struct_fields__}
 
 
 def test_the_full_machine_is_full() -> None:
-    for field in msgspec.structs.fields(Machine):
-        assert getattr(FULL, field.name) not in (None, {}, field.default), field.name
+    for part in (FULL, FULL.identity, FULL.placement):
+        for field in msgspec.structs.fields(type(part)):
+            assert getattr(part, field.name) not in (None, {}, field.default), field.name
 
 
-@pytest.mark.parametrize("field", Machine.__struct_fields__)
+@pytest.mark.parametrize("field", Record.__struct_fields__)
 def test_every_field_comes_back(field: str) -> None:
     assert getattr(decode(encode(FULL), "web"), field) == getattr(FULL, field)
     assert getattr(decode(encode(LEAST), "a"), field) == getattr(LEAST, field)
 
 
 def test_the_stored_form_has_the_fields_of_the_model_and_two_more() -> None:
-    stored = set(store.StoredMachine.__struct_fields__)
-    assert stored == {*Machine.__struct_fields__, "version", "boot_id"}
+    parts = (Record, Intent, Identity, Placement)
+    fields = {field for part in parts for field in part.__struct_fields__} - {
+        "identity",
+        "placement",
+        "revoked",
+    }
+    assert set(store.StoredMachine.__struct_fields__) == {*fields, "version", "boot_id", "phase"}
 
 
 TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -104,35 +110,50 @@ VERDICTS = st.builds(
     st.lists(st.text(max_size=9), max_size=3).map(tuple),
 )  # fmt: skip
 PATHS = st.from_regex(r"(/[a-z☃\\]{1,9}){1,3}", fullmatch=True)
-MACHINES = st.builds(
-    Machine, name=st.just("web"), class_=st.sampled_from([MachineClass.vm, MachineClass.container]), uid=INTS,
-    unit=st.text(max_size=9), subgroup=TEXTS, slice=st.text(max_size=9), control_group=PATHS,
-    control_group_id=INTS, invocation_id=st.text(max_size=9), allocated=st.booleans(), leader=IDS, supervisor=IDS,
-    id=TEXTS, service=TEXTS, root_directory=TEXTS, if_indices=st.lists(INTS, max_size=4).map(tuple), vsock_cid=INTS,
-    ssh_address=TEXTS, ssh_private_key_path=TEXTS, control_address=TEXTS, timestamp=TIMES,
-    owner=INTS, runtime_directory=TEXTS, helpers=HELPERS.map(tuple), lease=st.booleans(),
-    asked=st.none() | st.sampled_from(Cause), lost=st.none() | st.builds(HelperEnd, st.text(max_size=9), TEXTS),
-    request=st.dictionaries(st.sampled_from(["slice", "class"]), st.text(max_size=16)), start_by=INTS,
-    phase=st.sampled_from([phase for phase in Phase if phase is not Phase.exited]), verdict=st.none(),
+PLACEMENTS = st.builds(
+    Placement,
+    st.text(max_size=9),
+    TEXTS,
+    st.text(max_size=9),
+    PATHS,
+    INTS,
+    st.text(max_size=9),
+    st.booleans(),
+)
+IDENTITIES = st.builds(
+    Identity, TEXTS, TEXTS, TEXTS, st.lists(INTS, max_size=4).map(tuple), INTS, TEXTS, TEXTS, TEXTS
+)
+WISHES: dict[str, st.SearchStrategy[Any]] = {
+    "name": st.just("web"), "class_": st.sampled_from([MachineClass.vm, MachineClass.container]), "registrant": INTS,
+    "allocated": st.booleans(), "leader": IDS, "supervisor": IDS, "identity": IDENTITIES, "timestamp": TIMES,
+    "leader_uid": INTS, "runtime_directory": TEXTS, "helpers": HELPERS.map(tuple), "lease": st.booleans(),
+    "request": st.dictionaries(st.sampled_from(["slice", "class"]), st.text(max_size=16)),
+}  # fmt: skip
+RECORDS = st.builds(
+    Record, **WISHES, placement=PLACEMENTS, asked=st.none() | st.sampled_from(Cause), late=st.booleans(),
+    verdict=st.none() | VERDICTS,
 )  # fmt: skip
 
 
-@given(MACHINES, st.none() | VERDICTS)
-def test_any_machine_comes_back(machine: Machine, verdict: Verdict | None) -> None:
-    if verdict is not None:
-        machine.verdict, machine.phase = verdict, Phase.exited
-    record = encode(machine)
-    assert values(decode(record, "web")) == values(machine)
-    assert len(record) <= store.RECORD_MAX
+@given(RECORDS)
+def test_any_record_comes_back(record: Record) -> None:
+    stored = encode(record)
+    assert decode(stored, "web") == record
+    assert len(stored) <= store.RECORD_MAX
+
+
+@given(st.builds(Intent, **WISHES, slice=st.text(max_size=9), start_by=INTS, revoked=st.booleans()))
+def test_any_intent_comes_back(intent: Intent) -> None:
+    assert decode_intent(encode_intent(intent), "web") == intent
 
 
 def test_the_largest_record_is_small_enough() -> None:
     text = "\N{SNOWMAN}" * model.TEXT_MAX
     machine = msgspec.structs.replace(
-        FULL, service=text, root_directory=text, ssh_address=text, ssh_private_key_path=text, control_address=text,
-        if_indices=(2**31 - 1,) * model.IF_INDICES_MAX,
+        FULL,
+        identity=Identity("4" * 32, text, text, (2**31 - 1,) * model.IF_INDICES_MAX, 7, text, text, text),
         verdict=msgspec.structs.replace(VERDICT, log=("\a" * journal.LINE_MAX,) * journal.LINES_MAX),
-    )  # fmt: skip
+    )
     assert len(encode(machine)) <= store.RECORD_MAX
 
 
@@ -159,7 +180,6 @@ def test_a_damaged_record_is_bad_or_a_machine_of_that_name(data: st.DataObject) 
     except BadRecord:
         return
     assert machine.name == "web"
-    assert (machine.phase is Phase.exited) == (machine.verdict is not None)
 
 
 def changed(**fields: Any) -> bytes:
@@ -197,7 +217,7 @@ def test_a_record_that_cannot_be_used(record: bytes, reason: str) -> None:
         decode(record, "web")
 
 
-@pytest.mark.parametrize("field", ["version", "boot_id", *Machine.__struct_fields__])
+@pytest.mark.parametrize("field", store.StoredMachine.__struct_fields__)
 def test_every_field_without_a_default_is_needed(field: str) -> None:
     stored = msgspec.json.decode(encode(LEAST))
     if field not in stored:
@@ -208,7 +228,7 @@ def test_every_field_without_a_default_is_needed(field: str) -> None:
 
 
 def test_a_field_of_a_later_minor_change_is_ignored() -> None:
-    assert values(decode(changed(colour="blue"), "web")) == values(FULL)
+    assert decode(changed(colour="blue"), "web") == FULL
 
 
 # Other versions
@@ -226,10 +246,13 @@ def golden(version: int) -> bytes:
 def test_records_of_each_version_are_read_as_they_were_meant(version: int) -> None:
     stored = msgspec.json.decode(golden(version))
     assert stored["version"] == version
-    found = values(decode(golden(version), "web"))
-    verdict = found.pop("verdict")
-    expected = {name: value for name, value in values(FULL).items() if name != "verdict"}
-    assert found == {name: value if name in stored else found[name] for name, value in expected.items()}
+    found, expected = (
+        msgspec.json.decode(encode(record)) for record in (decode(golden(version), "web"), FULL)
+    )
+    for name in stored.keys() - {"version", "verdict", "start_by"}:
+        assert found[name] == expected[name], name
+    verdict = decode(golden(version), "web").verdict
+    assert verdict is not None
     for name, value in msgspec.structs.asdict(VERDICT).items():
         if name != "accounting" and name in stored["verdict"]:
             assert getattr(verdict, name) == value
@@ -248,12 +271,17 @@ def test_that_nothing_was_killed_is_not_believed_of_older_versions() -> None:
 def test_a_change_of_the_form_is_a_new_version() -> None:
     """One that is downgraded to must be able to refuse what it does not know: by the number, not by luck.
 
-    After a change of Machine: raise VERSION, and put what FULL is encoded to beside the other records.
+    After a change of Record: raise VERSION, and put what FULL is encoded to beside the other records.
     """
     assert msgspec.json.decode(encode(FULL)) == msgspec.json.decode(golden(store.VERSION))
 
 
 # The directory
+
+
+@pytest.fixture
+def intents(records: Store) -> Intents:
+    return Intents(records)
 
 
 @pytest.fixture
@@ -272,9 +300,9 @@ def test_saved_is_loaded_until_it_is_removed(records: Store) -> None:
     records.save(LEAST)
     loaded = dict(records.load())
     assert sorted(loaded) == ["a", "web"]
-    assert isinstance(found := loaded["web"], Machine)
-    assert values(found) == values(FULL)
-    records.save(msgspec.structs.replace(FULL, uid=5))
+    assert isinstance(found := loaded["web"], Record)
+    assert found == FULL
+    records.save(msgspec.structs.replace(FULL, registrant=5))
     assert names(records) == ["a", "web"]
     records.remove("web")
     records.remove("web")
@@ -290,49 +318,50 @@ def test_what_a_crash_left_is_tidied_up(records: Store) -> None:
     assert names(records) == ["a"]
 
 
-def test_an_intent_is_no_record_and_is_read_until_it_is_withdrawn(records: Store) -> None:
-    records.intend(BEGUN)
+def test_an_intent_is_no_record_and_is_read_until_it_is_withdrawn(records: Store, intents: Intents) -> None:
+    intents.intend(BEGUN)
     records.save(LEAST)
     assert [name for name, _ in records.load()] == ["a"]
-    ((name, found),) = records.intents()
+    ((name, found),) = intents.starts()
     assert name == "web"
-    assert isinstance(found, Machine)
-    assert values(found) == values(BEGUN)
-    records.revoke(BEGUN)
-    ((_, found),) = records.intents()
-    assert isinstance(found, Machine)
-    assert found.phase is Phase.stopping
-    records.withdraw("web")
-    records.withdraw("web")
-    assert list(records.intents()) == []
+    assert isinstance(found, Intent)
+    assert found == BEGUN
+    intents.revoke(BEGUN)
+    ((_, found),) = intents.starts()
+    assert isinstance(found, Intent)
+    assert found.revoked
+    intents.withdraw("web")
+    intents.withdraw("web")
+    assert list(intents.starts()) == []
     assert names(records) == ["a"]
 
 
-def test_an_intent_that_is_not_whole_was_never_followed_by_a_start(records: Store) -> None:
-    whole = encode(BEGUN)
+def test_an_intent_that_is_not_whole_was_never_followed_by_a_start(records: Store, intents: Intents) -> None:
+    whole = encode_intent(BEGUN)
     for length in (0, 1, len(whole) // 2, len(whole) - 1):
         (Path(records.path) / ".start-web").write_bytes(whole[:length])
-        ((name, found),) = records.intents()
+        ((name, found),) = intents.starts()
         assert name == "web"
         assert isinstance(found, BadRecord)
         assert names(records) == []
 
 
-def test_an_intent_has_no_place_and_a_record_has(records: Store) -> None:
-    records.intend(msgspec.structs.replace(FULL, phase=Phase.starting, verdict=None))
-    ((_, found),) = records.intents()
+def test_an_intent_has_no_place_and_a_record_has(records: Store, intents: Intents) -> None:
+    living = msgspec.structs.replace(FULL, verdict=None)
+    (Path(records.path) / ".start-web").write_bytes(encode(living))
+    ((_, found),) = intents.starts()
     assert isinstance(found, BadRecord)
-    records.save(BEGUN)
+    (Path(records.path) / "web").write_bytes(encode_intent(BEGUN))
     ((_, found),) = records.load()
     assert isinstance(found, BadRecord)
 
 
-def test_an_intent_that_cannot_be_written_leaves_nothing(records: Store) -> None:
+def test_an_intent_that_cannot_be_written_leaves_nothing(records: Store, intents: Intents) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # a short write, as on a full disk
     try:
         with pytest.raises(OSError, match="space"):
-            records.intend(FULL)
+            intents.intend(BEGUN)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(records) == []
@@ -341,29 +370,33 @@ def test_an_intent_that_cannot_be_written_leaves_nothing(records: Store) -> None
 CHANGE = Change("web", "1" * 32, Timestamp(8, 9), FULL.helpers, removes=True, with_place=True)
 
 
-def test_the_intent_of_a_change_is_neither_a_record_nor_that_of_a_start(records: Store) -> None:
-    records.intend(BEGUN)
-    records.intend_change(CHANGE)
+def test_the_intent_of_a_change_is_neither_a_record_nor_that_of_a_start(
+    records: Store, intents: Intents
+) -> None:
+    intents.intend(BEGUN)
+    intents.intend_change(CHANGE)
     records.save(LEAST)
     assert [name for name, _ in records.load()] == ["a"]
-    assert [name for name, _ in records.intents()] == ["web"]
-    assert list(records.changes()) == [("web", CHANGE)]
-    records.withdraw_change("web")
-    records.withdraw_change("web")
-    assert list(records.changes()) == []
+    assert [name for name, _ in intents.starts()] == ["web"]
+    assert list(intents.changes()) == [("web", CHANGE)]
+    intents.withdraw_change("web")
+    intents.withdraw_change("web")
+    assert list(intents.changes()) == []
     assert names(records) == [".start-web", "a"]
 
 
-def test_the_intent_of_a_change_that_is_not_whole_was_never_followed_by_one(records: Store) -> None:
-    whole = store.encode_change(CHANGE)
+def test_the_intent_of_a_change_that_is_not_whole_was_never_followed_by_one(
+    records: Store, intents: Intents
+) -> None:
+    whole = encode_change(CHANGE)
     bad = [whole[:length] for length in range(len(whole))]
     bad += [
-        store.encode_change(msgspec.structs.replace(CHANGE, machine="other")),
+        encode_change(msgspec.structs.replace(CHANGE, machine="other")),
         whole.replace(boot_id().encode(), b""),
     ]
     for content in bad:
         (Path(records.path) / ".change-web").write_bytes(content)
-        ((name, found),) = records.changes()
+        ((name, found),) = intents.changes()
         assert name == "web"
         assert isinstance(found, BadRecord)
         assert names(records) == []
@@ -376,25 +409,25 @@ def test_what_is_left_of_a_machine_that_was_forgotten_is_no_record(records: Stor
     assert list(records.load()) == []
     ((name, found),) = records.left()
     assert name == "a"
-    assert isinstance(found, Machine)
-    assert values(found) == values(LEAST)
+    assert isinstance(found, Record)
+    assert found == LEAST
     records.vacate("a")
     records.vacate("a")
     assert names(records) == []
 
 
-def test_units_of_a_change_have_a_mark_of_their_own(records: Store) -> None:
+def test_units_of_a_change_have_a_mark_of_their_own(intents: Intents) -> None:
     later = msgspec.structs.replace(CHANGE, timestamp=Timestamp(8, 10))
-    assert len({records.mark(CHANGE), records.mark(later)}) == 2
-    assert all(records.mark(each).startswith(records.marks_of("web")) for each in (CHANGE, later))
-    assert not records.mark(CHANGE).startswith(records.marks_of("we"))
+    assert len({intents.mark(CHANGE), intents.mark(later)}) == 2
+    assert all(intents.mark(each).startswith(intents.marks_of("web")) for each in (CHANGE, later))
+    assert not intents.mark(CHANGE).startswith(intents.marks_of("we"))
 
 
-def test_a_mark_is_an_address_that_tells_two_starts_apart(records: Store) -> None:
-    later = msgspec.structs.replace(FULL, timestamp=Timestamp(8, 10))
-    assert records.mark(FULL) == f"file:{records.path}/web#9"
-    assert records.mark(later) != records.mark(FULL)
-    assert records.mark(FULL).startswith(records.marks)
+def test_a_mark_is_an_address_that_tells_two_starts_apart(records: Store, intents: Intents) -> None:
+    later = msgspec.structs.replace(BEGUN, timestamp=Timestamp(8, 10))
+    assert intents.mark(BEGUN) == f"file:{records.path}/web#9"
+    assert intents.mark(later) != intents.mark(BEGUN)
+    assert intents.mark(BEGUN).startswith(intents.marks)
 
 
 def test_what_does_not_belong_there_is_reported_and_the_rest_loaded(records: Store, tmp_path: Path) -> None:
@@ -413,7 +446,7 @@ def test_what_does_not_belong_there_is_reported_and_the_rest_loaded(records: Sto
     before = names(records)
     loaded = dict(records.load())
     assert sorted(loaded) == before
-    assert {name for name, found in loaded.items() if isinstance(found, Machine)} == {"web"}
+    assert {name for name, found in loaded.items() if isinstance(found, Record)} == {"web"}
     assert names(records) == before, "nothing of it is touched"
 
 
@@ -429,7 +462,7 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(records: Store) -> N
     before = (Path(records.path) / "web").read_bytes()
     (Path(records.path) / ".new-web").symlink_to("/nowhere")
     with pytest.raises(OSError, match="symbolic"):
-        records.save(msgspec.structs.replace(FULL, uid=7))
+        records.save(msgspec.structs.replace(FULL, registrant=7))
     assert (Path(records.path) / "web").read_bytes() == before
 
 

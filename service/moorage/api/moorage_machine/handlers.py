@@ -31,7 +31,7 @@ from moorage.authz.ownership import NotOwned, UnitNotOwned
 from moorage.authz.policy import IN_PLACE
 from moorage.kernel import process
 from moorage.machines import model
-from moorage.machines.asked import differing, digests
+from moorage.machines.control import STOP_SECONDS
 from moorage.machines.errors import (
     Full,
     HelperFailed,
@@ -52,8 +52,10 @@ from moorage.machines.errors import (
     UnitNameTaken,
 )
 from moorage.machines.helpers import bad_argument, is_program
-from moorage.machines.lifecycle import REGISTER_USEC, STOP_USEC, Lifecycle, Registered
+from moorage.machines.machine import Machine
 from moorage.machines.properties import SHOWN
+from moorage.machines.registration import REGISTER_SECONDS, Registered
+from moorage.machines.services import Services
 from moorage.pid1 import manager, unit_files
 from moorage.pid1.manager import ASK_USEC, Manager
 from moorage.wire.call import Call
@@ -67,9 +69,12 @@ def _error(error: Exception) -> VarlinkError | None:
     """Return the error of this interface for what went wrong below; None for what is a bug of ours."""
     match error:
         case NameTaken() | LeaderTaken():
-            holder = error.holder
+            placement = error.placement
             return wire.MachineExists(
-                error.name, holder.unit if holder else None, holder.invocation_id if holder else None
+                error.name,
+                placement.unit if placement else None,
+                placement.invocation_id if placement else None,
+                list(error.differs or ()) or None if isinstance(error, NameTaken) else None,
             )
         case UnitNameTaken():
             return wire.UnitNameTaken(error.unit, error.holder)
@@ -149,10 +154,10 @@ def _errors() -> Generator[None]:
 class MoorageMachine(Interface):
     """The handlers of io.moorage.Machine."""
 
-    def __init__(self, lifecycle: Lifecycle, authority: Authority, manager: Manager) -> None:
+    def __init__(self, services: Services, authority: Authority, manager: Manager) -> None:
         super().__init__(load_description("io.moorage.Machine"))
-        self._lifecycle = lifecycle
-        self._registry = lifecycle.registry
+        self._services = services
+        self._registry = services.registry
         self._authority = authority
         self._manager = manager
 
@@ -170,26 +175,27 @@ class MoorageMachine(Interface):
         )
         blamed = "leader" if pidfd is None else "leaderFileDescriptor"
         with _errors():
-            leader = await open_leader(call, self._lifecycle, params.leader, pidfd, blamed, as_root)
+            leader = await open_leader(call, self._services.registrar, params.leader, pidfd, blamed, as_root)
             try:
                 registration = self._registration(call, params, leader, as_root)
-                await self._lifecycle.check_helpers(registration.helpers, registration.name)
+                await self._services.changing.check(registration.helpers, registration.name)
                 if registration.exec_stop and not await is_program(registration.exec_stop[0]):
                     raise InvalidParameter("execStop[0]")
-                timeout_usec = params.timeoutUSec or REGISTER_USEC
+                timeout = (params.timeoutUSec or 0) / 1e6 or REGISTER_SECONDS
                 try:
-                    done = await self._registered(call, registration, timeout_usec)
+                    done = await self._registered(call, registration, timeout)
                 except UnitNotOwned:
                     if registration.privileged or not await as_root.ask_for_others():
                         raise
                     registration = replace(registration, privileged=True)
-                    done = await self._registered(call, registration, timeout_usec)
-                found = await self._lifecycle.differences(done.machine, registration, done.helpers)
+                    done = await self._registered(call, registration, timeout)
             finally:
                 leader.close()
         return wire.RegisterOut(
-            machine=self._machine(call, done.machine, done.helpers, frozen=self._is_frozen(done.machine)),
-            differences=[wire.Difference(**asdict(each)) for each in found],
+            machine=self._machine(
+                call, done.machine, done.helpers, phase=done.phase, frozen=self._is_frozen(done.machine)
+            ),
+            differences=[wire.Difference(**asdict(each)) for each in done.differences],
         )
 
     def _check(self, params: wire.RegisterIn) -> None:
@@ -271,20 +277,22 @@ class MoorageMachine(Interface):
         return model.Registration(
             name=params.name,
             class_=model.MachineClass(params.class_),
-            uid=call.peer.uid,
+            registrant=call.peer.uid,
             leader=leader.id,
             leader_pidfd=leader.pidfd,
-            owner=leader.owner,
+            leader_uid=leader.uid,
             supervisor=leader.supervisor,
             allocate_unit=params.allocateUnit is not False,
-            id=None if params.id is None else params.id.replace("-", "").lower(),
-            service=params.service,
-            root_directory=params.rootDirectory,
-            if_indices=tuple(params.ifIndices or ()),
-            vsock_cid=params.vSockCid,
-            ssh_address=params.sshAddress,
-            ssh_private_key_path=params.sshPrivateKeyPath,
-            control_address=params.controlAddress,
+            identity=model.Identity(
+                id=None if params.id is None else params.id.replace("-", "").lower(),
+                service=params.service,
+                root_directory=params.rootDirectory,
+                if_indices=tuple(params.ifIndices or ()),
+                vsock_cid=params.vSockCid,
+                ssh_address=params.sshAddress,
+                ssh_private_key_path=params.sshPrivateKeyPath,
+                control_address=params.controlAddress,
+            ),
             slice=params.slice,
             description=params.description,
             properties=params.properties or {},
@@ -297,30 +305,10 @@ class MoorageMachine(Interface):
             privileged=as_root.granted,
         )
 
-    async def _registered(
-        self, call: Call, registration: model.Registration, timeout_usec: int
-    ) -> Registered:
-        """Register, or find that the same caller has registered the same leader before.
-
-        A launcher that lost its connection cannot know whether its call was carried out: it may simply repeat it.
-        Where it asks for something else, the machine is not what it would be taken for.
-        """
-        await self._lifecycle.wait_registered(registration.name, timeout_usec=timeout_usec)
-        holder = self._registry.get(registration.name)
-        if (
-            holder is not None
-            and (holder.leader, holder.uid) == (registration.leader, registration.uid)
-            and self._lifecycle.is_there(holder)
-            and holder.phase
-            is not model.Phase.stopping  # as after the end of an earlier lease: it will be gone
-        ):
-            if differs := differing(holder.request, digests(registration)):
-                raise wire.MachineExists(holder.name, holder.unit, holder.invocation_id, differs)
-            if registration.lease:
-                self._lifecycle.lease(holder, call.wait_gone)
-            return Registered(holder, self._lifecycle.helper_statuses(holder))
+    async def _registered(self, call: Call, registration: model.Registration, timeout: float) -> Registered:
         lease = call.wait_gone if registration.lease else None
-        return await self._lifecycle.register(registration, timeout_usec=timeout_usec, lease=lease)
+        registrar = self._services.registrar
+        return await registrar.find_or_register(registration, timeout=timeout, lease=lease)
 
     @method("List", requires_more=True)
     def list(self, call: Call, params: Empty) -> Iterator[wire.MachineOut]:
@@ -331,7 +319,7 @@ class MoorageMachine(Interface):
     def _listed(self, call: Call) -> Iterator[wire.MachineOut]:
         listed = False
         for machine in self._registry.snapshot():
-            if self._registry.get(machine.name) is machine and self._lifecycle.is_there(machine):
+            if self._registry.get(machine.name) is machine and machine.is_there:
                 listed = True
                 yield wire.MachineOut(machine=self._machine(call, machine))
         if not listed:
@@ -344,22 +332,23 @@ class MoorageMachine(Interface):
         machine = find_named(self._registry, params.name) or self._registry.verdict(params.name)
         if machine is None:
             raise wire.NoSuchMachine(params.name)
-        if machine.verdict is None:
+        if machine.record.verdict is None:
             with _errors():
                 try:
-                    limits = await self._lifecycle.unit_limits(machine, SHOWN)
+                    limits = await self._services.looking.limits(machine, SHOWN)
                 except (manager.NoSuchUnit, manager.NoSuchProperty):
                     limits = {}  # it is just going, or it is a unit of a type that has none
-            if machine.verdict is None:
+            if machine.record.verdict is None:
                 return wire.DescribeOut(
                     machine=self._machine(call, machine),
-                    accounting=_accounting(self._lifecycle.accounting(machine)),
+                    accounting=_accounting(self._services.looking.counters(machine)),
                     limits=limits,
                 )
-        await self._lifecycle.complete(machine)
+        await machine.completed.wait()
+        assert machine.record.verdict is not None
         return wire.DescribeOut(
             machine=self._machine(call, machine),
-            accounting=_accounting(machine.verdict.accounting),
+            accounting=_accounting(machine.record.verdict.accounting),
             limits={},
         )
 
@@ -387,11 +376,11 @@ class MoorageMachine(Interface):
             raise InvalidParameter(given[1] if given else "process")
         with _errors():
             machine = self._found(call, params)
-        if machine is None or not self._lifecycle.is_there(machine):
+        if machine is None or not machine.is_there:
             raise wire.NoSuchMachine
         return wire.MachineOut(machine=self._machine(call, machine))
 
-    def _found(self, call: Call, params: wire.FindIn) -> model.Machine | None:
+    def _found(self, call: Call, params: wire.FindIn) -> Machine | None:
         if params.unit is not None:
             return self._registry.by_unit(params.unit)
         if params.controlGroup is not None:
@@ -417,7 +406,7 @@ class MoorageMachine(Interface):
                 target = process.identify(params.process.pid, params.process.pidfdId, params.process.bootId)
             except process.NotAProcess:
                 raise InvalidParameter("process") from None
-        return self._lifecycle.find_process(target.pid, target.pidfd_id, target.boot_id)
+        return self._services.lookup.by_process(target.pid, target.pidfd_id, target.boot_id)
 
     @method("Kill")
     async def kill(self, call: Call, params: wire.KillIn) -> None:
@@ -430,7 +419,7 @@ class MoorageMachine(Interface):
         machine = await self._managed(call, params, params.ifInvocationId)
         with _errors():
             try:
-                await self._lifecycle.kill(machine, whom, params.signal, subgroup=params.subgroup)
+                await self._services.control.kill(machine, whom, params.signal, subgroup=params.subgroup)
             except manager.NoSuchUnit:
                 raise wire.ProcessGone from None
 
@@ -442,9 +431,10 @@ class MoorageMachine(Interface):
         machine = await self._managed(call, params, params.ifInvocationId)
         with _errors():
             if call.more:
-                await self._lifecycle.begin_stop(machine, wait_usec=0)
+                await self._services.control.begin_stop(machine, wait=0)
                 yield wire.MachineOut(machine=self._machine(call, machine))
-            await self._lifecycle.stop(machine, timeout_usec=params.timeoutUSec or STOP_USEC)
+            timeout = (params.timeoutUSec or 0) / 1e6 or STOP_SECONDS
+            await self._services.control.stop(machine, timeout=timeout)
         yield Last(wire.MachineOut(machine=self._machine(call, machine)))
 
     @method("AddHelpers")
@@ -458,11 +448,11 @@ class MoorageMachine(Interface):
             raise InvalidParameter("helpers")
         statuses: Sequence[model.HelperStatus] = ()
         with _errors():
-            async with aclosing(self._lifecycle.add_helpers(machine, specs)) as changes:
+            async with aclosing(self._services.changing.add(machine, specs)) as changes:
                 async for statuses in changes:
                     if call.more:
                         yield wire.HelpersOut(helpers=[machine_helpers.status(each) for each in statuses])
-        found = await self._lifecycle.helper_differences(machine, specs, statuses)
+        found = await self._services.changing.differences(machine, specs, statuses)
         yield Last(
             wire.HelpersOut(
                 helpers=[machine_helpers.status(each) for each in statuses],
@@ -476,7 +466,7 @@ class MoorageMachine(Interface):
         machine = await self._managed(call, params)
         with _errors():
             try:
-                await self._lifecycle.remove_helper(machine, params.helper)
+                await self._services.changing.remove(machine, params.helper)
             except NoSuchHelper:
                 raise wire.NoSuchHelper(params.helper) from None
 
@@ -485,7 +475,7 @@ class MoorageMachine(Interface):
         """Reload the helpers that can be reloaded."""
         machine = await self._managed(call, params)
         with _errors():
-            reloaded, skipped = await self._lifecycle.reload_helpers(machine)
+            reloaded, skipped = await self._services.changing.reload(machine)
         return wire.ReloadOut(reloaded=reloaded, skipped=skipped)
 
     @method("Forget")
@@ -497,22 +487,20 @@ class MoorageMachine(Interface):
         )
         if self._known(params.name) is not machine:
             raise wire.NoSuchMachine(params.name)
-        self._lifecycle.forget(machine)
+        self._services.retirement.forget(machine)
 
-    def _known(self, name: str) -> model.Machine:
+    def _known(self, name: str) -> Machine:
         machine = find_named(self._registry, name) or self._registry.verdict(name)
         if machine is None:
             raise wire.NoSuchMachine(name)
         return machine
 
-    async def _managed(
-        self, call: Call, params: wire.ManageIn, invocation_id: str | None = None
-    ) -> model.Machine:
+    async def _managed(self, call: Call, params: wire.ManageIn, invocation_id: str | None = None) -> Machine:
         """Find a living machine that the caller may do something with."""
         find_named(self._registry, params.name)  # refuses what is no name
-        await self._lifecycle.wait_registered(params.name)
+        await self._services.registrar.wait(params.name)
         machine = self._registry.get(params.name)
-        if machine is None or (invocation_id is not None and machine.invocation_id != invocation_id):
+        if machine is None or (invocation_id is not None and machine.record.invocation_id != invocation_id):
             raise wire.NoSuchMachine(params.name)
         await authorize_managing(
             call, self._authority, machine, interactive=params.allowInteractiveAuthentication
@@ -521,53 +509,55 @@ class MoorageMachine(Interface):
             raise wire.NoSuchMachine(params.name)
         return machine
 
-    def _is_frozen(self, machine: model.Machine) -> bool:
+    def _is_frozen(self, machine: Machine) -> bool:
         """Whether a machine that was registered a moment ago is frozen: where that cannot be seen it is not yet."""
         try:
-            return self._lifecycle.is_frozen(machine)
+            return self._services.looking.is_frozen(machine)
         except OSError:
             return False
 
     def _machine(
         self,
         call: Call,
-        machine: model.Machine,
+        machine: Machine,
         helpers: Sequence[model.HelperStatus] | None = None,
         *,
+        phase: model.Phase | None = None,
         frozen: bool | None = None,
     ) -> wire.Machine:
-        whole = self._authority.policy.tells_all(call.peer.uid, machine.uid)
+        record, placement, identity = machine.record, machine.record.placement, machine.record.identity
+        whole = self._authority.policy.tells_all(call.peer.uid, record.registrant)
         if frozen is None:
-            frozen = machine.verdict is None and self._lifecycle.is_frozen(machine)
+            frozen = record.verdict is None and self._services.looking.is_frozen(machine)
         return wire.Machine(
             name=machine.name,
-            class_=wire.MachineClass(machine.class_),
-            phase=wire.Phase(machine.phase),
+            class_=wire.MachineClass(record.class_),
+            phase=wire.Phase(phase or machine.phase),
             freezer=wire.FreezerState.frozen if frozen else wire.FreezerState.running,
-            id=machine.id,
-            service=machine.service,
-            uid=machine.uid,
-            unit=machine.unit,
-            subgroup=machine.subgroup,
-            slice=machine.slice,
-            controlGroup=machine.control_group,
-            controlGroupId=machine.control_group_id,
-            invocationId=machine.invocation_id,
-            leader=process_id(machine.leader),
-            supervisor=process_id(machine.supervisor),
-            runtimeDirectory=machine.runtime_directory,
-            rootDirectory=machine.root_directory,
-            ifIndices=list(machine.if_indices),
-            vSockCid=machine.vsock_cid,
-            sshAddress=machine.ssh_address,
-            sshPrivateKeyPath=machine.ssh_private_key_path if whole else None,
-            controlAddress=machine.control_address if whole else None,
-            timestamp=timestamp(machine.timestamp),
+            id=identity.id,
+            service=identity.service,
+            uid=record.registrant,
+            unit=placement.unit,
+            subgroup=placement.subgroup,
+            slice=placement.slice,
+            controlGroup=placement.control_group,
+            controlGroupId=placement.control_group_id,
+            invocationId=placement.invocation_id,
+            leader=process_id(record.leader),
+            supervisor=process_id(record.supervisor),
+            runtimeDirectory=record.runtime_directory,
+            rootDirectory=identity.root_directory,
+            ifIndices=list(identity.if_indices),
+            vSockCid=identity.vsock_cid,
+            sshAddress=identity.ssh_address,
+            sshPrivateKeyPath=identity.ssh_private_key_path if whole else None,
+            controlAddress=identity.control_address if whole else None,
+            timestamp=timestamp(record.timestamp),
             helpers=[
                 machine_helpers.status(helper)
-                for helper in helpers or self._lifecycle.helper_statuses(machine)
+                for helper in helpers or self._services.changing.statuses(machine)
             ],
-            verdict=None if machine.verdict is None else _verdict(machine.verdict, whole=whole),
+            verdict=None if record.verdict is None else _verdict(record.verdict, whole=whole),
         )
 
 

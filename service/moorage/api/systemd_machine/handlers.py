@@ -49,7 +49,8 @@ from moorage.machines.errors import (
     UnitNameTaken,
 )
 from moorage.machines.final_account import now
-from moorage.machines.lifecycle import Lifecycle
+from moorage.machines.machine import Machine
+from moorage.machines.services import Services
 from moorage.pid1.manager import AccessDenied, ManagerError, ManagerTimeout, NoSuchUnit
 from moorage.wire.call import Call
 from moorage.wire.errors import (
@@ -67,8 +68,8 @@ from moorage.wire.types import Int, Last, Parameters, Reply
 HOST = ".host"
 """Name of the host among the machines."""
 
-TERMINATE_USEC = 5_000_000
-"""How long Terminate waits for the end, µs. machined answers at once, and its clients' patience is 45 s (sd-varlink);
+TERMINATE_SECONDS = 5.0
+"""How long Terminate waits for the end. machined answers at once, and its clients' patience is 45 s (sd-varlink);
 a machine that ignores SIGTERM takes longer than that. After this the manager goes on by itself."""
 
 
@@ -281,10 +282,10 @@ _DOMAIN_ERRORS = (
 class SystemdMachine(Interface):
     """The handlers of io.systemd.Machine."""
 
-    def __init__(self, lifecycle: Lifecycle, authority: Authority) -> None:
+    def __init__(self, services: Services, authority: Authority) -> None:
         super().__init__(load_description("io.systemd.Machine"))
-        self._lifecycle = lifecycle
-        self._registry = lifecycle.registry
+        self._services = services
+        self._registry = services.registry
         self._authority = authority
 
     @method("Register")
@@ -320,30 +321,32 @@ class SystemdMachine(Interface):
         elif params.leader not in {None, given.pid}:
             raise InvalidParameter("leader")
         try:
-            leader = await open_leader(call, self._lifecycle, given, None, blamed)
+            leader = await open_leader(call, self._services.registrar, given, None, blamed)
         except (process.ProcessGone, ForeignNumber):
             raise InvalidParameter(blamed) from None
         except NotOwned:
             raise PermissionDenied from None
         try:
-            done = await self._lifecycle.register(
+            done = await self._services.registrar.register(
                 model.Registration(
                     name=params.name,
                     class_=model.MachineClass(params.class_),
-                    uid=call.peer.uid,
+                    registrant=call.peer.uid,
                     leader=leader.id,
                     leader_pidfd=leader.pidfd,
-                    owner=leader.owner,
+                    leader_uid=leader.uid,
                     supervisor=leader.supervisor,
                     allocate_unit=bool(params.allocateUnit),
-                    id=None if params.id is None else params.id.replace("-", "").lower(),
-                    service=params.service,
-                    root_directory=params.rootDirectory,
-                    if_indices=tuple(params.ifIndices or ()),
-                    vsock_cid=params.vSockCid,
-                    ssh_address=params.sshAddress,
-                    ssh_private_key_path=params.sshPrivateKeyPath,
-                    control_address=params.controlAddress,
+                    identity=model.Identity(
+                        id=None if params.id is None else params.id.replace("-", "").lower(),
+                        service=params.service,
+                        root_directory=params.rootDirectory,
+                        if_indices=tuple(params.ifIndices or ()),
+                        vsock_cid=params.vSockCid,
+                        ssh_address=params.sshAddress,
+                        ssh_private_key_path=params.sshPrivateKeyPath,
+                        control_address=params.controlAddress,
+                    ),
                     privileged=self._authority.policy.is_root(call.peer.uid),
                 )
             )
@@ -351,31 +354,31 @@ class SystemdMachine(Interface):
             raise _error(error) from None
         finally:
             leader.close()
-        machine = done.machine
+        placement = done.machine.record.placement
         return RegisterOut(
-            unit=machine.unit,
-            subgroup=machine.subgroup,
-            slice=machine.slice,
-            controlGroup=machine.control_group,
-            invocationId=machine.invocation_id,
+            unit=placement.unit,
+            subgroup=placement.subgroup,
+            slice=placement.slice,
+            controlGroup=placement.control_group,
+            invocationId=placement.invocation_id,
         )
 
     @method("Unregister")
     async def unregister(self, call: Call, params: LookupIn) -> None:
         """Drop the record of a machine; its unit goes on."""
         machine = await self._managed(call, params)
-        if machine.class_ is model.MachineClass.host:
+        if machine.record.class_ is model.MachineClass.host:
             raise System.of(errno.EOPNOTSUPP)  # machined agrees, and then goes on listing it
-        self._lifecycle.forget(machine)
+        self._services.retirement.forget(machine)
 
     @method("Terminate")
     async def terminate(self, call: Call, params: LookupIn) -> None:
         """Stop a machine; answered when it is gone, or after a few seconds when it takes its time."""
         machine = await self._managed(call, params)
-        if machine.class_ is model.MachineClass.host:
+        if machine.record.class_ is model.MachineClass.host:
             raise System.of(errno.EOPNOTSUPP)
         try:
-            await self._lifecycle.begin_stop(machine, wait_usec=TERMINATE_USEC)
+            await self._services.control.begin_stop(machine, wait=TERMINATE_SECONDS)
         except _DOMAIN_ERRORS as error:
             raise _error(error) from None
 
@@ -383,11 +386,11 @@ class SystemdMachine(Interface):
     async def kill(self, call: Call, params: KillIn) -> None:
         """Send a signal to processes of a machine."""
         machine = await self._managed(call, params)
-        if machine.class_ is model.MachineClass.host:
+        if machine.record.class_ is model.MachineClass.host:
             raise System.of(errno.EOPNOTSUPP)
         whom = model.KillWhom(params.whom or KillWhom.all)
         try:
-            await self._lifecycle.kill(machine, whom, params.signal)
+            await self._services.control.kill(machine, whom, params.signal)
         except _DOMAIN_ERRORS as error:
             raise _error(error) from None
 
@@ -398,7 +401,7 @@ class SystemdMachine(Interface):
         if params.name is not None or params.pid is not None:
             machines = [self._lookup(call, params)]
         elif call.more:
-            machines = [machine for machine in self._registry if self._lifecycle.is_there(machine)]
+            machines = [machine for machine in self._registry if machine.is_there]
             machines[:0] = [_host()] if self._authority.policy.user is None else []
         else:
             raise ExpectedMore
@@ -409,9 +412,9 @@ class SystemdMachine(Interface):
         return self._list_with_metadata(call, params, machines)
 
     async def _list_with_metadata(
-        self, call: Call, params: ListIn, machines: list[model.Machine]
+        self, call: Call, params: ListIn, machines: list[Machine]
     ) -> AsyncIterator[ListOut | Last[ListOut]]:
-        owners = {machine.uid for machine in machines}
+        owners = {machine.record.registrant for machine in machines}
         await authorize(
             call,
             self._authority,
@@ -424,7 +427,7 @@ class SystemdMachine(Interface):
         for number, machine in enumerate(machines, start=1):
             reply = self._listed(call, machine)
             try:
-                found = await self._lifecycle.metadata(machine, graceful=graceful)
+                found = await self._services.looking.metadata(machine, graceful=graceful)
             except metadata.MetadataError as error:
                 refusal = _METADATA_ERRORS.get(type(error), NotAvailable)
                 raise refusal from None
@@ -439,10 +442,10 @@ class SystemdMachine(Interface):
             reply.UIDShift = found.uid_shift
             yield reply if number < len(machines) else Last(reply)
 
-    async def _managed(self, call: Call, params: LookupIn) -> model.Machine:
+    async def _managed(self, call: Call, params: LookupIn) -> Machine:
         """Find a machine that the caller may do something with."""
-        if params.name is not None and self._registry.is_claimed(params.name):
-            await self._lifecycle.wait_registered(params.name)
+        if params.name is not None and self._registry.claim(params.name) is not None:
+            await self._services.registrar.wait(params.name)
         machine = self._lookup(call, params)
         await authorize_managing(
             call, self._authority, machine, interactive=params.allowInteractiveAuthentication
@@ -451,10 +454,10 @@ class SystemdMachine(Interface):
             raise NoSuchMachine
         return machine
 
-    def _lookup(self, call: Call, params: LookupIn) -> model.Machine:
+    def _lookup(self, call: Call, params: LookupIn) -> Machine:
         by_name = _host() if params.name == HOST and self._authority.policy.user is None else None
         by_name = by_name or find_named(self._registry, params.name)
-        if by_name is not None and not self._lifecycle.is_there(by_name):
+        if by_name is not None and not by_name.is_there:
             by_name = None
         if params.name is not None and by_name is None:
             raise NoSuchMachine
@@ -469,7 +472,7 @@ class SystemdMachine(Interface):
             raise NoSuchMachine
         return by_name
 
-    def _lookup_process(self, call: Call, given: ProcessId) -> model.Machine:
+    def _lookup_process(self, call: Call, given: ProcessId) -> Machine:
         if given == ProcessId(pid=0):  # the caller itself (PIDREF_AUTOMATIC)
             given = ProcessId(pid=call.peer.pid)
         elif (
@@ -483,58 +486,54 @@ class SystemdMachine(Interface):
                 check_number(call, given)
             except ForeignNumber:
                 raise InvalidParameter("pid") from None
-        machine = self._lifecycle.find_process(given.pid, given.pidfdId, given.bootId)
+        machine = self._services.lookup.by_process(given.pid, given.pidfdId, given.bootId)
         if machine is None:
             raise NoSuchMachine
         return machine
 
-    def _listed(self, call: Call, machine: model.Machine) -> ListOut:
+    def _listed(self, call: Call, machine: Machine) -> ListOut:
+        record, identity = machine.record, machine.record.identity
         # machined tells everybody everything.
-        whole = self._authority.policy.tells_all(call.peer.uid, machine.uid)
+        whole = self._authority.policy.tells_all(call.peer.uid, machine.record.registrant)
         return ListOut(
             name=machine.name,
-            id=machine.id,
-            service=machine.service,
-            class_=MachineClass(machine.class_),
-            leader=process_id(machine.leader),
-            supervisor=process_id(machine.supervisor),
-            rootDirectory=machine.root_directory,
+            id=identity.id,
+            service=identity.service,
+            class_=MachineClass(record.class_),
+            leader=process_id(record.leader),
+            supervisor=process_id(record.supervisor),
+            rootDirectory=identity.root_directory,
             unit=machine.unit,
-            timestamp=timestamp(machine.timestamp),
-            vSockCid=machine.vsock_cid,
-            sshAddress=machine.ssh_address,
-            sshPrivateKeyPath=machine.ssh_private_key_path if whole else None,
-            controlAddress=machine.control_address if whole else None,
-            subgroup=machine.subgroup,
-            UID=machine.uid,
+            timestamp=timestamp(record.timestamp),
+            vSockCid=identity.vsock_cid,
+            sshAddress=identity.ssh_address,
+            sshPrivateKeyPath=identity.ssh_private_key_path if whole else None,
+            controlAddress=identity.control_address if whole else None,
+            subgroup=record.placement.subgroup,
+            UID=record.registrant,
         )
 
 
 @functools.cache
-def _host() -> model.Machine:
+def _host() -> Machine:
     """Return the machine that we are on (``manager_add_host_machine()``)."""
     present = now(SystemClock())
-    return model.Machine(
-        name=HOST,
-        class_=model.MachineClass.host,
-        uid=0,
-        unit="-.slice",
-        subgroup=None,
-        slice="",
-        control_group="/",
-        control_group_id=1,
-        invocation_id="",
-        allocated=False,
-        leader=process.identify(1),
-        supervisor=None,
-        id=Path("/etc/machine-id").read_text(encoding="ascii").strip(),
-        service=None,
-        root_directory="/",
-        if_indices=(),
-        vsock_cid=1 if Path("/dev/vsock").exists() else None,  # VMADDR_CID_LOCAL, the same on every host
-        ssh_address=None,
-        ssh_private_key_path=None,
-        control_address=None,
-        timestamp=model.Timestamp(present.realtime - present.monotonic, 0),
-        phase=model.Phase.running,
+    return Machine(
+        model.Record(
+            name=HOST,
+            class_=model.MachineClass.host,
+            registrant=0,
+            placement=model.Placement("-.slice", control_group="/", control_group_id=1),
+            allocated=False,
+            leader=process.identify(1),
+            supervisor=None,
+            identity=model.Identity(
+                id=Path("/etc/machine-id").read_text(encoding="ascii").strip(),
+                root_directory="/",
+                vsock_cid=1
+                if Path("/dev/vsock").exists()
+                else None,  # VMADDR_CID_LOCAL, the same on every host
+            ),
+            timestamp=model.Timestamp(present.realtime - present.monotonic, 0),
+        )
     )

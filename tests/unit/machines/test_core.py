@@ -5,17 +5,19 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
+import made
 import pytest
 import trio
 import trio.testing
 from fake_manager import FakeManager
 
+from moorage.app import Core
 from moorage.kernel.poller import Readiness
 from moorage.kernel.system import system
 from moorage.machines.errors import MachineGone
 from moorage.machines.helpers import Home
-from moorage.machines.lifecycle import Lifecycle
-from moorage.machines.model import Helper, HelperFailure, HelperSpec, Machine, MachineClass, Timestamp
+from moorage.machines.machine import Machine
+from moorage.machines.model import Helper, HelperFailure, HelperSpec
 from moorage.machines.store import Store
 from moorage.pid1 import journal
 from moorage.pid1.manager import ServiceSpec, UnitHint
@@ -27,19 +29,14 @@ MACHINES = 20
 
 def machine(name: str) -> Machine:
     """A machine in a scope that the kernel knows nothing of."""
-    return Machine(
-        name=name, class_=MachineClass.vm, uid=0, unit=f"machine-{name}.scope", subgroup=None, slice="machine.slice",
-        control_group=f"/none/machine-{name}.scope", control_group_id=1, invocation_id="", allocated=True, leader=None,
-        supervisor=None, id=None, service=None, root_directory=None, if_indices=(), vsock_cid=None, ssh_address=None,
-        ssh_private_key_path=None, control_address=None, timestamp=Timestamp(0, 0), runtime_directory="/run/m",
-    )  # fmt: skip
+    return made.machine(name, invocation_id="", runtime_directory="/run/m")
 
 
 @asynccontextmanager
-async def running(manager: FakeManager, directory: Path) -> AsyncGenerator[Lifecycle]:
-    """A lifecycle that runs."""
+async def running(manager: FakeManager, directory: Path) -> AsyncGenerator[Core]:
+    """A core that runs."""
     readiness = Readiness()
-    lifecycle = Lifecycle(
+    core = Core(
         manager.manager,
         Store(str(directory)),
         Home(user=False, root="/run"),
@@ -48,24 +45,30 @@ async def running(manager: FakeManager, directory: Path) -> AsyncGenerator[Lifec
         journal,
     )
     async with trio.open_nursery() as nursery:
-        await nursery.start(lifecycle.run)
-        yield lifecycle
+        await nursery.start(core.run)
+        yield core
         nursery.cancel_scope.cancel()
     readiness.close()
 
 
+def enter(core: Core, *machines: Machine) -> None:
+    """Have machines watched."""
+    for each in machines:
+        core.services.registry.add(each)
+        core.followers.added(each)
+
+
 async def test_a_lease_on_what_ends_at_once_leaves_nothing(tmp_path: Path) -> None:
     manager = FakeManager()
-    async with running(manager, tmp_path) as lifecycle:
+    async with running(manager, tmp_path) as core:
         for number in range(MACHINES):
             found = machine(f"m{number}")
-            lifecycle.registry.add(found)
-            lifecycle.follow(found)
-            lifecycle.lease(found, trio.sleep_forever)
+            enter(core, found)
+            core.leases.hold(found, trio.sleep_forever)
             manager.tell(UnitHint("removed", found.unit))
         await trio.testing.wait_all_tasks_blocked()
-        assert len(lifecycle.registry) == 0
-        assert lifecycle.idle
+        assert len(core.services.registry) == 0
+        assert core.idle
 
 
 async def test_a_slow_reader_of_changes_gets_the_last(tmp_path: Path) -> None:
@@ -80,10 +83,10 @@ async def test_a_slow_reader_of_changes_gets_the_last(tmp_path: Path) -> None:
         manager.tell(UnitHint("changed", unit, "active", "running"))
 
     manager.starting = start
-    async with running(manager, tmp_path) as lifecycle:
+    async with running(manager, tmp_path) as core:
         web = machine("web")
-        lifecycle.registry.add(web)
-        async with aclosing(lifecycle.add_helpers(web, [HelperSpec("fs", ("/bin/sh",))])) as changes:
+        enter(core, web)
+        async with aclosing(core.services.changing.add(web, [HelperSpec("fs", ("/bin/sh",))])) as changes:
             seen = [await anext(changes)]
             await trio.testing.wait_all_tasks_blocked(0.01)
             seen += [statuses async for statuses in changes]
@@ -91,9 +94,9 @@ async def test_a_slow_reader_of_changes_gets_the_last(tmp_path: Path) -> None:
         assert len(seen) == 2, "a slow reader is told of what is, not of all that was"
 
 
-async def added(lifecycle: Lifecycle, machine: Machine) -> None:
+async def added(core: Core, machine: Machine) -> None:
     """Add a helper to a machine."""
-    async with aclosing(lifecycle.add_helpers(machine, [HelperSpec("fs", ("/bin/sh",))])) as changes:
+    async with aclosing(core.services.changing.add(machine, [HelperSpec("fs", ("/bin/sh",))])) as changes:
         async for _ in changes:
             pass
 
@@ -106,23 +109,23 @@ async def test_helpers_are_not_added_to_a_successor(tmp_path: Path) -> None:
 
     async def start(spec: ServiceSpec) -> None:
         started.append(spec.unit)
-        lifecycle.registry.remove(web)
-        lifecycle.registry.add(successor)
+        core.services.registry.remove(web)
+        enter(core, successor)
         unit = "machine-web-fs.service"
         manager.tell(UnitHint("main", unit, result="success", main_pid=os.getpid()))
         manager.tell(UnitHint("changed", unit, "active", "running"))
 
     manager.starting = start
-    async with running(manager, tmp_path) as lifecycle:
-        lifecycle.registry.add(web)
+    async with running(manager, tmp_path) as core:
+        enter(core, web)
         with pytest.raises(MachineGone):  # while they are started
-            await added(lifecycle, web)
+            await added(core, web)
         assert started
         with pytest.raises(MachineGone):  # before
-            await added(lifecycle, web)
+            await added(core, web)
         assert len(started) == 1
-        assert not successor.helpers
-        web.helpers = (Helper("fs", "machine-web-fs.service", HelperFailure.ignore, ()),)
+        assert not successor.record.helpers
+        web.with_helpers((Helper("fs", "machine-web-fs.service", HelperFailure.ignore, ()),), None)
         with pytest.raises(MachineGone):
-            await lifecycle.remove_helper(web, "fs")
+            await core.services.changing.remove(web, "fs")
     assert not any(name.startswith(".change-") for name in os.listdir(tmp_path))

@@ -1,4 +1,4 @@
-"""The leaders of machines: which of them live, and how the others ended."""
+"""The leader of a machine: whether it lives, and how it ended."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import trio
 
-from moorage.kernel.process import Exit, NotAProcess, ProcessGone
+from moorage.kernel import process
 from moorage.kernel.processes import Processes
-from moorage.machines.model import Machine
 
 
-class Leader:
+class WatchedLeader:
     """One leader, watched by its pidfd until its parent has reaped it: only then does the kernel say how it ended.
 
     Attributes:
@@ -32,7 +31,7 @@ class Leader:
             OSError: it cannot be watched; the pidfd stays the caller's.
         """
         self.ended = False
-        self.exit: Exit | None = None
+        self.exit: process.Exit | None = None
         self.reaped = trio.Event()
         self._pidfd = pidfd
         self._processes = processes
@@ -50,7 +49,7 @@ class Leader:
             return None
         try:
             found = self._processes.control_group(self._processes.pid_of(self._pidfd))
-        except (ProcessGone, NotAProcess):
+        except (process.ProcessGone, process.NotAProcess):
             return None
         # Whoever ended while that was read is shown in the root.
         if self._processes.has_exited(self._pidfd) or f"{found}/".startswith(f"{control_group}/"):
@@ -71,59 +70,3 @@ class Leader:
     def _note_reaping(self) -> None:
         self.exit = self._processes.exit_of(self._pidfd)
         self.close()
-
-
-class Leaders:
-    """The leaders of the machines that live: a file descriptor for each."""
-
-    def __init__(self, processes: Processes, ended: Callable[[Machine], None]) -> None:
-        """Watch nothing yet.
-
-        Args:
-            processes: of this host.
-            ended: called with the machine whose leader has ended.
-        """
-        self._processes = processes
-        self._ended = ended
-        self._leaders: dict[Machine, Leader] = {}
-
-    def keep(self, machine: Machine, pidfd: int) -> None:
-        """Watch the leader of a machine by a pidfd, which belongs to this object from now on.
-
-        Raises:
-            OSError: it cannot be watched; the pidfd stays the caller's.
-        """
-        self._leaders[machine] = Leader(pidfd, self._processes, lambda: self._ended(machine))
-
-    def open(self, machine: Machine) -> None:
-        """Watch the leader of a machine, if it was named and has not ended.
-
-        Raises:
-            OSError: no file descriptor is left.
-        """
-        if machine.leader is None:
-            return
-        try:
-            pidfd = self._processes.open(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
-        except (ProcessGone, NotAProcess):
-            return  # a machine lives as long as its unit, not as its leader
-        try:
-            self.keep(machine, pidfd)
-        except OSError:
-            self._processes.close(pidfd)
-            raise
-
-    def pidfd(self, machine: Machine) -> int | None:
-        """Return the pidfd of a leader that lives, borrowed."""
-        leader = self._leaders.get(machine)
-        return None if leader is None else leader.pidfd
-
-    def take(self, machine: Machine) -> Leader | None:
-        """Return the leader of a machine, which belongs to the caller from now on; None where it was not watched."""
-        return self._leaders.pop(machine, None)
-
-    def close(self) -> None:
-        """Stop watching all of them."""
-        for leader in self._leaders.values():
-            leader.close()
-        self._leaders.clear()

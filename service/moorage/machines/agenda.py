@@ -1,0 +1,84 @@
+"""Which machines are to be looked at, and when. Decides, and never waits.
+
+Whoever notices something about a machine puts it on the agenda; only the watcher takes machines off.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from itertools import count
+
+from moorage.machines.machine import Machine, Recheck
+
+
+class Agenda:
+    """The machines to be looked at."""
+
+    def __init__(self) -> None:
+        self._marked: list[Machine] = []
+        self._due: list[
+            tuple[float, int, Machine]
+        ] = []  # a heap; an entry is stale if the machine is due otherwise
+        self._numbers = count()
+        self._woken: Callable[[], None] = lambda: None
+
+    def wakes(self, woken: Callable[[], None]) -> None:
+        """Have a function called when there is something new on the agenda."""
+        self._woken = woken
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no machine is to be looked at now; some may be due later."""
+        return not self._marked
+
+    @property
+    def next_due(self) -> float:
+        """When the next machine is to be looked at that is not to be looked at now; infinity if there is none."""
+        while self._due and self._due[0][2].due != self._due[0][0]:
+            heapq.heappop(self._due)
+        return self._due[0][0] if self._due else math.inf
+
+    def mark(self, machine: Machine, *, new: bool = False, ask: bool = False, removed: bool = False) -> None:
+        """Have a machine looked at now; reasons that it is to be looked at for already are kept."""
+        mark = self._marked_for(machine)
+        mark.new |= new
+        mark.ask |= ask
+        mark.removed |= removed
+        self._woken()
+
+    def _marked_for(self, machine: Machine) -> Recheck:
+        if machine.recheck is None:
+            machine.recheck = Recheck()
+            self._marked.append(machine)
+        return machine.recheck
+
+    def look_later(self, machine: Machine, at: float) -> None:
+        """Have the service manager asked about a machine at some time, or earlier if that was arranged before."""
+        if at < machine.due:
+            machine.due = at
+            heapq.heappush(self._due, (at, next(self._numbers), machine))
+            self._woken()
+
+    def drop(self, machine: Machine) -> None:
+        """Look at a machine no more that is gone. A look that is due now still takes place."""
+        machine.due = math.inf
+
+    def take(self, present: float) -> list[tuple[Machine, Recheck]]:
+        """Take off the machines that are to be looked at by now, each with the reasons.
+
+        Args:
+            present: on the clock of :meth:`look_later`.
+        """
+        while self.next_due <= present:
+            machine = heapq.heappop(self._due)[2]
+            machine.due = math.inf
+            self._marked_for(machine).ask = True
+        marked, self._marked = self._marked, []
+        taken: list[tuple[Machine, Recheck]] = []
+        for machine in marked:
+            assert machine.recheck is not None
+            taken.append((machine, machine.recheck))
+            machine.recheck = None
+        return taken

@@ -1,0 +1,290 @@
+"""Orders to a machine: to stop, and signals to its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal as signals
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import trio
+
+from moorage.authz.ownership import may_signal
+from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
+from moorage.kernel.system import System
+from moorage.machines.agenda import Agenda
+from moorage.machines.detached import Detached
+from moorage.machines.errors import NotStoppable, TooMuchUnderWay, TooOld
+from moorage.machines.final_account import FinalAccounts
+from moorage.machines.helper_states import HelperStates
+from moorage.machines.machine import Machine, Work
+from moorage.machines.model import Cause, HelperEnd, KillWhom, Phase
+from moorage.machines.registry import Registry
+from moorage.machines.store import Store
+from moorage.machines.vital import BOND_SECONDS, is_left_to_us, lost
+from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, ManagerTimeout, NoSuchUnit
+
+STOP_SECONDS = 200.0
+"""Default deadline of a stop: two times DefaultTimeoutStopUSec=90s (SIGTERM, then SIGKILL) and a little."""
+
+SUBGROUPS_SINCE = 258
+"""The version of systemd that has KillUnitSubgroup (its NEWS)."""
+
+_log = logging.getLogger(__name__)
+
+
+class Control:
+    """Stops machines, and signals their processes."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: Store,
+        agenda: Agenda,
+        accounts: FinalAccounts,
+        states: HelperStates,
+        manager: Manager,
+        system: System,
+        detached: Detached,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._agenda = agenda
+        self._accounts = accounts
+        self._states = states
+        self._manager = manager
+        self._hierarchy = system.hierarchy
+        self._processes = system.processes
+        self._detached = detached
+        # These users could ask the service manager directly: there is nothing to protect from them.
+        self._trusted = frozenset({0, os.geteuid()})
+
+    async def stop(
+        self, machine: Machine, *, timeout: float = STOP_SECONDS, cause: Cause = Cause.stopped
+    ) -> None:
+        """Stop a machine as :meth:`begin_stop` does, and wait until it is gone.
+
+        Raises:
+            ManagerTimeout: it is not gone yet.
+            NotStoppable, TooMuchUnderWay, ManagerError: as :meth:`begin_stop` says.
+        """
+        if not await self.begin_stop(machine, wait=timeout, cause=cause):
+            if not machine.record.placement.is_whole and self._is_kept(machine):
+                machine.spared()
+            raise ManagerTimeout(f"stop of {machine.unit}")
+
+    async def begin_stop(self, machine: Machine, *, wait: float, cause: Cause = Cause.stopped) -> bool:
+        """Begin to stop a machine, and wait a while for its end.
+
+        A frozen one is thawed first: the manager refuses to stop what is frozen. Escalation is the manager's, as the
+        unit's properties say (systemd.kill(5)). Once begun, the stop goes on without its caller. What is not the whole
+        of its unit is asked to end by a signal instead.
+
+        Args:
+            machine: one of the registry's.
+            wait: how long to wait for the end, in seconds.
+            cause: why.
+
+        Returns:
+            Whether it is gone.
+
+        Raises:
+            NotStoppable: there is nothing that could be stopped.
+            TooMuchUnderWay: it is being stopped, by many.
+            ManagerError: as the manager says.
+        """
+        begun: Callable[[], Awaitable[None]] = machine.gone.wait
+        if await self._is_renewed(machine) or not self._is_kept(machine):
+            self._agenda.mark(machine, ask=True)
+        elif machine.record.placement.is_whole:
+            begun = self._begin(machine, cause)
+        else:
+            self._terminate(machine)
+            self._note_asked(machine, cause, ends=False)
+        with trio.move_on_after(wait):
+            await begun()
+            await machine.gone.wait()
+        return machine.gone.is_set()
+
+    def _begin(self, machine: Machine, cause: Cause) -> Callable[[], Awaitable[None]]:
+        """Begin to stop the unit of a machine; return a function that waits until that is done.
+
+        Raises:
+            TooMuchUnderWay: it is being stopped, by many.
+            OSError: no file descriptor is left.
+        """
+        state = self._hierarchy.events(machine.record.control_group)
+        ends = state is None or not state.populated or machine.deactivating
+        with contextlib.ExitStack() as work:
+            work.enter_context(machine.under_way(Work.stop))
+            self._note_asked(machine, cause, ends=ends)
+            frozen = state is not None and state.frozen
+            return self._detached.begin(partial(self._stop, machine, work.pop_all(), frozen=frozen))
+
+    async def stop_without(self, machine: Machine) -> None:
+        """Stop a machine that runs on without a helper that it does not run without."""
+        if not machine.begins_to_stop_without():
+            return
+        try:
+            while self._is_kept(machine) and (helper := lost(machine.record.helpers, self._states)):
+                deadline = trio.current_time() + ASK_USEC / 1e6
+                try:
+                    if not await is_left_to_us(machine.name, helper, self._manager, deadline=deadline):
+                        await trio.sleep(BOND_SECONDS)
+                    elif lost(machine.record.helpers, self._states) is helper:  # it may have been removed
+                        _log.info(
+                            "Machine %s is stopped: its helper %s has ended.", machine.name, helper.name
+                        )
+                        machine.lost_helper(HelperEnd(helper.name, self._states.status(helper).result))
+                        await self.stop(machine, cause=Cause.helper_ended)
+                except (ManagerError, TooMuchUnderWay) as error:
+                    _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
+                    await trio.sleep(ASK_USEC / 1e6)
+        finally:
+            machine.stopped_without()
+
+    async def kill(
+        self, machine: Machine, whom: KillWhom, signal: int, *, subgroup: str | None = None
+    ) -> None:
+        """Send a signal to processes of a machine.
+
+        Args:
+            machine: one of the registry's.
+            whom: which of them. Where others live in its control group, all of them are its leader.
+            signal: its number.
+            subgroup: with ``KillWhom.all``, only those at or below this path in the machine's control group.
+
+        Raises:
+            ProcessGone: the leader or supervisor has exited, or was never told.
+            NoSuchUnit: no process is left.
+            TooOld: this manager cannot kill in a part of a unit.
+            ManagerError: as the manager says.
+        """
+        record, placement = machine.record, machine.record.placement
+        if whom is not KillWhom.all or placement.shared:
+            found = record.supervisor if whom is KillWhom.supervisor else record.leader
+            self._signal(machine, found, signal)
+            return
+        lower = f"/{subgroup.strip('/')}" if subgroup else ""
+        state = self._hierarchy.events(placement.control_group + lower)
+        if state is None or not state.populated:  # the manager does not mind
+            raise NoSuchUnit(machine.unit)
+        if await self._is_renewed(machine):
+            self._agenda.mark(machine, ask=True)
+            raise NoSuchUnit(machine.unit)
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        below = (placement.subgroup or "") + lower
+        if below:
+            if self._manager.version < SUBGROUPS_SINCE:
+                raise TooOld("Kill in a part of a unit", SUBGROUPS_SINCE)
+            await self._manager.kill_subgroup(machine.unit, below, signal, deadline=deadline)
+        else:
+            await self._manager.kill(machine.unit, "all", signal, deadline=deadline)
+
+    def _is_kept(self, machine: Machine) -> bool:
+        return self._registry.get(machine.name) is machine
+
+    async def _is_renewed(self, machine: Machine) -> bool:
+        """Whether the unit of a machine is in another invocation by now: then it is to be spared.
+
+        The name of a unit that is not ours is that of its next invocation as well, and its control group may outlive
+        restarts. Between this look and an order that follows there is still a moment.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        if machine.record.allocated or machine.record.placement.shared or not self._is_kept(machine):
+            return False
+        status = await self._manager.status(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
+        return status is None or status.invocation_id != machine.record.invocation_id
+
+    def _note_asked(self, machine: Machine, cause: Cause, *, ends: bool) -> None:
+        """Store why a machine is stopped, or that it was ending by itself: the next instance has to know too."""
+        before = machine.record
+        if before.asked is not None:
+            return
+        if ends:
+            machine.is_stopped_late()
+        else:
+            machine.was_asked_to_end(cause)
+        if machine.record == before or not self._is_kept(machine):
+            return
+        try:
+            self._store.save(machine.record)
+        except OSError as error:
+            _log.warning("Failed to note that machine %s is stopped, ignoring: %s", machine.name, error)
+
+    async def _stop(self, machine: Machine, work: contextlib.ExitStack, *, frozen: bool) -> None:
+        deadline = trio.current_time() + STOP_SECONDS
+        stopped = False
+        try:
+            with work:
+                if frozen:
+                    await self._manager.thaw(machine.unit, deadline=deadline)
+                self._accounts.sample(machine)
+                stopped = (await self._manager.stop(machine.unit, deadline=deadline)).result == "done"
+                if stopped:
+                    machine.unit_stops()
+        except NoSuchUnit:
+            machine.unit_stops()  # it went by itself
+        finally:
+            # Of a unit that is stopped and gone the manager tells by itself, a moment later.
+            self._agenda.mark(machine, ask=not stopped)
+
+    def _terminate(self, machine: Machine) -> None:
+        """Ask the supervisor or the leader of a machine to end, once.
+
+        The unit is shared, so we can only ask: one SIGTERM, as machine_stop() does. Many programs treat a second one
+        as "abort now". Where others live in the machine's own control group, it is the leader's alone.
+
+        Raises:
+            NotStoppable: neither is there.
+        """
+        if machine.phase is Phase.stopping:
+            return
+        record = machine.record
+        addressees = [record.leader] if record.placement.shared else [record.supervisor, record.leader]
+        for addressee in addressees:
+            try:
+                self._signal(machine, addressee, signals.SIGTERM)
+            except ProcessGone:
+                continue
+            machine.terminated()
+            return
+        raise NotStoppable
+
+    def _signal(self, machine: Machine, target: ProcessId | None, signal: int) -> None:
+        """Signal the leader or the supervisor of a machine.
+
+        One that has become somebody else's is spared: a registrant without rights would signal what it may not.
+
+        Raises:
+            ProcessGone: it has exited, is somebody else's now, or was never told.
+        """
+        record, processes = machine.record, self._processes
+        leads = target == record.leader
+        if target is None or not (
+            record.registrant in self._trusted
+            or may_signal(
+                target,
+                record.registrant,
+                processes,
+                within=record.control_group if leads else None,
+                mapped=leads and record.leader_uid != record.registrant,
+            )
+        ):
+            raise ProcessGone(target.pid if target else None)
+        pidfd = machine.leader_pidfd() if leads else None
+        try:
+            if pidfd is not None:
+                processes.send_signal(pidfd, signal)
+                return
+            pidfd = processes.open(target.pid, target.pidfd_id, target.boot_id)
+            try:
+                processes.send_signal(pidfd, signal)
+            finally:
+                processes.close(pidfd)
+        except (ProcessLookupError, ProcessGone, NotAProcess):
+            raise ProcessGone(target.pid) from None

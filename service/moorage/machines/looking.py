@@ -1,0 +1,54 @@
+"""What is looked up about a machine when somebody asks: nothing of it is kept."""
+
+from __future__ import annotations
+
+import trio
+
+from moorage.kernel.cgroup import Hierarchy
+from moorage.machines.final_account import FinalAccounts
+from moorage.machines.machine import Machine
+from moorage.machines.metadata import Metadata, acquire
+from moorage.machines.model import Accounting
+from moorage.pid1.manager import ASK_USEC, Json, Manager
+
+
+class Looking:
+    """Looks into machines, and at their units and control groups."""
+
+    def __init__(self, accounts: FinalAccounts, manager: Manager, hierarchy: Hierarchy) -> None:
+        self._accounts = accounts
+        self._manager = manager
+        self._hierarchy = hierarchy
+
+    def counters(self, machine: Machine) -> Accounting:
+        """Read the counters of a machine that lives; of one that shares its control group there are none."""
+        placement = machine.record.placement
+        return Accounting() if placement.shared else self._accounts.counters(placement.control_group)
+
+    def is_frozen(self, machine: Machine) -> bool:
+        """Return whether the control group of a machine that lives is frozen.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        state = self._hierarchy.events(machine.record.control_group)
+        return state is not None and state.frozen
+
+    async def limits(self, machine: Machine, names: tuple[str, ...]) -> dict[str, Json]:
+        """Read properties of a machine's unit; those that are unlimited or not available are left out.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        values = await self._manager.properties(machine.unit, names, deadline=deadline)
+        return {name: value for name, value in values.items() if value is not None}
+
+    async def metadata(self, machine: Machine, *, graceful: bool) -> Metadata:
+        """Look into a machine: its addresses, its OS release, its UID shift.
+
+        Raises:
+            MetadataError: something could not be had, unless graceful.
+            ManagerError: as the manager says.
+        """
+        return await acquire(machine.record, self._manager, graceful=graceful)

@@ -1,0 +1,312 @@
+"""The one live object of each machine: what is known about it now, in one place.
+
+What is stored and shown is its :class:`~moorage.machines.model.Record`, which is frozen. Everybody may read a machine;
+only its own methods write it. It holds an event and awaits nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+import trio
+
+from moorage.kernel.process import Exit
+from moorage.machines.errors import TooMuchUnderWay
+from moorage.machines.model import (
+    Accounting,
+    Cause,
+    Helper,
+    HelperEnd,
+    HelperFailure,
+    Phase,
+    Record,
+    Timestamp,
+    Verdict,
+)
+
+UNDER_WAY_MAX = 64
+"""Stops of one machine that are under way at once, and as many leases and changes of its helpers: they go on without
+their callers, so that whoever hangs up and calls again would leave any number of them behind."""
+
+
+class Work(StrEnum):
+    """Kinds of what goes on with a machine without its caller."""
+
+    stop = "stop"
+    lease = "lease"
+    change = "change"
+
+
+class Leader(Protocol):
+    """A leader that is watched, see :class:`moorage.machines.leader.WatchedLeader`."""
+
+    ended: bool
+    exit: Exit | None
+    reaped: trio.Event
+
+    @property
+    def pidfd(self) -> int | None:
+        """Borrowed; None once the leader has ended, or is watched no more."""
+        ...
+
+    def elsewhere(self, control_group: str) -> str | None:
+        """Return the control group that the leader is in, if it lives, and not in this one or below."""
+        ...
+
+    def close(self) -> None:
+        """Stop watching; nothing happens if that is over already."""
+        ...
+
+
+class Recheck(msgspec.Struct):
+    """Why a machine is to be looked at.
+
+    Attributes:
+        new: it was registered a moment ago: for what happened before it was watched.
+        ask: the kernel's word is not enough.
+        removed: the manager has forgotten its unit.
+    """
+
+    new: bool = False
+    ask: bool = False
+    removed: bool = False
+
+
+class Machine:
+    """A machine, living or gone.
+
+    Attributes:
+        record: what is stored and shown.
+        leader: its leader, watched; None where that had ended before it could be.
+        gone: set once it has ended, or was forgotten.
+        completed: set once its verdict is complete, a moment after its end.
+        recheck: why it is to be looked at; None if it is not. Written by the agenda.
+        due: when it is to be looked at again, on trio's clock. Written by the agenda.
+        watched: this service has seen all of its life, and the signals of the service manager that came with it.
+        emptied_at: when its last process was seen to be gone; None while it has any.
+        counters: the last of its control group that were read.
+        final: they were read when the last process had gone.
+        deactivating: its unit was seen to be stopped before this service was asked to stop it.
+        result: of its unit, which has ended; kept here since the manager may forget it.
+    """
+
+    __slots__ = (
+        "_stopping",
+        "_terminated",
+        "_without",
+        "_work",
+        "completed",
+        "counters",
+        "deactivating",
+        "due",
+        "emptied_at",
+        "final",
+        "gone",
+        "leader",
+        "recheck",
+        "record",
+        "result",
+        "watched",
+    )
+
+    def __init__(self, record: Record, *, watched: bool = True) -> None:
+        self.record = record
+        self.leader: Leader | None = None
+        self.gone = trio.Event()
+        self.completed = trio.Event()
+        self.recheck: Recheck | None = None
+        self.due = math.inf
+        self.watched = watched
+        self.emptied_at: Timestamp | None = None
+        self.counters = Accounting()
+        self.final = False
+        self.deactivating = False
+        self.result: str | None = None
+        self._stopping = False  # its unit is deactivating
+        self._terminated = False  # its leader or supervisor was, since its unit is not to be stopped
+        self._without = False  # it is being stopped since a helper that it does not run without has ended
+        self._work: Counter[Work] = Counter()
+        if record.verdict is not None:
+            self.gone.set()
+            self.completed.set()
+
+    def __repr__(self) -> str:
+        return f"<machine {self.name}, {self.phase}>"
+
+    @property
+    def name(self) -> str:
+        """Its name, unique among the living."""
+        return self.record.name
+
+    @property
+    def unit(self) -> str:
+        """Name of the unit that it lives in."""
+        return self.record.placement.unit
+
+    @property
+    def is_there(self) -> bool:
+        """Whether any process of it is left. One without is listed no more, even before its unit goes."""
+        return self.emptied_at is None
+
+    @property
+    def phase(self) -> Phase:
+        """Where it is in its life."""
+        if self.record.verdict is not None:
+            return Phase.exited
+        if self.result is not None and self.is_there:
+            return Phase.lingering
+        stopping = self._work[Work.stop] or self._terminated or self._stopping
+        return Phase.stopping if stopping or not self.is_there else Phase.running
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a lease holds it."""
+        return self._work[Work.lease] > 0
+
+    @property
+    def was_terminated(self) -> bool:
+        """Whether its leader or supervisor was asked to end, by a signal."""
+        return self._terminated
+
+    @contextmanager
+    def under_way(self, kind: Work) -> Generator[None]:
+        """Count something that goes on with it without its caller.
+
+        Raises:
+            TooMuchUnderWay: there is too much of it.
+        """
+        if self._work[kind] >= UNDER_WAY_MAX:
+            raise TooMuchUnderWay
+        self._work[kind] += 1
+        try:
+            yield
+        finally:
+            self._work[kind] -= 1
+
+    # What was seen of it
+
+    def lost_sight(self) -> None:
+        """Take note that signals of the service manager may have been missed."""
+        self.watched = False
+
+    def was_populated(self) -> bool:
+        """Take note that it has processes; return whether it had none before."""
+        self.watched = True
+        emptied, self.emptied_at = self.emptied_at, None
+        if emptied is not None:
+            self.final = False
+        return emptied is not None
+
+    def was_emptied(self, at: Timestamp) -> bool:
+        """Take note that it has no process any more; return whether that is news."""
+        if self.emptied_at is not None:
+            return False
+        self.emptied_at = at
+        return True
+
+    def was_read(self, counters: Accounting, *, final: bool) -> None:
+        """Take note of its counters; final: they will change no more."""
+        self.counters = counters
+        self.final = final
+
+    def unit_stops(self) -> None:
+        """Take note that its unit is being stopped."""
+        self._stopping = True
+
+    def unit_begins_to_stop(self) -> None:
+        """Take note that its unit begins to be stopped; by others, unless this service was asked to."""
+        self._stopping = True
+        if self.record.asked is None and not self._work[Work.stop]:
+            self.deactivating = True
+
+    def unit_ended(self, result: str) -> None:
+        """Take note of how its unit ended. The first word is the best: the manager may forget it."""
+        if self.result is None:
+            self.result = result
+
+    def unit_runs(self) -> None:
+        """Take note that its unit is active, with processes: nothing that was to stop it has."""
+        self._stopping = False
+        self._terminated = False
+        self.result = None
+
+    # What is done with it
+
+    def was_asked_to_end(self, cause: Cause) -> None:
+        """Take note of why it is stopped; the first reason counts."""
+        if self.record.asked is None:
+            self._change(asked=cause)
+
+    def lost_helper(self, helper: HelperEnd) -> None:
+        """Take note of the helper without which it does not run."""
+        self._change(lost=helper)
+
+    def is_stopped_late(self) -> None:
+        """Take note that this service has its unit stopped when it was ending already."""
+        self._change(late=True)
+
+    def terminated(self) -> None:
+        """Take note that its leader or supervisor was asked to end, by a signal."""
+        self._terminated = True
+
+    def spared(self) -> None:
+        """Take note that it did not listen when it was asked to end, and that nothing else is done."""
+        self._terminated = False
+        self._change(asked=None)
+
+    def begins_to_stop_without(self) -> bool:
+        """Take note that it is stopped since a helper has ended; return False if that is so already."""
+        before, self._without = self._without, True
+        return not before
+
+    def stopped_without(self) -> None:
+        """Undo :meth:`begins_to_stop_without`."""
+        self._without = False
+
+    def watch_leader(self, leader: Leader) -> None:
+        """Have a leader, which belongs to it from now on."""
+        self.leader = leader
+
+    def take_leader(self) -> Leader | None:
+        """Give away its leader, which belongs to the caller from now on."""
+        leader, self.leader = self.leader, None
+        return leader
+
+    def leader_pidfd(self) -> int | None:
+        """Return the pidfd of its leader, if that lives; borrowed."""
+        return None if self.leader is None else self.leader.pidfd
+
+    def with_helpers(self, helpers: tuple[Helper, ...], runtime_directory: str | None) -> None:
+        """Replace its helpers, and the runtime directory that their sockets are in."""
+        self._change(helpers=helpers, runtime_directory=runtime_directory)
+
+    def spare_helper(self, name: str) -> None:
+        """Go on without a helper, even should that be there for a while yet."""
+        helpers = tuple(
+            msgspec.structs.replace(each, on_failure=HelperFailure.ignore) if each.name == name else each
+            for each in self.record.helpers
+        )
+        self._change(helpers=helpers)
+
+    def retire(self, verdict: Verdict) -> None:
+        """End with a verdict, which may be completed a moment later by another one."""
+        self._change(verdict=verdict)
+        self.gone.set()
+
+    def complete(self, verdict: Verdict) -> None:
+        """Have the last verdict."""
+        self._change(verdict=verdict)
+        self.completed.set()
+
+    def dismiss(self) -> None:
+        """Be gone without a verdict: it is kept no more."""
+        self.gone.set()
+
+    def _change(self, **fields: object) -> None:
+        self.record = msgspec.structs.replace(self.record, **fields)

@@ -1,0 +1,399 @@
+"""Registering a machine: claim, intent, scope, record, commit.
+
+Nothing is left of a registration that failed, and nothing can fail one after its commit: the reply carries what the
+caller wants to know then, so that nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+import trio
+
+from moorage.authz.allowed_properties import MACHINE_SLICE
+from moorage.authz.allowed_properties import check as check_rights
+from moorage.authz.ownership import NotOwned, check_unit, is_in_namespace_of, runs_as
+from moorage.kernel.system import System
+from moorage.machines import effective
+from moorage.machines.agenda import Agenda
+from moorage.machines.allocation import Allocator
+from moorage.machines.asked import differing, digests
+from moorage.machines.changing import helper_units
+from moorage.machines.detached import Detached
+from moorage.machines.errors import LeaderTaken, NameTaken
+from moorage.machines.final_account import now
+from moorage.machines.helpers import Helpers, recorded
+from moorage.machines.intents import Intents
+from moorage.machines.leases import Leases
+from moorage.machines.limits import Difference
+from moorage.machines.machine import Machine
+from moorage.machines.model import (
+    HelperStatus,
+    Intent,
+    Phase,
+    Placement,
+    Record,
+    Registration,
+    record_of,
+)
+from moorage.machines.own_slice import slice_of
+from moorage.machines.places import Places
+from moorage.machines.registry import Claim, Registry
+from moorage.machines.sharing import is_shared
+from moorage.machines.starts import Starts
+from moorage.pid1.manager import (
+    Manager,
+    ManagerTimeout,
+    ManagerUnavailable,
+)
+from moorage.pid1.references import References
+
+REGISTER_SECONDS = 30.0
+"""Default deadline of a registration: runc's, after 1 s had proved too short on loaded hosts (runc#2614)."""
+
+_log = logging.getLogger(__name__)
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """What came of a registration.
+
+    Attributes:
+        machine: the machine; after a rehearsal it is in no registry.
+        phase: that it is in.
+        helpers: the states of its helpers at the end of their start.
+        differences: what was asked for, and is not in force.
+    """
+
+    machine: Machine
+    phase: Phase
+    helpers: list[HelperStatus] = []
+    differences: list[Difference] = []
+
+
+class Registrar:
+    """Registers machines."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        intents: Intents,
+        agenda: Agenda,
+        allocator: Allocator,
+        helpers: Helpers,
+        starts: Starts,
+        leases: Leases,
+        places: Places,
+        references: References,
+        manager: Manager,
+        system: System,
+        detached: Detached,
+    ) -> None:
+        self._registry = registry
+        self._intents = intents
+        self._agenda = agenda
+        self._allocator = allocator
+        self._helpers = helpers
+        self._starts = starts
+        self._leases = leases
+        self._places = places
+        self._references = references
+        self._manager = manager
+        self._system = system
+        self._hierarchy = system.hierarchy
+        self._processes = system.processes
+        self._detached = detached
+
+    async def find_or_register(
+        self,
+        registration: Registration,
+        *,
+        timeout: float = REGISTER_SECONDS,
+        lease: Callable[[], Awaitable[None]] | None = None,
+    ) -> Registered:
+        """Register a machine, or find that the same caller has registered the same leader before.
+
+        A launcher that lost its connection cannot know whether its call was carried out: it may simply repeat it.
+        Where it asks for something else, the machine is not what it would be taken for.
+
+        Args:
+            registration: as for :meth:`register`.
+            timeout: the same.
+            lease: the same.
+
+        Raises:
+            NameTaken: also if the repeated call differs.
+            Exception: what :meth:`register` raises.
+        """
+        await self.wait(registration.name, timeout=timeout)
+        holder = self._registry.get(registration.name)
+        if (
+            holder is None
+            or (holder.record.leader, holder.record.registrant)
+            != (registration.leader, registration.registrant)
+            or not holder.is_there
+            or holder.phase is Phase.stopping  # as after the end of an earlier lease: it will be gone
+        ):
+            return await self.register(registration, timeout=timeout, lease=lease)
+        if differs := differing(holder.record.request, digests(registration)):
+            raise NameTaken(holder.name, holder.record.placement, differs)
+        if lease is not None:
+            self._leases.hold(holder, lease)
+        return await self._registered(
+            registration, holder, self._helpers.states.statuses(holder.record.helpers)
+        )
+
+    async def register(
+        self,
+        registration: Registration,
+        *,
+        timeout: float = REGISTER_SECONDS,
+        lease: Callable[[], Awaitable[None]] | None = None,
+    ) -> Registered:
+        """Register a machine: in a scope of its own, or where its leader is.
+
+        A caller that is cancelled before this crossed into the service manager leaves nothing; after that the
+        registration is completed without it.
+
+        Args:
+            registration: what is wanted; its names and texts have been checked.
+            timeout: in seconds.
+            lease: returns when the machine is to end.
+
+        Raises:
+            NameTaken, LeaderTaken, Full: as the registry says.
+            NoPlace: too many starts were under way until the deadline.
+            UnitNameTaken, JobFailed, HelperFailed: as the allocation says.
+            ProcessGone: the leader died meanwhile.
+            NotOwned: it became somebody else's meanwhile.
+            UnitNotOwned: it is in a unit that is not the caller's.
+            InvalidProperty: one that takes the rights of the manager, which the caller has not.
+            ManagerError: as the manager says. Nothing is left of a registration that failed.
+            OSError: no file descriptor is left, or the record could not be written.
+        """
+        deadline = trio.current_time() + timeout
+        await self._wait_for_holders(registration, deadline)
+        if not registration.privileged:
+            check_rights(
+                registration.properties,
+                registration.slice,
+                registration.registrant,
+                slice_properties=registration.slice_properties,
+            )
+        intent = self._intent(registration, deadline)
+        claim = self._registry.begin(registration.name, registration.leader, registration.registrant)
+        if registration.dry_run:
+            self._registry.abandon(claim)
+            machine = Machine(await self._rehearse(registration, intent, deadline))
+            return await self._registered(registration, machine, [])
+        # From here on the pidfd is ours: the caller's goes with the caller.
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._registry.abandon, claim)
+            undo.callback(self._helpers.states.drop, [helper.unit for helper in intent.helpers])
+            pidfd = self._processes.duplicate(registration.leader_pidfd)
+            undo.callback(self._processes.close, pidfd)
+            steps = undo.pop_all()
+
+        async def complete() -> tuple[Machine, list[HelperStatus]]:
+            return await self._complete(registration, intent, claim, pidfd, steps, deadline, lease)
+
+        with steps:
+            async with self._places.one(registration.registrant, deadline=deadline):
+                machine, helpers = await self._detached.shielded(complete)
+        return await self._registered(registration, machine, helpers)
+
+    async def _complete(
+        self,
+        registration: Registration,
+        intent: Intent,
+        claim: Claim,
+        pidfd: int,
+        steps: contextlib.ExitStack,
+        deadline: float,
+        lease: Callable[[], Awaitable[None]] | None,
+    ) -> tuple[Machine, list[HelperStatus]]:
+        """Start and enter a machine, shielded from its caller's end; what is in *steps* is for a failure only."""
+        if intent.allocated:
+            self._intents.intend(intent)
+            steps.push(self._intents.withdrawal(intent.name))
+        try:
+            placement, helpers = await self._place(registration, pidfd, self._intents.mark(intent), deadline)
+        except (ManagerTimeout, ManagerUnavailable):
+            # It may have been done all the same, or be done yet: the name stays claimed until then.
+            if intent.allocated:
+                self._detached.start(self._take_back, intent, steps.pop_all())
+            raise
+        machine = await self._starts.enter(intent, placement, claim, pidfd)
+        steps.pop_all()
+        if lease is not None:
+            self._leases.hold(machine, lease)
+        # Or what ends at once is forgotten before it is looked at.
+        await self._references.settled(machine.unit)
+        return machine, helpers
+
+    async def _take_back(self, intent: Intent, steps: contextlib.ExitStack) -> None:
+        with steps:
+            self._intents.revoke(intent)  # whoever comes after us must not keep it
+            await self._starts.resume(msgspec.structs.replace(intent, revoked=True))
+
+    async def wait(self, name: str, *, timeout: float = REGISTER_SECONDS) -> None:
+        """Wait while a machine of that name is being registered: a stop is queued behind the start job."""
+        if (claim := self._registry.claim(name)) is not None:
+            with trio.move_on_after(timeout):
+                await claim.ended.wait()
+
+    async def check_owner(self, pid: int, pidfd: int, uid: int) -> int:
+        """Check whether a process is a caller's to register.
+
+        Returns:
+            Uid that it runs as.
+
+        Raises:
+            NotOwned: it is not.
+            ProcessGone: it has ended.
+        """
+        if runs_as(pid, pidfd, uid, self._processes):
+            return uid
+        owner = self._processes.owner(pid)
+        if not await is_in_namespace_of(pid, pidfd, uid, self._manager, self._processes):
+            raise NotOwned(pid, owner)
+        return owner
+
+    def _intent(self, registration: Registration, deadline: float) -> Intent:
+        present, helpers = now(self._system.clock), recorded(registration.name, registration.helpers)
+        name = registration.name
+        return Intent(
+            name=name,
+            class_=registration.class_,
+            registrant=registration.registrant,
+            allocated=registration.allocate_unit,
+            leader=registration.leader,
+            supervisor=registration.supervisor,
+            identity=registration.identity,
+            timestamp=present,
+            leader_uid=registration.leader_uid,
+            runtime_directory=self._helpers.home.directory(name) if helpers else None,
+            helpers=helpers,
+            lease=registration.lease,
+            privileged=registration.privileged,
+            request=digests(registration),
+            slice=slice_of(registration),
+            start_by=present.monotonic + round((deadline - trio.current_time()) * 1e6),
+        )
+
+    async def _wait_for_holders(self, registration: Registration, deadline: float) -> None:
+        """Wait for the ends of machines that are about to end, and that have the name, or the leader in their unit.
+
+        Raises:
+            LeaderTaken: the leader lives in the unit of another machine.
+            ProcessGone: it has ended.
+            ManagerTimeout: the manager does not say what became of the other machine.
+        """
+        group = self._processes.control_group(registration.leader.pid)
+        for holder in (self._registry.get(registration.name), self._registry.by_control_group(group)):
+            if holder is not None:
+                await self._wait_until_gone(holder, deadline)
+        holder = self._registry.by_control_group(self._processes.control_group(registration.leader.pid))
+        if holder is not None and holder.record.placement.is_whole:
+            raise LeaderTaken(holder.name, holder.record.placement)
+
+    async def _wait_until_gone(self, machine: Machine, deadline: float) -> None:
+        """Wait for the end of a machine that is about to end: its name, its leader and its unit are free then.
+
+        That is one without processes, one in a unit that has been started anew since, and one in a scope that we stop.
+
+        Raises:
+            ManagerTimeout: the manager does not say what became of it.
+        """
+        stopped = machine.record.allocated and machine.phase is Phase.stopping
+        if (
+            self._has_processes(machine)
+            and not stopped
+            and not await self._is_started_anew(machine, deadline)
+        ):
+            return
+        self._agenda.mark(machine, ask=True)
+        with trio.move_on_at(deadline) as waiting:
+            await machine.gone.wait()
+        if waiting.cancelled_caught and not self._has_processes(machine):
+            raise ManagerTimeout(f"end of {machine.unit}")
+
+    def _has_processes(self, machine: Machine) -> bool:
+        """Whether a machine's control group is still there, and not empty; another one may have its path by now."""
+        placement = machine.record.placement
+        if placement.shared:
+            return machine.leader is not None and not machine.leader.ended
+        if self._hierarchy.identity(placement.control_group) != placement.control_group_id:
+            return False
+        state = self._hierarchy.events(placement.control_group)
+        return state is not None and state.populated
+
+    async def _is_started_anew(self, machine: Machine, deadline: float) -> bool:
+        """Whether a unit that is not ours is in another invocation by now; its control group outlives restarts."""
+        if machine.record.allocated:
+            return False
+        status = await self._manager.status(machine.unit, deadline=deadline)
+        return status is None or status.invocation_id != machine.record.invocation_id
+
+    async def _place(
+        self, registration: Registration, pidfd: int, mark: str, deadline: float
+    ) -> tuple[Placement, list[HelperStatus]]:
+        await self._check_unit(registration, pidfd, deadline)
+        if registration.allocate_unit:
+            return await self._allocator.allocate(registration, pidfd, mark, deadline=deadline)
+        found = await self._allocator.find(registration, pidfd, deadline=deadline)
+        holder = self._registry.by_unit(found.unit) or self._registry.by_control_group(found.control_group)
+        if holder is not None and (
+            holder.record.placement.is_whole or holder.record.control_group == found.control_group
+        ):
+            raise LeaderTaken(holder.name, holder.record.placement)
+        shared = self._registry.shares(found.unit) or await is_shared(
+            found,
+            registration.leader,
+            registration.supervisor,
+            self._manager,
+            self._system,
+            deadline=deadline,
+        )
+        return msgspec.structs.replace(found, shared=shared), []
+
+    async def _check_unit(self, registration: Registration, pidfd: int, deadline: float) -> None:
+        if not registration.privileged:
+            group = self._processes.control_group(registration.leader.pid)
+            await check_unit(group, pidfd, registration.registrant, self._manager, deadline=deadline)
+
+    async def _rehearse(self, registration: Registration, intent: Intent, deadline: float) -> Record:
+        if registration.allocate_unit:
+            await self._check_unit(registration, registration.leader_pidfd, deadline)
+            mark = self._intents.mark(intent)
+            placement = await self._allocator.rehearse(registration, mark, deadline=deadline)
+        else:
+            placement, _ = await self._place(registration, registration.leader_pidfd, "", deadline)
+        return record_of(intent, placement, intent.timestamp)
+
+    async def _registered(
+        self, registration: Registration, machine: Machine, helpers: Sequence[HelperStatus]
+    ) -> Registered:
+        """Say what came of a registration. The machine is there: nothing here fails."""
+        phase = Phase.starting if registration.dry_run else machine.phase
+        try:
+            found = await self._differences(registration, machine.record, helpers)
+        except Exception:  # noqa: BLE001 - the machine is there: its caller has to be told so
+            _log.exception("Failed to tell what is in force of machine %s, ignoring.", machine.name)
+            found = []
+        return Registered(machine, phase, list(helpers), found)
+
+    async def _differences(
+        self, registration: Registration, record: Record, helpers: Sequence[HelperStatus]
+    ) -> list[Difference]:
+        """Compare what was asked for with what is in force; of a rehearsal, with what would be."""
+        rehearsed, group, slice_ = registration.dry_run, record.control_group, record.placement.slice
+        units = [effective.Unit(registration.properties, None if rehearsed else group)]
+        if registration.slice_properties is not None:
+            above = None if rehearsed else group.rpartition("/")[0]
+            units.append(effective.Unit(registration.slice_properties, above, slice=slice_))
+        units += helper_units(record, registration.helpers, helpers, rehearsed=rehearsed)
+        parent, user = registration.slice or MACHINE_SLICE, self._helpers.home.user
+        return await effective.compare(self._manager, units, parent, user=user)

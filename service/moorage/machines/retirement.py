@@ -1,0 +1,118 @@
+"""The end of a machine: its verdict, its record, and who is told.
+
+A machine leaves by one of two doors. It has ended, and is kept for a while with its verdict; or it is forgotten, and
+its unit goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import trio
+
+from moorage.kernel.clock import Clock
+from moorage.machines.agenda import Agenda
+from moorage.machines.final_account import FinalAccounts
+from moorage.machines.followers import Followers
+from moorage.machines.intents import Intents
+from moorage.machines.left_units import LeftUnits
+from moorage.machines.machine import Machine
+from moorage.machines.registry import Registry
+from moorage.machines.store import Store
+from moorage.machines.verdicts import described
+
+TIDY_SECONDS = 60.0
+"""How often old verdicts are dropped."""
+
+_log = logging.getLogger(__name__)
+
+
+class Retirement:
+    """Takes machines out of the registry."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: Store,
+        intents: Intents,
+        agenda: Agenda,
+        accounts: FinalAccounts,
+        left_units: LeftUnits,
+        followers: Followers,
+        clock: Clock,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._intents = intents
+        self._agenda = agenda
+        self._accounts = accounts
+        self._left_units = left_units
+        self._followers = followers
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Drop old verdicts for ever."""
+        while True:
+            await trio.sleep(TIDY_SECONDS)
+            self._remove_records(self._registry.expire(self._clock.monotonic()))
+            await self._left_units.look()
+
+    def retire(self, machine: Machine, result: str | None) -> None:
+        """End a machine that has no process left.
+
+        Args:
+            machine: one of the registry's.
+            result: of its unit; None where the manager has forgotten it.
+        """
+        self._accounts.close(machine, result)
+        self._agenda.drop(machine)
+        self._remove_records(self._registry.retire(machine))
+        self._followers.ended(machine)
+
+    def keep(self, machine: Machine) -> None:
+        """Keep a machine that has ended, with the verdict that its record has; it was found after a restart."""
+        self._remove_records(self._registry.retire(machine))
+
+    def complete(self, machine: Machine) -> None:
+        """Store a verdict that is complete; should we end before, the next instance finds it out again."""
+        assert machine.record.verdict is not None
+        _log.info("Machine %s exited: %s.", machine.name, described(machine.record.verdict))
+        if self._registry.verdict(machine.name) is not machine:
+            return  # forgotten, or another one has the name
+        try:
+            self._store.save(machine.record)
+        except OSError as error:
+            _log.warning("Failed to save the verdict of machine %s, ignoring: %s", machine.name, error)
+            self._remove_record(machine.name)
+        self._followers.changed(machine)
+
+    def forget(self, machine: Machine) -> None:
+        """Drop the record of a machine, living or gone; its unit is left alone."""
+        living = self._registry.get(machine.name) is machine
+        self._registry.remove(machine)
+        self._registry.drop_verdict(machine.name)
+        self._agenda.drop(machine)
+        self.withdraw(machine)
+        self._remove_record(machine.name)
+        if living:
+            machine.dismiss()
+            self._followers.ended(machine)
+            self._left_units.leave(machine)
+        _log.info("Machine %s forgotten.", machine.name)
+
+    def withdraw(self, machine: Machine) -> None:
+        """Remove the intent of a machine that was entered: beside the record it means nothing any more."""
+        if self._registry.claim(machine.name) is None:  # else it is that of a successor
+            self._intents.withdraw(machine.name)
+
+    def _remove_records(self, machines: Iterable[Machine]) -> None:
+        for machine in machines:
+            if self._registry.get(machine.name) is None:
+                self._remove_record(machine.name)
+
+    def _remove_record(self, name: str) -> None:
+        try:
+            self._store.remove(name)
+        except OSError as error:
+            _log.warning("Failed to remove the record of machine %s, ignoring: %s", name, error)

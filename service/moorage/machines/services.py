@@ -1,0 +1,35 @@
+"""The services that interfaces call, as one value."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from moorage.machines.changing import Changing
+from moorage.machines.control import Control
+from moorage.machines.looking import Looking
+from moorage.machines.lookup import Lookup
+from moorage.machines.registration import Registrar
+from moorage.machines.registry import Registry
+from moorage.machines.retirement import Retirement
+
+
+class Services(NamedTuple):
+    """What an interface can have done with machines.
+
+    Attributes:
+        registry: which machines there are.
+        lookup: the machine of a process.
+        registrar: registers.
+        control: stops and signals.
+        changing: changes helpers.
+        looking: looks things up.
+        retirement: forgets.
+    """
+
+    registry: Registry
+    lookup: Lookup
+    registrar: Registrar
+    control: Control
+    changing: Changing
+    looking: Looking
+    retirement: Retirement

@@ -1,0 +1,242 @@
+"""The watcher: takes machines off the agenda, looks at them, has it judged what became of them, and acts on that.
+
+Everything that tells of a change only puts a machine on the agenda. What became of it is decided in one place
+(:func:`moorage.machines.ending.judge`), by asking: the kernel first, the service manager where that is not enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import trio
+
+from moorage.kernel.system import System
+from moorage.machines import ending
+from moorage.machines.agenda import Agenda
+from moorage.machines.control import Control
+from moorage.machines.detached import Detached
+from moorage.machines.final_account import FinalAccounts
+from moorage.machines.helper_states import HelperStates
+from moorage.machines.machine import Machine, Recheck
+from moorage.machines.model import Accounting
+from moorage.machines.observer import SETTLE_SECONDS, Observer
+from moorage.machines.registry import Registry
+from moorage.machines.retirement import Retirement
+from moorage.machines.verdicts import FORGOTTEN
+from moorage.machines.vital import lost
+from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, NoSuchUnit, UnitStatus
+
+QUESTIONS_MAX = 32
+"""Machines rechecked at once. The manager works on one question at a time; what waits here does not fill its queue, so
+that other calls get in between."""
+
+OOM_KILLS_SINCE = 262
+"""A version of systemd that counts kills for lack of memory (``OOMKills``, org.freedesktop.systemd1(5))."""
+
+_UNIT_COUNTERS = {
+    "CPUUsageNSec": "cpu_usage_nsec",
+    "MemoryPeak": "memory_peak",
+    "IOReadBytes": "io_read_bytes",
+    "IOWriteBytes": "io_write_bytes",
+    "IOReadOperations": "io_read_operations",
+    "IOWriteOperations": "io_write_operations",
+    "IPIngressBytes": "ip_ingress_bytes",
+    "IPEgressBytes": "ip_egress_bytes",
+}
+"""What the manager knows of a unit's consumption when its control group is gone."""
+
+_log = logging.getLogger(__name__)
+
+
+class Watching:
+    """Looks at the machines that are on the agenda."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        agenda: Agenda,
+        observer: Observer,
+        accounts: FinalAccounts,
+        retirement: Retirement,
+        control: Control,
+        states: HelperStates,
+        manager: Manager,
+        system: System,
+        detached: Detached,
+    ) -> None:
+        self._registry = registry
+        self._agenda = agenda
+        self._observer = observer
+        self._accounts = accounts
+        self._retirement = retirement
+        self._control = control
+        self._states = states
+        self._manager = manager
+        self._hierarchy = system.hierarchy
+        self._processes = system.processes
+        self._detached = detached
+        self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
+        self._wake = trio.Event()
+        agenda.wakes(self._woken)
+
+    async def run(self) -> None:
+        """Look at what is on the agenda, for ever."""
+        while True:
+            with trio.move_on_at(self._agenda.next_due):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            await self.look()
+
+    async def look(self) -> None:
+        """Look at what is on the agenda by now."""
+        async with trio.open_nursery() as nursery:
+            for number, (machine, mark) in enumerate(self._agenda.take(trio.current_time()), start=1):
+                if mark.new:
+                    _log.info("New machine %s in %s.", machine.name, machine.unit)
+                    self._retirement.withdraw(machine)
+                if self._is_kept(machine) and self._look_at(machine, mark):
+                    nursery.start_soon(self._ask_about, machine)
+                # When hundreds of leaders die at once, others wait no longer.
+                if number % QUESTIONS_MAX == 0:
+                    await trio.lowlevel.checkpoint()
+
+    def _woken(self) -> None:
+        self._wake.set()
+
+    def _is_kept(self, machine: Machine) -> bool:
+        return self._registry.get(machine.name) is machine
+
+    def _look_at(self, machine: Machine, mark: Recheck) -> bool:
+        """Look at a machine by what the kernel says; return whether the service manager is to be asked."""
+        try:
+            seen = self._see(machine, sure=mark.ask)
+        except OSError as error:  # no file descriptor is left, or no memory: that passes
+            _log.warning("Failed to look at machine %s, trying again: %s", machine.name, error)
+            self._look_later(machine, SETTLE_SECONDS)
+            return False
+        judgement = ending.judge(seen, ending.Removed() if mark.removed else ending.NotAsked())
+        match judgement:
+            case ending.Query():
+                return True
+            case ending.LookAgain():
+                self._look_later(machine, SETTLE_SECONDS)
+            case ending.Ended():
+                self._retirement.retire(machine, judgement.result)
+            case _:
+                pass
+        return False
+
+    def _see(self, machine: Machine, *, sure: bool) -> ending.Seen:
+        """Look whether a machine has processes, and take note of it.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        record, placement = machine.record, machine.record.placement
+        renewed = False
+        if placement.shared:
+            populated = self._leader_lives(machine)
+        else:
+            found = self._hierarchy.identity(placement.control_group)
+            renewed = found not in {None, placement.control_group_id}
+            state = None if found is None or renewed else self._hierarchy.events(placement.control_group)
+            populated = state is not None and state.populated
+        if populated:
+            machine.was_populated()
+        elif not renewed:
+            self._accounts.emptied(machine)
+        return ending.Seen(
+            populated=populated,
+            renewed=renewed,
+            whole=placement.is_whole,
+            allocated=record.allocated,
+            invocation_id=placement.invocation_id,
+            sure=sure,
+            result=machine.result,
+            without=lost(record.helpers, self._states) is not None,
+        )
+
+    def _leader_lives(self, machine: Machine) -> bool:
+        if machine.leader is not None:
+            return not machine.leader.ended
+        leader = machine.record.leader
+        return leader is not None and self._processes.is_alive(leader)
+
+    async def _ask_about(self, machine: Machine) -> None:
+        try:
+            async with self._questions:
+                status = await self._manager.status(machine.unit, deadline=_soon())
+                if self._is_kept(machine):
+                    await self._act(machine, status)
+        except (ManagerError, OSError) as error:
+            _log.warning("Failed to ask about machine %s, trying again: %s", machine.name, error)
+            self._look_later(machine, ASK_USEC / 1e6)
+
+    async def _act(self, machine: Machine, status: UnitStatus | None) -> None:
+        """Act on what became of a machine, by what the kernel and the manager say.
+
+        Raises:
+            ManagerError: as the manager says.
+            OSError: no file descriptor is left, or no memory.
+        """
+        judgement = ending.judge(self._see(machine, sure=True), _unit(status))
+        match judgement:
+            case ending.Ended():
+                await self._end(machine, judgement)
+            case ending.Lingering():
+                machine.unit_ended(judgement.result)
+                self._look_later(machine, ASK_USEC / 1e6)
+            case ending.Stopping():
+                machine.unit_stops()
+            case ending.StopEmpty():
+                _log.info(
+                    "Scope %s of machine %s is active but empty, stopping it.", machine.unit, machine.name
+                )
+                machine.is_stopped_late()
+                with contextlib.suppress(NoSuchUnit):
+                    await self._manager.stop(machine.unit, deadline=_soon())
+                self._look_later(machine, SETTLE_SECONDS)
+            case ending.Running() | ending.StopWithout():
+                machine.unit_runs()
+                self._observer.watch(machine)  # should it not be watched since our start
+                if isinstance(judgement, ending.StopWithout):
+                    self._detached.start(self._control.stop_without, machine)
+            case _:
+                pass
+
+    async def _end(self, machine: Machine, judgement: ending.Ended) -> None:
+        if judgement.kept:
+            # Before the machine is gone: then its unit's name may be a successor's.
+            machine.unit_ended(judgement.result or FORGOTTEN)
+            with contextlib.suppress(ManagerError):  # without them the account is not whole, that is all
+                self._accounts.consumed(machine, await self._unit_counters(machine))
+            if judgement.reset and self._is_kept(machine):
+                with contextlib.suppress(ManagerError):
+                    await self._manager.reset_failed(machine.unit, deadline=_soon())
+        if self._is_kept(machine):
+            self._retirement.retire(machine, judgement.result)
+
+    async def _unit_counters(self, machine: Machine) -> Accounting:
+        """Ask for what the manager has last read of a control group, before it removed it."""
+        names = dict(_UNIT_COUNTERS)
+        if self._manager.version >= OOM_KILLS_SINCE:
+            names |= {"OOMKills": "oom_kills", "ManagedOOMKills": "managed_oom_kills"}
+        values = await self._manager.properties(machine.unit, tuple(names), deadline=_soon())
+        return Accounting(**{names[name]: value for name, value in values.items() if isinstance(value, int)})
+
+    def _look_later(self, machine: Machine, seconds: float) -> None:
+        self._agenda.look_later(machine, trio.current_time() + seconds)
+
+
+def _soon() -> float:
+    return trio.current_time() + ASK_USEC / 1e6
+
+
+def _unit(status: UnitStatus | None) -> ending.Unit:
+    if status is None:
+        return ending.Absent()
+    result = status.result or "success"
+    if status.active_state == "failed" and result == "success":
+        result = FORGOTTEN  # it ended before a reload of the manager, which forgets the result
+    return ending.Known(status.invocation_id, status.active_state, result)
