@@ -39,6 +39,9 @@ LOOK_USEC: Final = 5_000_000
 OOMD: Final = "/system.slice/systemd-oomd.service"
 """Where systemd-oomd lives; there is one for all, in the system's service manager."""
 
+_BEFORE_EXECUTION: Final = ("(", "systemd")
+"""How the name of a process begins while the manager prepares it (``rename_process_from_path()`` of systemd)."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -231,7 +234,11 @@ async def compare(manager: Manager, units: Sequence[Unit], slice_: str, *, user:
         user: the manager is that of a user.
     """
     own = next((unit for unit in units if unit.slice is not None), None)
-    concerned = [unit for unit in units if unit.properties.keys() & COMPARED.keys()]
+    concerned = [
+        unit
+        for unit in units
+        if unit.properties.keys() & COMPARED.keys() or (user and unit.helper is not None)
+    ]
     if not concerned:
         return []
     answer = await _looked_at(manager, concerned)
@@ -260,6 +267,7 @@ def _of(unit: Unit, own: Unit | None, slice_: str, answer: _Answer, *, user: boo
     facts = Facts(
         kernel=kernel,
         scope=unit.helper is None and unit.slice is None,
+        helper=unit.helper is not None,
         user=user,
         properties=unit.properties,
         devices=devices,
@@ -318,18 +326,28 @@ def _drivers() -> dict[str, frozenset[str]]:
 
 
 def _process(pid: int) -> Process | None:
-    """Read what a process has (proc(5)); None if it is gone."""
+    """Read what a process has (proc(5)); None if it is gone, or if the manager has not executed its program yet."""
     try:
         limits = Path(f"/proc/{pid}/limits").read_text()
-        nice = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[16])
+        before, _, after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
         score = int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+        fields = after.split()
+        namespaced = _is_namespaced(pid, int(fields[1]))
+        nice = int(fields[16])
     except (OSError, ValueError, IndexError):
+        return None
+    if before.partition("(")[2].startswith(_BEFORE_EXECUTION):
         return None
     found: dict[str, tuple[int | None, int | None]] = {}
     for line in limits.splitlines()[1:]:
         soft, hard = line[26:].split()[:2]  # "%-25s %-20s %-20s %-10s"
         found[line[:26].strip()] = _resource(soft), _resource(hard)
-    return Process(found, nice, score)
+    return Process(found, nice, score, namespaced)
+
+
+def _is_namespaced(pid: int, manager: int) -> bool:
+    """Whether a process is in another user namespace than the manager that has started it, by what uids mean there."""
+    return Path(f"/proc/{pid}/uid_map").read_text() != Path(f"/proc/{manager}/uid_map").read_text()
 
 
 def _resource(text: str) -> int | None:

@@ -400,7 +400,7 @@ def _service(host: Host, spec: HelperSpec, home: Home) -> dict[str, Json]:
         "Type": spec.type,
         # The arguments are what they are: no variable of any environment is put into them.
         "ExecStartEx": [[spec.exec_start[0], list(spec.exec_start), ["no-env-expand"]]],
-        **sandbox(home.directory(host.name), home.base, user=home.user),
+        **sandbox(home.root, home.directory(host.name), user=home.user),
     }
     if spec.type == "oneshot":
         properties["RemainAfterExit"] = True

@@ -69,11 +69,13 @@ class Process(NamedTuple):
         limits: soft and hard resource limits, by their names in /proc/PID/limits; None for no limit.
         nice: nice value.
         oom_score_adj: what is added to its badness (proc_pid_oom_score_adj(5)).
+        namespaced: it is in a user namespace of its own; None where that is not known.
     """
 
     limits: Mapping[str, tuple[int | None, int | None]]
     nice: int
     oom_score_adj: int
+    namespaced: bool | None = None
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +84,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kernel: of its control group.
         scope: it is a scope.
+        helper: it is the service of a helper, which has a sandbox by default.
         user: its service manager is that of a user.
         properties: all that were asked for.
         devices: what the paths among them lead to; None for what leads nowhere. Paths that could not be looked at are
@@ -98,6 +101,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     scope: bool
     user: bool
     properties: Mapping[str, Json]
+    helper: bool = False
     devices: Mapping[str, Device | None] = {}
     drivers: Mapping[str, frozenset[str]] = {}
     programs: Mapping[int, int] | None = None

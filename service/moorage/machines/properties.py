@@ -145,15 +145,13 @@ _RIGHTS: Final[Mapping[str, Json]] = {
 """Defaults that any process can give to its children."""
 
 _NAMESPACES: Final[Mapping[str, Json]] = {
-    "DynamicUser": True,
     "ProtectSystem": "strict",
     "ProtectHome": "yes",
     "PrivateTmp": True,
-    "PrivateDevices": True,
     # A network namespace of its own has no abstract sockets of the host.
     "PrivateNetwork": True,
 }
-"""Defaults that need privileges."""
+"""Defaults that need privileges, or a user namespace, which the manager of a user makes for them."""
 
 
 def check_helper(helper: str, asked: Mapping[str, Json]) -> None:
@@ -183,21 +181,38 @@ def check_helper(helper: str, asked: Mapping[str, Json]) -> None:
                     raise InvalidProperty(name, f"its flags are {allowed}", helper)
 
 
-def sandbox(directory: str, base: str, *, user: bool) -> dict[str, Json]:
+def sandbox(root: str, directory: str, *, user: bool) -> dict[str, Json]:
     """Return what a helper has by default, so that it can do no more than it needs.
 
+    In a user's manager all of it is such that the manager goes on without it where the kernel has no user namespaces
+    for users (``insist_on_sandboxing()`` of systemd's src/core/exec-invoke.c): no TemporaryFileSystem=, and no
+    PrivateDevices=, which has capabilities dropped.
+
     Args:
+        root: ``/run``, or the user's ``$XDG_RUNTIME_DIR``.
         directory: the runtime directory of its machine.
-        base: that of this service, with all that is below.
         user: its service manager is that of a user.
     """
-    if user:
-        return dict(_RIGHTS)
+    own: Json = [[directory, directory, False, _MS_REC]]
+    if not user:
+        base = f"{root}/moorage"
+        return {
+            **_RIGHTS,
+            **_NAMESPACES,
+            "DynamicUser": True,
+            "PrivateDevices": True,
+            "TemporaryFileSystem": [[base, "ro"]],
+            "BindPaths": own,
+        }
+    notify = f"{root}/systemd/notify"
     return {
         **_RIGHTS,
         **_NAMESPACES,
-        "TemporaryFileSystem": [[base, "ro"]],
-        "BindPaths": [[directory, directory, False, _MS_REC]],
+        # It hides the user's runtime directory as well, of which an inaccessible one could show no part.
+        "ProtectHome": "tmpfs",
+        "BindPaths": own,
+        # Where a helper of the type "notify" says that it is ready.
+        "BindReadOnlyPaths": [[notify, notify, True, 0]],
     }
 
 

@@ -259,6 +259,34 @@ def test_her_machine_has_helpers(hers: Processes) -> None:
     wait_for(lambda: not directory.exists())
 
 
+LOOK_AROUND = """
+{ ls -A /home /tmp; touch /var/probe; touch /tmp/probe && echo own; readlink /proc/self/ns/net; ls %s; } >%s 2>&1
+systemd-notify --ready
+exec sleep infinity
+"""
+
+
+def looks_around() -> dict[str, Any]:
+    """A helper that reports what it sees."""
+    script = LOOK_AROUND % (RUNTIME, RUNTIME / "moorage/m/web/report")
+    return {
+        "name": "fs", "execStart": ["/bin/sh", "-c", script], "type": "notify", "properties": {"NotifyAccess": "all"},
+    }  # fmt: skip
+
+
+def test_her_helpers_have_a_sandbox(hers: Processes) -> None:
+    reply = registers(ALICE, hers(user=ALICE), helpers=[looks_around()])["parameters"]
+    home, tmp, read_only, own, net, *directories = [
+        line for line in (RUNTIME / "moorage/m/web/report").read_text().splitlines() if line
+    ]
+    assert (home, tmp, own) == ("/home:", "/tmp:", "own")
+    assert "Read-only file system" in read_only
+    assert net != os.readlink("/proc/self/ns/net")
+    assert directories == ["moorage", "systemd"]
+    told = [(each["property"], each["helper"], each.get("effective")) for each in reply["differences"]]
+    assert told == [("DynamicUser", "fs", None), ("PrivateDevices", "fs", None)]
+
+
 def test_her_lease_ends_with_her_connection(hers: Processes) -> None:
     leader = hers(user=ALICE)
     with acting_as(ALICE):
@@ -320,7 +348,7 @@ def test_what_her_manager_may_not_give_to_a_helper_is_told(hers: Processes) -> N
     reply = registers(ALICE, hers(user=ALICE), helpers=[helper])["parameters"]
     pid = reply["machine"]["helpers"][0]["mainProcess"]["pid"]
     told = {each["property"]: each for each in reply["differences"]}
-    assert told.keys() == asked.keys()
+    assert told.keys() == {*asked, "DynamicUser", "PrivateDevices"}
     assert {each["helper"] for each in told.values()} == {"fs"}
     assert told["Nice"]["effective"] == str(os.getpriority(os.PRIO_PROCESS, pid))
     assert told["OOMScoreAdjust"]["effective"] == Path(f"/proc/{pid}/oom_score_adj").read_text().strip()

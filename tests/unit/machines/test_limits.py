@@ -471,3 +471,36 @@ def test_whatever_was_asked_for_and_whatever_the_kernel_says(
         assert name in properties
         assert wanted != effective or name == "CPUSetPartition"
         assert reason
+
+
+def sandboxed(
+    namespaced: bool | None, asked: Mapping[str, Json], *, user: bool = True
+) -> dict[str, str | None]:
+    """What a helper does not have of its sandbox."""
+    facts = Facts(
+        kernel=Kernel({}),
+        scope=False,
+        user=user,
+        helper=True,
+        properties=asked,
+        process=Process({}, 0, 0, namespaced),
+    )
+    return {each.property: each.effective for each in differences(facts)}
+
+
+def test_what_a_helper_lacks_of_its_sandbox_in_a_user_s_manager() -> None:
+    never = ("DynamicUser", "PrivateDevices")
+    namespaces = ("ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateNetwork")
+    assert sandboxed(True, {}) == dict.fromkeys(never)
+    assert sandboxed(None, {}) == dict.fromkeys(never)
+    assert sandboxed(False, {}) == dict.fromkeys((*never, *namespaces))
+    assert sandboxed(True, {"DynamicUser": False, "PrivateDevices": True}) == {}
+    asked: dict[str, Json] = {
+        "DynamicUser": False,
+        "PrivateDevices": False,
+        "ProtectHome": "no",
+        "PrivateTmp": False,
+        "ProtectSystem": "yes",
+    }
+    assert sandboxed(False, asked) == dict.fromkeys(("ProtectSystem", "PrivateNetwork"))
+    assert sandboxed(False, {}, user=False) == {}

@@ -13,6 +13,7 @@ from moorage.machines.properties import (
     check_helper,
     check_slice,
     for_scope,
+    sandbox,
 )
 from moorage.pid1.manager import InvalidProperty, Json
 
@@ -95,3 +96,15 @@ def test_commands_have_no_rights_of_others(name: str) -> None:
     )
     for properties in allowed:
         check_helper("fs", properties)
+
+
+def test_the_sandbox_of_a_user_s_helper_is_one_that_the_manager_may_leave_out() -> None:
+    hers = sandbox("/run/user/7", "/run/user/7/moorage/m/web", user=True)
+    ours = sandbox("/run", "/run/moorage/m/web", user=False)
+    assert ours.keys() - hers.keys() == {"DynamicUser", "PrivateDevices", "TemporaryFileSystem"}
+    assert (ours["ProtectHome"], hers["ProtectHome"]) == ("yes", "tmpfs")
+    # With another source it would have to be there (insist_on_sandboxing()).
+    for name in ("BindPaths", "BindReadOnlyPaths"):
+        binds = hers[name]
+        assert isinstance(binds, list)
+        assert all(isinstance(bind, list) and bind[0] == bind[1] for bind in binds)

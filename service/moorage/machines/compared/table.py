@@ -23,6 +23,7 @@ from moorage.machines.compared.memory import (
     zswap_writeback,
 )
 from moorage.machines.compared.processes import RESOURCES, delegated, nice, oom_score, resource, subgroup
+from moorage.machines.compared.sandbox import lacking
 from moorage.machines.compared.values import pairs
 from moorage.machines.limits import Comparison, Difference, Facts
 from moorage.pid1.manager import Json
@@ -175,7 +176,7 @@ def differences(facts: Facts) -> list[Difference]:
 
     What cannot be read is left out: nothing is said that is not known.
     """
-    found: list[Difference] = []
+    found = list(lacking(facts))
     for name, value in facts.properties.items():
         comparison = COMPARED.get(name)
         if comparison is None:
