@@ -77,6 +77,31 @@ def list_machines(address: Address, *, timeout: float = CALL_SECONDS) -> list[Re
     return _run(address, talk, timeout)
 
 
+class Information(msgspec.Struct):
+    """What GetInfo of org.varlink.service says of a service."""
+
+    product: str
+    version: str
+    interfaces: list[str]
+
+
+def information(address: Address, *, timeout: float) -> Information:
+    """Ask the service what it is.
+
+    Args:
+        address: where the service listens.
+        timeout: seconds until the reply must be there.
+
+    Raises:
+        Failure: it could not be asked.
+    """
+
+    async def talk(client: Client) -> Information:
+        return await client.call("org.varlink.service.GetInfo", reply_type=Information, timeout=timeout)
+
+    return _run(address, talk, timeout)
+
+
 @cache
 def signatures(address: Address, unit_type: Literal["scope", "service"]) -> Signatures:
     """Return the properties that the service manager has for a type of unit. The service is called once for each.

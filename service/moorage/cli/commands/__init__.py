@@ -10,7 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from moorage import __version__
-from moorage.cli.commands import control, helpers, look, register, run
+from moorage.cli.commands import control, helpers, host, look, register, run
 from moorage.cli.commands.options import addressed
 from moorage.cli.failures import Exit, Failure
 
@@ -53,6 +53,7 @@ for _command in (
     control.kill,
     control.stop,
     control.forget,
+    host.doctor,
     helpers.check,
     helpers.add_helpers,
     helpers.remove_helper,

@@ -1,0 +1,38 @@
+"""The command that looks at the host: ``moorctl doctor``."""
+
+from __future__ import annotations
+
+import click
+
+from moorage.cli.address import Choice
+from moorage.cli.commands.options import JSON, addressed, chosen
+from moorage.cli.failures import Exit
+
+COLOURS = {"ok": "green", "limited": "yellow", "bad": "red", "unknown": "bright_black"}
+
+
+@click.command()
+@JSON
+@addressed
+@chosen
+def doctor(choice: Choice, as_json: bool) -> int:
+    """Look at this host, and say what of moored works here.
+
+    What is limited or does not work comes with the way to mend it. Exit status: 1 if moored cannot work here.
+    """
+    address = choice.resolve()
+    import msgspec
+
+    from moorage.cli.doctor import Finding, examine, failed
+
+    findings: list[Finding] = []
+    for finding in examine(address):
+        findings.append(finding)
+        if as_json:
+            click.echo(msgspec.json.encode(finding))
+            continue
+        state = click.style(f"{finding.state.value:8}", fg=COLOURS[finding.state.value])
+        click.echo(f"{state} {finding.subject}: {finding.words}")
+        if finding.remedy is not None:
+            click.echo(f"{'':8} -> {finding.remedy}")
+    return Exit.REFUSED if failed(findings) else Exit.OK
