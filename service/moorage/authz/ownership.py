@@ -20,7 +20,7 @@ from moorage.authz.allowed_properties import is_below_slice_of
 from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
 from moorage.kernel.processes import Processes
 from moorage.pid1.manager import Manager, NoSuchProperty, NoSuchUnit
-from moorage.pid1.oneshot import CAP_SYS_PTRACE, ProbeFailed, probe
+from moorage.pid1.oneshot import CAP_SYS_PTRACE, Account, ProbeFailed, probe
 from moorage.probes import owner as owner_probe
 
 OWNER_SECONDS: Final = 10.0
@@ -68,7 +68,7 @@ async def is_in_namespace_of(pid: int, pidfd: int, uid: int, manager: Manager, p
                 owner_probe.__file__,
                 pidfd,
                 f"Owner of process {pid}",
-                account=f"owner-{uid}",
+                account=Account(f"owner-{uid}", of_user=True),
                 capabilities=CAP_SYS_PTRACE,
             )
         return uid in msgspec.json.decode(answer, type=list[int])

@@ -57,9 +57,20 @@ def _decoded(text: msgspec.Raw, kind: type[T]) -> T:
 
 
 def show_json(reply: Reply, *, err: bool = False) -> None:
-    """Print a reply as received, on one line, to standard output or to stderr."""
+    """Print a reply on one line, to standard output or to stderr.
+
+    The values are those that were received; characters that could control a terminal are escaped, as JSON allows it
+    everywhere in a string.
+    """
     # The service may have written line breaks.
-    click.echo(msgspec.json.format(bytes(reply), indent=-1), err=err)
+    text = msgspec.json.format(bytes(reply), indent=-1).decode()
+    click.echo("".join(char if char.isprintable() else _escaped(char) for char in text), err=err)
+
+
+def _escaped(char: str) -> str:
+    """Write a character of a JSON string by its number (RFC 8259, section 7)."""
+    units = memoryview(char.encode("utf-16")).cast("H")[1:]  # in this machine's order, without the mark
+    return "".join(f"\\u{unit:04x}" for unit in units)
 
 
 def show_machine_json(reply: Reply) -> None:

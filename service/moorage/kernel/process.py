@@ -28,6 +28,8 @@ PID_MAX = 2**22
 """PID_MAX_LIMIT of the kernel's include/linux/threads.h: no PID is larger on any 64 bit machine."""
 
 
+_REMOVED = b" (deleted)"  # cgroup_is_dead() in kernel/cgroup/cgroup.c
+
 _PROC_FILE_MAX = 64 * 1024
 """Bytes; the largest of them is /proc/PID/cgroup with a path of PATH_MAX in each hierarchy of a legacy system."""
 
@@ -303,9 +305,26 @@ def control_group(pid: int) -> str:
         raise ProcessGone(pid) from None
     for line in lines:
         if line.startswith(b"0::"):
-            # The kernel marks a group that was removed under a process (a zombie, mostly).
-            return os.fsdecode(line[3:].removesuffix(b" (deleted)"))
+            # The kernel marks a group that was removed under a process, which is then a zombie. With any other process
+            # it is a part of the name.
+            path = line[3:]
+            if path.endswith(_REMOVED) and _is_zombie(pid):
+                path = path.removesuffix(_REMOVED)
+            return os.fsdecode(path)
     raise NotAProcess(f"{pid} is in no control group of the unified hierarchy")
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and is not reaped yet.
+
+    Raises:
+        ProcessGone: it does not exist.
+    """
+    try:
+        # After the last ')', as what comes before it may hold anything (proc_pid_stat(5)).
+        return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(pid) from None
 
 
 def numbers_like_us(pid: int) -> bool:

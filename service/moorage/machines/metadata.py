@@ -26,6 +26,7 @@ from moorage.pid1.oneshot import (
     CAP_SYS_ADMIN,
     CAP_SYS_CHROOT,
     CAP_SYS_PTRACE,
+    Account,
     ProbeFailed,
     probe,
 )
@@ -310,7 +311,9 @@ async def _probe(machine: Record, leader: int, manager: Manager) -> _Answer:
             namespace_probe.__file__,
             leader,
             f"Look into container {machine.name}",
-            account=f"machine-{machine.invocation_id}" if trusted else f"user-{machine.registrant}",
+            account=Account(f"machine-{machine.invocation_id}", of_user=False)
+            if trusted
+            else Account(f"user-{machine.registrant}", of_user=True),
             capabilities=_CAPABILITIES,
             system_calls=("chroot", "setns"),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -21,6 +22,10 @@ PROBE_STOP_SECONDS: Final = 1.0
 PROBES_MAX: Final = 16
 """Units at the same time that look at processes, and as many that look at the host: each is a Python of some 10 MiB.
 More wait, within their deadline."""
+
+PROBES_OF_USERS_MAX: Final = 12
+"""Of PROBES_MAX, units on accounts of users. A few users together can keep so many until PROBE_SECONDS have passed;
+the other places are root's, who does not wait for them."""
 
 PROBES_PER_ACCOUNT_MAX: Final = 4
 """Units on one account: those of one user's machines, or of one machine of root's. A container can keep a unit that
@@ -47,7 +52,19 @@ CAP_SYS_ADMIN: Final = 1 << 21
 CAP_BPF: Final = 1 << 39
 
 
-class _Account:
+class Account(msgspec.Struct, frozen=True):
+    """Whose unit it is that looks at a process.
+
+    Attributes:
+        name: a part of the unit's name.
+        of_user: what is looked at is in the hands of somebody who is not root.
+    """
+
+    name: str
+    of_user: bool
+
+
+class _Places:
     """Places for the units on one account.
 
     Each has a name, which the manager gives to one unit only: so a unit that stays has its place, also after a restart
@@ -61,7 +78,8 @@ class _Account:
 
 _host_probes = trio.Semaphore(PROBES_MAX)
 _probes = trio.Semaphore(PROBES_MAX)
-_accounts: WeakValueDictionary[str, _Account] = WeakValueDictionary()
+_probes_of_users = trio.Semaphore(PROBES_OF_USERS_MAX)
+_accounts: WeakValueDictionary[str, _Places] = WeakValueDictionary()
 
 
 class ProbeFailed(Exception):
@@ -74,7 +92,7 @@ async def probe(
     subject: int,
     description: str,
     *,
-    account: str | None,
+    account: Account | None,
     capabilities: int,
     system_calls: tuple[str, ...] = (),
 ) -> bytes:
@@ -85,7 +103,7 @@ async def probe(
         program: path of a Python program that runs by itself.
         subject: its file descriptor 3: the pidfd of a process, or a file with a question.
         description: of the unit.
-        account: on whose account it is, a part of a unit's name; None for a look at the host.
+        account: whose it is; None for a look at the host.
         capabilities: what it needs, by their bits (capabilities(7)).
         system_calls: what it needs beside ``@system-service`` (systemd.exec(5)).
 
@@ -125,14 +143,14 @@ async def probe(
     return data
 
 
-async def _start(manager: Manager, spec: ServiceSpec, account: str, deadline: float) -> Job:
+async def _start(manager: Manager, spec: ServiceSpec, account: Account, deadline: float) -> Job:
     """Start a unit in one of the places of an account, and wait for its end."""
-    of = _accounts.setdefault(account, _Account())
-    async with of.places:
+    of = _accounts.setdefault(account.name, _Places())
+    async with of.places, _probes_of_users if account.of_user else nullcontext():
         while True:
             for place in tuple(of.free):
                 of.free.discard(place)
-                named = msgspec.structs.replace(spec, unit=f"moored-probe-{account}-{place}.service")
+                named = msgspec.structs.replace(spec, unit=f"moored-probe-{account.name}-{place}.service")
                 try:
                     async with _probes:
                         return await manager.start_service(named, deadline=deadline)

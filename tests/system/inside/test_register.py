@@ -411,6 +411,22 @@ async def test_the_same_call_again_gets_the_same_reply(spawn: Processes) -> None
     assert all(reply == replies[0] for reply in replies)
 
 
+async def test_a_control_group_whose_name_is_the_kernels_mark_of_removed_ones(spawn: Processes) -> None:
+    leader = spawn(
+        ("systemd-run", "--scope", "--quiet", "--property=Delegate=yes", "--unit=odd", "sleep", "infinity")
+    )
+    await until(lambda: control_group(leader).endswith("/odd.scope"))
+    group = f"{control_group(leader)}/x (deleted)"
+    move(leader, group)
+    async with await connect() as client:
+        machine = (await register(client, "web", leader, allocateUnit=False))["machine"]
+        assert machine["subgroup"] == "/x (deleted)"
+        assert machine["controlGroup"] == group
+        assert (await listed(client)) == {"web": machine}
+        kill(leader)
+        await until(lambda: nothing_listed(client), "the machine has ended with its last process")
+
+
 async def test_a_control_group_whose_name_is_not_unicode(spawn: Processes) -> None:
     """Who may make control groups gives them any name: neither interface can tell it."""
     leader = spawn(

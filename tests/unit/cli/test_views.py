@@ -154,6 +154,14 @@ def test_json_is_one_line_and_all_of_it(capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(machine) == MACHINE
 
 
+def test_json_of_others_does_not_control_the_terminal_either(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "ä\x7f\x9b31m\u202e\u2028\U000e0001\U0001f600"
+    views.show_json(msgspec.Raw(msgspec.json.encode({"service": text})))
+    printed = capsys.readouterr().out
+    assert printed == '{"service":"ä\\u007f\\u009b31m\\u202e\\u2028\\udb40\\udc01\U0001f600"}\n'
+    assert json.loads(printed) == {"service": text}
+
+
 @pytest.mark.parametrize("reply", [b"{}", b'{"machine": 1}', b'{"machine": {"name": "\xff"}}', b"[" * 9999])
 def test_a_reply_that_is_not_understood(reply: bytes) -> None:
     with pytest.raises(Failure, match="makes no sense") as caught:
