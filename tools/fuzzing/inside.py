@@ -59,12 +59,14 @@ PIECES_MAX = 5
 UNIT = "fuzz-hand.service"
 LISTENER = "/run/fuzz-hand"
 RECORDS = Path("/run/moorage/machines")
-DESCRIPTIONS = Path(__file__).resolve().parents[2] / "interfaces"
+CHECKOUT = Path(__file__).resolve().parents[2]
+DESCRIPTIONS = CHECKOUT / "interfaces"
+WIRE = CHECKOUT / "service" / "moorage" / "wire"
 
 
 def _known_errors() -> frozenset[str]:
     known = {"io.systemd.System", "io.systemd.TimedOut"}
-    for path in DESCRIPTIONS.glob("*.varlink"):
+    for path in (*DESCRIPTIONS.glob("*.varlink"), *WIRE.glob("*.varlink")):
         known |= {
             f"{path.stem}.{name}" for name in re.findall(r"^error (\w+)", path.read_text(), re.MULTILINE)
         }

@@ -29,6 +29,7 @@ from moored import (
     living_records,
     members,
     move,
+    nothing_listed,
     process_of,
     register,
     run,
