@@ -12,8 +12,9 @@ pytest_plugins = ["sandboxes"]
 # Modules in an `inside` directory run in a sandbox, started by a test of the host's side (sandboxes.Sandbox.pytest).
 collect_ignore_glob = [] if "MOORAGE_SANDBOX" in os.environ else ["*/inside/*"]
 
-# No single async test waits longer for anything; pytest's faulthandler_timeout (60 s) comes after it, with stacks.
-TEST_DEADLINE_SECONDS = 55.0
+TEST_DEADLINE_SECONDS = float(os.environ.get("MOORAGE_TEST_SECONDS", "55"))
+"""No single async test waits longer for anything; pytest's faulthandler_timeout (60 s) comes after it, with stacks. By
+hand both can be set, for what takes longer."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,12 +1,18 @@
-"""A moored that runs, as tests inside a sandbox talk to it and see what it left behind."""
+"""A moored that runs, as tests inside a sandbox talk to it and see what it left behind.
+
+It is the instance of whoever runs the tests: root's is the system's, and everybody else has one below the service
+manager of that user.
+"""
 
 import ctypes
 import inspect
 import json
 import os
+import secrets
 import signal
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -19,15 +25,25 @@ from moorage.kernel.process import process_id
 from moorage.wire.client import Client
 from moorage.wire.errors import VarlinkError
 
-SOCKET = "/run/moorage/io.moorage.Machine"
+USER = os.geteuid() != 0
+"""Whether this is the instance of a user."""
+
+RUNTIME = Path(os.environ["XDG_RUNTIME_DIR"] if USER else "/run")
+"""Where services have their runtime directories, and the service manager its own."""
+
+SOCKET = f"{RUNTIME}/moorage/io.moorage.Machine"
 """Serves both interfaces."""
 
 OURS = "io.moorage.Machine."
 THEIRS = "io.systemd.Machine."
 
-RECORDS = Path("/run/moorage/machines")
-DIRECTORIES = Path("/run/moorage/m")
-DROP_IN = Path("/run/systemd/system/moored.service.d/test.conf")
+RECORDS = RUNTIME / "moorage/machines"
+DIRECTORIES = RUNTIME / "moorage/m"
+UNIT_FILES = RUNTIME / "systemd" / ("user" if USER else "system")
+"""Unit files that are not kept over a boot."""
+TRANSIENT = RUNTIME / "systemd/transient"
+"""Unit files that the service manager has made itself."""
+DROP_IN = UNIT_FILES / "moored.service.d/test.conf"
 
 ERRORS: list[type[VarlinkError]] = [
     value
@@ -45,8 +61,16 @@ TURN_SECONDS = 0.005
 
 _CLONE3 = 435  # on every architecture
 
+_OF_THE_MANAGER = frozenset({"busctl", "moorctl", "systemctl", "systemd-run"})
+"""Commands that take ``--user``."""
+
 Process = subprocess.Popen[bytes]
 T = TypeVar("T")
+
+
+def for_us(*argv: str) -> tuple[str, ...]:
+    """Return a command as it has to be to reach the service manager, or the moored, of whoever runs the tests."""
+    return (argv[0], "--user", *argv[1:]) if USER and argv[0] in _OF_THE_MANAGER else argv
 
 
 @overload
@@ -143,8 +167,8 @@ def kill(*processes: Process) -> None:
 
 
 def run(*argv: str) -> str:
-    """Run a command that has to succeed, and return what it printed."""
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=UNTIL_SECONDS)
+    """Run a command :func:`for_us` that has to succeed, and return what it printed."""
+    done = subprocess.run(for_us(*argv), capture_output=True, text=True, check=False, timeout=UNTIL_SECONDS)
     assert done.returncode == 0, f"{' '.join(argv)}: status {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -154,6 +178,19 @@ def show(unit: str, *properties: str) -> dict[str, str]:
     wanted = [f"--property={','.join(properties)}"] if properties else []
     lines = run("systemctl", "show", "--all", *wanted, "--", unit).splitlines()
     return dict(line.split("=", 1) for line in lines)
+
+
+MANAGER = run("systemctl", "show", "--property=ControlGroup", "--value").strip() if USER else ""
+"""The control group of the service manager."""
+
+SERVICES = f"{MANAGER}/{'app.slice' if USER else 'system.slice'}"
+"""The control group in which services are that ask for no slice."""
+
+ELSEWHERE = f"{MANAGER}/elsewhere"
+"""A control group that tests may make, and that belongs to no unit."""
+
+MOORCTL = ("--user",) if USER else ()
+"""Options with which moorctl calls it, and with which it is started itself."""
 
 
 def scopes() -> list[str]:
@@ -176,11 +213,26 @@ def directories() -> list[str]:
     return sorted(os.listdir(DIRECTORIES)) if DIRECTORIES.exists() else []
 
 
+def sync_journal() -> None:
+    """Wait until the journal has what was written before."""
+    if not USER:
+        run("journalctl", "--sync")
+        return
+    # Only root may ask for it. What comes later is there later.
+    mark = secrets.token_hex(16)
+    subprocess.run(["systemd-cat", "--identifier=mark"], input=mark, text=True, check=True)
+    deadline = time.monotonic() + UNTIL_SECONDS
+    while mark not in run("journalctl", "--identifier=mark", "--output=cat", "--no-pager"):
+        assert time.monotonic() < deadline, "nothing gets into the journal"
+        time.sleep(TURN_SECONDS)
+
+
 def messages(unit: str, since: str | None = None) -> list[str]:
     """What a unit has written to the journal, of all its runs, or since a place in the journal."""
-    run("journalctl", "--sync")
+    sync_journal()
     after = [f"--after-cursor={since}"] if since else []
-    lines = run("journalctl", "--output=json", "--no-pager", *after, f"_SYSTEMD_UNIT={unit}").splitlines()
+    by_unit = f"_SYSTEMD_{'USER_' if USER else ''}UNIT={unit}"
+    lines = run("journalctl", "--output=json", "--no-pager", *after, by_unit).splitlines()
     return [json.loads(line)["MESSAGE"] for line in lines]
 
 
@@ -225,6 +277,13 @@ def main_pid() -> int:
     return int(show("moored.service", "MainPID")["MainPID"])
 
 
+def signal_moored(number: int) -> None:
+    """Send a signal to moored, which must run: 0 would be the process group of the tests."""
+    pid = main_pid()
+    assert pid != 0
+    os.kill(pid, number)
+
+
 def descriptors() -> int:
     """How many file descriptors moored has open."""
     return len(os.listdir(f"/proc/{main_pid()}/fd"))
@@ -237,8 +296,9 @@ def cursor() -> str:
 
 def logged(since: str) -> list[str]:
     """What moored has logged since a place in the journal, a message each."""
-    argv = ("journalctl", "--unit=moored.service", f"--after-cursor={since}", "--output=json", "--no-pager")
-    run("journalctl", "--sync")
+    of_moored = f"--{'user-' if USER else ''}unit=moored.service"
+    argv = ("journalctl", of_moored, f"--after-cursor={since}", "--output=json", "--no-pager")
+    sync_journal()
     entries = [json.loads(line) for line in run(*argv).splitlines()]
     return [str(entry["MESSAGE"]) for entry in entries if entry.get("_COMM") == "moored"]
 
@@ -247,7 +307,9 @@ def configure(*options: str) -> None:
     """Have moored start with options; it must be stopped, or be restarted afterwards. None: as it is installed."""
     if options:
         DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-        DROP_IN.write_text(f"[Service]\nExecStart=\nExecStart=/usr/bin/moored {' '.join(options)}\n")
+        DROP_IN.write_text(
+            f"[Service]\nExecStart=\nExecStart=/usr/bin/moored {' '.join((*MOORCTL, *options))}\n"
+        )
     else:
         DROP_IN.unlink(missing_ok=True)
     run("systemctl", "daemon-reload")
@@ -283,7 +345,7 @@ async def assert_everything_gone() -> None:
     """
     await until(lambda: not units(), "no unit of a machine is loaded")
     await until(lambda: not directories(), "no runtime directory is left")
-    assert not [name for name in os.listdir("/run/systemd/transient") if name.startswith("machine-")]
+    assert not [name for name in os.listdir(TRANSIENT) if name.startswith("machine-")]
 
 
 async def end_moored() -> None:
@@ -309,8 +371,8 @@ class Processes:
         stdout: int | None = None,
         user: int | None = None,
     ) -> Process:
-        """Start a process; the options are those of subprocess.Popen."""
-        process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, user=user)
+        """Start a process, of a command :func:`for_us`; the options are those of subprocess.Popen."""
+        process = subprocess.Popen(for_us(*argv), stdin=stdin, stdout=stdout, user=user)
         self._started.append(process)
         return process
 

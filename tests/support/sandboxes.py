@@ -114,14 +114,21 @@ class Sandbox:
             self.command(argv, user=user, env=env), text=True, stdin=stdin, stdout=stdout, stderr=stderr
         )
 
-    def pytest(self, module: Path, *options: str, timeout: float = PYTEST_SECONDS) -> None:
-        """Run a module of tests inside, as root, against the sandbox's own PID 1.
+    def pytest(self, module: Path, *options: str, user: int = 0, timeout: float = PYTEST_SECONDS) -> None:
+        """Run a module of tests inside: as root against the sandbox's own PID 1, or as a user against that user's.
+
+        Args:
+            module: of tests.
+            options: for the pytest inside.
+            user: uid; below a service manager that is there.
+            timeout: s.
 
         Raises:
             pytest.fail.Exception: not every test in it passed; says what the inner pytest printed.
         """
         inside = Path("/moorage") / module.resolve().relative_to(CHECKOUT)
         argv = [
+            *(["systemd-run", "--user", "--scope", "--quiet", "--collect"] if user else []),
             "env",
             "-C",
             "/moorage",
@@ -133,7 +140,7 @@ class Sandbox:
             "--color=no",
             "--tb=short",
         ]
-        done = self.run([*argv, *options, str(inside)], check=False, timeout=timeout)
+        done = self.run([*argv, *options, str(inside)], check=False, user=user, timeout=timeout)
         if done.returncode != 0 or not re.search(r"\b\d+ passed", done.stdout):
             journal = self.run(
                 ["journalctl", "--boot", "--no-pager", "--lines=60", "--output=short-monotonic"], check=False

@@ -1,4 +1,4 @@
-"""Which helper's end had a machine stopped, by what the manager wrote."""
+"""How a unit ended, and which helper's end had a machine stopped, by what the manager wrote."""
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -10,10 +10,11 @@ from moorage.machines.model import bond_name, helper_unit, machine_of_helper
 from moorage.pid1 import journal
 
 BONDS = {"a-bond": "a", "b-bond": "b"}
-SUCCESS, FAILED, STARTED = (
+SUCCESS, FAILED, STARTED, STOPPED = (
     "7ad2d189f7e94e70a38c781354912448",
     "d9b373ed55a64feb8242e02dbe79a49c",
     "39f53479d3a045ac8e11786248231fbf",
+    "9d1aaa27d60140bd96365438aad20286",
 )
 
 
@@ -77,16 +78,25 @@ CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, str] | None]] = {
 }  # fmt: skip
 
 
-def found(entries: list[dict[str, Any]], otherwise: str | None) -> tuple[str, str] | None:
-    stamped = [
+def stamped(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give entries the times at which they were written, a second apart."""
+    return [
         {
             **entry,
             "__REALTIME_TIMESTAMP": datetime.fromtimestamp(number, UTC),
             "__MONOTONIC_TIMESTAMP": SimpleNamespace(timestamp=timedelta(seconds=number)),
         }
-        for number, entry in enumerate([*BEGUN, *entries])
+        for number, entry in enumerate(entries)
     ]
-    culprit = journal._culprit(reversed(stamped), "UNIT", BONDS, "m", otherwise)
+
+
+def found(
+    entries: list[dict[str, Any]], otherwise: str | None, about: str = "UNIT"
+) -> tuple[str, str] | None:
+    renamed = [
+        {about if name == "UNIT" else name: entry[name] for name in entry} for entry in [*BEGUN, *entries]
+    ]
+    culprit = journal._culprit(reversed(stamped(renamed)), about, BONDS, "m", otherwise)
     if culprit is None:
         return None
     assert culprit.began_usec == {"a": 0, "b": 1_000_000}[culprit.unit]
@@ -99,6 +109,14 @@ def test_whose_end_it_was(case: str) -> None:
     assert found(entries, None) == expected
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_whose_end_it_was_in_the_journal_of_a_user(case: str) -> None:
+    """It has no word of an end with success."""
+    entries, expected = CASES[case]
+    told = [entry for entry in entries if entry.get("MESSAGE_ID") != SUCCESS]
+    assert found(told, None, "USER_UNIT") == expected
+
+
 def test_whose_end_it_was_otherwise() -> None:
     entries, _ = CASES["this service stopped the machine"]
     assert found(entries, "a") == ("a", "signal")
@@ -107,6 +125,43 @@ def test_whose_end_it_was_otherwise() -> None:
     assert found(entries, "a") == expected
     # What nothing is told of.
     assert found([end("m")], "a") is None
+    assert found([], "a", "USER_UNIT") == ("a", "success")
+
+
+class Reader:
+    """Reads entries backwards, whatever is matched."""
+
+    def __init__(self, entries: list[dict[str, Any]]) -> None:
+        self._left = stamped(entries)
+
+    def flush_matches(self) -> None: ...
+    def add_match(self, match: str) -> None: ...
+    def seek_tail(self) -> None: ...
+
+    def get_previous(self) -> dict[str, Any] | None:
+        return self._left.pop() if self._left else None
+
+
+JOB_DONE = {**job("m", "stop", 10), "MESSAGE_ID": STOPPED, "JOB_RESULT": "done"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "user", "expected"),
+    [
+        ([started("m")], False, (None, False, 0)),
+        ([started("m"), end("m")], False, ("success", False, 1_000_000)),
+        ([started("m"), job("m", "stop", 10), end("m"), JOB_DONE], False, ("success", True, 2_000_000)),
+        ([started("m"), job("m", "stop", 10)], True, (None, True, 0)),
+        ([started("m"), job("m", "stop", 10), JOB_DONE], True, ("success", True, 2_000_000)),
+        ([started("m"), job("m", "stop", 10), end("m", "timeout"), JOB_DONE], True, ("timeout", True, 2_000_000)),
+        ([started("m"), end("m", "oom-kill")], True, ("oom-kill", False, 1_000_000)),
+    ],
+)  # fmt: skip
+def test_how_a_unit_ended(
+    entries: list[dict[str, Any]], user: bool, expected: tuple[str | None, bool, int]
+) -> None:
+    told = journal._end(Reader(entries), "1" * 32, user=user)
+    assert (told.result, told.stopped, told.monotonic) == expected
 
 
 @pytest.mark.parametrize("machine", ["web", "a-b", "a.b", "a:b"])

@@ -76,14 +76,24 @@ class _Account:
     """One that is still to be completed."""
 
     def __init__(
-        self, machine: Machine, facts: verdicts.Facts, leader: Leader | None, seconds: float
+        self, machine: Machine, facts: verdicts.Facts, leader: Leader | None, seconds: float, *, silent: bool
     ) -> None:
+        """Open an account.
+
+        Args:
+            machine: that has ended.
+            facts: what is known of its end.
+            leader: of the machine, if it was watched; belongs to this object from now on.
+            seconds: how long to wait for the manager's word in the journal.
+            silent: the manager may have nothing to say.
+        """
         self.machine = machine
         self.facts = facts
         self.leader = leader
         self.invocation_id = machine.record.invocation_id
         self.told_of = facts.whole and bool(self.invocation_id)  # of a part the manager knows nothing
         self.waits = True  # for a look at the journal
+        self.silent = silent
         self.until = trio.current_time() + seconds
 
 
@@ -191,7 +201,10 @@ class FinalAccounts:
             leader_group=group,
         )
         machine.retire(verdicts.verdict_of(facts))
-        self._open.append(_Account(machine, facts, leader, DEAF_SECONDS if self._deaf else TOLD_SECONDS))
+        # Of a unit that has ended well by itself a user's manager writes nothing.
+        silent = self._user and not (record.asked or facts.deactivating or result not in {None, "success"})
+        seconds = DEAF_SECONDS if silent or self._deaf else TOLD_SECONDS
+        self._open.append(_Account(machine, facts, leader, seconds, silent=silent))
         self._opened.set()
 
     async def run(self, completed: Callable[[Machine], None]) -> None:
@@ -228,7 +241,7 @@ class FinalAccounts:
             elif account.told_of and present < account.until:
                 again.append(account)
                 continue
-            elif account.told_of and account.facts.told.ended_at is None:
+            elif account.told_of and not account.silent and account.facts.told.ended_at is None:
                 self._deaf = not any(each.facts.told.ended_at for each in self._open)
             account.waits = False
             nursery.start_soon(self._complete, account, completed)

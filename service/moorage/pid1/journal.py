@@ -1,5 +1,8 @@
 """What units wrote to the journal, and what their manager wrote about their end: systemd.journal-fields(7).
 
+The manager of a user does not write that a unit has ended well (unit_log_success() of systemd): only that a job has
+stopped it, or with what result it failed.
+
 Everything here waits for disks: call it in a thread.
 """
 
@@ -34,7 +37,9 @@ _UNIT_OUT_OF_MEMORY: Final = "fe6faa94e7774663a0da52717891d8ef"
 _UNIT_OOMD_KILL: Final = "d989611b15e44c9dbf31e3c81256e4ed"
 _UNIT_RESOURCES: Final = "ae8f7b866b0347b9af31fe1c80b127c0"
 
+_UNIT_STARTING: Final = "7d4958e842da4a758f6c1cdc7b36dcc5"
 _UNIT_STARTED: Final = "39f53479d3a045ac8e11786248231fbf"
+_UNIT_STOPPED: Final = "9d1aaa27d60140bd96365438aad20286"
 _ENDS: Final = (_UNIT_SUCCESS, _UNIT_FAILURE_RESULT)
 
 
@@ -108,6 +113,7 @@ def _end(reader: Any, invocation: str, *, user: bool) -> UnitEnd:
     reader.add_match(f"{'USER_' if user else ''}INVOCATION_ID={invocation}")
     reader.seek_tail()
     found = UnitEnd()
+    stopped_at: tuple[int, int] | None = None
     for _ in range(END_ENTRIES_MAX):
         entry = reader.get_previous()
         if not entry:
@@ -122,8 +128,13 @@ def _end(reader: Any, invocation: str, *, user: bool) -> UnitEnd:
                 found.oomd = True
             case kind if kind == _UNIT_RESOURCES:
                 found.counters = _counters(entry)
-            case _:
+            case kind:
                 found.stopped |= entry.get("JOB_TYPE") == "stop"
+                if kind == _UNIT_STOPPED and stopped_at is None:
+                    stopped_at = _moment(entry)
+    if user and found.result is None and stopped_at is not None:
+        found.result = "success"
+        found.realtime, found.monotonic = stopped_at
     return found
 
 
@@ -218,6 +229,8 @@ def _culprit(
     blamed = otherwise  # or the one whose bond was stopped by an earlier job
     settled = set[str]()  # those of which the last job of the bond was seen
     ends: dict[str, Culprit] = {}  # the last ones
+    begun = set[str]()  # units of which the beginning of the last run was seen
+    silent = about == "USER_UNIT"  # of ends with success
     for entry in entries:
         unit, kind = entry.get(about, ""), _kind(entry)
         if unit == stopped:
@@ -232,10 +245,14 @@ def _culprit(
             settled.add(bonds[unit])
         elif kind in _ENDS and unit not in ends:
             ends[unit] = Culprit(unit, str(entry.get("UNIT_RESULT", "success")), _moment(entry)[1])
+        elif silent and kind == _UNIT_STARTED and unit not in ends:
+            ends[unit] = Culprit(unit, "success", _moment(entry)[1])
         elif found is not None and unit == found.unit:
-            if kind in _ENDS:
+            if kind in _ENDS or (silent and unit in begun and kind != _UNIT_STARTING):
                 break
             found.began_usec = _moment(entry)[1]
+        if kind == _UNIT_STARTED:
+            begun.add(unit)
         found = found if found is not None and found.unit == blamed else ends.get(blamed or "")
     return found
 

@@ -1,11 +1,12 @@
 """What tests of the service stand on. ``moored.py`` has the words they use."""
 
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 import trio
 from moored import (
+    UNIT_FILES,
+    USER,
     Processes,
     assert_everything_gone,
     assert_nothing_left,
@@ -16,6 +17,15 @@ from moored import (
     main_pid,
     run,
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what makes sense for the instance of the system only, where the tests are those of another one."""
+    if USER:
+        out = [item for item in items if item.get_closest_marker("system_instance")]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +80,7 @@ def everything_gone(nothing_left: None, spawn: Processes) -> Generator[None]:
 @pytest.fixture
 def mortal() -> Generator[None]:
     """A moored that stays dead when it is killed, with its socket."""
-    drop_in = Path("/run/systemd/system/moored.service.d/mortal.conf")
+    drop_in = UNIT_FILES / "moored.service.d/mortal.conf"
     drop_in.parent.mkdir(parents=True, exist_ok=True)
     drop_in.write_text("[Service]\nRestart=no\n")
     run("systemctl", "daemon-reload")

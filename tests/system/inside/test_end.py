@@ -13,6 +13,7 @@ import trio
 from moored import (
     OURS,
     RECORDS,
+    SERVICES,
     SOCKET,
     THEIRS,
     Process,
@@ -452,7 +453,7 @@ async def test_a_part_of_a_unit_that_nobody_supervises(spawn: Processes) -> None
     run("systemd-run", "--unit=outer.service", "--collect", "--quiet", "--property=Delegate=yes",
         "--property=DelegateSubgroup=main", "--", "sleep", "infinity")  # fmt: skip
     for process in (leader, another):
-        move(process, "/system.slice/outer.service/part")
+        move(process, f"{SERVICES}/outer.service/part")
     async with await connect() as client:
         register_part(leader)
         assert (await describe(client, "part"))["subgroup"] == "/part"
@@ -468,7 +469,7 @@ async def test_a_part_of_a_unit_that_nobody_supervises(spawn: Processes) -> None
         # With both of them gone there is nobody to ask.
         leader, another = spawn(), spawn()
         for process in (leader, another):
-            move(process, "/system.slice/outer.service/part")
+            move(process, f"{SERVICES}/outer.service/part")
         register_part(leader)
         kill(leader)
         with pytest.raises(NotSupported):

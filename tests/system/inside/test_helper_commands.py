@@ -8,9 +8,9 @@ import pytest
 pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import Moorctl, refused  # noqa: E402
-from moored import Processes, show  # noqa: E402
+from moored import MOORCTL, Processes, show  # noqa: E402
 
-moorctl = Moorctl()
+moorctl = Moorctl(MOORCTL)
 
 FILE = """
 [helpers.two]

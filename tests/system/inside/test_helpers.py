@@ -18,7 +18,9 @@ import pytest
 import trio
 from moored import (
     DIRECTORIES,
+    MANAGER,
     OURS,
+    UNIT_FILES,
     Process,
     Processes,
     assert_everything_gone,
@@ -35,6 +37,7 @@ from moored import (
     register,
     run,
     show,
+    signal_moored,
     state,
     units,
     until,
@@ -120,13 +123,13 @@ async def test_a_machine_comes_with_its_helpers(spawn: Processes, link: str) -> 
             machine = (await register(client, "web", leader, slice="machine-a.slice", helpers=wanted))[
                 "machine"
             ]
-            assert machine["runtimeDirectory"] == "/run/moorage/m/web"
-            directory = os.stat("/run/moorage/m/web")
-            assert (directory.st_uid, directory.st_mode & 0o777) == (0, 0o700)
+            assert machine["runtimeDirectory"] == str(DIRECTORIES / "web")
+            directory = os.stat(DIRECTORIES / "web")
+            assert (directory.st_uid, directory.st_mode & 0o777) == (os.getuid(), 0o700)
             for name in ("fs.sock", "more"):
-                found = os.stat(f"/run/moorage/m/web/{name}")
+                found = os.stat(DIRECTORIES / "web" / name)
                 assert stat.S_ISSOCK(found.st_mode)
-                assert (found.st_uid, found.st_mode & 0o777) == (0, 0o640)
+                assert (found.st_uid, found.st_mode & 0o777) == (os.getuid(), 0o640)
             assert [each["name"] for each in machine["helpers"]] == ["tpm", "fs"]
             for each in machine["helpers"]:
                 assert each["unit"] == f"machine-web-{each['name']}.service"
@@ -186,14 +189,14 @@ async def test_answered_when_ready(spawn: Processes) -> None:
 
     async with await connect() as client, trio.open_nursery() as nursery:
         nursery.start_soon(wait, client)
-        path = Path("/run/moorage/m/web/fs.sock")
+        path = DIRECTORIES / "web/fs.sock"
         await until(lambda: "waiting as fs" in messages("machine-web-fs.service"))
         assert not replies
         assert control_group(leader) == before
         with socket.socket(socket.AF_UNIX) as peer:
             peer.connect(str(path))
             await until(lambda: replies)
-        assert control_group(leader) == "/machine.slice/machine-web.scope"
+        assert control_group(leader) == f"{MANAGER}/machine.slice/machine-web.scope"
         assert replies[0]["machine"]["helpers"][0]["subState"] == "running"
 
 
@@ -300,9 +303,13 @@ async def test_one_that_fails_undoes_the_whole_machine(spawn: Processes, case: s
         assert control_group(leader) == before  # it was never moved
 
 
-BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
+BAD_SETTINGS: list[Any] = [
     ({"PAMName": "login", "KillMode": "process"}, "Kill mode must be"),
-    ({"WorkingDirectory": "~"}, "WorkingDirectory=~ is not allowed"),
+    pytest.param(
+        {"WorkingDirectory": "~"},
+        "WorkingDirectory=~ is not allowed",
+        marks=pytest.mark.system_instance("it is, without DynamicUser="),
+    ),
 ]
 """Properties that the manager takes, to find that it cannot load a service that has them; and how it says that."""
 
@@ -358,7 +365,7 @@ async def test_a_leader_that_dies_before_its_helpers_are_ready(spawn: Processes)
         )
         kill(leader)
         with socket.socket(socket.AF_UNIX) as peer:
-            peer.connect("/run/moorage/m/web/s")
+            peer.connect(str(DIRECTORIES / "web/s"))
             await until(lambda: failures)
     assert type(failures[0]).__name__ == "ProcessGone"
 
@@ -383,7 +390,7 @@ async def test_the_end_of_the_service_during_the_start_leaves_no_half(
         await until(lambda: "waiting as slow" in messages("machine-web-slow.service"))
         await end_moored()
         with socket.socket(socket.AF_UNIX) as peer:
-            peer.connect("/run/moorage/m/web/slow")
+            peer.connect(str(DIRECTORIES / "web/slow"))
         await assert_everything_gone()
     assert control_group(leader) == before
 
@@ -431,7 +438,9 @@ async def test_the_machine_stops_before_its_helpers(spawn: Processes, how: str) 
         "while True: socket.socket(fileno=3)", "s = socket.socket(fileno=3)\nwhile True: s"
     )
     async with await connect() as client:
-        leader = spawn([sys.executable, "-c", goodbye, "/run/moorage/m/web/disk"], stdout=subprocess.PIPE)
+        leader = spawn(
+            [sys.executable, "-c", goodbye, str(DIRECTORIES / "web/disk")], stdout=subprocess.PIPE
+        )
         assert leader.stdout is not None
         assert leader.stdout.readline() == b"up\n"
         await register(
@@ -472,7 +481,7 @@ async def test_a_name_held_by_something_else(spawn: Processes) -> None:
 @contextmanager
 def held_by_others(holder: str, unit: str) -> Generator[None]:
     """Have a unit of somebody else run that has the name of one of a machine's."""
-    path = Path("/run/systemd/system") / unit
+    path = UNIT_FILES / unit
     if holder == "a unit file":
         path.write_text("[Service]\nExecStart=/usr/bin/sleep infinity\n")
         run("systemctl", "daemon-reload")
@@ -649,7 +658,7 @@ async def test_one_that_has_ended_is_replaced(spawn: Processes) -> None:
         assert [
             (each["name"], each["activeState"]) for each in (await describe(client, "web"))["helpers"]
         ] == [("gpu", "active"), ("fs", "active")]
-        assert sorted(os.listdir("/run/moorage/m/web")) == ["s", "t"]
+        assert sorted(os.listdir(DIRECTORIES / "web")) == ["s", "t"]
         # The record is that of the new one.
         run("systemctl", "restart", "moored.service")
     async with await connect() as client:
@@ -695,7 +704,7 @@ async def test_added_as_they_change(spawn: Processes) -> None:
         assert seen[-1] == ["active", "active"]
         assert len(seen) > 1
         machine = await describe(client, "web")
-        assert machine["runtimeDirectory"] == "/run/moorage/m/web"
+        assert machine["runtimeDirectory"] == str(DIRECTORIES / "web")
         assert [each["name"] for each in machine["helpers"]] == ["fs", "gpu"]
         await client.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [helper("tpm", after=["gpu"])]})
         assert [each["name"] for each in (await describe(client, "web"))["helpers"]] == ["fs", "gpu", "tpm"]
@@ -719,7 +728,7 @@ async def test_added_all_or_none(spawn: Processes) -> None:
         assert (failure.value.helper, failure.value.result) == ("bad", "exit-code")
         assert (failure.value.log or [])[-2:] == ["first", "last"]
         await until(lambda: sorted(units()) == sorted(before))
-        assert os.listdir("/run/moorage/m/web") == ["s"]
+        assert os.listdir(DIRECTORIES / "web") == ["s"]
         assert [each["name"] for each in (await describe(client, "web"))["helpers"]] == ["first"]
         # And the name can be used.
         await client.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [helper("bad")]})
@@ -739,7 +748,7 @@ async def test_removed(spawn: Processes, added: bool) -> None:
         await made(client, leader, wanted, added=added)
         await client.call(f"{OURS}RemoveHelper", {"name": "web", "helper": "fs"})
         assert state("machine-web-fs.service") == "inactive"
-        assert os.listdir("/run/moorage/m/web") == []
+        assert os.listdir(DIRECTORIES / "web") == []
         assert (await describe(client, "web"))["helpers"] == []
         assert state("machine-web.scope") == "active"
         assert leader.poll() is None
@@ -756,7 +765,7 @@ async def test_removed(spawn: Processes, added: bool) -> None:
             assert taken.value.unit == "machine-web-fs.service"
             other = {"name": "web", "helpers": [helper("fs2", sockets=[{"name": "s"}])]}
             await client.call(f"{OURS}AddHelpers", other)
-        assert os.listdir("/run/moorage/m/web") == ["s"]
+        assert os.listdir(DIRECTORIES / "web") == ["s"]
 
 
 @pytest.mark.parametrize("policy", ["ignore", "stopMachine"])
@@ -777,7 +786,7 @@ async def test_one_that_was_removed_stays_away(spawn: Processes, policy: str) ->
         await until(lambda: show("machine-web-tpm.service", "InvocationID") != invocation)
         await until(lambda: "No jobs" in run("systemctl", "list-jobs", "machine-web*"))
         assert [show(unit, *shown) for unit in its] == before
-        assert os.listdir("/run/moorage/m/web") == []
+        assert os.listdir(DIRECTORIES / "web") == []
         # Those that were added have bonds that hold.
         run("systemctl", "stop", "machine-web-gpu.service")
         assert await trio.to_thread.run_sync(leader.wait, 30) == -signal.SIGTERM
@@ -814,7 +823,7 @@ async def test_a_lease_ends_with_the_connection(spawn: Processes, how: str) -> N
         await register(client, "web", leader, lease=True, helpers=[helper("fs")])
         await register(client, "other", spawn())
         if how == "restart":
-            os.kill(main_pid(), signal.SIGKILL)
+            signal_moored(signal.SIGKILL)
     async with await connect() as client:
         await until(lambda: leader.poll() is not None)
         await verdict(client, "web")
@@ -824,6 +833,7 @@ async def test_a_lease_ends_with_the_connection(spawn: Processes, how: str) -> N
 # A place of its own
 
 
+@pytest.mark.system_instance("a user has no machines of others")
 async def test_sockets_are_for_the_machine_of_its_user(spawn: Processes) -> None:
     async with await connect() as client:
         wanted = [helper("fs", sockets=[{"name": "s"}])]
@@ -839,6 +849,7 @@ async def test_sockets_are_for_the_machine_of_its_user(spawn: Processes) -> None
         assert connect_as(BOB, DIRECTORIES / "a" / "s") == "PermissionError"
 
 
+@pytest.mark.system_instance("a user's manager gives no sandbox that takes privileges")
 async def test_a_helper_sees_its_own_place_only(spawn: Processes) -> None:
     look = helper("look", ["/usr/bin/find", "/run/moorage"], type="oneshot",
                   properties={"DynamicUser": False}, sockets=[{"name": "mine"}])  # fmt: skip
@@ -850,6 +861,7 @@ async def test_a_helper_sees_its_own_place_only(spawn: Processes) -> None:
         ]  # fmt: skip
 
 
+@pytest.mark.system_instance("a user's manager gives no sandbox that takes privileges")
 @pytest.mark.parametrize(
     ("properties", "expected"), [({}, "ConnectionRefusedError"), ({"PrivateNetwork": False}, "connected")]
 )
@@ -871,6 +883,7 @@ async def test_no_abstract_socket_of_the_host(
             assert messages(unit) == [expected]
 
 
+@pytest.mark.system_instance("a user's manager gives no sandbox that takes privileges")
 async def test_what_a_helper_may_do_by_default(spawn: Processes) -> None:
     text = (
         "import os, socket, json\n"

@@ -16,21 +16,25 @@ pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl  # noqa: E402
 from moored import (  # noqa: E402
+    MOORCTL,
     RECORDS,
+    SOCKET,
     Processes,
     connect,
+    for_us,
     listed,
     main_pid,
     register,
     run,
     scopes,
+    signal_moored,
     until,
 )
 
 from moorage.machines.leases import LEASE_GRACE_SECONDS  # noqa: E402
 from moorage.wire.errors import Disconnected  # noqa: E402
 
-moorctl = Moorctl()
+moorctl = Moorctl(MOORCTL)
 LAUNCHERS = 8
 """Of each kind: moorctl, and a program that uses the library."""
 
@@ -43,7 +47,7 @@ SLOW = {
 NEVER_READS = """
 import socket, sys, time
 peer = socket.socket(socket.AF_UNIX)
-peer.connect("/run/moorage/io.moorage.Machine")
+peer.connect(sys.argv[1])
 method = b'"org.varlink.service.GetInterfaceDescription"'
 call = b'{"method":' + method + b',"parameters":{"interface":"io.moorage.Machine"}}' + bytes(1)
 peer.setblocking(False)
@@ -70,7 +74,7 @@ def launchers(nothing_left: None) -> Generator[Callable[..., Running]]:
     def one(name: str) -> Running:
         command = ("sh", "-c", "echo ready; exec sleep infinity")
         process = subprocess.Popen(
-            [moorctl.program, "run", "--name", name, "--", *command],
+            [moorctl.program, *moorctl.options, "run", "--name", name, "--", *command],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         started.append(process)
@@ -129,7 +133,7 @@ async def slow_register(spawn: Processes, name: str) -> AsyncGenerator[None]:
 async def stranger(_: Processes, __: str) -> AsyncGenerator[None]:
     """Have a connection of a stranger that asks and never reads."""
     with subprocess.Popen(  # noqa: ASYNC220  # nobody waits here
-        [sys.executable, "-c", NEVER_READS], user=1000, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", NEVER_READS, SOCKET], user=1000, stdout=subprocess.PIPE, text=True
     ) as peer:
         assert peer.stdout is not None
         assert await trio.to_thread.run_sync(peer.stdout.readline) == "full\n"
@@ -153,7 +157,7 @@ async def test_the_order_to_end_ends_no_lease(
         assert len(before) == 2 * LAUNCHERS
         async with under_way(spawn, "slow"):
             pid = main_pid()
-            await trio.run_process(["systemctl", "restart", "moored.service"])
+            await trio.run_process(for_us("systemctl", "restart", "moored.service"))
             assert main_pid() != pid
         await until(lambda: min(taken.values()) > 1, "the leases are taken again")
         await trio.sleep(GRACE_OVER)  # what does not happen has no event
@@ -189,7 +193,7 @@ async def test_launchers_are_given_time_in_which_they_are_listened_to(spawn: Pro
         for client, (name, leader) in zip(clients, leaders.items(), strict=True):
             await register(client, name, leader, lease=True)
         run("systemctl", "restart", "moored.service")
-        os.kill(main_pid(), signal.SIGSTOP)
+        signal_moored(signal.SIGSTOP)
         for client in clients:
             client.close()
         clients = [await connect() for _ in leaders]
@@ -197,7 +201,7 @@ async def test_launchers_are_given_time_in_which_they_are_listened_to(spawn: Pro
             for client, (name, leader) in zip(clients, leaders.items(), strict=True):
                 nursery.start_soon(partial(register, client, name, leader, lease=True))
             await trio.sleep(GRACE_OVER)
-            os.kill(main_pid(), signal.SIGCONT)
+            signal_moored(signal.SIGCONT)
         await trio.sleep(GRACE_OVER)  # what does not happen has no event
         assert [leader.poll() for leader in leaders.values()] == [None] * LAUNCHERS
     finally:

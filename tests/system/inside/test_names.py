@@ -12,6 +12,7 @@ import trio
 from moored import (
     OURS,
     THEIRS,
+    UNIT_FILES,
     UNTIL_SECONDS,
     Process,
     Processes,
@@ -368,29 +369,55 @@ ExecStart=/usr/bin/sleep infinity
 ExecStartPost=/usr/bin/moorctl register self --leader ${{MAINPID}} --no-allocate
 Restart={restart}
 RestartSec=0
-SuccessExitStatus=SIGKILL
+{further}
 """
-RESTARTS = 4
+RESTARTS = int(os.environ.get("MOORAGE_TEST_RESTARTS", "4"))
+"""How often it is restarted, in each way; hundreds of times take minutes."""
+
+POLICIES: dict[str, signal.Signals | None] = {
+    "no": None,
+    "always": signal.SIGKILL,
+    "on-success": signal.SIGTERM,
+    "on-failure": signal.SIGKILL,
+    "on-abnormal": signal.SIGKILL,
+    "on-abort": signal.SIGABRT,
+    "on-watchdog": None,
+}
+"""Values of Restart=, each with a signal after which it has the service started again."""
 
 
-@pytest.mark.parametrize("restart", ["no", "always", "on-failure", "on-success"])
+@pytest.mark.parametrize("restart", POLICIES)
 async def test_a_service_that_registers_itself_is_registered_after_each_restart(
     spawn: Processes, restart: str
 ) -> None:
-    with _service(SELF_REGISTERING.format(restart=restart)):
+    number = POLICIES[restart]
+    with _service(SELF_REGISTERING.format(restart=restart, further="")):
         for _ in range(RESTARTS):
             await until(_self_is_registered, "it is registered again")
             run("systemctl", "restart", "self.service")
-        killed = int(show("self.service", "MainPID")["MainPID"])
-        os.kill(killed, signal.SIGKILL)
-        if restart in {"always", "on-success"}:  # to systemd the end is a success here
-            await until(lambda: show("self.service", "MainPID")["MainPID"] not in {"0", str(killed)})
+        for _ in range(RESTARTS if number is not None else 0):
             await until(_self_is_registered, "it is registered again")
+            before = show("self.service", "MainPID")["MainPID"]
+            run("systemctl", "kill", f"--signal={number}", "self.service")
+            await until(
+                lambda before=before: show("self.service", "MainPID")["MainPID"] not in {"0", before}
+            )
+        await until(_self_is_registered, "it is registered again")
+
+
+async def test_a_service_that_registers_itself_is_registered_after_its_watchdog(spawn: Processes) -> None:
+    """It never says that it is alive."""
+    with _service(SELF_REGISTERING.format(restart="on-watchdog", further="WatchdogSec=1s")):
+        seen = set[str]()
+        for _ in range(max(2, RESTARTS // 4)):
+            await until(_self_is_registered, "it is registered again")
+            seen.add(show("self.service", "InvocationID")["InvocationID"])
+            await until(lambda: show("self.service", "InvocationID")["InvocationID"] not in seen)
 
 
 @contextmanager
 def _service(text: str) -> Generator[None]:
-    path = Path("/run/systemd/system/self.service")
+    path = UNIT_FILES / "self.service"
     path.write_text(text)
     run("systemctl", "daemon-reload")
     try:

@@ -8,7 +8,7 @@ import pytest
 pytest.register_assert_rewrite("cli_battery", "pty_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl, a_name  # noqa: E402
-from moored import run  # noqa: E402
+from moored import MOORCTL, run  # noqa: E402
 from pty_battery import WAIT, Piped, PtyBattery, Sit, wait_for  # noqa: E402
 
 
@@ -19,7 +19,7 @@ def _clean(nothing_left: None) -> None:
 
 @pytest.fixture
 def moorctl() -> Moorctl:
-    return Moorctl()
+    return Moorctl(MOORCTL)
 
 
 def units(name: str) -> list[str]:
@@ -41,6 +41,7 @@ class TestOverTheRealOne(PtyBattery):
         wait_for(lambda: not units(name))
         wait_for(lambda: len(os.listdir("/dev/pts")) == len(ptys) - 1)
 
+    @pytest.mark.system_instance("only root may become another user")
     def test_a_terminal_of_another_user(self, sit: Sit) -> None:
         script = "id -un; echo by name >$(tty); stat -c %U $(tty); cat <$(tty) >/dev/tty"
         person = sit("bash", "-c", script, options=["--uid", "bob", "-E", "PATH=/usr/bin:/bin"])
@@ -48,6 +49,7 @@ class TestOverTheRealOne(PtyBattery):
         person.type("word\r\x04")
         assert person.end() == (0, "word\r\nword\r\n")
 
+    @pytest.mark.system_instance("only root may become another user")
     def test_a_login(self, sit: Sit) -> None:
         """login(1) hangs up its terminal, and opens it again."""
         person = sit("login", "-f", "bob", options=["-E", "TERM=dumb"])

@@ -35,6 +35,7 @@ from moored import (
     messages,
     run,
     show,
+    signal_moored,
     state,
     units,
     until,
@@ -331,7 +332,7 @@ async def kill_moored(fate: str) -> None:
     if fate == "stays dead":
         await end_moored()
     else:
-        os.kill(main_pid(), signal.SIGKILL)
+        signal_moored(signal.SIGKILL)
 
 
 def let_go() -> None:

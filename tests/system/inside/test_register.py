@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 from moored import (
+    MANAGER,
     OURS,
     SOCKET,
     THEIRS,
@@ -35,6 +36,7 @@ from moored import (
     run,
     scopes,
     show,
+    sync_journal,
     until,
     verdict,
 )
@@ -130,7 +132,7 @@ async def test_the_reply_is_what_the_manager_and_the_kernel_say(spawn: Processes
             "class": "vm",
             "phase": "running",
             "freezer": "running",
-            "uid": 0,
+            "uid": os.getuid(),
             "slice": "machine.slice",
             "leader": process_of(leader),
             "supervisor": process_of(os.getpid()),
@@ -193,7 +195,7 @@ async def test_every_field_of_their_interface_comes_back(spawn: Processes) -> No
             "supervisor": process_of(os.getpid()),  # whoever calls, whatever is said
             "unit": "machine-web.scope",
             "timestamp": machine["timestamp"],
-            "UID": 0,
+            "UID": os.getuid(),
         }
         assert machine["ifIndices"] == [1]
         assert show("machine-web.scope", "Delegate") == {"Delegate": "no"}
@@ -209,7 +211,7 @@ async def test_a_name_makes_one_unit_and_comes_back(spawn: Processes) -> None:
             machine = (await register(client, name, leader))["machine"]
             escaped = run("systemd-escape", "--", name).strip()
             assert machine["unit"] == f"machine-{escaped}.scope"
-            assert control_group(leader) == f"/machine.slice/{machine['unit']}"
+            assert control_group(leader) == f"{MANAGER}/machine.slice/{machine['unit']}"
             assert run("systemd-escape", "--unescape", "--", escaped).rstrip("\n") == name
             found = await client.call(f"{OURS}Find", {"unit": machine["unit"]})
             assert found["machine"]["name"] == name
@@ -234,7 +236,7 @@ async def test_a_slice_is_made_with_those_above_it(spawn: Processes) -> None:
         leader = spawn()
         machine = (await register(client, "web", leader, slice="moorage-test-nested.slice"))["machine"]
         assert machine["slice"] == "moorage-test-nested.slice"
-        path = "/moorage.slice/moorage-test.slice/moorage-test-nested.slice/machine-web.scope"
+        path = f"{MANAGER}/moorage.slice/moorage-test.slice/moorage-test-nested.slice/machine-web.scope"
         assert machine["controlGroup"] == control_group(leader) == path
         assert show("moorage-test-nested.slice", "ActiveState") == {"ActiveState": "active"}
 
@@ -282,6 +284,7 @@ async def test_a_leader_by_the_number_that_no_other_has(spawn: Processes) -> Non
         assert machine["leader"] == given
 
 
+@pytest.mark.system_instance("only root may choose a PID")
 async def test_a_recycled_pid_is_not_taken_for_the_process_before(spawn: Processes) -> None:
     async with await connect() as client:
         before = spawn()
@@ -602,7 +605,7 @@ def start_service(unit: str, mode: str, *properties: str) -> None:
 
 
 def printed(unit: str) -> list[str]:
-    run("journalctl", "--sync")
+    sync_journal()
     invocation = show(unit, "InvocationID")["InvocationID"]
     return run(
         "journalctl", f"_SYSTEMD_INVOCATION_ID={invocation}", "--output=cat", "--no-pager"
@@ -825,7 +828,7 @@ async def test_a_registration_that_takes_too_long_leaves_nothing(spawn: Processe
             else:
                 outcomes.append("done")
                 assert f"m{number}" in await listed(client)
-                assert control_group(leader) == f"/machine.slice/machine-m{number}.scope"
+                assert control_group(leader) == f"{MANAGER}/machine.slice/machine-m{number}.scope"
 
     for number in range(60):
         await one(number)
@@ -871,6 +874,7 @@ async def test_who_hangs_up_leaves_a_whole_machine_or_none(spawn: Processes) -> 
 # Lookup
 
 
+@pytest.mark.system_instance("a user's instance has no host")
 async def test_all_are_listed_with_the_host_first(spawn: Processes) -> None:
     async with await connect() as client:
         with pytest.raises(ExpectedMore):
@@ -903,6 +907,11 @@ async def test_who_is_not_there_is_not_found(spawn: Processes) -> None:
         for pid in (-1, 2**31):
             with pytest.raises(InvalidParameter, match="pid"):
                 await theirs(client, "List", pid={"pid": pid})
+
+
+@pytest.mark.system_instance("a user's instance has no host")
+async def test_the_host_cannot_be_ended(nothing_left: None) -> None:
+    async with await connect() as client:
         for method in ("Unregister", "Terminate", "Kill"):
             with pytest.raises(System) as caught:
                 await theirs(client, method, name=".host", **({"signal": 15} if method == "Kill" else {}))

@@ -14,7 +14,19 @@ import trio
 pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
-from moored import RECORDS, cursor, logged, run, scopes, show, until  # noqa: E402
+from moored import (  # noqa: E402
+    DIRECTORIES,
+    ELSEWHERE,
+    MANAGER,
+    MOORCTL,
+    RECORDS,
+    cursor,
+    logged,
+    run,
+    scopes,
+    show,
+    until,
+)
 from unit_file_settings import (  # noqa: E402
     SCOPE,
     SERVICE,
@@ -26,7 +38,8 @@ from unit_file_settings import (  # noqa: E402
 
 from moorage.machines.leases import LEASE_GRACE_SECONDS  # noqa: E402
 
-moorctl = Moorctl()
+moorctl = Moorctl(MOORCTL)
+GROUP = f"/sys/fs/cgroup{ELSEWHERE}"
 Starter = Callable[..., subprocess.Popen[str]]
 
 
@@ -43,8 +56,8 @@ def start() -> Generator[Starter]:
     def one(*arguments: str) -> subprocess.Popen[str]:
         started.append(
             subprocess.Popen(
-                [moorctl.program, "run", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, text=True,
+                [moorctl.program, *moorctl.options, "run", *arguments], stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
         return started[-1]
@@ -76,7 +89,7 @@ def test_only_the_command_is_in_the_scope() -> None:
     script = "g=$(sed -n s/^0:://p /proc/self/cgroup); echo $g; echo $$; cat /sys/fs/cgroup/$g/cgroup.procs"
     done = moorctl("run", "--name", name, "--slice", "machine-run.slice", "--", "bash", "-c", script)
     group, pid, *members = done.stdout.splitlines()
-    assert group == f"/machine.slice/machine-run.slice/machine-{name}.scope"
+    assert group == f"{MANAGER}/machine.slice/machine-run.slice/machine-{name}.scope"
     assert members == [pid]  # bash becomes cat
 
 
@@ -153,15 +166,15 @@ def test_a_lease_that_is_lost_is_told(start: Starter) -> None:
 
 def test_a_leader_that_leaves_is_told(start: Starter) -> None:
     name = a_name()
-    script = "mkdir /sys/fs/cgroup/elsewhere; echo $$ > /sys/fs/cgroup/elsewhere/cgroup.procs; exec sleep infinity"
+    script = f"mkdir {GROUP}; echo $$ > {GROUP}/cgroup.procs; exec sleep infinity"
     process = start("--name", name, "--", "sh", "-c", script)
     trio.run(until, lambda: "exited" in moorctl("status", name).stdout)
     assert "its leader moved to another control group, and lives on there" in moorctl.output("status", name)
-    run("pkill", "--cgroup", "/elsewhere", "sleep")
+    run("pkill", "--cgroup", ELSEWHERE, "sleep")
     _, errors = process.communicate(timeout=RUN_SECONDS)
     words = "its leader moved to another control group, and lives on there"
     assert errors == f"Machine {name} ended: {words}.\n"
-    os.rmdir("/sys/fs/cgroup/elsewhere")
+    os.rmdir(GROUP)
 
 
 STOPPED = """
@@ -306,6 +319,7 @@ def test_the_helper_of_a_property_that_is_refused_is_named(tmp_path: Path) -> No
         refused(done, status, words)
 
 
+@pytest.mark.system_instance("only root may become another user")
 def test_file_descriptors_environment_and_user(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content\n")
     fd = os.open(tmp_path / "file", os.O_RDONLY)
@@ -325,7 +339,7 @@ def test_a_subgroup() -> None:
     done = moorctl(
         "run", "--name", name, "--class", "container", "--subgroup", "payload", "cat", "/proc/self/cgroup"
     )
-    assert f"0::/machine.slice/machine-{name}.scope/payload\n" in done.stdout
+    assert f"0::{MANAGER}/machine.slice/machine-{name}.scope/payload\n" in done.stdout
 
 
 def test_a_dry_run() -> None:
@@ -349,6 +363,7 @@ properties = { OOMScoreAdjust = 100, Environment = ["OF=%n"] }
 """
 
 
+@pytest.mark.system_instance("only root may become another user")
 @pytest.mark.parametrize("user", [[], ["--uid", "bob"]], ids=["root", "bob"])
 def test_a_file_of_helpers(tmp_path: Path, user: list[str]) -> None:
     file = tmp_path / "set.toml"
@@ -357,7 +372,7 @@ def test_a_file_of_helpers(tmp_path: Path, user: list[str]) -> None:
     done = moorctl("run", "--name", name, *user, "--helpers", str(file), "--", "further", "words")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\nfurther\nwords\nsaid\n", "")
     assert units(name) == []
-    assert not Path(f"/run/moorage/m/{name}").exists()
+    assert not (DIRECTORIES / name).exists()
 
 
 def test_check_tells_the_names_that_it_will_have(tmp_path: Path, start: Starter) -> None:
@@ -424,6 +439,7 @@ def test_the_answer_as_json() -> None:
     assert json.loads(done.stderr.splitlines()[0])["machine"]["name"] == name
 
 
+@pytest.mark.system_instance("many of them take privileges")
 class TestSettingsAsInAUnitFile:
     """What moorctl sets is what systemd-run sets."""
 

@@ -18,6 +18,7 @@ from moored import (
     connect,
     describe,
     end_moored,
+    for_us,
     register,
     run,
     show,
@@ -156,7 +157,7 @@ async def test_a_command_that_cannot_be(spawn: Processes, command: list[str], er
 
 @pytest.mark.usefixtures("everything_gone")
 def test_moorctl_run_asks_when_it_is_interrupted(nothing_left: None, story: Path) -> None:
-    argv = ["moorctl", "run", "--name", "web", "--exec-stop", f"sh -c '{PRESS}' sh {story}", "--"]
+    argv = for_us("moorctl", "run", "--name", "web", "--exec-stop", f"sh -c '{PRESS}' sh {story}", "--")
     process = subprocess.Popen([*argv, "sh", "-c", GUEST, "sh", str(story)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"

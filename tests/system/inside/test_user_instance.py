@@ -7,6 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import her_manager
 import hostile
 import pytest
 import trio
@@ -30,24 +31,13 @@ RUNTIME = Path(f"/run/user/{ALICE}")
 HERS = f"{RUNTIME}/moorage/io.moorage.Machine"
 HER_MANAGER = f"/user.slice/user-{ALICE}.slice/user@{ALICE}.service/"
 SYSTEMD = int(run("systemctl", "--version").split()[1])
-PERSISTENT = Path("/etc/systemd/journald.conf.d/test.conf")
-HER_SYSTEMCTL = ("systemctl", "--user", "--machine=alice@.host")
 
 
 @pytest.fixture(scope="module")
-def her_manager() -> Generator[None]:
-    # What is kept in memory only, users cannot read (systemd-journald.service(8), "Access Control").
-    PERSISTENT.write_text("[Journal]\nStorage=persistent\n")
-    run("systemctl", "restart", "systemd-journald.service")
-    run("journalctl", "--flush")
-    run("loginctl", "enable-linger", "alice")  # or it ends some seconds after the last session
-    run("systemctl", "start", f"user@{ALICE}.service")
-    run(*HER_SYSTEMCTL, "enable", "--now", "moored.socket")
+def manager() -> Generator[None]:
+    her_manager.start()
     yield
-    run("loginctl", "disable-linger", "alice")
-    run("systemctl", "stop", f"user@{ALICE}.service")
-    PERSISTENT.unlink()
-    run("systemctl", "restart", "systemd-journald.service")
+    her_manager.stop()
 
 
 def as_her(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -61,7 +51,7 @@ def as_her(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
 
 def her_units(pattern: str) -> list[str]:
     """Units that her manager has loaded."""
-    text = run(*HER_SYSTEMCTL, "list-units", "--all", "--plain", "--no-legend", pattern)
+    text = run(*her_manager.SYSTEMCTL, "list-units", "--all", "--plain", "--no-legend", pattern)
     return [line.split()[0] for line in text.splitlines()]
 
 
@@ -71,7 +61,7 @@ def her_scopes() -> list[str]:
 
 
 @pytest.fixture
-def hers(spawn: Processes, her_manager: None) -> Generator[Processes]:
+def hers(spawn: Processes, manager: None) -> Generator[Processes]:
     """Start processes; afterwards nothing is left of machines in her manager, nor in the system's."""
     yield spawn
     spawn.bury()
@@ -103,7 +93,7 @@ def test_it_is_hers_as_it_is_installed(hers: Processes) -> None:
     ):
         assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (ALICE, mode), path
     assert os.readlink(RUNTIME / "varlink/registry/io.moorage.Machine") == HERS
-    pid = int(run(*HER_SYSTEMCTL, "show", "--property=MainPID", "--value", "moored.service"))
+    pid = int(run(*her_manager.SYSTEMCTL, "show", "--property=MainPID", "--value", "moored.service"))
     assert Path(f"/proc/{pid}").stat().st_uid == ALICE
     assert control_group(pid).startswith(HER_MANAGER)
     assert as_her("varlinkctl", "call", HERS, "io.systemd.service.Ping", "{}").returncode == 0

@@ -16,19 +16,25 @@ from typing import Any, NamedTuple
 import pytest
 import trio
 from moored import (
+    ELSEWHERE,
     OURS,
+    RUNTIME,
+    SERVICES,
+    USER,
     Process,
     Processes,
     connect,
     cursor,
     describe,
     end_moored,
+    for_us,
     kill,
     logged,
     main_pid,
     move,
     register,
     run,
+    signal_moored,
     state,
     until,
     verdict,
@@ -128,16 +134,17 @@ async def test_a_leader_that_leaves(spawn: Processes) -> None:
     async with await connect() as client:
         leader = spawn()
         await register(client, "web", leader)
-        move(leader, "/elsewhere")
+        move(leader, ELSEWHERE)
         found = await verdict(client, "web")
         assert said(found) == {"result": "success", "cause": "leaderLeft"}
         assert leader.poll() is None
         kill(leader)
-    assert "The leader of machine web has left it, and lives in /elsewhere." in logged(since)
-    os.rmdir("/sys/fs/cgroup/elsewhere")
+    assert f"The leader of machine web has left it, and lives in {ELSEWHERE}." in logged(since)
+    os.rmdir(f"/sys/fs/cgroup{ELSEWHERE}")
 
 
-OWN = "/system.slice/own.service"
+OWN = f"{SERVICES}/own.service"
+READY = RUNTIME / "ready"
 PROCS = Path(f"/sys/fs/cgroup{OWN}/a/cgroup.procs")
 
 
@@ -169,8 +176,8 @@ async def test_a_machine_in_place(*, stop: bool, cause: str, number: int) -> Non
 
 async def test_a_stop_that_is_not_heeded_is_over_when_it_has_timed_out() -> None:
     async with await connect() as client:
-        leader = await part_of_a_unit('trap "" TERM; echo > /run/ready; while :; do sleep infinity; done')
-        await until(lambda: Path("/run/ready").exists())
+        leader = await part_of_a_unit(f'trap "" TERM; echo > {READY}; while :; do sleep infinity; done')
+        await until(READY.exists)
         register_in_place("web", leader)
         for _ in range(2):
             with pytest.raises(Timeout):
@@ -178,7 +185,7 @@ async def test_a_stop_that_is_not_heeded_is_over_when_it_has_timed_out() -> None
             assert (await describe(client, "web"))["phase"] == "running"
         run("systemctl", "kill", "--signal=KILL", "own")
         assert said(await verdict(client, "web"))["cause"] == "leaderEnded"
-    os.unlink("/run/ready")
+    READY.unlink()
 
 
 # Helpers
@@ -202,10 +209,12 @@ async def test_a_helper_that_fails(spawn: Processes) -> None:
             ],
         )  # fmt: skip
         fields = ended(leader, -signal.SIGTERM)
-        found = await verdict(client, "web")
-        assert said(found) == {
-            "result": "success", "cause": "helperEnded", "helper": "disk", "helperResult": "exit-code",
-            "log": ["one", "two"], **fields,
+        found = said(await verdict(client, "web"))
+        if not USER:  # of a user's service that has ended the journal may not know any more what it wrote
+            assert found.pop("log") == ["one", "two"]
+        found.pop("log", None)
+        assert found == {
+            "result": "success", "cause": "helperEnded", "helper": "disk", "helperResult": "exit-code", **fields,
         }  # fmt: skip
 
 
@@ -281,6 +290,10 @@ async def dead_moored() -> AsyncGenerator[None]:
     run("systemctl", "start", "moored.socket")
 
 
+ENDED_BY_ITSELF = {} if USER else {"cause": "leaderEnded"}
+"""What is known of a machine that has ended by itself while nobody watched: a user's manager says nothing of it."""
+
+
 async def test_what_came_while_moored_was_dead(spawn: Processes, mortal: None) -> None:
     leaders = {name: spawn() for name in ("by-itself", "by-unit", "by-helper", "asked")}
     pids: dict[str, int] = {}
@@ -311,10 +324,11 @@ async def test_what_came_while_moored_was_dead(spawn: Processes, mortal: None) -
         await trio.sleep(0.1)
     async with await connect() as client:
         found = {name: await verdict(client, name) for name in leaders}
-    for each in found.values():
-        assert before <= each["exitedAt"]["realtime"] <= after
+    for name, each in found.items():
+        assert before <= each["exitedAt"]["realtime"]
+        assert each["exitedAt"]["realtime"] <= after or (USER and name == "by-itself")
     assert {name: said(each) for name, each in found.items()} == {
-        "by-itself": {"result": "success", "cause": "leaderEnded"},
+        "by-itself": {"result": "success", **ENDED_BY_ITSELF},
         "by-unit": {"result": "success", "cause": "unitStopped"},
         "by-helper": {
             "result": "success", "cause": "helperEnded", "helper": "fs", "helperResult": "signal", "log": ["words"],
@@ -323,6 +337,7 @@ async def test_what_came_while_moored_was_dead(spawn: Processes, mortal: None) -
     }  # fmt: skip
 
 
+@pytest.mark.system_instance("only root may stop the journal")
 async def test_a_journal_that_says_nothing_delays_no_answer_for_long(spawn: Processes) -> None:
     units = ("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald.service")
     run("systemctl", "stop", *units)
@@ -450,7 +465,7 @@ async def test_hundreds_that_end_in_all_ways_at_once(spawn: Processes) -> None:
                 await trio.sleep(0.05)
 
     async def units(members: list[str]) -> None:
-        argv = ["systemctl", "stop", "--no-block", *(f"machine-{name}.scope" for name in members)]
+        argv = for_us("systemctl", "stop", "--no-block", *(f"machine-{name}.scope" for name in members))
         await trio.run_process(argv)
 
     async def end(name: str, delay: float) -> None:
@@ -461,7 +476,7 @@ async def test_hundreds_that_end_in_all_ways_at_once(spawn: Processes) -> None:
             case "stop":
                 await insist(name)
             case "leave":
-                move(leaders[name], "/elsewhere")
+                move(leaders[name], ELSEWHERE)
             case "helper":
                 os.kill(helpers[name], signal.SIGKILL)
             case _:
@@ -470,7 +485,8 @@ async def test_hundreds_that_end_in_all_ways_at_once(spawn: Processes) -> None:
     async def die() -> None:
         for _ in range(2):
             await trio.sleep(0.7)
-            os.kill(main_pid(), signal.SIGKILL)
+            await until(main_pid)  # it may not be back yet
+            signal_moored(signal.SIGKILL)
 
     async with await connect() as client, await connect() as holder:
         async with trio.open_nursery() as nursery:
@@ -501,9 +517,11 @@ async def test_hundreds_that_end_in_all_ways_at_once(spawn: Processes) -> None:
         rest = said(verdict)
         told = {field: rest.pop(field) for field in expected.fields if field in rest}
         wanted = {"result": "success", "cause": expected.cause, **expected.certain}
+        if rest != wanted and expected.cause == "leaderEnded":
+            wanted = {"result": "success", **ENDED_BY_ITSELF}
         if rest != wanted or any(told[field] != expected.fields[field] for field in told):
             wrong.append(f"{name}: {said(verdict)}, not {wanted}")
     print(f"{len(names)} verdicts, {complete} with counters")
     kill(*load, *(leaders[name] for name, way in names.items() if way == "leave"))
-    os.rmdir("/sys/fs/cgroup/elsewhere")
+    os.rmdir(f"/sys/fs/cgroup{ELSEWHERE}")
     assert wrong == []

@@ -1,6 +1,5 @@
 """Machines that end for lack of memory, and what is said of it: always; and never "no" where it is not known."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from moored import (
     connect,
     describe,
     end_moored,
-    main_pid,
     register,
     run,
+    signal_moored,
     until,
     verdict,
 )
@@ -141,7 +140,7 @@ async def test_many_at_once_with_a_moored_that_is_killed(spawn: Processes) -> No
         stopped = [f"machine-{name}.scope" for name, way in names.items() if way == "stop"]
         nursery.start_soon(trio.run_process, ["systemctl", "stop", "--no-block", *stopped])
         await trio.sleep(0.3)
-        os.kill(main_pid(), signal.SIGKILL)
+        signal_moored(signal.SIGKILL)
     expected = {"oom": ("oomKilled", True), "exit": ("leaderEnded", False), "stop": ("unitStopped", False)}
     for name, way in names.items():
 
