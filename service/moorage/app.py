@@ -32,6 +32,7 @@ from moorage.machines.detached import Detached
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import FollowedHelpers, Followers, HeldUnits
 from moorage.machines.helpers import Helpers, Home
+from moorage.machines.holders import Holders
 from moorage.machines.intents import Intents
 from moorage.machines.leases import Leases
 from moorage.machines.left_units import LeftUnits
@@ -134,8 +135,8 @@ class Core:
         self.leases = leases = Leases(control, detached)
         starts = Starts(registry, store, intents, agenda, observer, allocator, followers, system)
         registrar = Registrar(
-            registry, intents, agenda, allocator, helpers, starts, leases, Places(trusted), references,
-            manager, system, detached,
+            registry, intents, Holders(registry, agenda, manager, system), allocator, helpers, starts, leases,
+            Places(trusted), references, manager, system, detached,
         )  # fmt: skip
         self._changes = changes = Changes(
             allocator, store, intents, registry, states, followers, home, clock, detached
@@ -216,16 +217,13 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     readiness = Readiness()
     home = Home(user=options.user is not None, root=options.runtime_directory)
     core = Core(manager, store, home, references, system(readiness), journal)
+    interfaces = [
+        SystemdMachine(core.services, authority),
+        MoorageMachine(core.services, authority, manager),
+        GenericService(authority, log_level=options.log_level),
+    ]
     service = Service(
-        vendor="The moorage project",
-        product="moored",
-        version=__version__,
-        url="",
-        interfaces=[
-            SystemdMachine(core.services, authority),
-            MoorageMachine(core.services, authority, manager),
-            GenericService(authority, log_level=options.log_level),
-        ],
+        vendor="The moorage project", product="moored", version=__version__, url="", interfaces=interfaces
     )
     server = Server()
     for listener in listeners:

@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 3: what lives
     (
         "moorage.machines.allocation", "moorage.machines.metadata", "moorage.machines.registration",
-        "moorage.machines.recovery", "moorage.machines.starts", "moorage.machines.sharing",
+        "moorage.machines.recovery", "moorage.machines.starts", "moorage.machines.holders", "moorage.machines.sharing",
         "moorage.machines.watching", "moorage.machines.observer", "moorage.machines.retirement",
         "moorage.machines.left_units",
         "moorage.machines.followers", "moorage.machines.control", "moorage.machines.detached",

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+import msgspec
 import trio
 
 from moorage.kernel.clock import Clock
@@ -26,6 +27,7 @@ from moorage.machines.machine import Machine
 from moorage.machines.model import (
     Change,
     Helper,
+    HelperFailure,
     HelperSpec,
     HelperStatus,
 )
@@ -167,7 +169,9 @@ class Changes:
     async def _remove(self, machine: Machine, helper: Helper, deadline: float) -> None:
         marks = self._intents.marks_of(machine.name)
         # From here on the machine goes on without it, even should it be there for a while yet.
-        machine.spare_helper(helper.name)
+        spared = msgspec.structs.replace(helper, on_failure=HelperFailure.ignore)
+        helpers = tuple(spared if each.name == helper.name else each for each in machine.record.helpers)
+        machine.with_helpers(helpers, machine.record.runtime_directory)
         self._save(machine)
         await self._allocator.stop_helper(machine.name, helper, marks, deadline=deadline)
         rest = tuple(each for each in machine.record.helpers if each.name != helper.name)

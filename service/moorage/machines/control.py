@@ -62,7 +62,12 @@ class Control:
         self._trusted = frozenset({0, os.geteuid()})
 
     async def stop(
-        self, machine: Machine, *, timeout: float = STOP_SECONDS, cause: Cause = Cause.stopped
+        self,
+        machine: Machine,
+        *,
+        timeout: float = STOP_SECONDS,
+        cause: Cause = Cause.stopped,
+        without: HelperEnd | None = None,
     ) -> None:
         """Stop a machine as :meth:`begin_stop` does, and wait until it is gone.
 
@@ -70,12 +75,19 @@ class Control:
             ManagerTimeout: it is not gone yet.
             NotStoppable, TooMuchUnderWay, ManagerError: as :meth:`begin_stop` says.
         """
-        if not await self.begin_stop(machine, wait=timeout, cause=cause):
+        if not await self.begin_stop(machine, wait=timeout, cause=cause, without=without):
             if not machine.record.placement.is_whole and self._is_kept(machine):
                 machine.spared()
             raise ManagerTimeout(f"stop of {machine.unit}")
 
-    async def begin_stop(self, machine: Machine, *, wait: float, cause: Cause = Cause.stopped) -> bool:
+    async def begin_stop(
+        self,
+        machine: Machine,
+        *,
+        wait: float,
+        cause: Cause = Cause.stopped,
+        without: HelperEnd | None = None,
+    ) -> bool:
         """Begin to stop a machine, and wait a while for its end.
 
         A frozen one is thawed first: the manager refuses to stop what is frozen. Escalation is the manager's, as the
@@ -86,6 +98,7 @@ class Control:
             machine: one of the registry's.
             wait: how long to wait for the end, in seconds.
             cause: why.
+            without: the helper whose end is the reason.
 
         Returns:
             Whether it is gone.
@@ -99,16 +112,18 @@ class Control:
         if await self._is_renewed(machine) or not self._is_kept(machine):
             self._agenda.mark(machine, ask=True)
         elif machine.record.placement.is_whole:
-            begun = self._begin(machine, cause)
+            begun = self._begin(machine, cause, without)
         else:
             self._terminate(machine)
-            self._note_asked(machine, cause, ends=False)
+            self._note_asked(machine, cause, without, ends=False)
         with trio.move_on_after(wait):
             await begun()
             await machine.gone.wait()
         return machine.gone.is_set()
 
-    def _begin(self, machine: Machine, cause: Cause) -> Callable[[], Awaitable[None]]:
+    def _begin(
+        self, machine: Machine, cause: Cause, without: HelperEnd | None
+    ) -> Callable[[], Awaitable[None]]:
         """Begin to stop the unit of a machine; return a function that waits until that is done.
 
         Raises:
@@ -119,15 +134,15 @@ class Control:
         ends = state is None or not state.populated or machine.deactivating
         with contextlib.ExitStack() as work:
             work.enter_context(machine.under_way(Work.stop))
-            self._note_asked(machine, cause, ends=ends)
+            self._note_asked(machine, cause, without, ends=ends)
             frozen = state is not None and state.frozen
             return self._detached.begin(partial(self._stop, machine, work.pop_all(), frozen=frozen))
 
     async def stop_without(self, machine: Machine) -> None:
         """Stop a machine that runs on without a helper that it does not run without."""
-        if not machine.begins_to_stop_without():
+        if machine.has_under_way(Work.stop_without):
             return
-        try:
+        with machine.under_way(Work.stop_without):
             while self._is_kept(machine) and (helper := lost(machine.record.helpers, self._states)):
                 deadline = trio.current_time() + ASK_USEC / 1e6
                 try:
@@ -137,13 +152,11 @@ class Control:
                         _log.info(
                             "Machine %s is stopped: its helper %s has ended.", machine.name, helper.name
                         )
-                        machine.lost_helper(HelperEnd(helper.name, self._states.status(helper).result))
-                        await self.stop(machine, cause=Cause.helper_ended)
+                        lost_helper = HelperEnd(helper.name, self._states.status(helper).result)
+                        await self.stop(machine, cause=Cause.helper_ended, without=lost_helper)
                 except (ManagerError, TooMuchUnderWay) as error:
                     _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
                     await trio.sleep(ASK_USEC / 1e6)
-        finally:
-            machine.stopped_without()
 
     async def kill(
         self, machine: Machine, whom: KillWhom, signal: int, *, subgroup: str | None = None
@@ -200,7 +213,7 @@ class Control:
         status = await self._manager.status(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
         return status is None or status.invocation_id != machine.record.invocation_id
 
-    def _note_asked(self, machine: Machine, cause: Cause, *, ends: bool) -> None:
+    def _note_asked(self, machine: Machine, cause: Cause, without: HelperEnd | None, *, ends: bool) -> None:
         """Store why a machine is stopped, or that it was ending by itself: the next instance has to know too."""
         before = machine.record
         if before.asked is not None:
@@ -208,7 +221,7 @@ class Control:
         if ends:
             machine.is_stopped_late()
         else:
-            machine.was_asked_to_end(cause)
+            machine.was_asked_to_end(cause, without)
         if machine.record == before or not self._is_kept(machine):
             return
         try:
@@ -276,7 +289,7 @@ class Control:
             )
         ):
             raise ProcessGone(target.pid if target else None)
-        pidfd = machine.leader_pidfd() if leads else None
+        pidfd = machine.leader.pidfd if leads and machine.leader is not None else None
         try:
             if pidfd is not None:
                 processes.send_signal(pidfd, signal)

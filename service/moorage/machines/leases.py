@@ -66,7 +66,7 @@ class Leases:
             await trio.sleep(GRACE_STEP_SECONDS)
         async with trio.open_nursery() as nursery:
             for machine in machines:
-                if not machine.is_held:
+                if not machine.has_under_way(Work.lease):
                     why = "nobody has taken it again since this service was restarted"
                     nursery.start_soon(self._end, machine, why)
 

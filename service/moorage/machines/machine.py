@@ -23,7 +23,6 @@ from moorage.machines.model import (
     Cause,
     Helper,
     HelperEnd,
-    HelperFailure,
     Phase,
     Record,
     Timestamp,
@@ -39,6 +38,7 @@ class Work(StrEnum):
     """Kinds of what goes on with a machine without its caller."""
 
     stop = "stop"
+    stop_without = "stop without a helper"
     lease = "lease"
     change = "change"
 
@@ -93,13 +93,13 @@ class Machine:
         counters: the last of its control group that were read.
         final: they were read when the last process had gone.
         deactivating: its unit was seen to be stopped before this service was asked to stop it.
+        frozen: its control group was, when that was last read.
         result: of its unit, which has ended; kept here since the manager may forget it.
     """
 
     __slots__ = (
         "_stopping",
         "_terminated",
-        "_without",
         "_work",
         "completed",
         "counters",
@@ -107,6 +107,7 @@ class Machine:
         "due",
         "emptied_at",
         "final",
+        "frozen",
         "gone",
         "leader",
         "recheck",
@@ -127,17 +128,14 @@ class Machine:
         self.counters = Accounting()
         self.final = False
         self.deactivating = False
+        self.frozen = False
         self.result: str | None = None
         self._stopping = False  # its unit is deactivating
         self._terminated = False  # its leader or supervisor was, since its unit is not to be stopped
-        self._without = False  # it is being stopped since a helper that it does not run without has ended
         self._work: Counter[Work] = Counter()
         if record.verdict is not None:
             self.gone.set()
             self.completed.set()
-
-    def __repr__(self) -> str:
-        return f"<machine {self.name}, {self.phase}>"
 
     @property
     def name(self) -> str:
@@ -164,15 +162,9 @@ class Machine:
         stopping = self._work[Work.stop] or self._terminated or self._stopping
         return Phase.stopping if stopping or not self.is_there else Phase.running
 
-    @property
-    def is_held(self) -> bool:
-        """Whether a lease holds it."""
-        return self._work[Work.lease] > 0
-
-    @property
-    def was_terminated(self) -> bool:
-        """Whether its leader or supervisor was asked to end, by a signal."""
-        return self._terminated
+    def has_under_way(self, kind: Work) -> bool:
+        """Whether something of a kind goes on with it without its caller."""
+        return self._work[kind] > 0
 
     @contextmanager
     def under_way(self, kind: Work) -> Generator[None]:
@@ -190,6 +182,10 @@ class Machine:
             self._work[kind] -= 1
 
     # What was seen of it
+
+    def was_frozen(self, frozen: bool) -> None:  # noqa: FBT001 - a fact
+        """Take note of whether its control group is frozen."""
+        self.frozen = frozen
 
     def lost_sight(self) -> None:
         """Take note that signals of the service manager may have been missed."""
@@ -215,14 +211,14 @@ class Machine:
         self.counters = counters
         self.final = final
 
-    def unit_stops(self) -> None:
-        """Take note that its unit is being stopped."""
-        self._stopping = True
+    def unit_stops(self, *, begins: bool = False) -> None:
+        """Take note that its unit is being stopped.
 
-    def unit_begins_to_stop(self) -> None:
-        """Take note that its unit begins to be stopped; by others, unless this service was asked to."""
+        Args:
+            begins: it began at this moment: by others, unless this service was asked to.
+        """
         self._stopping = True
-        if self.record.asked is None and not self._work[Work.stop]:
+        if begins and self.record.asked is None and not self._work[Work.stop]:
             self.deactivating = True
 
     def unit_ended(self, result: str) -> None:
@@ -238,14 +234,10 @@ class Machine:
 
     # What is done with it
 
-    def was_asked_to_end(self, cause: Cause) -> None:
-        """Take note of why it is stopped; the first reason counts."""
+    def was_asked_to_end(self, cause: Cause, lost: HelperEnd | None = None) -> None:
+        """Take note of why it is stopped, and without which helper; the first reason counts."""
         if self.record.asked is None:
-            self._change(asked=cause)
-
-    def lost_helper(self, helper: HelperEnd) -> None:
-        """Take note of the helper without which it does not run."""
-        self._change(lost=helper)
+            self._change(asked=cause, lost=lost)
 
     def is_stopped_late(self) -> None:
         """Take note that this service has its unit stopped when it was ending already."""
@@ -260,15 +252,6 @@ class Machine:
         self._terminated = False
         self._change(asked=None)
 
-    def begins_to_stop_without(self) -> bool:
-        """Take note that it is stopped since a helper has ended; return False if that is so already."""
-        before, self._without = self._without, True
-        return not before
-
-    def stopped_without(self) -> None:
-        """Undo :meth:`begins_to_stop_without`."""
-        self._without = False
-
     def watch_leader(self, leader: Leader) -> None:
         """Have a leader, which belongs to it from now on."""
         self.leader = leader
@@ -278,21 +261,9 @@ class Machine:
         leader, self.leader = self.leader, None
         return leader
 
-    def leader_pidfd(self) -> int | None:
-        """Return the pidfd of its leader, if that lives; borrowed."""
-        return None if self.leader is None else self.leader.pidfd
-
     def with_helpers(self, helpers: tuple[Helper, ...], runtime_directory: str | None) -> None:
         """Replace its helpers, and the runtime directory that their sockets are in."""
         self._change(helpers=helpers, runtime_directory=runtime_directory)
-
-    def spare_helper(self, name: str) -> None:
-        """Go on without a helper, even should that be there for a while yet."""
-        helpers = tuple(
-            msgspec.structs.replace(each, on_failure=HelperFailure.ignore) if each.name == name else each
-            for each in self.record.helpers
-        )
-        self._change(helpers=helpers)
 
     def retire(self, verdict: Verdict) -> None:
         """End with a verdict, which may be completed a moment later by another one."""
@@ -303,10 +274,6 @@ class Machine:
         """Have the last verdict."""
         self._change(verdict=verdict)
         self.completed.set()
-
-    def dismiss(self) -> None:
-        """Be gone without a verdict: it is kept no more."""
-        self.gone.set()
 
     def _change(self, **fields: object) -> None:
         self.record = msgspec.structs.replace(self.record, **fields)

@@ -151,7 +151,7 @@ class Observer(Follower):
             self._agenda.mark(machine, removed=True)
             return
         if hint.active_state == "deactivating":
-            machine.unit_begins_to_stop()
+            machine.unit_stops(begins=True)
         if hint.active_state == "failed" or (
             hint.active_state == "inactive" and self._references.holds(hint.unit)
         ):

@@ -18,7 +18,6 @@ from moorage.authz.allowed_properties import check as check_rights
 from moorage.authz.ownership import NotOwned, check_unit, is_in_namespace_of, runs_as
 from moorage.kernel.system import System
 from moorage.machines import effective
-from moorage.machines.agenda import Agenda
 from moorage.machines.allocation import Allocator
 from moorage.machines.asked import differing, digests
 from moorage.machines.changing import helper_units
@@ -26,6 +25,7 @@ from moorage.machines.detached import Detached
 from moorage.machines.errors import LeaderTaken, NameTaken
 from moorage.machines.final_account import now
 from moorage.machines.helpers import Helpers, recorded
+from moorage.machines.holders import Holders
 from moorage.machines.intents import Intents
 from moorage.machines.leases import Leases
 from moorage.machines.limits import Difference
@@ -80,7 +80,7 @@ class Registrar:
         self,
         registry: Registry,
         intents: Intents,
-        agenda: Agenda,
+        holders: Holders,
         allocator: Allocator,
         helpers: Helpers,
         starts: Starts,
@@ -93,7 +93,7 @@ class Registrar:
     ) -> None:
         self._registry = registry
         self._intents = intents
-        self._agenda = agenda
+        self._holders = holders
         self._allocator = allocator
         self._helpers = helpers
         self._starts = starts
@@ -102,7 +102,6 @@ class Registrar:
         self._references = references
         self._manager = manager
         self._system = system
-        self._hierarchy = system.hierarchy
         self._processes = system.processes
         self._detached = detached
 
@@ -174,7 +173,7 @@ class Registrar:
             OSError: no file descriptor is left, or the record could not be written.
         """
         deadline = trio.current_time() + timeout
-        await self._wait_for_holders(registration, deadline)
+        await self._holders.wait(registration, deadline)
         if not registration.privileged:
             check_rights(
                 registration.properties,
@@ -282,60 +281,6 @@ class Registrar:
             slice=slice_of(registration),
             start_by=present.monotonic + round((deadline - trio.current_time()) * 1e6),
         )
-
-    async def _wait_for_holders(self, registration: Registration, deadline: float) -> None:
-        """Wait for the ends of machines that are about to end, and that have the name, or the leader in their unit.
-
-        Raises:
-            LeaderTaken: the leader lives in the unit of another machine.
-            ProcessGone: it has ended.
-            ManagerTimeout: the manager does not say what became of the other machine.
-        """
-        group = self._processes.control_group(registration.leader.pid)
-        for holder in (self._registry.get(registration.name), self._registry.by_control_group(group)):
-            if holder is not None:
-                await self._wait_until_gone(holder, deadline)
-        holder = self._registry.by_control_group(self._processes.control_group(registration.leader.pid))
-        if holder is not None and holder.record.placement.is_whole:
-            raise LeaderTaken(holder.name, holder.record.placement)
-
-    async def _wait_until_gone(self, machine: Machine, deadline: float) -> None:
-        """Wait for the end of a machine that is about to end: its name, its leader and its unit are free then.
-
-        That is one without processes, one in a unit that has been started anew since, and one in a scope that we stop.
-
-        Raises:
-            ManagerTimeout: the manager does not say what became of it.
-        """
-        stopped = machine.record.allocated and machine.phase is Phase.stopping
-        if (
-            self._has_processes(machine)
-            and not stopped
-            and not await self._is_started_anew(machine, deadline)
-        ):
-            return
-        self._agenda.mark(machine, ask=True)
-        with trio.move_on_at(deadline) as waiting:
-            await machine.gone.wait()
-        if waiting.cancelled_caught and not self._has_processes(machine):
-            raise ManagerTimeout(f"end of {machine.unit}")
-
-    def _has_processes(self, machine: Machine) -> bool:
-        """Whether a machine's control group is still there, and not empty; another one may have its path by now."""
-        placement = machine.record.placement
-        if placement.shared:
-            return machine.leader is not None and not machine.leader.ended
-        if self._hierarchy.identity(placement.control_group) != placement.control_group_id:
-            return False
-        state = self._hierarchy.events(placement.control_group)
-        return state is not None and state.populated
-
-    async def _is_started_anew(self, machine: Machine, deadline: float) -> bool:
-        """Whether a unit that is not ours is in another invocation by now; its control group outlives restarts."""
-        if machine.record.allocated:
-            return False
-        status = await self._manager.status(machine.unit, deadline=deadline)
-        return status is None or status.invocation_id != machine.record.invocation_id
 
     async def _place(
         self, registration: Registration, pidfd: int, mark: str, deadline: float

@@ -142,10 +142,6 @@ class Registry:
         """Take note that a unit is gone; return the machine that was forgotten with it."""
         return self._left.pop(unit, None)
 
-    def is_left(self, unit: str) -> bool:
-        """Whether a unit is that of a machine that was forgotten."""
-        return unit in self._left
-
     def abandon(self, claim: Claim) -> None:
         """Give a claim back; nothing happens if that is done."""
         if self._claims.get(claim.name) is claim:
@@ -236,10 +232,6 @@ class Registry:
     def verdict(self, name: str) -> Machine | None:
         """Find a machine that is gone, while its verdict is kept."""
         return self._verdicts.get(name)
-
-    def is_claimed(self, name: str) -> bool:
-        """Whether a machine of that name is being registered right now."""
-        return name in self._claims
 
     def by_unit(self, unit: str) -> Machine | None:
         """Find the machine that is the whole of a unit."""

@@ -96,7 +96,7 @@ class Retirement:
         self.withdraw(machine)
         self._remove_record(machine.name)
         if living:
-            machine.dismiss()
+            machine.gone.set()
             self._followers.ended(machine)
             self._left_units.leave(machine)
         _log.info("Machine %s forgotten.", machine.name)

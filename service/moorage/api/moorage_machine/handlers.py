@@ -321,7 +321,7 @@ class MoorageMachine(Interface):
         for machine in self._registry.snapshot():
             if self._registry.get(machine.name) is machine and machine.is_there:
                 listed = True
-                yield wire.MachineOut(machine=self._machine(call, machine))
+                yield wire.MachineOut(machine=self._machine(call, machine, frozen=machine.frozen))
         if not listed:
             raise wire.NoSuchMachine  # a call has an answer; this one is also machined's
 
