@@ -1,10 +1,10 @@
-"""A service manager that has the units which a test gives it, so that `Lifecycle` can be tested without systemd.
+"""A service manager that has the units which a test gives it, so that the core can be tested without systemd.
 
 It knows what those tests need and nothing else: anything else that is called is an AttributeError.
 """
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -14,6 +14,7 @@ from moorage.pid1.manager import (
     Job,
     Json,
     Manager,
+    NoSuchUnit,
     ServiceSpec,
     TypedProperty,
     UnitHint,
@@ -44,6 +45,8 @@ class FakeManager:
         loaded: what `status` is answered from, by name.
         asked: names of the units that were asked about.
         starting: called when a service is to be started; the job is done when it returns.
+        ordered: what else was ordered, each with the unit.
+        resetting: called with a unit that is to be reset.
     """
 
     def __init__(self) -> None:
@@ -51,6 +54,8 @@ class FakeManager:
         self.loaded: dict[str, UnitStatus] = {}
         self.asked: list[str] = []
         self.starting: Callable[[ServiceSpec], Any] | None = None
+        self.ordered: list[tuple[str, str]] = []
+        self.resetting: Callable[[str], None] = lambda _unit: None
         self._callback: Callable[[UnitHint], None] = lambda _hint: None
         self._interest: Callable[[str], bool] = lambda _unit: False
 
@@ -95,3 +100,28 @@ class FakeManager:
         assert self.starting is not None
         await self.starting(spec)
         return Job("done", spec.unit, 1)
+
+    async def properties(self, unit: str, names: Sequence[str], *, deadline: float) -> dict[str, Json]:
+        """See `Manager`."""
+        await trio.lowlevel.checkpoint()
+        return {}
+
+    async def stop(self, unit: str, *, alone: bool = False, deadline: float) -> Job:
+        """See `Manager`."""
+        self.ordered.append(("stop", unit))
+        await trio.lowlevel.checkpoint()
+        if unit not in self.loaded:
+            raise NoSuchUnit(unit)
+        return Job("done", unit, 1)
+
+    async def kill(self, unit: str, whom: str, signal: int, *, deadline: float) -> None:
+        """See `Manager`."""
+        self.ordered.append(("kill", unit))
+        await trio.lowlevel.checkpoint()
+
+    async def reset_failed(self, unit: str, *, deadline: float) -> None:
+        """See `Manager`."""
+        self.ordered.append(("reset", unit))
+        await trio.lowlevel.checkpoint()
+        self.resetting(unit)
+        self.loaded.pop(unit, None)

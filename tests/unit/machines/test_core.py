@@ -1,6 +1,7 @@
 """The life of machines, with a service manager that the test plays."""
 
 import os
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -12,15 +13,16 @@ import trio.testing
 from fake_manager import FakeManager
 
 from moorage.app import Core
+from moorage.kernel.cgroup import Events
 from moorage.kernel.poller import Readiness
-from moorage.kernel.system import system
+from moorage.kernel.system import Cgroupfs, system
 from moorage.machines.errors import MachineGone
 from moorage.machines.helpers import Home
 from moorage.machines.machine import Machine
-from moorage.machines.model import Helper, HelperFailure, HelperSpec
+from moorage.machines.model import Cause, Helper, HelperFailure, HelperSpec, KillWhom, Phase
 from moorage.machines.store import Store
 from moorage.pid1 import journal
-from moorage.pid1.manager import ServiceSpec, UnitHint
+from moorage.pid1.manager import NoSuchUnit, ServiceSpec, UnitHint
 from moorage.pid1.references import BusReferences
 
 MACHINES = 20
@@ -32,16 +34,39 @@ def machine(name: str) -> Machine:
     return made.machine(name, invocation_id="", runtime_directory="/run/m")
 
 
+class Groups(Cgroupfs):
+    """Control groups that the test makes up: each with its identity, and whether it has processes."""
+
+    def __init__(self, readiness: Readiness) -> None:
+        super().__init__(readiness)
+        self.made: dict[str, tuple[int, bool]] = {}
+
+    def identity(self, control_group: str) -> int | None:
+        """See `Hierarchy`."""
+        found = self.made.get(control_group)
+        return None if found is None else found[0]
+
+    def events(self, control_group: str) -> Events | None:
+        """See `Hierarchy`."""
+        found = self.made.get(control_group)
+        return None if found is None else Events(populated=found[1], frozen=False)
+
+
 @asynccontextmanager
-async def running(manager: FakeManager, directory: Path) -> AsyncGenerator[Core]:
+async def running(
+    manager: FakeManager, directory: Path, groups: dict[str, tuple[int, bool]] | None = None
+) -> AsyncGenerator[Core]:
     """A core that runs."""
     readiness = Readiness()
+    hierarchy = Groups(readiness)
+    hierarchy.made = {} if groups is None else groups
+    store = Store(str(directory))
     core = Core(
         manager.manager,
-        Store(str(directory)),
+        store,
         Home(user=False, root="/run"),
         BusReferences(None),
-        system(readiness),
+        system(readiness)._replace(hierarchy=hierarchy),
         journal,
     )
     async with trio.open_nursery() as nursery:
@@ -49,6 +74,7 @@ async def running(manager: FakeManager, directory: Path) -> AsyncGenerator[Core]
         yield core
         nursery.cancel_scope.cancel()
     readiness.close()
+    store.close()
 
 
 def enter(core: Core, *machines: Machine) -> None:
@@ -129,3 +155,86 @@ async def test_helpers_are_not_added_to_a_successor(tmp_path: Path) -> None:
         with pytest.raises(MachineGone):
             await core.services.changing.remove(web, "fs")
     assert not any(name.startswith(".change-") for name in os.listdir(tmp_path))
+
+
+OWN = {"unit": "own.service", "control_group": "/own.service", "allocated": False, "invocation_id": "1" * 32}
+
+
+async def test_a_unit_that_was_restarted_is_not_stopped_in_its_predecessors_stead(tmp_path: Path) -> None:
+    manager, groups = FakeManager(), {"/own.service": (1, True)}
+    async with running(manager, tmp_path, groups) as core:
+        web = made.machine("web", **OWN)
+        enter(core, web)
+        # Its control group outlives the restart; its name is the same anyway.
+        manager.set("own.service", invocation_id="2" * 32)
+        with pytest.raises(NoSuchUnit):
+            await core.services.control.kill(web, KillWhom.all, signal.SIGTERM)
+        assert web.gone.is_set() or await core.services.control.begin_stop(web, wait=5)
+        assert manager.ordered == []
+        assert web.record.verdict is not None
+        assert web.record.verdict.result == "forgotten"
+
+
+async def test_a_unit_of_the_same_invocation_is_stopped(tmp_path: Path) -> None:
+    manager, groups = FakeManager(), {"/own.service": (1, True)}
+    async with running(manager, tmp_path, groups) as core:
+        web = made.machine("web", **OWN)
+        enter(core, web)
+        manager.set("own.service", invocation_id="1" * 32)
+        await core.services.control.kill(web, KillWhom.all, signal.SIGTERM)
+        assert not await core.services.control.begin_stop(web, wait=0.01)
+        assert manager.ordered == [("kill", "own.service"), ("stop", "own.service")]
+        assert web.record.asked is Cause.stopped
+
+
+async def test_that_a_machine_was_ending_when_it_was_stopped_outlives_this_service(tmp_path: Path) -> None:
+    manager = FakeManager()
+    async with running(manager, tmp_path, {"/none/machine-web.scope": (1, False)}) as core:
+        enter(core, web := machine("web"))
+        manager.set(web.unit, invocation_id="")
+        assert not await core.services.control.begin_stop(web, wait=0)
+        assert (web.record.late, web.record.asked) == (True, None)
+    store = Store(str(tmp_path))
+    assert dict(store.load())["web"] == web.record
+    store.close()
+
+
+async def test_a_failed_scope_is_reset_before_its_name_is_free(tmp_path: Path) -> None:
+    manager = FakeManager()
+    held: list[bool] = []
+    async with running(manager, tmp_path) as core:
+        enter(core, web := machine("web"))
+        manager.set(web.unit, active_state="failed", result="timeout", invocation_id="")
+        manager.resetting = lambda _unit: held.append(core.services.registry.get("web") is web)
+        manager.tell(UnitHint("changed", web.unit, "failed", "failed"))
+        with trio.fail_after(10):
+            await web.gone.wait()
+        assert manager.ordered == [("reset", web.unit)]
+        assert held == [True]
+        assert web.record.verdict is not None
+        assert web.record.verdict.result == "timeout"
+
+
+async def test_a_machine_in_place_ends_with_its_processes_though_its_unit_does_not(
+    tmp_path: Path,
+) -> None:
+    manager = FakeManager()
+    async with running(manager, tmp_path, {"/own.service": (1, False)}) as core:
+        web = made.machine("web", **OWN)
+        enter(core, web)
+        manager.set("own.service", invocation_id="1" * 32)
+        manager.tell(UnitHint("reloaded"))
+        with trio.fail_after(10):
+            await web.gone.wait()
+        assert manager.ordered == []
+        assert core.services.registry.verdict("web") is web
+
+
+async def test_a_stopping_machine_says_so_at_once(tmp_path: Path) -> None:
+    manager, groups = FakeManager(), {"/none/machine-web.scope": (1, True)}
+    async with running(manager, tmp_path, groups) as core:
+        enter(core, web := machine("web"))
+        manager.set(web.unit, invocation_id="")
+        assert web.phase is Phase.running
+        await core.services.control.begin_stop(web, wait=0)
+        assert web.phase is Phase.stopping
