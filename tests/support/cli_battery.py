@@ -220,8 +220,8 @@ class Battery:
             "TimeoutStopUSec": 65_000_000, "TasksMax": 77, "KillMode": "mixed", "RuntimeMaxUSec": 3_600_000_000
         }.items()  # fmt: skip
         status = moorctl.output("status", name)
-        assert "TimeoutStopUSec: 1min 5s\n" in status
-        assert "RuntimeMaxUSec: 1h\n" in status
+        assert "TimeoutStopSec: 1min 5s\n" in status
+        assert "RuntimeMaxSec: 1h\n" in status
 
     def test_a_name_twice(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name, first = a_name(), str(leaders().pid)
@@ -239,6 +239,9 @@ class Battery:
         refused(moorctl(*register, "--timeout", "1d"), 1, "the value of --timeout")
         refused(moorctl(*register, "-p", "TaskMax=1"), 2, "no property TaskMax; did you mean TasksMax")
         refused(moorctl(*register, "-p", "TasksMax=many"), 2, "TasksMax: 'many' is not a number")
+        refused(
+            moorctl(*register, "-p", "NoNewPrivileges=yes"), 2, "a scope has no property NoNewPrivileges"
+        )
         with open("/dev/null") as no_process:
             done = moorctl(
                 "register", a_name(), "--pidfd", str(no_process.fileno()), pass_fds=[no_process.fileno()]

@@ -104,6 +104,8 @@ def parse(text: str) -> HelperSet:
     """
     try:
         document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"the file is not TOML: {error}") from None
     except RecursionError:
         raise ValueError("the file is nested too deeply") from None
     file = _converted(document, _File, "")

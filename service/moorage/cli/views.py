@@ -15,7 +15,7 @@ import msgspec
 
 from moorage.cli.endings import LACK_OF_MEMORY, leader_end, reason
 from moorage.cli.failures import Exit, Failure
-from moorage.cli.properties.display import limit_words, setting_words
+from moorage.cli.properties.display import limit_words, setting_name, setting_words
 from moorage.cli.properties.quantities import format_size, format_span, printable
 from moorage.cli.replies import (
     Accounting,
@@ -292,4 +292,4 @@ def _pair(
 def _limits(limits: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in limits.items():
         if value != []:  # an empty set of CPUs means all of them
-            yield name, limit_words(name, value)
+            yield setting_name(name), limit_words(name, value)

@@ -145,8 +145,9 @@ class FakeMachine(Interface):
     def describe_properties(
         self, call: Call, params: wire.DescribePropertiesIn
     ) -> wire.DescribePropertiesOut:
-        del call, params
-        return wire.DescribePropertiesOut(properties=SIGNATURES)
+        del call
+        further = {"NoNewPrivileges": "b"} if params.type == wire.UnitType.service else {}
+        return wire.DescribePropertiesOut(properties=SIGNATURES | further)
 
     @method("Find")
     def find(self, call: Call, params: wire.FindIn) -> wire.MachineOut:

@@ -81,7 +81,7 @@ def test_every_field_of_the_interface_can_be_given() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("=", "Invalid statement"),
+        ("=", "the file is not TOML: Invalid statement"),
         ("x = 1", "unknown field `x`"),
         ("command = 'a b'", "command: Expected `array`"),
         ("command = ['a', 1]", "command[1]: Expected `str`"),

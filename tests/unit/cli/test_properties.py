@@ -213,6 +213,12 @@ def test_the_nearest_names_are_told(name: str, nearest: str) -> None:
         convert([f"{name}=1"])
 
 
+def test_what_can_only_be_read_is_not_offered() -> None:
+    with pytest.raises(ValueError, match="did you mean Restart") as refused:
+        convert(["NRestart=5"])
+    assert "NRestarts" not in str(refused.value)
+
+
 def test_of_a_property_like_no_other_only_the_name_is_told() -> None:
     with pytest.raises(ValueError, match=r"^there is no property Xylophone$"):
         convert(["Xylophone=1"])

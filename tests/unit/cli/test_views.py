@@ -94,12 +94,14 @@ def test_limits(capsys: pytest.CaptureFixture[str]) -> None:
         {},
         limits={
             "CPUQuotaPerSecUSec": 1_500_000, "TimeoutStopUSec": 90_000_000, "MemoryMax": 1 << 20, "TasksMax": None,
+            "EffectiveMemoryHigh": 3 << 29,
             "MemoryHigh": 2**64 - 1, "Delegate": True, "AllowedCPUs": [15, 2], "AllowedMemoryNodes": [],
             "DelegateControllers": ["cpu", "io"], "KillMode": "mixed", "IODeviceWeight": [["/dev/vda", 5]],
         },
     )  # fmt: skip
-    assert lines[-10:] == [
-        "CPUQuotaPerSecUSec: 150%", "TimeoutStopUSec: 1min 30s", "MemoryMax: 1.0M", "TasksMax: infinity",
+    assert lines[-11:] == [
+        "CPUQuota: 150%", "TimeoutStopSec: 1min 30s", "MemoryMax: 1.0M", "TasksMax: infinity",
+        "EffectiveMemoryHigh: 1.5G",
         "MemoryHigh: infinity", "Delegate: yes", "AllowedCPUs: 0-3 9", "DelegateControllers: cpu io",
         "KillMode: mixed", 'IODeviceWeight: [["/dev/vda",5]]',
     ]  # fmt: skip

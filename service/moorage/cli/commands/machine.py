@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import click
 
 from moorage.cli.address import Address
 from moorage.cli.commands.options import ANSWER_SECONDS, F, finite_span, parsed
-from moorage.cli.properties.assignments import convert
+from moorage.cli.properties.assignments import NoSuchProperty, convert, converter_of
 
 REGISTER_SECONDS: Final = 30.0
 """Default of the service's own deadline for Register."""
@@ -128,6 +129,12 @@ def _converted(address: Address, properties: Sequence[str]) -> dict[str, Any]:
 
     try:
         return convert(properties, service.signatures(address, "scope"))
+    except NoSuchProperty as error:
+        text = str(error)
+        with suppress(NoSuchProperty):
+            converter_of(error.name, service.signatures(address, "service"))
+            text = f"a scope has no property {error.name}: only services have it, such as helpers"
+        raise click.BadParameter(text, param_hint="'--property'") from None
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--property'") from None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -38,8 +39,25 @@ NEAREST_MAX: Final = 3
 NAME_MAX: Final = 64
 """Characters of an unknown name that are compared with the others; no property has a longer name."""
 
+_STATUS: Final = re.compile(
+    r"^(Can|Effective|N)[A-Z]|(Timestamp|Monotonic|Current|Peak|Bytes|Packets|Operations|Result|State|Id|ID)$"
+)
+"""Shapes of names that no property has which can be set: they are not worth suggesting."""
+
 Signatures = Mapping[str, str]
 """D-Bus signatures of the properties that a type of unit has, by their names on D-Bus."""
+
+
+class NoSuchProperty(ValueError):
+    """There is no such property; the message tells the nearest names.
+
+    Attributes:
+        name: as it was written.
+    """
+
+    def __init__(self, name: str, known: Signatures) -> None:
+        super().__init__(_unknown(name, known))
+        self.name = name
 
 
 def convert(assignments: Iterable[str], known: Signatures) -> dict[str, Json]:
@@ -116,13 +134,13 @@ def converter_of(name: str, known: Signatures) -> Converter | None:
         known: properties of the type of unit.
 
     Raises:
-        ValueError: there is no such property; the message tells the nearest names.
+        NoSuchProperty: a type of unit does not have it.
     """
     on_bus = _on_bus(name, known)
     if on_bus is None:
         if name.startswith(("Condition", "Assert")) and "Conditions" in known:
             return condition
-        raise ValueError(_unknown(name, known))
+        raise NoSuchProperty(name, known)
     if name in TABLE:
         return TABLE[name]
     if name != on_bus:
@@ -170,7 +188,7 @@ def _by_suffix(name: str, signature: str) -> Converter | None:
 
 def _unknown(name: str, known: Signatures) -> str:
     """Say that there is no such property, and which could be meant."""
-    written = {setting.lower(): setting for setting in settings(known)}
+    written = {each.lower(): each for each in settings(known) if _STATUS.search(each) is None}
     typed = name[:NAME_MAX].lower()
     near = difflib.get_close_matches(typed, written, n=NEAREST_MAX)
     longer = [each for each in written if each.startswith(typed)]

@@ -32,11 +32,16 @@ def setting_words(name: str, text: str) -> tuple[str, str]:
     device, separator, number = text.rpartition(" ")
     write = _writer(name)
     words = f"{device}{separator}{write(int(number))}" if number.isascii() and number.isdigit() else text
+    return setting_name(name), words
+
+
+def setting_name(name: str) -> str:
+    """Return the name under which people set a property, such as "CPUQuota" for "CPUQuotaPerSecUSec"."""
     if name == "CPUQuotaPerSecUSec":
-        return "CPUQuota", words
+        return "CPUQuota"
     if name.endswith("USec"):
-        return f"{name.removesuffix('USec')}Sec", words
-    return name.removesuffix("Scale"), words
+        return f"{name.removesuffix('USec')}Sec"
+    return name.removesuffix("Scale")
 
 
 def _writer(name: str) -> Callable[[int], str]:
@@ -56,7 +61,9 @@ def _quota(usec: int) -> str:
 
 
 def _is_size(name: str) -> bool:
-    return name.removeprefix("Default").removeprefix("Startup").startswith("Memory")
+    for prefix in ("Default", "Startup", "Effective"):
+        name = name.removeprefix(prefix)
+    return name.startswith("Memory")
 
 
 def limit_words(name: str, value: Any) -> str:
