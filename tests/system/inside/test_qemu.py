@@ -135,10 +135,11 @@ async def qmp(*commands: str) -> list[Any]:
     return replies[1:]
 
 
-def order(**changes: Any) -> tuple[list[dict[str, Any]], list[str]]:
+async def order(client: Client, **changes: Any) -> tuple[list[dict[str, Any]], list[str]]:
     """The helpers and the command of the example, with other fields for its file server."""
     specifiers = {"n": "web", "t": str(DIRECTORIES / "web"), "u": "0"}
-    found = helper_files.expand(helper_files.load(EXAMPLE), specifiers)
+    known = (await client.call(f"{OURS}DescribeProperties", {"type": "service"}))["properties"]
+    found = helper_files.expand(helper_files.load(EXAMPLE), specifiers, known)
     helpers = msgspec.to_builtins(found.helpers)
     for helper in helpers:
         if helper["name"] == "fs":
@@ -177,7 +178,7 @@ async def held() -> AsyncGenerator[Payload]:
 @asynccontextmanager
 async def running(client: Client, *more: dict[str, Any], **changes: Any) -> AsyncGenerator[Vm]:
     """Run QEMU with its helpers, and more of them."""
-    helpers, command = order(**changes)
+    helpers, command = await order(client, **changes)
     async with held() as payload:
         machine = await register(client, payload, [*helpers, *more])
         await execute(payload, command)
@@ -354,10 +355,10 @@ async def test_moored_is_killed_before_register() -> None:
 @pytest.mark.parametrize("ready", [True, False])
 async def test_moored_is_killed_while_it_registers(fate: str, ready: bool) -> None:
     wanted = {**slow("notify"), "properties": {"TimeoutStartUSec": 20_000_000 if ready else 500_000}}
-    helpers, _ = order()
     place = cursor()
 
     async def wait(client: Client) -> None:
+        helpers, _ = await order(client)
         async with await hold() as payload:
             with pytest.raises(Exception):  # noqa: B017, PT011 - the connection ends
                 await register(client, payload, [*helpers, wanted])
@@ -378,8 +379,8 @@ async def test_moored_is_killed_while_it_registers(fate: str, ready: bool) -> No
 
 
 async def test_moored_is_killed_before_the_release(fate: str) -> None:
-    helpers, command = order()
     async with await connect() as client, held() as payload:
+        helpers, command = await order(client)
         await register(client, payload, helpers)
         await kill_moored(fate)
         await execute(payload, command)

@@ -10,7 +10,6 @@ import click
 
 from moorage.cli.address import Address
 from moorage.cli.commands.options import ANSWER_SECONDS, F, finite_span, parsed
-from moorage.cli.properties.assignments import NoSuchProperty, convert, converter_of
 
 REGISTER_SECONDS: Final = 30.0
 """Default of the service's own deadline for Register."""
@@ -126,6 +125,7 @@ def _converted(address: Address, properties: Sequence[str]) -> dict[str, Any]:
     if not properties:
         return {}
     from moorage.cli import service
+    from moorage.cli.properties.assignments import NoSuchProperty, convert, converter_of
 
     try:
         return convert(properties, service.signatures(address, "scope"))
