@@ -119,7 +119,15 @@ class NoUIDShift(MetadataError):
 
 
 class Unreadable(MetadataError):
-    """Anything else: the leader is gone, the file is damaged or too large, it took too long."""
+    """Anything else: the leader is gone, the file is damaged or too large, it took too long.
+
+    Attributes:
+        number: errno(3) that says so.
+    """
+
+    def __init__(self, reason: str, number: int) -> None:
+        super().__init__(reason)
+        self.number = number
 
 
 async def acquire(machine: Record, manager: Manager, *, graceful: bool) -> Metadata:
@@ -139,7 +147,7 @@ async def acquire(machine: Record, manager: Manager, *, graceful: bool) -> Metad
     except MetadataError as exc:
         found = _Found(exc, exc, exc)
     except trio.TooSlowError:
-        slow = Unreadable(f"it took longer than {ACQUIRE_SECONDS:.0f} s")
+        slow = Unreadable(f"it took longer than {ACQUIRE_SECONDS:.0f} s", errno.ETIMEDOUT)
         found = _Found(slow, slow, slow)
     if not graceful:
         for each in (found.addresses, found.os_release, found.uid_shift):
@@ -164,7 +172,7 @@ def parse_os_release(content: bytes) -> list[str]:
         Unreadable: a NUL, or a key or value that is not UTF-8.
     """
     if b"\0" in content:
-        raise Unreadable("the os-release file is binary")
+        raise Unreadable("the os-release file is binary", errno.EBADMSG)
     text = content.decode(errors="surrogateescape")
     pairs: dict[str, str] = {}
     at = 0
@@ -177,7 +185,7 @@ def parse_os_release(content: bytes) -> list[str]:
     try:
         "".join(strings).encode()
     except UnicodeEncodeError:
-        raise Unreadable("the os-release file is not UTF-8") from None
+        raise Unreadable("the os-release file is not UTF-8", errno.EILSEQ) from None
     return strings
 
 
@@ -242,8 +250,13 @@ def _os_release_error(code: int) -> MetadataError:
 
 
 def _error(what: str, code: int) -> MetadataError:
-    kind = NotAvailable if code in _NOT_SUPPORTED else Unreadable
-    return kind(f"{what}: {os.strerror(code)}")
+    reason = f"{what}: {os.strerror(code)}"
+    return NotAvailable(reason) if code in _NOT_SUPPORTED else Unreadable(reason, code)
+
+
+def _number(error: Exception) -> int:
+    """The errno for a leader that cannot be looked at."""
+    return (error.errno if isinstance(error, OSError) else None) or errno.ESRCH
 
 
 async def _look(machine: Record, manager: Manager) -> _Found:
@@ -253,11 +266,11 @@ async def _look(machine: Record, manager: Manager) -> _Found:
         # The disk that the file is on, or the kernel's lock on addresses, may make us wait: not in the loop.
         return await trio.to_thread.run_sync(_look_around, abandon_on_cancel=True)
     if machine.leader is None:
-        raise Unreadable("the machine has no leader")
+        raise Unreadable("the machine has no leader", errno.ESRCH)
     try:
         leader = open_process(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
     except (ProcessGone, NotAProcess, OSError) as exc:
-        raise Unreadable(f"leader: {exc}") from exc
+        raise Unreadable(f"leader: {exc}", _number(exc)) from exc
     try:
         return await _look_into(machine, leader, manager)
     finally:
@@ -318,11 +331,11 @@ async def _probe(machine: Record, leader: int, manager: Manager) -> _Answer:
             system_calls=("chroot", "setns"),
         )
     except ProbeFailed as exc:
-        raise Unreadable(f"cannot look into the container: {exc}") from exc
+        raise Unreadable(f"cannot look into the container: {exc}", errno.EAGAIN) from exc
     try:
         return msgspec.json.decode(data, type=_Answer)
     except msgspec.MsgspecError as exc:
-        raise Unreadable(f"the probe's answer is malformed: {exc}") from exc
+        raise Unreadable(f"the probe's answer is malformed: {exc}", errno.EBADMSG) from exc
 
 
 def _uid_shift(leader: int) -> int:
@@ -335,7 +348,7 @@ def _uid_shift(leader: int) -> int:
         if has_exited(leader):
             raise ProcessGone(pid)
     except (ProcessGone, NotAProcess, OSError) as exc:
-        raise Unreadable(f"leader: {exc}") from exc
+        raise Unreadable(f"leader: {exc}", _number(exc)) from exc
     if uids is None:
         return 0
     if uids != gids:
@@ -354,7 +367,7 @@ def _only_mapping(pid: int, name: str) -> tuple[int, int, int] | None:
         return None
     lines = text.splitlines()
     if not lines:
-        raise Unreadable(f"no mapping in {name} yet")
+        raise Unreadable(f"no mapping in {name} yet", errno.EAGAIN)
     if len(lines) > 1:
         raise NoUIDShift(f"more than one range in {name}")
     first, outside, count = map(int, lines[0].split())

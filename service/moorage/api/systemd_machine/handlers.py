@@ -237,6 +237,13 @@ _METADATA_ERRORS: dict[type[metadata.MetadataError], type[VarlinkError]] = {
 }
 
 
+def _metadata_error(error: metadata.MetadataError) -> VarlinkError:
+    """Return the error of this interface for what cannot be had; as in machined, NotAvailable is for good only."""
+    if isinstance(error, metadata.Unreadable):
+        return System.of(error.number)
+    return _METADATA_ERRORS[type(error)]()
+
+
 def _error(error: Exception) -> VarlinkError:
     """Return the error of this interface for what went wrong below."""
     match error:
@@ -429,8 +436,7 @@ class SystemdMachine(Interface):
             try:
                 found = await self._services.looking.metadata(machine, graceful=graceful)
             except metadata.MetadataError as error:
-                refusal = _METADATA_ERRORS.get(type(error), NotAvailable)
-                raise refusal from None
+                raise _metadata_error(error) from None
             except _DOMAIN_ERRORS as error:
                 raise _error(error) from None
             if found.addresses:
