@@ -85,6 +85,8 @@ print("ready", flush=True)
 sys.stdin.readline()
 """
 
+SUPPORT = Path(__file__).resolve().parents[2] / "support"
+
 NETWORK = (
     "link set lo up",
     "address add 2001:db8::7/64 dev lo",
@@ -338,6 +340,7 @@ async def test_a_user_s_manager_looks_into_a_user_s_container() -> None:
         "--clear-groups",
         "env",
         "XDG_RUNTIME_DIR=/run/user/1000",
+        f"PYTHONPATH={SUPPORT}",
     ]
     done = await trio.run_process([*become, sys.executable, __file__], capture_stdout=True)
     found = json.loads(done.stdout)

@@ -21,5 +21,5 @@ from moorage.wire.errors import System
     ],
 )
 def test_each_error_has_its_answer(error: metadata.MetadataError, answer: Exception) -> None:
-    found = handlers._metadata_error(error)
+    found = handlers._error(error)
     assert (type(found), vars(found)) == (type(answer), vars(answer))

@@ -229,26 +229,21 @@ class NotSupported(VarlinkError):
     error = "io.systemd.Machine.NotSupported"
 
 
-_METADATA_ERRORS: dict[type[metadata.MetadataError], type[VarlinkError]] = {
-    metadata.NoPrivateNetworking: NoPrivateNetworking,
-    metadata.NoOSRelease: NoOSReleaseInformation,
-    metadata.NoUIDShift: NoUIDShift,
-    metadata.NotAvailable: NotAvailable,
-}
-
-
-def _metadata_error(error: metadata.MetadataError) -> VarlinkError:
-    """Return the error of this interface for what cannot be had; as in machined, NotAvailable is for good only."""
-    if isinstance(error, metadata.Unreadable):
-        return System.of(error.number)
-    return _METADATA_ERRORS[type(error)]()
-
-
 def _error(error: Exception) -> VarlinkError:
     """Return the error of this interface for what went wrong below."""
     match error:
         case NameTaken() | LeaderTaken() | UnitNameTaken():
             return MachineExists()
+        case metadata.NoPrivateNetworking():
+            return NoPrivateNetworking()
+        case metadata.NoOSRelease():
+            return NoOSReleaseInformation()
+        case metadata.NoUIDShift():
+            return NoUIDShift()
+        case metadata.NotAvailable():  # as in machined, only what never is
+            return NotAvailable()
+        case metadata.Unreadable():
+            return System.of(error.number)
         case Full():
             return System.of(errno.ENOSPC)
         case TooMuchUnderWay():
@@ -283,6 +278,7 @@ _DOMAIN_ERRORS = (
     TooMuchUnderWay,
     TooOld,
     ManagerError,
+    metadata.MetadataError,
 )
 
 
@@ -435,8 +431,6 @@ class SystemdMachine(Interface):
             reply = self._listed(call, machine)
             try:
                 found = await self._services.looking.metadata(machine, graceful=graceful)
-            except metadata.MetadataError as error:
-                raise _metadata_error(error) from None
             except _DOMAIN_ERRORS as error:
                 raise _error(error) from None
             if found.addresses:
