@@ -203,7 +203,7 @@ class Battery:
     def test_dry_run(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name, leader = a_name(), str(leaders().pid)
         arguments = ("register", name, "--leader", leader, "--dry-run")
-        assert moorctl.output(*arguments) == f"machine-{name}.scope\n"
+        assert moorctl.output(*arguments).splitlines()[0] == f"machine-{name}.scope"
         refused(moorctl("status", name), 3)
         refused(moorctl(*arguments, "-p", "Nonsense=true"), 2, "there is no property Nonsense")
 

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.ending", "moorage.machines.verdicts",
         "moorage.probes.owner", "moorage.probes.effective", "moorage.dbus.signature",
         "moorage.dbus.marshal", "moorage.dbus.unmarshal", "moorage.dbus.message",
-        "moorage.machines.asked", "moorage.machines.own_slice",
+        "moorage.machines.asked", "moorage.machines.own_slice", "moorage.machines.planned",
     ),
     # 2: adapters to the outside
     (

@@ -111,11 +111,20 @@ class MachineReply(Struct):
     machine: Machine
 
 
+class PlannedUnit(Struct):
+    """A unit that a machine would get."""
+
+    unit: str
+    defaults: dict[str, Any]
+    properties: dict[str, Any]
+
+
 class RegisterReply(Struct):
     """Of Register."""
 
     machine: Machine
     differences: list[Difference]
+    units: list[PlannedUnit] = []
 
 
 class HelpersReply(Struct):

@@ -91,8 +91,29 @@ def reloaded(reply: Reply) -> tuple[list[str], list[str]]:
 
 
 def show_registered(reply: Reply) -> None:
-    """Print the name of the machine's unit, and warn of properties that are not in force as requested."""
-    click.echo(printable(machine_registered(reply).unit))
+    """Print the name of the machine's unit, and warn of properties that are not in force as requested.
+
+    After a dry run, also print the properties that it and the other units would get.
+    """
+    unit = machine_registered(reply).unit
+    click.echo(printable(unit))
+    show_planned(reply, heading=unit)
+
+
+def show_planned(reply: Reply, heading: str = "") -> None:
+    """Print the units that a machine would get, with their properties as --property takes them.
+
+    Args:
+        reply: to a dry run.
+        heading: the unit whose name has been printed.
+    """
+    for planned in _decoded(reply, RegisterReply).units:
+        if planned.unit != heading:
+            click.echo(printable(planned.unit))
+        for values, remark in ((planned.defaults, " (default)"), (planned.properties, "")):
+            for name, value in values.items():
+                text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+                click.echo(printable(f"  {name}={text}{remark}"))
 
 
 def machine_registered(reply: Reply) -> Machine:

@@ -41,6 +41,7 @@ from moorage.machines.model import (
 )
 from moorage.machines.own_slice import slice_of
 from moorage.machines.places import Places
+from moorage.machines.planned import PlannedUnit, planned
 from moorage.machines.registry import Claim, Registry
 from moorage.machines.sharing import is_shared
 from moorage.machines.starts import Starts
@@ -65,12 +66,14 @@ class Registered(msgspec.Struct, frozen=True):
         phase: that it is in.
         helpers: the states of its helpers at the end of their start.
         differences: what was asked for, and is not in force.
+        units: of a rehearsal, what the machine would get.
     """
 
     machine: Machine
     phase: Phase
     helpers: list[HelperStatus] = []
     differences: list[Difference] = []
+    units: list[PlannedUnit] = []
 
 
 class Registrar:
@@ -328,7 +331,11 @@ class Registrar:
         except Exception:  # noqa: BLE001 - the machine is there: its caller has to be told so
             _log.exception("Failed to tell what is in force of machine %s, ignoring.", machine.name)
             found = []
-        return Registered(machine, phase, list(helpers), found)
+        units: list[PlannedUnit] = []
+        if registration.dry_run:
+            home = self._helpers.home
+            units = planned(registration, home.root, home.directory(registration.name), user=home.user)
+        return Registered(machine, phase, list(helpers), found, units)
 
     async def _differences(
         self, registration: Registration, record: Record, helpers: Sequence[HelperStatus]

@@ -345,7 +345,8 @@ def test_a_subgroup() -> None:
 def test_a_dry_run() -> None:
     name = a_name()
     done = moorctl("run", "--name", name, "--dry-run", "--", "echo", "never")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"machine-{name}.scope\n", "")
+    expected = f"machine-{name}.scope\n  TasksMax=16384 (default)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
 FILE = """

@@ -191,12 +191,11 @@ class MoorageMachine(Interface):
                     done = await self._registered(call, registration, timeout)
             finally:
                 leader.close()
-        return wire.RegisterOut(
-            machine=self._machine(
-                call, done.machine, done.helpers, phase=done.phase, frozen=self._is_frozen(done.machine)
-            ),
-            differences=[wire.Difference(**asdict(each)) for each in done.differences],
-        )
+        frozen = self._is_frozen(done.machine)
+        machine = self._machine(call, done.machine, done.helpers, phase=done.phase, frozen=frozen)
+        differences = [wire.Difference(**asdict(each)) for each in done.differences]
+        units = [wire.PlannedUnit(**asdict(each)) for each in done.units]
+        return wire.RegisterOut(machine=machine, differences=differences, units=units or None)
 
     def _check(self, params: wire.RegisterIn) -> None:
         """Check what can be checked without looking at anything but the parameters."""

@@ -251,11 +251,21 @@ class ReloadOut(Reply, kw_only=True, omit_defaults=False):
     skipped: list[str]
 
 
-class RegisterOut(Reply, kw_only=True, omit_defaults=False):
+class PlannedUnit(Reply, kw_only=True):
+    """A unit that a machine would get, with its properties."""
+
+    unit: str
+    helper: str | None = None
+    defaults: dict[str, Any]
+    properties: dict[str, Any]
+
+
+class RegisterOut(Reply, kw_only=True):
     """What Register gives."""
 
     machine: Machine
     differences: list[Difference]
+    units: list[PlannedUnit] | None = None
 
 
 class MachineOut(Reply, kw_only=True):

@@ -19,6 +19,7 @@ from moorage.cli.properties.quantities import printable
 
 if TYPE_CHECKING:
     from moorage.cli import helper_files
+    from moorage.cli.service import Reply
 
 CHANGE_SECONDS: Final = 90.0
 """Default of the service's own deadline for adding or reloading helpers."""
@@ -141,18 +142,27 @@ def check(choice: Choice, file: str, name: str, offline: bool, as_json: bool) ->
     if no_service is not None:
         raise Failure(no_service.status, f"{no_service}\n{unchecked}")
     if not offline:
-        _rehearse(address, name, helpers)
+        reply = _rehearse(address, name, helpers)
+        if not as_json:
+            _show_planned(reply)
     elif any(helper.properties for helper in given.helpers):
         click.echo(unchecked, err=True)
 
 
-def _rehearse(address: Address, name: str, helpers: Sequence[dict[str, Any]]) -> None:
+def _show_planned(reply: Reply) -> None:
+    from moorage.cli import views
+
+    click.echo("The units would have:")
+    views.show_planned(reply)
+
+
+def _rehearse(address: Address, name: str, helpers: Sequence[dict[str, Any]]) -> Reply:
     """Have the service check whether it would start helpers; this process stands in for the machine's leader."""
     from moorage.cli import service
 
     pidfd = os.pidfd_open(os.getpid())
     try:
-        service.call(
+        return service.call(
             address,
             "Register",
             {
