@@ -129,18 +129,19 @@ class Core:
             registry, store, intents, agenda, accounts, left, followers, clock
         )
         control = Control(registry, store, agenda, accounts, states, manager, system, detached)
-        self._watching = Watching(
-            registry, agenda, observer, accounts, retirement, control, states, manager, system, detached
+        self._changes = changes = Changes(
+            allocator, store, intents, registry, states, followers, home, clock, detached
         )
+        self._watching = Watching(
+            registry, agenda, observer, accounts, retirement, control, changes, states, manager, system,
+            detached,
+        )  # fmt: skip
         self.leases = leases = Leases(control, detached)
         starts = Starts(registry, store, intents, agenda, observer, allocator, followers, system)
         registrar = Registrar(
             registry, intents, Holders(registry, agenda, manager, system), allocator, helpers, starts, leases,
             Places(trusted), references, manager, system, detached,
         )  # fmt: skip
-        self._changes = changes = Changes(
-            allocator, store, intents, registry, states, followers, home, clock, detached
-        )
         self._recovery = Recovery(
             registry, store, intents, agenda, observer, retirement, left, starts, leases, allocator, states,
             followers, manager, hierarchy,

@@ -146,8 +146,7 @@ class Allocator:
         self._helpers = helpers
         self._hints = hints
         self._marks = marks
-        self._hierarchy = system.hierarchy
-        self._processes = system.processes
+        self._hierarchy, self._processes = system.hierarchy, system.processes
         self.stray: dict[str, str] = {}
 
     def describe(self, status: UnitStatus) -> str:
@@ -480,7 +479,7 @@ class Allocator:
         if not wait or await self._is_any_started(units, mark, deadline=deadline):
             bonds = helping.bond_names(change.machine, change.helpers)
             for bond in bonds:
-                await self._stop_marked(bond, mark, alone=True, deadline=deadline)
+                await self.stop_marked(bond, mark, alone=True, deadline=deadline)
             await together(
                 [partial(self._take_away, unit, mark, deadline, alone=unit in bonds) for unit in units]
             )
@@ -513,14 +512,14 @@ class Allocator:
             ManagerError: as the manager says.
         """
         # Whatever the record says of its policy: an instance that was killed may have changed that already.
-        await self._stop_marked(bond_name(machine, helper.name), marks, alone=True, deadline=deadline)
-        if await self._stop_marked(helper.unit, marks, deadline=deadline):
+        await self.stop_marked(bond_name(machine, helper.name), marks, alone=True, deadline=deadline)
+        if await self.stop_marked(helper.unit, marks, deadline=deadline):
             await self._reset(helper.unit, deadline=deadline)
             if helper.sockets:
                 socket = helper_unit(machine, helper.name, "socket")
-                await self._stop_marked(socket, marks, deadline=deadline)
+                await self.stop_marked(socket, marks, deadline=deadline)
 
-    async def _stop_marked(self, unit: str, marks: str, *, alone: bool = False, deadline: float) -> bool:
+    async def stop_marked(self, unit: str, marks: str, *, alone: bool = False, deadline: float) -> bool:
         """Stop a unit if one of its marks begins like this; return whether that is so."""
         status = await self._manager.status(unit, deadline=deadline)
         if status is None or not any(address.startswith(marks) for address in status.documentation):
@@ -671,18 +670,19 @@ class Allocator:
     async def _is_kept(self, status: UnitStatus, *, deadline: float) -> bool:
         """Whether what keeps a unit in the manager's memory may do so for ever.
 
-        These are units that need an inactive one, or are in a slice, and are not about to go themselves; and, with an
-        active scope whose last process has just ended, the manager itself, should it have lost that event.
+        These are a job that waits; units that need an inactive one, or are in a slice, and are not about to go; and,
+        with an active scope whose last process has just ended, the manager itself, should it have lost that event.
         """
         if status.active_state == "active" and not status.unit.endswith(".slice"):
             return True
         if status.active_state not in {"active", "inactive"}:
             return False
-        for unit in status.dependants:
-            other = await self._manager.status(unit, deadline=deadline)
-            if other is not None and other.active_state in {"active", "failed"} and not other.job_id:
-                return True
-        return False
+        others = [await self._manager.status(unit, deadline=deadline) for unit in status.dependants]
+        if any(each and each.active_state in {"active", "failed"} and not each.job_id for each in others):
+            return True
+        return bool(status.job_id) and not any(
+            each and each.active_state == "deactivating" for each in others
+        )
 
     async def undo(self, unit: str, mark: str, auxiliary: Sequence[str] = ()) -> None:
         """Take a scope away again, with what came with it, and wait until the names are free.
@@ -705,7 +705,7 @@ class Allocator:
 
     async def _take_away(self, unit: str, mark: str, deadline: float, *, alone: bool = False) -> None:
         """Stop a unit if it is the one that a start has made, and wait until its name is free."""
-        if await self._stop_marked(unit, mark, alone=alone, deadline=deadline):
+        if await self.stop_marked(unit, mark, alone=alone, deadline=deadline):
             await self._wait_gone(unit, mark=mark, deadline=deadline)
 
     async def _made(self, unit: str, mark: str, *, deadline: float) -> UnitStatus | None:
@@ -823,10 +823,8 @@ def _is_going(status: UnitStatus, hierarchy: Hierarchy) -> bool:
     if not status.transient:
         return False
     match status.active_state:
-        case "deactivating":
-            return True
-        case "inactive":
-            return not status.job_id
+        case "deactivating" | "inactive":
+            return True  # should it have a job, that may be one to stop it
         case _ if status.unit.endswith(".slice"):
             return True  # with the last unit in it
         case _:

@@ -21,7 +21,7 @@ from moorage.machines.errors import MachineGone
 from moorage.machines.final_account import now
 from moorage.machines.followers import Followers
 from moorage.machines.helper_states import GONE, HelperStates
-from moorage.machines.helpers import Home, Host, recorded
+from moorage.machines.helpers import Home, Host, bond_names, recorded
 from moorage.machines.intents import Intents
 from moorage.machines.machine import Machine
 from moorage.machines.model import (
@@ -30,6 +30,8 @@ from moorage.machines.model import (
     HelperFailure,
     HelperSpec,
     HelperStatus,
+    Record,
+    place_name,
 )
 from moorage.machines.registry import Registry
 from moorage.machines.store import BadRecord, Store
@@ -178,6 +180,19 @@ class Changes:
         machine.with_helpers(rest, machine.record.runtime_directory)
         self._states.drop([helper.unit])
         self._save(machine)
+
+    async def dismiss(self, record: Record, *, deadline: float) -> None:
+        """Stop all helpers of a machine that has ended, while the unit that they are bound to goes on.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        if not record.helpers:
+            return
+        stop, marks = self._allocator.stop_marked, self._intents.marks_of(record.name)
+        for bond in bond_names(record.name, record.helpers):  # else it would have that unit stopped
+            await stop(bond, marks, alone=True, deadline=deadline)
+        await stop(place_name(record.name), marks, deadline=deadline)  # all of them require it
 
     def _drop_others(self, change: Change) -> None:
         """Forget the states of helpers that the machine of that name does not have after all."""

@@ -112,11 +112,13 @@ class Ended(msgspec.Struct, frozen=True):
         result: of its unit; None where the manager has forgotten it.
         kept: the manager keeps the unit, and what it has last read of its counters.
         reset: the unit has failed, and holds its name until that is reset.
+        stays: the unit goes on without it, and so would what is bound to the unit.
     """
 
     result: str | None
     kept: bool = False
     reset: bool = False
+    stays: bool = False
 
 
 Judgement: TypeAlias = (
@@ -148,7 +150,9 @@ def judge(seen: Seen, unit: Unit) -> Judgement:
         case Seen(populated=False), Known(active_state="inactive" | "failed" as state):
             return Ended(seen.result or unit.result, kept=True, reset=state == "failed" and seen.allocated)
         case Seen(populated=False, allocated=False), Known():
-            return Ended("success")  # what becomes of its unit, with RemainAfterExit= for one, is no matter
+            return Ended(
+                "success", stays=unit.active_state != "deactivating"
+            )  # with RemainAfterExit=, for one
         case _, Known(active_state="deactivating"):
             return Stopping()
         case Seen(populated=False), Known():

@@ -14,6 +14,7 @@ import trio
 from moorage.kernel.system import System
 from moorage.machines import ending
 from moorage.machines.agenda import Agenda
+from moorage.machines.changes import Changes
 from moorage.machines.control import Control
 from moorage.machines.detached import Detached
 from moorage.machines.final_account import FinalAccounts
@@ -60,6 +61,7 @@ class Watching:
         accounts: FinalAccounts,
         retirement: Retirement,
         control: Control,
+        changes: Changes,
         states: HelperStates,
         manager: Manager,
         system: System,
@@ -71,6 +73,7 @@ class Watching:
         self._accounts = accounts
         self._retirement = retirement
         self._control = control
+        self._changes = changes
         self._states = states
         self._manager = manager
         self._hierarchy = system.hierarchy
@@ -207,6 +210,8 @@ class Watching:
                 pass
 
     async def _end(self, machine: Machine, judgement: ending.Ended) -> None:
+        if judgement.stays:
+            await self._changes.dismiss(machine.record, deadline=_soon())
         if judgement.kept:
             # Before the machine is gone: then its unit's name may be a successor's.
             machine.unit_ended(judgement.result or FORGOTTEN)

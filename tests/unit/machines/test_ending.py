@@ -66,7 +66,7 @@ def seen(**values: object) -> Seen:
         (seen(populated=False, result="timeout"), Known(ID, "failed", FORGOTTEN), Ended("timeout", True, True)),
         (seen(populated=False), ACTIVE, StopEmpty()),
         # In place.
-        (seen(populated=False, allocated=False), ACTIVE, Ended("success")),
+        (seen(populated=False, allocated=False), ACTIVE, Ended("success", stays=True)),
         (seen(populated=False, allocated=False), DEACTIVATING, Ended("success")),
         (seen(populated=False, allocated=False), Known(ID, "failed", "signal"), Ended("signal", kept=True)),
     ],
