@@ -1,0 +1,363 @@
+"""What callers, administrators and bad luck do: the steps of a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+from fakes.kernel import Process
+
+from moorage.authz.ownership import NotOwned, UnitNotOwned
+from moorage.kernel.process import Exit, NotAProcess, ProcessGone
+from moorage.machines.errors import NameTaken, Refused, UnitNameTaken
+from moorage.machines.machine import Machine
+from moorage.machines.model import (
+    HelperFailure,
+    HelperSocket,
+    HelperSpec,
+    KillWhom,
+    MachineClass,
+    Registration,
+    helper_unit,
+    scope_name,
+)
+from moorage.pid1.manager import ManagerError
+from simulation.plan import Step
+from simulation.world import SHELL, Instance, World, key_of
+
+ANSWERS: Final = (Refused, ManagerError, ProcessGone, NotAProcess, NotOwned, UnitNotOwned, OSError)
+"""What a caller can be told; anything else is a fault of the core."""
+
+SLACK_SECONDS: Final = 125.0
+"""For how long an answer may be late: a start that failed is taken back first (UNDO_USEC), with one question more."""
+
+STOP_SECONDS: Final = 200.0
+
+
+class Clients:
+    """Everybody who does something."""
+
+    def __init__(self, world: World, nursery: trio.Nursery) -> None:
+        self._world = world
+        self._nursery = nursery
+
+    async def do(self, step: Step) -> None:
+        """Do one step; what takes time goes on by itself."""
+        await getattr(self, f"_{step.kind}")(step)
+
+    # Callers
+
+    def _call(
+        self,
+        step: Step,
+        seconds: float,
+        call: Callable[[Instance], Awaitable[None]],
+        then: Callable[[], None],
+    ) -> None:
+        """Make a call from a connection of its own, which may be hung up; *then* follows its end."""
+
+        async def caller() -> None:
+            instance = self._world.living()
+            if instance is None:
+                with trio.move_on_after(30):
+                    await self._world.up.wait()
+                instance = self._world.living()
+            if instance is not None and instance.calls is not None:
+                instance.calls.start_soon(self._handle, instance, step, seconds, call, then)
+            else:
+                then()
+
+        self._nursery.start_soon(caller)
+
+    async def _handle(
+        self,
+        instance: Instance,
+        step: Step,
+        seconds: float,
+        call: Callable[[Instance], Awaitable[None]],
+        then: Callable[[], None],
+    ) -> None:
+        began = trio.current_time()
+        try:
+            with trio.CancelScope() as connection:
+                if "hang_up" in step.values:
+                    connection.deadline = began + step.values["hang_up"]
+                await call(instance)
+        except ANSWERS as error:
+            self._world.note(f"{step.kind} {step.name}: {error!r}")
+        finally:
+            then()
+        late = trio.current_time() - began - seconds
+        if late > 0 and not instance.store.killed:
+            self._world.wrong("late", f"{step.kind} was answered {late:.1f} s after its deadline")
+
+    async def _register(self, step: Step) -> None:
+        world, values = self._world, step.values
+        place = values["place"]
+        path = "/user.slice/session.scope"
+        if place != "scope":
+            unit = f"vm-{step.name}.service"
+            path = self._shared_unit(unit, remains=place == "remains")
+            path += "/payload" if place == "part" else ""
+        if values.get("again") and step.name in world.leaders and world.leaders[step.name].exit is None:
+            process = world.leaders[step.name]
+        else:
+            process = world.leader(step.name, path, deaf=bool(values.get("deaf")), uid=values.get("uid", 0))
+        if "dies" in values:
+            world.pid1.later(values["dies"], lambda: world.kernel.end(process, Exit(status=1)))
+        lease = trio.Event()
+
+        async def call(instance: Instance) -> None:
+            await self._registered(instance, step, process, lease)
+
+        def then() -> None:
+            # A launcher whose machine is not there has no use for its leader.
+            if "hang_up" in values:
+                lease.set()
+
+        self._call(step, values["timeout"] + SLACK_SECONDS, call, then)
+
+    async def _registered(self, instance: Instance, step: Step, process: Process, lease: trio.Event) -> None:
+        world, values = self._world, step.values
+        if process.reaped:
+            raise ProcessGone(process.pid)
+        pidfd = instance.processes.hand_over(process)
+        try:
+            registration = Registration(
+                name=step.name,
+                class_=MachineClass.vm,
+                registrant=process.uid,
+                leader=process.id,
+                leader_pidfd=pidfd,
+                leader_uid=process.uid,
+                supervisor=None,
+                allocate_unit=values["place"] == "scope",
+                helpers=tuple(_specs(values.get("helpers", ()))),
+                exec_stop=(SHELL, f"ask:{values['exec_stop']}") if "exec_stop" in values else (),
+                lease=bool(values.get("lease")),
+                privileged=True,
+            )
+            held = lease.wait if registration.lease else None
+            began = trio.current_time()
+            try:
+                machine = await instance.core.register(registration, values["timeout"], held)
+            except NameTaken:
+                self._check_name(instance, step.name, began)
+                raise
+            except UnitNameTaken as error:
+                self._check_unit(error, began)
+                raise
+        finally:
+            if pidfd in instance.processes:
+                instance.processes.close(pidfd)
+        world.note(f"register {step.name}: {machine.unit} {machine.record.placement.invocation_id}")
+        world.answered.append((machine, instance.number))
+        world.leases[step.name] = lease
+
+    def _check_name(self, instance: Instance, name: str, began: float) -> None:
+        """Check that a name that was refused is not that of a machine which had ended before."""
+        machine = instance.core.get(name)
+        if machine is None or instance.core.is_claimed(name):
+            return
+        if self._world.is_populated(machine):
+            return
+        if self._world.emptied.get(machine.record.placement.control_group_id, math.inf) < began:
+            self._world.wrong(
+                "refused", f"the name {name} is refused, whose machine has no process any more"
+            )
+
+    def _check_unit(self, error: UnitNameTaken, began: float) -> None:
+        """Check that a unit that was in the way is not one of ours which had ended before."""
+        unit = self._world.pid1.units.get(error.unit)
+        if unit is None or not self._world.is_ours(unit) or unit.kind != "scope":
+            return
+        group = self._world.kernel.groups.get(unit.group) if unit.group else None
+        if group is None or self._world.emptied.get(group.number, math.inf) < began:
+            self._world.wrong("refused", f"{error.unit} is in the way, and has no process: {error.holder}")
+
+    def _shared_unit(self, unit: str, *, remains: bool) -> str:
+        """Have somebody else's unit to register something in."""
+        world = self._world
+        found = world.pid1.units.get(unit)
+        if found is None or not found.group:
+            command = [[SHELL, [SHELL, "serve"], False]]
+            values: list[tuple[str, object]] = [("ExecStart", command)]
+            if remains:
+                values += [("Type", "oneshot"), ("RemainAfterExit", True)]
+            if found is None:
+                found = world.pid1.load(unit, values, ())
+            found.group = world.pid1.group_of(found)
+            world.pid1.kernel.make(found.group)
+            world.pid1.new_invocation(found)
+            found.active, found.sub = "active", "running"
+            found.transient = False
+            found.remains = remains
+        world.strangers[unit] = "shared"
+        return found.group
+
+    def _on(
+        self,
+        step: Step,
+        seconds: float,
+        call: Callable[[Instance, Machine], Awaitable[None]],
+    ) -> None:
+        async def made(instance: Instance) -> None:
+            machine = instance.core.get(step.name)
+            if machine is not None:
+                await call(instance, machine)
+
+        self._call(step, seconds, made, lambda: None)
+
+    async def _stop(self, step: Step) -> None:
+        wait = step.values["wait"]
+
+        async def stop(instance: Instance, machine: Machine) -> None:
+            gone = await instance.core.stop(machine, wait)
+            if gone and instance.core.get(machine.name) is machine:
+                self._world.wrong("stop", "a machine is there that was said to be gone")
+
+        self._on(step, wait + STOP_SECONDS + 1, stop)
+
+    async def _kill(self, step: Step) -> None:
+        async def kill(instance: Instance, machine: Machine) -> None:
+            await instance.core.kill(machine, KillWhom(step.values["whom"]), step.values["signal"])
+
+        self._on(step, 11, kill)
+
+    async def _forget(self, step: Step) -> None:
+        async def forget(instance: Instance, machine: Machine) -> None:
+            self._world.forgotten.add(key_of(machine))
+            instance.core.forget(machine)
+
+        self._on(step, 0, forget)
+
+    async def _add_helper(self, step: Step) -> None:
+        (spec,) = _specs([step.values["helper"]])
+
+        async def add(instance: Instance, machine: Machine) -> None:
+            await instance.core.add_helper(machine, spec, 30)
+
+        self._on(step, 30 + 2 * SLACK_SECONDS + STOP_SECONDS, add)
+
+    async def _remove_helper(self, step: Step) -> None:
+        async def remove(instance: Instance, machine: Machine) -> None:
+            await instance.core.remove_helper(machine, step.values["helper"])
+
+        self._on(step, 2 * STOP_SECONDS, remove)
+
+    async def _hang_up(self, step: Step) -> None:
+        if (lease := self._world.leases.pop(step.name, None)) is not None:
+            lease.set()
+
+    async def _find(self, step: Step) -> None:
+        pass
+
+    # The guest, and people with rights
+
+    async def _die(self, step: Step) -> None:
+        process = self._world.leaders.get(step.name)
+        if process is not None and process.exit is None:
+            number = step.values["signal"]
+            if number:
+                self._world.kernel.signal(process, number)
+            else:
+                self._world.kernel.end(process, Exit(status=0))
+
+    async def _helper_dies(self, step: Step) -> None:
+        unit = self._world.pid1.units.get(helper_unit(step.name, step.values["helper"]))
+        if unit is not None and unit.main is not None:
+            self._world.kernel.end(unit.main, Exit(status=1))
+
+    def _freezes(self, step: Step, *, frozen: bool) -> None:
+        unit = self._world.pid1.units.get(scope_name(step.name))
+        if unit is not None and unit.group and unit.active == "active":
+            self._world.kernel.freeze(unit.group, frozen=frozen)
+
+    async def _freeze(self, step: Step) -> None:
+        self._freezes(step, frozen=True)
+
+    async def _thaw(self, step: Step) -> None:
+        self._freezes(step, frozen=False)
+
+    async def _stop_unit(self, step: Step) -> None:
+        unit = self._world.pid1.units.get(scope_name(step.name))
+        if unit is not None and not (unit.job is not None and unit.job.kind == "start"):
+            self._world.pid1.begin(unit, "stop", "replace")
+
+    async def _stranger(self, step: Step) -> None:
+        world = self._world
+        scope = step.values["unit"] == "scope"
+        unit = scope_name(step.name) if scope else helper_unit(step.name, "f")
+        if world.pid1.units.get(unit) is None:
+            world.stranger(unit, "scope" if scope else "service")
+            world.pid1.later(step.values["seconds"], lambda: world.end_stranger(unit))
+
+    # Bad luck
+
+    async def _reload(self, step: Step) -> None:
+        self._world.pid1.reload(step.values["seconds"])
+
+    async def _reexec(self, step: Step) -> None:
+        world = self._world
+        world.pid1.reload(step.values["seconds"])
+        if world.instance is not None:
+            world.instance.manager.lose()
+
+    async def _stall(self, step: Step) -> None:
+        self._world.pid1.busy_until = trio.current_time() + step.values["seconds"]
+
+    async def _lose_link(self, step: Step) -> None:
+        if self._world.instance is not None:
+            self._world.instance.manager.lose(unread=step.values["unread"])
+
+    async def _without(self, step: Step) -> None:
+        without, what = self._world.faults.without, step.values["what"]
+        without[what] += 1
+
+        async def recover() -> None:
+            await trio.sleep(step.values["seconds"])
+            without[what] -= 1
+
+        self._nursery.start_soon(recover)
+
+    async def _overflow(self, _step: Step) -> None:
+        for watch in self._world.kernel.watches:
+            watch.lose()
+
+    async def _fail_start(self, _step: Step) -> None:
+        self._world.failing += 1
+
+    async def _deaf_journal(self, _step: Step) -> None:
+        self._world.pid1.journal.deaf = True
+
+    async def _restart(self, step: Step) -> None:
+        if (instance := self._world.living()) is not None:
+            self._world.down = step.values["down"]
+            instance.end()
+
+    async def _killed(self, step: Step) -> None:
+        instance = self._world.instance
+        if instance is not None and instance.nursery is not None:
+            self._world.down = step.values["down"]
+            instance.kill()
+
+
+def _specs(values: Any) -> list[HelperSpec]:
+    names: set[str] = set()
+    specs: list[HelperSpec] = []
+    for each in values:
+        if each["name"] not in names:
+            names.add(each["name"])
+            specs.append(
+                HelperSpec(
+                    name=each["name"],
+                    exec_start=(SHELL, each["does"]),
+                    type=each["type"],
+                    sockets=(HelperSocket("s"),) if each["socket"] else (),
+                    on_failure=HelperFailure.stop_machine if each["vital"] else HelperFailure.ignore,
+                    restart=None if each["type"] == "oneshot" else each["restart"],
+                )
+            )
+    return specs

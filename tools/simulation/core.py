@@ -1,0 +1,131 @@
+"""The seam: how the core of moored is built from fakes, and what the simulation asks of it.
+
+Nothing else of the simulation knows how the core is made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+from fakes.journal import FakeJournal
+from fakes.kernel import FakeClock, FakeHierarchy, FakeProcesses
+from fakes.manager import FakeManager, FakeReferences
+
+from moorage import app
+from moorage.kernel.system import System
+from moorage.machines.followers import Follower
+from moorage.machines.helpers import Home
+from moorage.machines.machine import Machine
+from moorage.machines.model import HelperSpec, KillWhom, Registration
+from moorage.machines.store import Store
+
+
+class Ends(Follower):
+    """Passes on which machines have ended, but not those that were forgotten."""
+
+    def __init__(self, ended: Callable[[Machine], None]) -> None:
+        self._ended = ended
+
+    def ended(self, machine: Machine) -> None:
+        """See `Follower`."""
+        if machine.record.verdict is not None:
+            self._ended(machine)
+
+
+class Core:
+    """One instance of the core.
+
+    Args:
+        manager: its connection to the service manager.
+        references: to units.
+        hierarchy: its view of control groups.
+        processes: its pidfds.
+        journal: of the host.
+        store: its records.
+        ended: called with each machine whose end it has found.
+    """
+
+    def __init__(
+        self,
+        manager: FakeManager,
+        references: FakeReferences,
+        hierarchy: FakeHierarchy,
+        processes: FakeProcesses,
+        journal: FakeJournal,
+        store: Store,
+        ended: Callable[[Machine], None],
+    ) -> None:
+        system = System(hierarchy, processes, FakeClock())
+        home = Home(user=False, root="/run")
+        self._core = app.Core(manager, store, home, references, system, journal)
+        self._services = self._core.services
+        self._core.followers.join(Ends(ended))
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run for ever."""
+        await self._core.run(task_status=task_status)
+
+    def serve(self) -> None:
+        """Take note that calls are served from now on."""
+        self._core.serve()
+
+    def end(self) -> None:
+        """Take note of the order to end."""
+        self._core.end()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it says that there is nothing to do."""
+        return self._core.idle
+
+    def machines(self) -> list[Machine]:
+        """Return the machines that it keeps."""
+        return list(self._services.registry)
+
+    def get(self, name: str) -> Machine | None:
+        """Return a machine that it keeps."""
+        return self._services.registry.get(name)
+
+    def claims(self) -> int:
+        """Return how many names are held by registrations."""
+        return self._services.registry.claims
+
+    def is_claimed(self, name: str) -> bool:
+        """Whether a machine of that name is being registered."""
+        return self._services.registry.claim(name) is not None
+
+    async def register(
+        self, registration: Registration, seconds: float, lease: Callable[[], Awaitable[None]] | None
+    ) -> Machine:
+        """Register a machine, as the handler of Register does."""
+        await self._services.changing.check(registration.helpers, registration.name)
+        registrar = self._services.registrar
+        return (await registrar.find_or_register(registration, timeout=seconds, lease=lease)).machine
+
+    async def stop(self, machine: Machine, seconds: float) -> bool:
+        """Stop a machine; return whether it is gone."""
+        await self._services.registrar.wait(machine.name)
+        return await self._services.control.begin_stop(machine, wait=seconds)
+
+    async def kill(self, machine: Machine, whom: KillWhom, signal: int) -> None:
+        """Send a signal."""
+        await self._services.control.kill(machine, whom, signal)
+
+    def forget(self, machine: Machine) -> None:
+        """Forget a machine, but not its unit."""
+        self._services.retirement.forget(machine)
+
+    async def add_helper(self, machine: Machine, spec: HelperSpec, seconds: float) -> None:
+        """Add a helper."""
+        changes = self._services.changing.add(machine, [spec], timeout=seconds)
+        try:
+            async for _ in changes:
+                pass
+        finally:
+            with trio.CancelScope(shield=True):
+                await changes.aclose()
+
+    async def remove_helper(self, machine: Machine, name: str) -> None:
+        """Remove a helper."""
+        await self._services.changing.remove(machine, name)

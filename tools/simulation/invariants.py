@@ -1,0 +1,98 @@
+"""What has to hold when all is quiet, and when all is over."""
+
+from __future__ import annotations
+
+import os
+
+from moorage.machines.machine import Machine
+from moorage.machines.model import scope_name
+from simulation.plan import NAMES
+from simulation.world import Instance, World, key_of
+
+
+def look_at_the_living(world: World, instance: Instance) -> None:
+    """Check that the registry, the records, the units and the control groups agree."""
+    kept = {machine.name: machine for machine in instance.core.machines()}
+    for machine in kept.values():
+        _look_at(world, machine)
+    for machine, _ in world.answered:
+        key = key_of(machine)
+        there = kept.get(machine.name)
+        is_kept = there is not None and key_of(there) == key_of(machine)
+        if not is_kept and not world.ended[key] and key not in world.forgotten:
+            world.wrong("lost", f"{machine.name} was answered, and is neither kept nor has it ended")
+        if (
+            world.is_populated(machine)
+            and not is_kept
+            and key not in world.forgotten
+            and machine.record.allocated
+        ):
+            world.wrong("ghost", f"{machine.name} lives, and is not kept")
+    units = {machine.unit for machine in kept.values()}
+    forgotten = {machine.unit for machine, _ in world.answered if key_of(machine) in world.forgotten}
+    for unit in world.pid1.units:
+        if unit.kind == "scope" and world.is_ours(unit) and unit.name not in units | forgotten:
+            world.wrong("orphan", f"{unit.name} is a scope of ours ({unit.active}), and of no machine")
+    if instance.core.claims():
+        world.wrong("claim", "a claim is left")
+    for name in os.listdir(world.directory):
+        if name.startswith((".start-", ".change-")):
+            world.wrong("intent", f"{name.split('-')[0]} is left")
+    if kept and instance.core.idle:
+        world.wrong("idle", "it is idle, and keeps machines")
+
+
+def _look_at(world: World, machine: Machine) -> None:
+    if not world.is_populated(machine):
+        world.wrong("dead", f"{machine.name} is kept, and has no process ({machine.phase})")
+    if not os.path.exists(os.path.join(world.directory, machine.name)):
+        world.wrong("record", f"{machine.name} has no record")
+    if machine.record.allocated:
+        unit = world.pid1.units.get(machine.unit)
+        if unit is None or unit.invocation != machine.record.placement.invocation_id:
+            world.wrong("unit", f"{machine.name} has no unit")
+
+
+def look_at_the_end(world: World, instance: Instance, tasks: int) -> None:
+    """Check that nothing is left when all machines have ended and their verdicts are old."""
+    for machine in instance.core.machines():
+        world.wrong("undead", f"{machine.name} does not end: {machine.phase}")
+    if not instance.core.idle:
+        world.wrong("idle", "it is not idle at the end")
+    # What is left of a machine that was forgotten is nobody's: its unit may fail, or be missed by the manager.
+    abandoned = {machine.unit for machine, _ in world.answered if key_of(machine) in world.forgotten} & {
+        unit.name for unit in world.pid1.units if unit.missed or unit.active == "failed"
+    }
+    expected = {f".left-{name}" for name in NAMES if scope_name(name) in abandoned}
+    if left := sorted(
+        {*os.listdir(world.directory)} - expected - {each.name for each in instance.core.machines()}
+    ):
+        kinds = [name.split("-")[0] if name.startswith(".") else "record" for name in left]
+        world.wrong("entry", f"{', '.join(kinds)} left in the directory of records")
+    for unit in world.pid1.units:
+        if world.is_ours(unit) and unit.name not in abandoned:
+            world.wrong("leftover", f"{unit.name} is left: {unit.active}/{unit.sub}")
+    watches = sum(len(each) for each in world.kernel.watches if each.hierarchy is instance.hierarchy)
+    for count, what in (
+        (watches, "watch"),
+        (instance.processes.open_pidfds, "descriptor"),
+        (len(instance.references), "reference"),
+    ):
+        if count:
+            world.wrong(what, f"{count} left at the end")
+    if not instance.manager.idle:
+        world.wrong("job", "a job is waited for at the end")
+    if tasks:
+        world.wrong("task", f"{tasks} tasks are left")
+    for machine, _ in world.answered:
+        key = key_of(machine)
+        if not world.ended[key] and key not in world.forgotten:
+            world.wrong("lost", f"{machine.name} was answered, and never ended")
+
+
+def look_at_strangers(world: World) -> None:
+    """Check that nothing of somebody else's was stopped."""
+    whole = {machine.unit for machine, _ in world.answered if machine.record.placement.is_whole}
+    for name in world.pid1.stopped_by_call:
+        if name in world.strangers and name not in whole:
+            world.wrong("foreign", f"{name} is somebody else's, and was stopped")

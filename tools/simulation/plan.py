@@ -1,0 +1,138 @@
+"""What happens in one run: steps drawn from a seed, which can be left out one by one to find those that matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+NAMES: Final = ("a", "b", "c")
+"""Few, so that machines get in each other's way."""
+
+STEPS: Final = 14
+"""At most so many in one run: what goes wrong takes few, and a run is short."""
+
+PAUSES: Final = (0.0, 0.0, 0.0005, 0.002, 0.005, 0.02, 0.1, 1.0, 6.0, 40.0)
+"""Seconds between two steps: many at once, some after each of the timeouts that there are."""
+
+WEIGHTS: Final = {
+    "register": 10, "stop": 4, "die": 4, "forget": 1.5, "kill": 1, "hang_up": 2, "find": 0.5,
+    "add_helper": 2, "remove_helper": 1.5, "helper_dies": 2, "freeze": 1, "thaw": 0.5,
+    "stop_unit": 1, "stranger": 1, "reload": 1, "reexec": 1.5, "lose_link": 1.5, "stall": 1.5,
+    "without": 1.5, "overflow": 0.7, "restart": 1, "killed": 2.5, "fail_start": 0.7, "deaf_journal": 0.5,
+}  # fmt: skip
+"""What happens how often."""
+
+FAULTS: Final = frozenset(
+    {"reload", "reexec", "lose_link", "stall", "without", "overflow", "restart", "killed", "fail_start",
+     "deaf_journal", "stranger"}
+)  # fmt: skip
+"""What nobody has asked for."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that happens.
+
+    Attributes:
+        at: when, in seconds since the beginning.
+        kind: what.
+        name: of the machine that it is about.
+        values: the rest.
+    """
+
+    at: float
+    kind: str
+    name: str = ""
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def __str__(self) -> str:
+        values = " ".join(f"{key}={value}" for key, value in self.values.items())
+        return f"{self.at:9.4f} {self.kind} {self.name} {values}".rstrip()
+
+
+def draw(seed: int) -> list[Step]:
+    """Draw the steps of a run."""
+    random = Random(seed)
+    names = NAMES[: random.choice((1, 1, 2, 3))]
+    weights = dict(WEIGHTS)
+    if random.random() < 0.4:  # runs without faults find what is wrong without any
+        weights = {kind: weight for kind, weight in weights.items() if kind not in FAULTS}
+    elif random.random() < 0.5:  # or with one kind of them only
+        fault = random.choice(sorted(FAULTS))
+        weights = {kind: weight for kind, weight in weights.items() if kind not in FAULTS or kind == fault}
+        weights[fault] *= 3
+    steps = [Step(0.0, "register", names[0], _registration(random))]
+    at = 0.0
+    for _ in range(random.randrange(2, STEPS)):
+        at += random.choice(PAUSES) * random.random()
+        kind = random.choices(list(weights), list(weights.values()))[0]
+        steps.append(Step(at, kind, random.choice(names), _values(random, kind)))
+    return steps
+
+
+def _values(random: Random, kind: str) -> dict[str, Any]:
+    match kind:
+        case "register":
+            return _registration(random)
+        case "stop":
+            return {"wait": random.choice((200, 200, 1, 0)), **_hang_up(random)}
+        case "add_helper":
+            return {"helper": _helper(random), **_hang_up(random)}
+        case "remove_helper" | "helper_dies":
+            return {"helper": random.choice("fg"), **_hang_up(random)}
+        case "kill":
+            return {"whom": random.choice(("leader", "all")), "signal": random.choice((9, 15))}
+        case "die":
+            return {"signal": random.choice((9, 15, 0)), "reaped": random.choice((0.0, 0.001, 3.0))}
+        case "reload" | "reexec" | "stall":
+            return {"seconds": random.choice((0.01, 0.2, 3.0, 12.0))}
+        case "lose_link":
+            return {"unread": random.random() < 0.5}
+        case "without":
+            what = random.choice(("fd", "memory", "watch", "space"))
+            return {"what": what, "seconds": random.choice((0.002, 0.05, 2.0, 15.0))}
+        case "stranger":
+            return {"seconds": random.choice((0.01, 1.0, 30.0)), "unit": random.choice(("scope", "helper"))}
+        case "restart" | "killed":
+            return {"down": random.choice((0.0, 0.05, 3.0, 20.0))}
+        case _:
+            return {}
+
+
+def _hang_up(random: Random) -> dict[str, Any]:
+    if random.random() < 0.7:
+        return {}
+    return {"hang_up": random.choice((0.0, 0.0005, 0.003, 0.02, 1.0)) * random.random()}
+
+
+def _helper(random: Random) -> dict[str, Any]:
+    return {
+        "name": random.choice("fg"),
+        "does": random.choice(("serve", "serve", "serve", "fail", "end", "hang", "late", "deaf")),
+        "type": random.choice(("exec", "exec", "notify", "oneshot")),
+        "vital": random.random() < 0.5,
+        "socket": random.random() < 0.3,
+        "restart": random.choice((None, None, "on-failure", "always")),
+    }
+
+
+def _registration(random: Random) -> dict[str, Any]:
+    values: dict[str, Any] = {"timeout": random.choice((30, 30, 30, 2, 0.05)), **_hang_up(random)}
+    values["place"] = random.choice(("scope",) * 8 + ("whole", "part", "remains"))
+    if values["place"] == "scope":
+        if random.random() < 0.35:
+            values["helpers"] = [_helper(random) for _ in range(random.choice((1, 1, 2)))]
+        if random.random() < 0.1:
+            values["exec_stop"] = random.choice((0.01, 5.0))
+    if random.random() < 0.3:
+        values["lease"] = True
+    if random.random() < 0.35:
+        values["dies"] = random.choice((0.0, 0.001, 0.003, 0.01, 0.5)) * random.random()
+    if random.random() < 0.15:
+        values["deaf"] = True
+    if random.random() < 0.15:
+        values["again"] = True
+    if random.random() < 0.1:
+        values["uid"] = 1000
+    return values

@@ -1,0 +1,378 @@
+"""The host on which a run happens: what lives on it, what it runs out of, and which instance of moored is there."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any, Final, TypeAlias
+
+import trio
+from fakes.kernel import FakeHierarchy, FakeProcesses, Faults, Group, Kernel, Process
+from fakes.manager import FakeManager, FakeReferences
+from fakes.pid1 import Pid1
+from fakes.services import Program
+from fakes.units import Unit
+
+from moorage.kernel.process import Exit
+from moorage.machines.machine import Machine
+from moorage.machines.store import Store
+from simulation.core import Core
+
+SHELL: Final = "/bin/sh"
+"""A program that is there: helpers are checked for that."""
+
+OURS: Final = "moored"
+"""What the directory of the records is called, and so what all marks have."""
+
+
+DRAIN_SECONDS: Final = 5.0
+"""For how long callers are served after SIGTERM (DRAIN_USEC of app)."""
+
+Key: TypeAlias = tuple[str, str, int]
+"""What tells a machine from all others: its name, the invocation of its unit, and when it was registered."""
+
+
+def key_of(machine: Machine) -> Key:
+    """Return the key of a machine."""
+    record = machine.record
+    return machine.name, record.placement.invocation_id, record.timestamp.monotonic
+
+
+class Shortage(Faults):
+    """What the host has run out of for a while."""
+
+    def __init__(self) -> None:
+        self.without: Counter[str] = Counter()
+
+    def check(self, what: str) -> None:
+        """See `Faults`."""
+        if not self.without[what]:
+            return
+        number = {"fd": errno.EMFILE, "memory": errno.ENOMEM, "watch": errno.ENOSPC, "space": errno.ENOSPC}[
+            what
+        ]
+        raise OSError(number, os.strerror(number))
+
+
+class MortalStore(Store):
+    """A directory of records that an instance writes to until it is killed."""
+
+    def __init__(self, path: str, faults: Faults) -> None:
+        super().__init__(path)
+        self.killed = False
+        self._faults = faults
+
+    def write(self, file: str, content: bytes) -> None:
+        """See `Store`."""
+        if not self.killed:
+            self._faults.check("fd")
+            self._faults.check("space")
+            super().write(file, content)
+
+    def replace(self, file: str, name: str, content: bytes) -> None:
+        """See `Store`."""
+        if not self.killed:
+            super().replace(file, name, content)
+
+    def unlink(self, file: str) -> None:
+        """See `Store`."""
+        if not self.killed:
+            super().unlink(file)
+
+
+class Instance:
+    """One life of moored.
+
+    Attributes:
+        core: of it.
+        calls: the nursery of its callers, which goes with it.
+        serving: it takes calls.
+    """
+
+    def __init__(self, world: World, number: int) -> None:
+        self.number = number
+        self.world = world
+        self.processes = FakeProcesses(world.kernel, world.faults)
+        self.hierarchy = FakeHierarchy(world.kernel, world.faults)
+        self.manager = FakeManager(world.pid1, self.processes)
+        self.manager.delay = world.message
+        self.manager.down = lambda: world.random.choice((0.05, 0.3, 5.0))
+        self.references = FakeReferences(world.pid1)
+        self.references.delay = world.message
+        self.store = MortalStore(world.directory, world.faults)
+        self.serving = False
+        self._ending = trio.Event()
+        self.core = Core(
+            self.manager,
+            self.references,
+            self.hierarchy,
+            self.processes,
+            world.pid1.journal,
+            self.store,
+            self._ended,
+        )
+        self.calls: trio.Nursery | None = None
+        self.nursery: trio.Nursery | None = None
+
+    def _ended(self, machine: Machine) -> None:
+        key = key_of(machine)
+        if (self.number, key) in self.world.ended_in:
+            self.world.wrong("twice", f"{machine.name} has ended twice")
+        self.world.ended_in.add((self.number, key))
+        self.world.ended[key] += 1
+
+    async def live(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until it is ended or killed. Started once it serves."""
+        try:
+            async with trio.open_nursery() as self.nursery:
+                await self.nursery.start(self.manager.run)
+                self.nursery.start_soon(self.references.run)
+                await self.nursery.start(self._run_core)
+                async with trio.open_nursery() as self.calls:
+                    self.core.serve()
+                    self.serving = True
+                    task_status.started()
+                    try:
+                        await self._ending.wait()
+                    finally:
+                        self.serving = False
+                self.nursery.cancel_scope.cancel()
+        finally:
+            self.serving = False
+            if not self.store.killed:
+                self._look_for_leaks()
+            self.processes.release()
+            for watch in [each for each in self.world.kernel.watches if each.hierarchy is self.hierarchy]:
+                self.world.kernel.watches.remove(watch)
+            self.store.close()
+
+    async def _run_core(self, *, task_status: trio.TaskStatus[None]) -> None:
+        await self.core.run(task_status=task_status)
+
+    def _look_for_leaks(self) -> None:
+        if any(each.hierarchy is self.hierarchy for each in self.world.kernel.watches):
+            self.world.wrong("watch", "the inotify instance is open after the end")
+
+    def end(self) -> None:
+        """End it as SIGTERM does."""
+        self.serving = False
+        self.core.end()
+        assert self.calls is not None
+        self.calls.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
+        self._ending.set()
+
+    def kill(self) -> None:
+        """End it as SIGKILL does: nothing that it does from now on has any effect."""
+        assert self.nursery is not None
+        self.serving = False
+        self.store.killed = True
+        self.manager.lose(unread=self.world.random.random() < 0.5)
+        self.manager.dead = True
+        self.processes.killed = True
+        self.nursery.cancel_scope.cancel()
+
+
+class World:
+    """The host.
+
+    Attributes:
+        violations: what was found wrong: kind and sentence.
+        leaders: of machines by name, the last one.
+        answered: machines whose registration was answered, with the number of the instance.
+        forgotten: of these, those that are not kept any more because somebody wanted that.
+        ended: how often a machine was found to have ended.
+        strangers: names of units that are none of ours.
+        emptied: when the last process of a control group has ended, by its number.
+        down: seconds until the next instance is started.
+    """
+
+    def __init__(self, seed: int, directory: str) -> None:
+        self.random = Random(seed)
+        self.began = 0.0
+        self.notes: list[str] | None = None
+        self.crash = ""
+        self.directory = directory
+        self.faults = Shortage()
+        self.kernel = Kernel()
+        self.pid1 = Pid1(self.kernel, self.random)
+        self.instance: Instance | None = None
+        self.instances = 0
+        self.up = trio.Event()
+        self.violations: dict[tuple[str, str], None] = {}
+        self.leaders: dict[str, Process] = {}
+        self.leases: dict[str, trio.Event] = {}
+        self.answered: list[tuple[Machine, int]] = []
+        self.forgotten: set[Key] = set()
+        self.ended: Counter[Key] = Counter()
+        self.ended_in: set[tuple[int, Key]] = set()
+        self.strangers: dict[str, str] = {}
+        self.emptied: dict[int, float] = {}
+        self.kernel.emptied.append(self._note_emptied)
+        self.failing = 0
+        self.down = 0.0
+        self.kernel.delay = lambda: self.random.choice((0.0, 0.0001, 0.002, 0.012))
+        self.kernel.reports_removal = lambda: self.random.random() < 0.5
+        self.pid1.work = lambda: self.random.choice((0.0, 0.0001, 0.0005, 0.002))
+        # Short ones: what waits for them looks again and again, which takes the time of many runs.
+        self.pid1.stop_seconds = self.pid1.start_seconds = 9.0
+        self.pid1.program = self._program
+        self.pid1.loses = lambda: self.random.random() < 0.3
+        self.pid1.fails = self._fails
+
+    def message(self) -> float:
+        """Return how many seconds a message takes."""
+        return self.random.choice((0.0, 0.0, 0.0001, 0.001, 0.004))
+
+    def note(self, sentence: str) -> None:
+        """Note something for whoever looks into a run."""
+        if self.notes is not None:
+            self.notes.append(f"{trio.current_time() - self.began:12.6f} {sentence}")
+
+    def error(self, error: BaseException) -> None:
+        """Note that the core has failed."""
+        frames = traceback.extract_tb(error.__traceback__)
+        where = next((f"{frame.name}" for frame in reversed(frames) if "moorage" in frame.filename), "?")
+        self.wrong("crash", f"{type(error).__name__} in {where}: {error}")
+        self.crash = "".join(traceback.format_exception(error))
+
+    def wrong(self, kind: str, sentence: str) -> None:
+        """Note that something is not as it should be."""
+        self.violations[kind, sentence] = None
+
+    def is_populated(self, machine: Machine) -> bool:
+        """Whether a machine has a process."""
+        placement = machine.record.placement
+        if placement.shared:
+            leader = self.kernel.processes.get(machine.record.leader.pid if machine.record.leader else 0)
+            return leader is not None and leader.exit is None and leader.id == machine.record.leader
+        group = self.kernel.groups.get(placement.control_group)
+        return group is not None and group.number == placement.control_group_id and group.count > 0
+
+    def _note_emptied(self, group: Group) -> None:
+        self.emptied[group.number] = trio.current_time()
+
+    def _fails(self, unit: Unit) -> bool:
+        if self.failing and unit.name not in self.strangers:
+            self.failing -= 1
+            return True
+        return False
+
+    def _program(self, _unit: Unit, argv: Sequence[str]) -> Program:
+        what, _, value = argv[-1].partition(":")
+        after = self.random.choice((0.0, 0.001, 0.02, 1.0))
+        match what:
+            case "fail":
+                return Program(ready=None, ends=after, status=1)
+            case "end":
+                return Program(ready=0.0, ends=after)
+            case "hang":
+                return Program(ready=None)
+            case "late":
+                return Program(ready=after)
+            case "deaf":
+                return Program(ready=0.0, deaf=True)
+            case "ask":
+                return Program(ends=float(value))
+            case _:
+                return Program(ready=0.0)
+
+    # Moored
+
+    async def start(self) -> Instance:
+        """Start the next instance."""
+        while True:
+            self.instances += 1
+            try:
+                instance = Instance(self, self.instances)
+            except OSError:
+                await trio.sleep(0.5)  # as the service manager does with what fails to start
+                continue
+            self.instance = instance
+            return instance
+
+    async def supervise(self) -> None:
+        """Keep an instance running, as the service manager does."""
+        while True:
+            instance = await self.start()
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(instance.live)
+                    self.up.set()
+            except* OSError as group:
+                if not any(self.faults.without.values()):
+                    raise
+                logging.getLogger("simulation").info("moored ends: %r", group.exceptions)
+            finally:
+                self.up = trio.Event()
+                self.instance = None
+            await trio.sleep(self.down)
+
+    def living(self) -> Instance | None:
+        """Return the instance that serves."""
+        instance = self.instance
+        return instance if instance is not None and instance.serving else None
+
+    # Processes
+
+    def leader(self, name: str, path: str, *, deaf: bool, uid: int) -> Process:
+        """Start a process that is to lead a machine; its parent asks for its end some time after it."""
+        launcher = self.kernel.spawn("/system.slice/launcher.service")
+        process = self.kernel.spawn(path, parent=launcher, deaf=deaf, uid=uid)
+        process.ended.append(
+            lambda ended: self.pid1.later(
+                self.random.choice((0.0, 0.001, 0.1, 5.0)), lambda: self.kernel.reap(ended)
+            )
+        )
+        self.leaders[name] = process
+        return process
+
+    def stranger(self, unit: str, kind: str) -> None:
+        """Have somebody else start a unit, as with systemd-run(1)."""
+        if self.pid1.units.get(unit) is not None:
+            return
+        process = self.kernel.spawn("/system.slice/cron.service")
+        command = [[SHELL, [SHELL, "serve"], False]]
+        values: list[tuple[str, object]] = [("Description", "somebody's")]
+        if kind == "service":
+            values.append(("ExecStart", command))
+        self.pid1.start_transient(unit, values, (process,) if kind == "scope" else (), [])
+        self.strangers[unit] = "running"
+
+    def end_stranger(self, unit: str) -> None:
+        """End a unit of somebody else."""
+        found = self.pid1.units.get(unit)
+        if self.strangers.pop(unit, None) and found is not None:
+            for process in self.kernel.members(found.group) if found.group else ():
+                self.kernel.end(process, Exit(status=0))
+
+    def is_ours(self, unit: Unit) -> bool:
+        """Whether moored has made a unit."""
+        documentation = unit.properties.get("Documentation")
+        return OURS in str(documentation)
+
+
+class Threads:
+    """Stands in for trio's threads: functions run at once, in the task that waits, after a while."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    async def run_sync(self, function: Callable[..., Any], *args: Any, **_options: Any) -> Any:
+        """See `trio.to_thread.run_sync`."""
+        keywords = getattr(function, "keywords", {})
+        wait = keywords.get("wait_usec", 0) / 1e6
+        await trio.sleep(self._random.choice((0.0, 0.001, wait, wait)))
+        return function(*args)
+
+
+def temporary() -> tempfile.TemporaryDirectory[str]:
+    """Make a directory in memory."""
+    return tempfile.TemporaryDirectory(
+        prefix="simulate-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None
+    )
