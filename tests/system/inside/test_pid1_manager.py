@@ -7,11 +7,19 @@ import re
 import signal
 import subprocess
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from pathlib import Path
 
 import pytest
 import trio
+from manager_battery import *  # noqa: F403
+from manager_battery import Hints, soon
 
 from moorage.pid1.manager import (
     AuxiliaryUnit,
@@ -25,40 +33,15 @@ from moorage.pid1.manager import (
     NoSuchUnit,
     ScopeSpec,
     TypedProperty,
-    UnitBusy,
     UnitExists,
-    UnitHint,
 )
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints, LinkKind
+from moorage.pid1.references import BusReferences
 
 pytestmark = pytest.mark.parametrize("kind", ["private", "bus"])
 
 SYSTEM = Endpoints("/run/systemd/private", "/run/dbus/system_bus_socket")
-
-
-def soon(seconds: float = 30.0) -> float:
-    return trio.current_time() + seconds
-
-
-class Hints:
-    """Hints as they come, and a way to wait for one."""
-
-    def __init__(self) -> None:
-        self.seen: list[UnitHint] = []
-        self._more = trio.Event()
-
-    def __call__(self, hint: UnitHint) -> None:
-        self.seen.append(hint)
-        self._more.set()
-        self._more = trio.Event()
-
-    async def until(self, kind: str, unit: str = "", *, state: str | None = None) -> None:
-        while not any(
-            hint.kind == kind and hint.unit == unit and state in (None, hint.active_state)
-            for hint in self.seen
-        ):
-            await self._more.wait()
 
 
 @asynccontextmanager
@@ -79,9 +62,10 @@ async def connected(kind: LinkKind, hints: Hints | None = None) -> AsyncGenerato
 
 
 @contextmanager
-def process() -> Generator[int]:
+def process(*, deaf: bool = False) -> Generator[int]:
     """A pidfd of a process that sleeps; gone afterwards, and with it its scope."""
-    child = subprocess.Popen(["/usr/bin/sleep", "infinity"])
+    ignoring = ["/usr/bin/env", "--ignore-signal=TERM"] if deaf else []
+    child = subprocess.Popen([*ignoring, "/usr/bin/sleep", "infinity"])
     pidfd = os.pidfd_open(child.pid)
     try:
         yield pidfd
@@ -102,6 +86,46 @@ def control_group(pidfd: int) -> str:
     lines = Path(f"/proc/{pid_of(pidfd)}/cgroup").read_text().splitlines()
     (line,) = (each for each in lines if each.startswith("0::"))
     return line.removeprefix("0::")
+
+
+class RealBench:
+    """See `manager_battery.Bench`."""
+
+    def __init__(self, kind: LinkKind) -> None:
+        self._kind: LinkKind = kind
+
+    def connected(self, hints: Hints) -> AbstractAsyncContextManager[DBusManager]:
+        return connected(self._kind, hints)
+
+    @asynccontextmanager
+    async def references(self) -> AsyncGenerator[BusReferences]:
+        references = BusReferences(SYSTEM.bus)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(references.run)
+            while not references._up:  # noqa: ASYNC110 - nobody else has to know
+                await trio.sleep(0.01)
+            yield references
+            nursery.cancel_scope.cancel()
+
+    def process(self, *, deaf: bool = False) -> AbstractContextManager[int]:
+        return process(deaf=deaf)
+
+    def control_group(self, pidfd: int) -> str:
+        return control_group(pidfd)
+
+    def kill(self, pidfd: int) -> None:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    async def freeze(self, unit: str) -> None:
+        await trio.run_process(["systemctl", "freeze", unit])
+
+    async def reload(self) -> None:
+        await trio.run_process(["systemctl", "daemon-reload"])
+
+
+@pytest.fixture
+def bench(kind: LinkKind) -> RealBench:
+    return RealBench(kind)
 
 
 def reap(pidfd: int) -> int:
@@ -186,23 +210,6 @@ async def test_two_hundred_at_once(kind: LinkKind) -> None:
         for number in range(200):
             nursery.start_soon(one, manager, number)
     assert results == dict.fromkeys(range(200), "done")
-
-
-async def test_two_stops_share_one_job(kind: LinkKind) -> None:
-    async with connected(kind) as manager:
-        with process() as pidfd:
-            await manager.start_scope(spec("t-twice.scope", pidfd), deadline=soon())
-            results: list[str] = []
-
-            async def stop() -> None:
-                with suppress(NoSuchUnit):
-                    results.append((await manager.stop("t-twice.scope", deadline=soon())).result)
-
-            async with trio.open_nursery() as nursery:
-                for _ in range(8):
-                    nursery.start_soon(stop)
-            assert results
-            assert set(results) == {"done"}
 
 
 async def test_what_is_refused_leaves_nothing(kind: LinkKind) -> None:
@@ -330,38 +337,6 @@ def unit_file(name: str, text: str) -> Generator[str]:
     path.unlink()
 
 
-async def test_a_helper_in_the_same_transaction(kind: LinkKind) -> None:
-    hints = Hints()
-    async with connected(kind, hints) as manager:
-        scope = await manager.property_types("scope", deadline=soon())
-        service = await manager.property_types("service", deadline=soon())
-        helper = service.convert(
-            {
-                "Description": "A helper",
-                "BindsTo": ["t-helped.scope"],
-                "After": ["t-helped.scope"],
-                "ExecStart": [["/usr/bin/sleep", ["/usr/bin/sleep", "infinity"], False]],
-            }
-        )
-        with process() as pidfd:
-            job = await manager.start_scope(
-                ScopeSpec(
-                    "t-helped.scope",
-                    (pidfd,),
-                    "machine.slice",
-                    "x",
-                    scope.convert({"Wants": ["t-helper.service"]}),
-                    (AuxiliaryUnit("t-helper.service", helper),),
-                ),
-                deadline=soon(),
-            )
-            assert job.result == "done"
-            await hints.until("changed", "t-helper.service", state="active")
-            hints.seen.clear()
-        await hints.until("removed", "t-helper.service")
-        await gone(manager, hints, "t-helped.scope")
-
-
 async def test_stop_at_once_with_user_and_delegation(kind: LinkKind) -> None:
     async with connected(kind) as manager:
         types = await manager.property_types("scope", deadline=soon())
@@ -374,28 +349,6 @@ async def test_stop_at_once_with_user_and_delegation(kind: LinkKind) -> None:
                 assert job.result == "done"
                 assert os.stat("/sys/fs/cgroup/machine.slice/t-owned.scope").st_uid == 1000
                 assert (await manager.stop("t-owned.scope", deadline=soon())).result == "done"
-
-
-async def test_a_failed_scope_is_reset(kind: LinkKind) -> None:
-    hints = Hints()
-    async with connected(kind, hints) as manager:
-        types = await manager.property_types("scope", deadline=soon())
-        with process() as pidfd:
-            await manager.start_scope(
-                spec("t-failed.scope", pidfd, properties=types.convert({"RuntimeMaxUSec": 50_000})),
-                deadline=soon(),
-            )
-            await hints.until("changed", "t-failed.scope", state="failed")
-        status = await manager.status("t-failed.scope", deadline=soon())
-        assert status is not None
-        assert (status.active_state, status.result) == ("failed", "timeout")
-        with process() as pidfd, pytest.raises(UnitExists):
-            await manager.start_scope(spec("t-failed.scope", pidfd), deadline=soon())
-        await manager.reset_failed("t-failed.scope", deadline=soon())
-        await hints.until("removed", "t-failed.scope")
-        assert await manager.status("t-failed.scope", deadline=soon()) is None
-        with pytest.raises(NoSuchUnit):
-            await manager.reset_failed("t-failed.scope", deadline=soon())
 
 
 async def test_kill(kind: LinkKind) -> None:
@@ -413,19 +366,6 @@ async def test_kill(kind: LinkKind) -> None:
         with pytest.raises(NoSuchUnit):
             await manager.kill("t-nothing.scope", "all", signal.SIGTERM, deadline=soon())
         await gone(manager, hints, "t-kill.scope")
-
-
-async def test_what_is_frozen_is_stopped_after_its_thaw(kind: LinkKind) -> None:
-    async with connected(kind) as manager:
-        with process() as pidfd:
-            await manager.start_scope(spec("t-frozen.scope", pidfd), deadline=soon())
-            await manager.thaw("t-frozen.scope", deadline=soon())
-            await trio.run_process(["systemctl", "freeze", "t-frozen.scope"])
-            assert (await manager.stop("t-frozen.scope", deadline=soon())).result == "frozen"
-            await manager.thaw("t-frozen.scope", deadline=soon())
-            assert (await manager.stop("t-frozen.scope", deadline=soon())).result == "done"
-        with pytest.raises((NoSuchUnit, ManagerRefused, UnitBusy)):
-            await manager.thaw("t-frozen.scope", deadline=soon())
 
 
 def bytes_of(value: Json) -> list[int]:
