@@ -15,8 +15,8 @@ import msgspec
 import trio
 
 from moorage import __version__, activation
+from moorage.api.calls import Authority
 from moorage.api.moorage_machine.handlers import MoorageMachine
-from moorage.api.requests import Authority
 from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import Policy

@@ -19,8 +19,8 @@ from typing import Any, TypeVar, overload
 
 import trio
 
-from moorage.api.moorage_machine import types as machine_types
-from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.api.moorage_machine import errors as machine_errors
+from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.kernel.process import process_id
 from moorage.wire.client import Client
 from moorage.wire.errors import VarlinkError
@@ -47,7 +47,7 @@ DROP_IN = UNIT_FILES / "moored.service.d/test.conf"
 
 ERRORS: list[type[VarlinkError]] = [
     value
-    for module in (machine_types, systemd_machine)
+    for module in (machine_errors, systemd_errors)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, VarlinkError) and value is not VarlinkError
 ]
@@ -130,7 +130,7 @@ async def listed(client: Client) -> dict[str, dict[str, Any]]:
     try:
         async with client.call_more(f"{OURS}List") as replies:
             return {reply["machine"]["name"]: reply["machine"] async for reply in replies}
-    except machine_types.NoSuchMachine:
+    except machine_errors.NoSuchMachine:
         return {}
 
 

@@ -33,12 +33,6 @@ CLASS_METHODS = 25
 FUNCTION_LINES = 60
 
 OVER = {
-    "api.moorage_machine.handlers": 595,
-    "api.moorage_machine.handlers:MoorageMachine": 408,
-    "api.moorage_machine.handlers:_error": 73,
-    "api.requests:open_leader": 63,
-    "api.systemd_machine.handlers": 539,
-    "api.systemd_machine.handlers:SystemdMachine.register": 73,
     "dbus.bus:Bus": 318,
     "machines.allocation": 852,
     "machines.allocation:Allocator": 670,
@@ -47,7 +41,6 @@ OVER = {
     "machines.helpers": 685,
     "machines.model": 611,
     "pid1.properties:_from_json": 68,
-    "wire.link:Link": 334,
 }
 """What is larger than it should be, in lines or methods. To be emptied: a figure is lowered with what it is of."""
 
@@ -65,7 +58,7 @@ MAKERS = {
     "machines.helpers": {"HelperStates"},  # to be given it
     "machines.agenda": {"Recheck"},
     "machines.changing": {"Latest"},
-    "api.systemd_machine.handlers": {"Machine"},  # the host, which that interface lists as one
+    "api.systemd_machine.host": {"Machine"},  # the host, which that interface lists as one
 }
 """Who makes objects of machines' rooms that are not services."""
 

@@ -6,7 +6,7 @@ import msgspec
 
 from fuzzing.mutation import damaged
 from fuzzing.target import Target, corpus
-from moorage.api.moorage_machine import convert as machine_helpers
+from moorage.api.moorage_machine import convert
 from moorage.api.moorage_machine.types import AddHelpersIn
 from moorage.cli import helper_files
 from moorage.machines.errors import InvalidHelper
@@ -44,7 +44,7 @@ def _examine(content: bytes) -> str:
     except ValueError:
         return "refused by moorctl"
     text = msgspec.json.encode({"name": MACHINE, "helpers": given.helpers})
-    specs = machine_helpers.specs(_parameters.decode(text).helpers)
+    specs = convert.specs(_parameters.decode(text).helpers)
     try:
         check(specs, MACHINE, (), HOME)
         for spec in specs:

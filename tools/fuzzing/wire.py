@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from fuzzing.mutation import POSITIONS, damaged, damaged_json, encode_json
 from fuzzing.target import Target, corpus
-from moorage.api.moorage_machine import types as machine_types
+from moorage.api.moorage_machine import errors as machine_errors
 from moorage.api.moorage_machine.handlers import MoorageMachine
-from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
 from moorage.wire.connection import Connection, Role, Wait
@@ -44,7 +44,7 @@ _DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 _ERRORS = error_table(
     value
-    for module in (machine_types, systemd_machine)
+    for module in (machine_errors, systemd_errors)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, VarlinkError) and value is not VarlinkError
 )

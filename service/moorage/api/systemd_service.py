@@ -1,4 +1,4 @@
-"""io.systemd.service, which every service of systemd has (``varlink_method_ping()`` and its neighbours)."""
+"""Handlers of io.systemd.service, which every service of systemd has (``varlink_method_ping()`` and others)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from moorage.api.calls import Authority, permit
 from moorage.api.descriptions import load_description
-from moorage.api.requests import Authority, permit
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter, VarlinkError
 from moorage.wire.method import method
 from moorage.wire.service import Interface
 from moorage.wire.types import Empty, Int, Parameters, Reply
 
-# syslog(3) levels to those of Python's logging; what Python does not tell apart goes to the more talkative side.
+# Levels of syslog(3) and of Python's logging. Python has fewer; the more verbose one is used.
 _TO_PYTHON = {
     0: logging.CRITICAL,
     1: logging.CRITICAL,
@@ -50,7 +50,7 @@ class GetEnvironmentOut(Reply, kw_only=True):
 
 @dataclass(eq=False)
 class InconsistentEnvironment(VarlinkError):
-    """The environment block holds what is no UTF-8."""
+    """The environment block is not UTF-8."""
 
     error = "io.systemd.service.InconsistentEnvironment"
 
@@ -59,11 +59,11 @@ class GenericService(Interface):
     """The handlers of io.systemd.service."""
 
     def __init__(self, authority: Authority, *, log_level: int = 6) -> None:
-        """Serve it.
+        """Create the interface.
 
         Args:
-            authority: who may call what.
-            log_level: the level at the start, of syslog(3).
+            authority: the policy.
+            log_level: initial level of syslog(3).
         """
         super().__init__(load_description("io.systemd.service"))
         self._authority = authority
@@ -72,12 +72,12 @@ class GenericService(Interface):
 
     @method("Ping")
     def ping(self, call: Call, params: Empty) -> None:
-        """Answer."""
+        """Reply."""
 
     @method("SetLogLevel")
     def set_log_level(self, call: Call, params: SetLogLevelIn) -> None:
-        """Say more, or less."""
-        # Described as nullable, and required all the same (varlink_method_set_log_level()).
+        """Set the level of the log."""
+        # Described as nullable, but required (varlink_method_set_log_level()).
         if params.level is None:
             raise InvalidParameter("level")
         permit(call, self._authority)
@@ -86,7 +86,7 @@ class GenericService(Interface):
 
     @method("GetLogLevel")
     def get_log_level(self, call: Call, params: Empty) -> GetLogLevelOut:
-        """Return how much is said."""
+        """Return the level of the log."""
         permit(call, self._authority)
         return GetLogLevelOut(level=self._level)
 

@@ -129,7 +129,7 @@ class Changing:
                 async with self._changes.alone(machine.name):
                     helper = next((each for each in machine.record.helpers if each.name == name), None)
                     if helper is None:
-                        raise NoSuchHelper
+                        raise NoSuchHelper(name)
                     deadline = trio.current_time() + REMOVE_SECONDS
                     await self._changes.remove(machine, helper, deadline=deadline)
 

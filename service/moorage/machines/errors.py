@@ -168,7 +168,15 @@ class TooMuchUnderWay(Refused):
 
 
 class NoSuchHelper(Refused):
-    """The machine has no helper of this name."""
+    """The machine has no helper of this name.
+
+    Attributes:
+        helper: the name.
+    """
+
+    def __init__(self, helper: str) -> None:
+        super().__init__(f"no helper {helper}")
+        self.helper = helper
 
 
 class NotStoppable(Refused):

@@ -45,6 +45,18 @@ class HandlerError(Exception):
     """A handler replied in a way that its call does not allow: a bug of the service."""
 
 
+class Outlet(Protocol):
+    """The writing side of the connection."""
+
+    def flush(self) -> bool:
+        """Write the queued replies; return whether nothing is left."""
+        ...
+
+    async def wait_written(self) -> None:
+        """Return when all queued replies are written."""
+        ...
+
+
 class Turns(Caller, Protocol):
     """The connection that calls arrive on: its socket, and its turns among the others.
 
@@ -54,6 +66,7 @@ class Turns(Caller, Protocol):
         closed: whether the connection has ended.
         high_water: bytes waiting to be written at which no further reply is made.
         turn_ends: when the current turn has to end, in seconds of time.monotonic().
+        outlet: writes the replies.
     """
 
     uid: int
@@ -62,18 +75,12 @@ class Turns(Caller, Protocol):
     turn_ends: float
 
     @property
+    def outlet(self) -> Outlet: ...  # noqa: D102  # see above
+    @property
     def closed(self) -> bool: ...  # noqa: D102  # see above
-
-    def flush(self) -> bool:
-        """Write the queued replies; return whether nothing is left."""
-        ...
 
     def write(self) -> None:
         """Write the queued replies as far as possible, and the rest when the socket is ready."""
-        ...
-
-    async def wait_written(self) -> None:
-        """Return when all queued replies are written."""
         ...
 
     def fail(self, error: Exception) -> None:
@@ -206,7 +213,7 @@ class Answering:
                 return True
             self._send_held(call)
             self._held = reply
-            if connection.queued > turns.high_water and not turns.flush():
+            if connection.queued > turns.high_water and not turns.outlet.flush():
                 break
             if time.monotonic() > turns.turn_ends:
                 break
@@ -270,7 +277,7 @@ class Answering:
                 if self._connection.queued:
                     self._turns.write()
                 if self._connection.queued > self._turns.high_water:
-                    await self._turns.wait_written()
+                    await self._turns.outlet.wait_written()
         raise HandlerError(f"{call.method} ended without a last reply")
 
     # -- messages

@@ -99,6 +99,87 @@ class ServerContext(msgspec.Struct, frozen=True):
     ended: Callable[[Link], None]
 
 
+class Outlet:
+    """The writing side of an accepted connection: sends queued replies, and bounds how long they may stay unread.
+
+    Args:
+        link: the connection; it is closed if the peer does not read.
+        connection: has the replies.
+        connected: non-blocking socket, owned by the link.
+        context: the server's part.
+
+    Attributes:
+        stalled: the peer has to read before more can be written.
+    """
+
+    __slots__ = ("_connection", "_context", "_link", "_socket", "_written", "stalled")
+
+    def __init__(
+        self, link: Link, connection: Connection, connected: socket.socket, context: ServerContext
+    ) -> None:
+        self.stalled = False
+        self._link = link
+        self._connection = connection
+        self._socket = connected
+        self._context = context
+        self._written: trio.Event | None = None
+
+    def flush(self) -> bool:
+        """Write the queued replies; return whether nothing is left.
+
+        Raises:
+            OSError: the peer is gone.
+        """
+        connection = self._connection
+        progress = False
+        while (chunk := connection.outgoing()) is not None:
+            try:
+                count = send_chunk(self._socket, *chunk)
+            except BlockingIOError:
+                self._stall(progress=progress)
+                return False
+            connection.sent(count)
+            progress = True
+        if self.stalled:
+            self.stalled = False
+            self._context.deadlines.clear(self)
+            self._note_unread(0)
+        if self._written is not None:
+            self._written.set()
+        return True
+
+    async def wait_written(self) -> None:
+        """Return when all queued replies are written; the caller has seen that some are."""
+        self._written = trio.Event()
+        await self._written.wait()
+        self._written = None
+
+    def close(self) -> None:
+        """Note that nothing is written any more."""
+        self._context.deadlines.clear(self)
+        self._note_unread(0)
+
+    def give_up(self) -> None:
+        """Close the connection of a peer that does not read."""
+        logger.debug("Process %d does not read, closing its connection.", self._link.peer.pid)
+        self._link.close()
+
+    def _stall(self, *, progress: bool) -> None:
+        # Each byte that the peer reads renews its deadline. A connection that is refused has one of its own.
+        if self._link.refusal is None and (progress or not self.stalled):
+            self.stalled = True
+            self._context.deadlines.set(self, self._context.stall_seconds, self.give_up)
+        self._note_unread(self._connection.queued)
+
+    def _note_unread(self, size: int) -> None:
+        if self._link.trusted:
+            return
+        worst = self._context.unread.note(self._link, size)
+        if worst is not None:
+            # Later, because it may be in the middle of its own turn.
+            self._context.deadlines.set(worst.outlet, 0, worst.outlet.give_up)
+
+
 class Link:
     """One accepted connection.
 
@@ -112,6 +193,7 @@ class Link:
     Attributes:
         peer: see above.
         refusal: see above.
+        outlet: writes the replies.
         uid: uid of the peer.
         trusted: whether the peer is trusted (:class:`~moorage.wire.fairness.Fairness`).
         high_water: bytes waiting to be written at which no further reply is made.
@@ -127,11 +209,10 @@ class Link:
         "_inlet",
         "_interest",
         "_socket",
-        "_stalled",
         "_state",
         "_unfinished",
-        "_written",
         "high_water",
+        "outlet",
         "peer",
         "refusal",
         "trusted",
@@ -159,13 +240,12 @@ class Link:
         self._connection = Connection(
             Role.SERVER, INPUT_MAX if self.trusted else CALL_MAX, close_fds=self.dispose
         )
+        self.outlet = Outlet(self, self._connection, connected, context)
         self._answering = Answering(self, self._connection, service, context.fairness, context.tasks)
         self._state = _READING
         self._interest: int | None = None  # what the poller watches the socket for; None if it does not
         self._finishing = False  # close when everything is answered and written
         self._unfinished = False  # the deadline for the rest of a call is set
-        self._stalled = False  # the deadline for reading replies is set
-        self._written: trio.Event | None = None
         self._gone: trio.Event | None = None
 
     @property
@@ -177,7 +257,7 @@ class Link:
     def idle(self) -> bool:
         """Whether nothing is lost by closing it: no task is at work or waits for its end, and no replies are read."""
         state = self._state
-        return self._gone is None and (state is _READING or (state is _STREAMING and self._stalled))
+        return self._gone is None and (state is _READING or (state is _STREAMING and self.outlet.stalled))
 
     def dispose(self, fds: Iterable[int]) -> None:
         """Close file descriptors that the peer has sent."""
@@ -190,12 +270,6 @@ class Link:
             if self.closed:
                 self._gone.set()
         await self._gone.wait()
-
-    async def wait_written(self) -> None:
-        """Return when all queued replies are written; the caller has seen that some are."""
-        self._written = trio.Event()
-        await self._written.wait()
-        self._written = None
 
     def start(self) -> None:
         """Begin to watch the socket.
@@ -228,10 +302,9 @@ class Link:
         if self._gone is not None:
             self._gone.set()
         deadlines = self._context.deadlines
-        for key in (self, (self, "rest"), (self, "unfinished")):
-            deadlines.clear(key)
-        if not self.trusted:
-            self._context.unread.note(self, 0)
+        deadlines.clear((self, "rest"))
+        deadlines.clear((self, "unfinished"))
+        self.outlet.close()
         self._context.ended(self)
 
     def fail(self, error: Exception) -> None:
@@ -241,7 +314,7 @@ class Link:
             if isinstance(error, ProtocolError) and not self.closed:
                 # Calls before the one that is wrong have been answered: those replies are still due.
                 with contextlib.suppress(OSError):
-                    self.flush()
+                    self.outlet.flush()
         else:
             logger.error("Failed to serve a connection, closing it:", exc_info=error)
         self.close()
@@ -291,7 +364,7 @@ class Link:
         more = self._work(may_read=bool(events & ~OUT))
         if self.closed:
             return
-        more |= not self.flush()
+        more |= not self.outlet.flush()
         if self._finishing and not more and self._state is _READING:
             self.close()
             return
@@ -302,7 +375,7 @@ class Link:
     def _work(self, *, may_read: bool) -> bool:
         """Answer as much as is fair; return whether more can be done as soon as there is room."""
         connection, answering = self._connection, self._answering
-        if connection.queued and not self.flush():
+        if connection.queued and not self.outlet.flush():
             return True
         if self._state is _STREAMING and not self._advance():
             return True
@@ -325,7 +398,7 @@ class Link:
                     return False
                 if not self._advance():
                     return True
-            if connection.queued > self.high_water and not self.flush():
+            if connection.queued > self.high_water and not self.outlet.flush():
                 return True
             if time.monotonic() > self.turn_ends:
                 break
@@ -351,7 +424,7 @@ class Link:
         if events & IN:
             # A pipelined call, or the end of the stream.
             self._move(Event.INPUT)
-        more = not self.flush()
+        more = not self.outlet.flush()
         self._watch(WATCHED[self._state][more])
 
     def _watch(self, interest: int | None) -> None:
@@ -393,43 +466,3 @@ class Link:
         # What has arrived by now is answered; file descriptors that were left in the socket are closed with it.
         self._finishing |= self._inlet.spent
         return True
-
-    def flush(self) -> bool:
-        """Write the queued replies; return whether nothing is left.
-
-        Raises:
-            OSError: the peer is gone.
-        """
-        connection = self._connection
-        progress = False
-        while (chunk := connection.outgoing()) is not None:
-            try:
-                count = send_chunk(self._socket, *chunk)
-            except BlockingIOError:
-                self._stall(progress=progress)
-                return False
-            connection.sent(count)
-            progress = True
-        if self._stalled:
-            self._stalled = False
-            self._context.deadlines.clear(self)
-            if not self.trusted:
-                self._context.unread.note(self, 0)
-        if self._written is not None:
-            self._written.set()
-        return True
-
-    def _stall(self, *, progress: bool) -> None:
-        # Each byte that the peer reads renews its deadline. A connection that is refused has one of its own.
-        if self.refusal is None and (progress or not self._stalled):
-            self._stalled = True
-            self._context.deadlines.set(self, self._context.stall_seconds, self._give_up)
-        if not self.trusted:
-            worst = self._context.unread.note(self, self._connection.queued)
-            if worst is not None:
-                # Later, because it may be in the middle of its own turn.
-                self._context.deadlines.set(worst, 0, worst._give_up)  # noqa: SLF001  # of the same class
-
-    def _give_up(self) -> None:
-        logger.debug("Process %d does not read, closing its connection.", self.peer.pid)
-        self.close()

@@ -37,7 +37,7 @@ from moored import (
     until,
 )
 
-from moorage.api.moorage_machine import types as machine_types
+from moorage.api.moorage_machine import errors as machine_errors
 from moorage.kernel.process import PID_MAX
 from moorage.wire.connection import FDS_MAX, INPUT_MAX
 from moorage.wire.errors import VarlinkError
@@ -349,11 +349,11 @@ async def test_a_number_that_is_handed_out_again_while_its_machine_lives(spawn: 
         try:
             # The machine goes on in its other process, and the new one is no part of it.
             assert list(await listed(client)) == ["web"]
-            with pytest.raises(machine_types.NoSuchMachine):
+            with pytest.raises(machine_errors.NoSuchMachine):
                 await client.call(f"{OURS}Find", {"process": {"pid": again}})
-            with pytest.raises(machine_types.ProcessGone):
+            with pytest.raises(machine_errors.ProcessGone):
                 await client.call(f"{OURS}Kill", {"name": "web", "signal": 9, "whom": "leader"})
-            with pytest.raises(machine_types.ProcessGone):
+            with pytest.raises(machine_errors.ProcessGone):
                 await client.call(f"{OURS}Find", {"process": named})
             assert lives(again)
             await client.call(f"{OURS}Stop", {"name": "web"})

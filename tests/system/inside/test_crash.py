@@ -34,7 +34,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.types import UnitNameTaken
+from moorage.api.moorage_machine.errors import UnitNameTaken
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected
 

@@ -33,9 +33,9 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine import types as machine_types
-from moorage.api.moorage_machine.types import NoSuchMachine, NotSupported, ProcessGone, Timeout
-from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.api.moorage_machine import errors as machine_errors
+from moorage.api.moorage_machine.errors import NoSuchMachine, NotSupported, ProcessGone, Timeout
+from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.kernel.cgroup import identity
 from moorage.wire.client import Client
 from moorage.wire.errors import InvalidParameter
@@ -52,7 +52,7 @@ async def ended(client: Client, name: str) -> None:
     assert machine["phase"] == "exited"
     assert name not in await listed(client)
     assert name not in living_records()
-    with pytest.raises(systemd_machine.NoSuchMachine):
+    with pytest.raises(systemd_errors.NoSuchMachine):
         await client.call(f"{THEIRS}List", {"name": name})
     await until(lambda: machine["unit"] not in scopes(), f"{machine['unit']} is gone")
 
@@ -185,7 +185,7 @@ async def test_a_machine_can_be_stopped_while_it_is_being_made(
                 async def claimed(n: str = name) -> bool:
                     try:
                         await end(two, n)
-                    except (NoSuchMachine, systemd_machine.NoSuchMachine):
+                    except (NoSuchMachine, systemd_errors.NoSuchMachine):
                         return False
                     return True
 
@@ -259,7 +259,7 @@ async def test_a_machine_that_may_not_be_killed_lingers(spawn: Processes) -> Non
         assert show(machine["unit"], "ActiveState") == {"ActiveState": "failed"}
         assert control_group(leader) == machine["controlGroup"]
         assert (await listed(client))["web"]["phase"] == "lingering"
-        with pytest.raises(machine_types.MachineExists):
+        with pytest.raises(machine_errors.MachineExists):
             await register(client, "web", spawn())
         assert await client.call(f"{OURS}Kill", {"name": "web", "signal": signal.SIGKILL}) == {}
         assert (await verdict(client, "web"))["result"] == "timeout"
@@ -415,7 +415,7 @@ async def test_a_machine_that_is_forgotten_goes_on(spawn: Processes, method: str
         assert control_group(leader) == machine["controlGroup"]
         # Its unit has the name that the next one of that name would need.
         other = spawn()
-        with pytest.raises(machine_types.UnitNameTaken) as caught:
+        with pytest.raises(machine_errors.UnitNameTaken) as caught:
             await register(client, "web", other)
         assert caught.value.unit == machine["unit"]
         for words in ("active", "Virtual Machine web", "with processes"):

@@ -44,7 +44,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.types import (
+from moorage.api.moorage_machine.errors import (
     HelperFailed,
     InvalidProperty,
     NoSuchHelper,

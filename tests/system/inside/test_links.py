@@ -20,7 +20,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.types import (
+from moorage.api.moorage_machine.errors import (
     InvalidProperty,
     NoSuchMachine,
     NoSuchProperty,

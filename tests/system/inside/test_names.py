@@ -32,8 +32,8 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.types import UnitNameTaken
-from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.api.moorage_machine.errors import UnitNameTaken
+from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.wire.client import Client
 
 TIMES = 100
@@ -109,7 +109,7 @@ async def taken(client: Client, spawn: Processes, *words: str) -> UnitNameTaken:
         for word in words:
             assert word in caught.value.holder
     parameters = {"name": "web", "class": "vm", "leader": leader.pid, "allocateUnit": True}
-    with pytest.raises(systemd_machine.MachineExists):
+    with pytest.raises(systemd_errors.MachineExists):
         await client.call(f"{THEIRS}Register", parameters)
     after = show("machine-web.scope")
     changing = {"CPUUsageNSec", "TasksCurrent", "MemoryCurrent", "MemoryPeak"}

@@ -41,15 +41,15 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine import types as machine_types
-from moorage.api.moorage_machine.types import (
+from moorage.api.moorage_machine import errors as machine_errors
+from moorage.api.moorage_machine.errors import (
     MachineExists,
     NoSuchMachine,
     NotSupported,
     ProcessGone,
     Timeout,
 )
-from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.wire.client import Client
 from moorage.wire.errors import ExpectedMore, InvalidParameter, System, VarlinkError
 
@@ -522,7 +522,7 @@ async def test_a_name_or_a_leader_that_is_taken(spawn: Processes) -> None:
                     machine["invocationId"],
                 )
             parameters = {"class": "vm", "allocateUnit": True, **fields}
-            with pytest.raises(systemd_machine.MachineExists):
+            with pytest.raises(systemd_errors.MachineExists):
                 await theirs(client, "Register", name=name, leader=process.pid, **parameters)
         assert await listed(client) == {"web": machine}
         assert control_group(other) == control_group(os.getpid())
@@ -692,7 +692,7 @@ async def test_a_machine_in_a_part_of_a_unit(nothing_left: None) -> None:
         found = await client.call(f"{OURS}Find", {"controlGroup": below})
         assert found["machine"] == machine
         for elsewhere in ({"process": {"pid": main}}, {"unit": "outer.service"}):
-            with pytest.raises(machine_types.NoSuchMachine):
+            with pytest.raises(machine_errors.NoSuchMachine):
                 await client.call(f"{OURS}Find", elsewhere)
         # Its supervisor is asked to stop it, and the unit goes on.
         await client.call(f"{OURS}Stop", {"name": "lower"})
@@ -803,12 +803,12 @@ async def test_a_rehearsal_finds_what_would_fail(spawn: Processes) -> None:
         await refused(client, InvalidParameter, "a/b", leader, dryRun=True)
         await refused(client, InvalidParameter, "web", leader, dryRun=True, slice="x")
         await refused(client, ProcessGone, "web", gone, dryRun=True)
-        await refused(client, machine_types.NoSuchProperty, "web", leader, dryRun=True, properties={"X": 1})
+        await refused(client, machine_errors.NoSuchProperty, "web", leader, dryRun=True, properties={"X": 1})
         other = spawn(
             ("systemd-run", "--unit=machine-held.scope", "--scope", "--quiet", "--", "sleep", "infinity")
         )
         await until(lambda: "machine-held.scope" in control_group(other))
-        error = await refused(client, machine_types.UnitNameTaken, "held", leader, dryRun=True)
+        error = await refused(client, machine_errors.UnitNameTaken, "held", leader, dryRun=True)
         assert error.unit == "machine-held.scope"
 
 
@@ -898,9 +898,9 @@ async def test_who_is_not_there_is_not_found(spawn: Processes) -> None:
         await register(client, "web", spawn())
         for method, more in (("List", {}), ("Unregister", {}), ("Terminate", {}), ("Kill", {"signal": 15})):
             for given in ({"name": "other"}, {"pid": {"pid": os.getpid()}}, {"pid": {"pid": 0}}):
-                with pytest.raises(systemd_machine.NoSuchMachine):
+                with pytest.raises(systemd_errors.NoSuchMachine):
                     await theirs(client, method, **given, **more)
-        with pytest.raises(systemd_machine.NoSuchMachine):
+        with pytest.raises(systemd_errors.NoSuchMachine):
             await all_theirs(client, name="other")
         with pytest.raises(InvalidParameter, match="name"):
             await theirs(client, "List", name="a/b")
@@ -928,12 +928,12 @@ async def test_a_machine_is_found_by_its_processes(spawn: Processes) -> None:
             assert (await theirs(client, "List", pid=pid))["name"] == "one"
             assert (await theirs(client, "List", pid=pid, name="one"))["name"] == "one"
             assert list(await all_theirs(client, pid=pid)) == ["one"]
-            with pytest.raises(systemd_machine.NoSuchMachine):
+            with pytest.raises(systemd_errors.NoSuchMachine):
                 await theirs(client, "List", pid=pid, name="two")
         for wrong in ({**given, "pidfdId": given["pidfdId"] + 1}, {**given, "bootId": "1" * 32}):
-            with pytest.raises(systemd_machine.NoSuchMachine):
+            with pytest.raises(systemd_errors.NoSuchMachine):
                 await theirs(client, "List", pid=wrong)
-        with pytest.raises(systemd_machine.NoSuchMachine):  # machined does not take it for the host's either
+        with pytest.raises(systemd_errors.NoSuchMachine):  # machined does not take it for the host's either
             await theirs(client, "List", pid={"pid": 1})
 
 
@@ -963,7 +963,7 @@ async def test_everything_that_belongs_to_a_machine_finds_it(spawn: Processes) -
             {"controlGroup": machine["controlGroup"][:-1]},
             {"invocationId": "1" * 32},
         ):
-            with pytest.raises(machine_types.NoSuchMachine):
+            with pytest.raises(machine_errors.NoSuchMachine):
                 await find(given)
         for given, parameter in (
             ({}, "process"),

@@ -33,7 +33,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.types import ManagerUnavailable, NoSuchMachine, ProcessGone, UnitNameTaken
+from moorage.api.moorage_machine.errors import ManagerUnavailable, NoSuchMachine, ProcessGone, UnitNameTaken
 
 IDENTITY: dict[str, Any] = {
     "class": "container",

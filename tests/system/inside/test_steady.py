@@ -30,7 +30,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.types import HelperFailed
+from moorage.api.moorage_machine.errors import HelperFailed
 
 ECHO = """
 import os, signal, socket, sys

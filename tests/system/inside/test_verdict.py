@@ -40,7 +40,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.types import HelperFailed, NoSuchMachine, Timeout
+from moorage.api.moorage_machine.errors import HelperFailed, NoSuchMachine, Timeout
 from moorage.machines.model import escape
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected

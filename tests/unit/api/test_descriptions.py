@@ -2,11 +2,12 @@
 
 import pytest
 
-from moorage.api import systemd_service as generic_service
+from moorage.api import systemd_service
 from moorage.api.descriptions import load_description
-from moorage.api.moorage_machine import handlers as machine
-from moorage.api.moorage_machine import types as machine_types
-from moorage.api.systemd_machine import handlers as systemd_machine
+from moorage.api.moorage_machine import errors as machine_errors
+from moorage.api.moorage_machine.handlers import MoorageMachine
+from moorage.api.systemd_machine import errors as systemd_errors
+from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.wire.conformance import check
 from moorage.wire.errors import VarlinkError
 from moorage.wire.service import Interface
@@ -45,9 +46,9 @@ LATER_ERRORS = {
 }
 
 INTERFACES: list[tuple[type[Interface], object]] = [
-    (machine.MoorageMachine, machine_types),
-    (systemd_machine.SystemdMachine, systemd_machine),
-    (generic_service.GenericService, generic_service),
+    (MoorageMachine, machine_errors),
+    (SystemdMachine, systemd_errors),
+    (systemd_service.GenericService, systemd_service),
 ]
 
 

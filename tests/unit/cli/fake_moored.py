@@ -17,8 +17,9 @@ from typing import Any
 import trio
 
 from moorage.api.descriptions import load_description
+from moorage.api.moorage_machine import errors
 from moorage.api.moorage_machine import types as wire
-from moorage.api.requests import Timestamp, process_id
+from moorage.api.wire_types import Timestamp, process_id
 from moorage.kernel import process
 from moorage.machines import model
 from moorage.wire.call import Call
@@ -85,25 +86,25 @@ class FakeMachine(Interface):
         except process.NotAProcess:
             raise InvalidParameter("leaderFileDescriptor") from None
         except process.ProcessGone as gone:
-            raise wire.ProcessGone(gone.pid) from None
+            raise errors.ProcessGone(gone.pid) from None
         assert leader is not None
         before = self._kept.get(params.name)
         if before is not None and before.lives:
             if before.machine.leader == leader:
                 return before
-            raise wire.MachineExists(params.name, before.machine.unit, before.machine.invocationId)
+            raise errors.MachineExists(params.name, before.machine.unit, before.machine.invocationId)
         properties = params.properties or {}
         for name, value in properties.items():
             if name not in KNOWN_PROPERTIES:
-                raise wire.NoSuchProperty(name)
+                raise errors.NoSuchProperty(name)
             if not isinstance(value, KNOWN_PROPERTIES[name]):
-                raise wire.InvalidProperty(name, "not what it should be")
+                raise errors.InvalidProperty(name, "not what it should be")
         unit = model.scope_name(params.name)
         machine = wire.Machine(
             name=params.name,
             class_=params.class_,
-            phase=wire.Phase.running,
-            freezer=wire.FreezerState.running,
+            phase=model.Phase.running,
+            freezer=model.FreezerState.running,
             id=params.id,
             service=params.service,
             uid=call.peer.uid,
@@ -129,7 +130,7 @@ class FakeMachine(Interface):
         del call, params
         living = [kept.machine for kept in self._kept.values() if kept.lives]
         if not living:
-            raise wire.NoSuchMachine
+            raise errors.NoSuchMachine
         for machine in living:
             yield wire.MachineOut(machine=machine)
 
@@ -138,7 +139,7 @@ class FakeMachine(Interface):
         del call
         kept = self._kept.get(params.name)
         if kept is None:
-            raise wire.NoSuchMachine(params.name)
+            raise errors.NoSuchMachine(params.name)
         return wire.DescribeOut(machine=kept.machine, accounting=wire.Accounting(), limits=kept.limits)
 
     @method("DescribeProperties")
@@ -164,7 +165,7 @@ class FakeMachine(Interface):
                 tuple(key if place == each else None for place in range(4)) for each, key in enumerate(keys)
             }:
                 return wire.MachineOut(machine=machine)
-        raise wire.NoSuchMachine
+        raise errors.NoSuchMachine
 
     @method("Kill")
     def kill(self, call: Call, params: wire.KillIn) -> None:
@@ -177,7 +178,7 @@ class FakeMachine(Interface):
         kept = self._living(params.name)
         signal.pidfd_send_signal(kept.pidfd, signal.SIGTERM)
         await trio.lowlevel.wait_readable(kept.pidfd)
-        kept.machine.phase = wire.Phase.exited
+        kept.machine.phase = model.Phase.exited
         kept.machine.verdict = wire.Verdict(
             result="success", exitedAt=now(), oomKilled=False, accounting=wire.Accounting()
         )
@@ -192,7 +193,7 @@ class FakeMachine(Interface):
     def _living(self, name: str) -> Kept:
         kept = self._kept.get(name)
         if kept is None or not kept.lives:
-            raise wire.NoSuchMachine(name)
+            raise errors.NoSuchMachine(name)
         return kept
 
 

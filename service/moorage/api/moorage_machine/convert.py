@@ -1,27 +1,58 @@
-"""Helpers between the wire and the model."""
+"""Conversion between the wire and the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from msgspec.structs import asdict
+
+from moorage.api.leader import Leader
 from moorage.api.moorage_machine import types as wire
-from moorage.api.requests import process_id
+from moorage.api.wire_types import process_id, timestamp
 from moorage.machines import model
+from moorage.machines.limits import Difference
+
+
+def registration(
+    params: wire.RegisterIn, registrant: int, identity: model.Identity, leader: Leader, *, privileged: bool
+) -> model.Registration:
+    """Convert a registration."""
+    return model.Registration(
+        name=params.name,
+        class_=model.MachineClass(params.class_),
+        registrant=registrant,
+        leader=leader.id,
+        leader_pidfd=leader.pidfd,
+        leader_uid=leader.uid,
+        supervisor=leader.supervisor,
+        allocate_unit=params.allocateUnit is not False,
+        identity=identity,
+        slice=params.slice,
+        description=params.description,
+        properties=params.properties or {},
+        slice_properties=params.sliceProperties,
+        helpers=specs(params.helpers),
+        exec_stop=tuple(params.execStop or ()),
+        exec_stop_timeout_usec=params.execStopTimeoutUSec,
+        lease=bool(params.lease),
+        dry_run=bool(params.dryRun),
+        privileged=privileged,
+    )
 
 
 def specs(helpers: Sequence[wire.Helper] | None) -> tuple[model.HelperSpec, ...]:
-    """Return the helpers that a caller wants."""
+    """Convert the helpers that a caller asks for."""
     return tuple(
         model.HelperSpec(
             name=helper.name,
             exec_start=tuple(helper.execStart),
             type="exec" if helper.type is None else helper.type,
             sockets=tuple(
-                model.HelperSocket(socket.name, model.SocketType(socket.type or "stream"), socket.mode)
+                model.HelperSocket(socket.name, socket.type or model.SocketType.stream, socket.mode)
                 for socket in helper.sockets or ()
             ),
             after=tuple(helper.after or ()),
-            on_failure=model.HelperFailure(helper.onFailure or model.HelperFailure.ignore),
+            on_failure=helper.onFailure or model.HelperFailure.ignore,
             restart=helper.restart,
             properties=helper.properties or {},
         )
@@ -29,8 +60,8 @@ def specs(helpers: Sequence[wire.Helper] | None) -> tuple[model.HelperSpec, ...]
     )
 
 
-def status(found: model.HelperStatus) -> wire.HelperStatus:
-    """Return the state of a helper as it goes over the wire."""
+def helper_status(found: model.HelperStatus) -> wire.HelperStatus:
+    """Convert the state of a helper."""
     return wire.HelperStatus(
         name=found.helper.name,
         unit=found.helper.unit,
@@ -40,4 +71,90 @@ def status(found: model.HelperStatus) -> wire.HelperStatus:
         mainProcess=process_id(found.main_process),
         invocationId=found.invocation_id or None,
         sockets=list(found.helper.sockets),
+    )
+
+
+def differences(found: Iterable[Difference]) -> list[wire.Difference]:
+    """Convert differences."""
+    return [wire.Difference(**asdict(each)) for each in found]
+
+
+def machine(
+    record: model.Record,
+    phase: model.Phase,
+    helpers: Iterable[model.HelperStatus],
+    *,
+    frozen: bool,
+    whole: bool,
+) -> wire.Machine:
+    """Convert a machine.
+
+    Args:
+        record: its record.
+        phase: its phase.
+        helpers: the states of its helpers.
+        frozen: whether its control group is frozen.
+        whole: include what only root and the registrant may know.
+    """
+    placement, identity = record.placement, record.identity
+    return wire.Machine(
+        name=record.name,
+        class_=wire.MachineClass(record.class_),
+        phase=phase,
+        freezer=model.FreezerState.frozen if frozen else model.FreezerState.running,
+        id=identity.id,
+        service=identity.service,
+        uid=record.registrant,
+        unit=placement.unit,
+        subgroup=placement.subgroup,
+        slice=placement.slice,
+        controlGroup=placement.control_group,
+        controlGroupId=placement.control_group_id,
+        invocationId=placement.invocation_id,
+        leader=process_id(record.leader),
+        supervisor=process_id(record.supervisor),
+        runtimeDirectory=record.runtime_directory,
+        rootDirectory=identity.root_directory,
+        ifIndices=list(identity.if_indices),
+        vSockCid=identity.vsock_cid,
+        sshAddress=identity.ssh_address,
+        sshPrivateKeyPath=identity.ssh_private_key_path if whole else None,
+        controlAddress=identity.control_address if whole else None,
+        timestamp=timestamp(record.timestamp),
+        helpers=[helper_status(helper) for helper in helpers],
+        verdict=None if record.verdict is None else _verdict(record.verdict, whole=whole),
+    )
+
+
+def _verdict(found: model.Verdict, *, whole: bool) -> wire.Verdict:
+    return wire.Verdict(
+        result=found.result,
+        exitedAt=timestamp(found.exited_at),
+        cause=found.cause,
+        oomKilled=found.oom_killed,
+        leaderStatus=found.leader_status,
+        leaderSignal=found.leader_signal,
+        helper=found.helper,
+        helperResult=found.helper_result,
+        log=(list(found.log) or None) if whole else None,
+        accounting=accounting(found.accounting),
+    )
+
+
+def accounting(found: model.Accounting) -> wire.Accounting:
+    """Convert counters."""
+    return wire.Accounting(
+        cpuUsageNSec=found.cpu_usage_nsec,
+        memoryCurrent=found.memory_current,
+        memoryPeak=found.memory_peak,
+        memorySwapCurrent=found.memory_swap_current,
+        tasksCurrent=found.tasks_current,
+        ioReadBytes=found.io_read_bytes,
+        ioWriteBytes=found.io_write_bytes,
+        ioReadOperations=found.io_read_operations,
+        ioWriteOperations=found.io_write_operations,
+        ipIngressBytes=found.ip_ingress_bytes,
+        ipEgressBytes=found.ip_egress_bytes,
+        oomKills=found.oom_kills,
+        managedOomKills=found.managed_oom_kills,
     )

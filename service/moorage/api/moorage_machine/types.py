@@ -1,19 +1,19 @@
-"""io.moorage.Machine on the wire: what its methods take and give, and its errors."""
+"""Parameters and replies of io.moorage.Machine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
 from msgspec import Meta, field
 
-from moorage.api.requests import ProcessId, Signal, Timestamp
-from moorage.wire.errors import VarlinkError
+from moorage.api.identity import IdentityIn
+from moorage.api.wire_types import ProcessId, Signal, Timestamp
+from moorage.machines import model
 from moorage.wire.types import Int, Parameters, Reply
 
 TIMEOUT_MAX_USEC = 600_000_000
-"""Longest deadline that a caller may ask for, µs: no start or stop of a machine takes longer and ends well."""
+"""Longest deadline that a caller may set, in µs: no start or stop that takes longer ends well."""
 
 TimeoutUSec = Annotated[int, Meta(ge=1, le=TIMEOUT_MAX_USEC)]
 
@@ -25,35 +25,8 @@ class MachineClass(StrEnum):
     vm = "vm"
 
 
-class Phase(StrEnum):
-    """Where a machine is in its life."""
-
-    starting = "starting"
-    running = "running"
-    stopping = "stopping"
-    lingering = "lingering"
-    exited = "exited"
-
-
-class FreezerState(StrEnum):
-    """State of the freezer of a machine's unit."""
-
-    running = "running"
-    freezing = "freezing"
-    frozen = "frozen"
-    thawing = "thawing"
-
-
-class KillWhom(StrEnum):
-    """Which processes a signal is for."""
-
-    leader = "leader"
-    supervisor = "supervisor"
-    all = "all"
-
-
 class HelperStatus(Reply, kw_only=True):
-    """A service that exists for one machine."""
+    """The state of a helper."""
 
     name: str
     unit: str
@@ -66,7 +39,7 @@ class HelperStatus(Reply, kw_only=True):
 
 
 class Difference(Reply, kw_only=True):
-    """A property whose value in force is not the one asked for."""
+    """A property that is in force with another value than was asked for."""
 
     property: str
     wanted: str
@@ -77,7 +50,7 @@ class Difference(Reply, kw_only=True):
 
 
 class Accounting(Reply, kw_only=True):
-    """Counters of a machine's control group; what could not be had is left out."""
+    """Counters of a machine's control group; those that are not available are left out."""
 
     cpuUsageNSec: Int | None = None  # noqa: N815
     memoryCurrent: Int | None = None  # noqa: N815
@@ -94,26 +67,12 @@ class Accounting(Reply, kw_only=True):
     managedOomKills: Int | None = None  # noqa: N815
 
 
-class Cause(StrEnum):
-    """Why a machine ended."""
-
-    leaderEnded = "leaderEnded"  # noqa: N815 - names on the wire, here and below
-    stopped = "stopped"
-    leaseEnded = "leaseEnded"  # noqa: N815
-    helperEnded = "helperEnded"  # noqa: N815
-    oomKilled = "oomKilled"  # noqa: N815
-    oomdKilled = "oomdKilled"  # noqa: N815
-    leaderLeft = "leaderLeft"  # noqa: N815
-    unitStopped = "unitStopped"  # noqa: N815
-    unknown = "unknown"
-
-
 class Verdict(Reply, kw_only=True):
-    """How a machine ended; what is not known is left out."""
+    """How a machine ended; anything unknown is left out."""
 
     result: str
     exitedAt: Timestamp  # noqa: N815
-    cause: Cause | None = None
+    cause: model.Cause | None = None
     oomKilled: bool | None = None  # noqa: N815
     leaderStatus: Int | None = None  # noqa: N815
     leaderSignal: Int | None = None  # noqa: N815
@@ -128,8 +87,8 @@ class Machine(Reply, kw_only=True):
 
     name: str
     class_: MachineClass = field(name="class")
-    phase: Phase
-    freezer: FreezerState
+    phase: model.Phase
+    freezer: model.FreezerState
     id: str | None = None
     service: str | None = None
     uid: Int
@@ -153,57 +112,34 @@ class Machine(Reply, kw_only=True):
     verdict: Verdict | None = None
 
 
-class SocketType(StrEnum):
-    """Type of a socket."""
-
-    stream = "stream"
-    datagram = "datagram"
-    seqpacket = "seqpacket"
-
-
 class HelperSocket(Parameters, kw_only=True):
-    """A socket that is bound for a helper."""
+    """A socket to bind for a helper."""
 
     name: str
-    type: SocketType | None = None
+    type: model.SocketType | None = None
     mode: Int | None = None
 
 
-class HelperFailure(StrEnum):
-    """What the failure of a helper means for its machine."""
-
-    ignore = "ignore"
-    stopMachine = "stopMachine"  # noqa: N815
-
-
 class Helper(Parameters, kw_only=True):
-    """A service that is to exist for one machine."""
+    """A helper to start."""
 
     name: str
     execStart: list[str]  # noqa: N815
     type: str | None = None
     sockets: list[HelperSocket] | None = None
     after: list[str] | None = None
-    onFailure: HelperFailure | None = None  # noqa: N815
+    onFailure: model.HelperFailure | None = None  # noqa: N815
     restart: str | None = None
     properties: dict[str, Any] | None = None
 
 
-class RegisterIn(Parameters, kw_only=True):
-    """What Register takes."""
+class RegisterIn(IdentityIn, kw_only=True):
+    """Parameters of Register."""
 
     name: str
     class_: MachineClass = field(name="class")
     leader: ProcessId | None = None
     leaderFileDescriptor: Int | None = None  # noqa: N815
-    id: str | None = None
-    service: str | None = None
-    rootDirectory: str | None = None  # noqa: N815
-    ifIndices: list[Int] | None = None  # noqa: N815
-    vSockCid: Int | None = None  # noqa: N815
-    sshAddress: str | None = None  # noqa: N815
-    sshPrivateKeyPath: str | None = None  # noqa: N815
-    controlAddress: str | None = None  # noqa: N815
     allocateUnit: bool | None = None  # noqa: N815
     slice: str | None = None
     description: str | None = None
@@ -219,14 +155,14 @@ class RegisterIn(Parameters, kw_only=True):
 
 
 class ManageIn(Parameters, kw_only=True):
-    """The name of a machine that something is to be done with."""
+    """Parameters of the calls that manage a machine."""
 
     name: str
     allowInteractiveAuthentication: bool | None = None  # noqa: N815
 
 
 class AddHelpersIn(ManageIn, kw_only=True):
-    """What AddHelpers takes."""
+    """Parameters of AddHelpers."""
 
     helpers: list[Helper]
 
@@ -239,13 +175,13 @@ class HelpersOut(Reply, kw_only=True):
 
 
 class RemoveHelperIn(ManageIn, kw_only=True):
-    """What RemoveHelper takes."""
+    """Parameters of RemoveHelper."""
 
     helper: str
 
 
 class ReloadOut(Reply, kw_only=True, omit_defaults=False):
-    """What Reload gives: names of helpers."""
+    """Reply of Reload: names of helpers."""
 
     reloaded: list[str]
     skipped: list[str]
@@ -261,7 +197,7 @@ class PlannedUnit(Reply, kw_only=True):
 
 
 class RegisterOut(Reply, kw_only=True):
-    """What Register gives."""
+    """Reply of Register."""
 
     machine: Machine
     differences: list[Difference]
@@ -269,19 +205,19 @@ class RegisterOut(Reply, kw_only=True):
 
 
 class MachineOut(Reply, kw_only=True):
-    """A machine, as List, Find and Stop give it."""
+    """Reply of List, Find and Stop."""
 
     machine: Machine
 
 
 class NameIn(Parameters, kw_only=True):
-    """The name of a machine."""
+    """Parameters of Describe."""
 
     name: str
 
 
 class DescribeOut(Reply, kw_only=True):
-    """What Describe gives."""
+    """Reply of Describe."""
 
     machine: Machine
     accounting: Accounting
@@ -310,7 +246,7 @@ class DescribePropertiesOut(Reply, kw_only=True, omit_defaults=False):
 
 
 class FindIn(Parameters, kw_only=True):
-    """Exactly one of these."""
+    """Parameters of Find, exactly one of them."""
 
     process: ProcessId | None = None
     processFileDescriptor: Int | None = None  # noqa: N815
@@ -320,153 +256,16 @@ class FindIn(Parameters, kw_only=True):
 
 
 class KillIn(ManageIn, kw_only=True):
-    """What Kill takes."""
+    """Parameters of Kill."""
 
     signal: Signal
-    whom: KillWhom | None = None
+    whom: model.KillWhom | None = None
     subgroup: str | None = None
     ifInvocationId: str | None = None  # noqa: N815
 
 
 class StopIn(ManageIn, kw_only=True):
-    """What Stop takes."""
+    """Parameters of Stop."""
 
     ifInvocationId: str | None = None  # noqa: N815
     timeoutUSec: TimeoutUSec | None = None  # noqa: N815
-
-
-@dataclass(eq=False)
-class NoSuchMachine(VarlinkError):
-    """There is no such machine."""
-
-    error = "io.moorage.Machine.NoSuchMachine"
-    name: str | None = None
-
-
-@dataclass(eq=False)
-class MachineExists(VarlinkError):
-    """The name, the leader or the unit belongs to another machine already, or it was registered otherwise."""
-
-    error = "io.moorage.Machine.MachineExists"
-    name: str
-    unit: str | None = None
-    invocationId: str | None = None  # noqa: N815
-    differs: list[str] | None = None
-
-
-@dataclass(eq=False)
-class UnitNameTaken(VarlinkError):
-    """The name of the scope is taken by something that is no machine of ours."""
-
-    error = "io.moorage.Machine.UnitNameTaken"
-    unit: str
-    holder: str
-
-
-@dataclass(eq=False)
-class ProcessGone(VarlinkError):
-    """The process does not exist, or is not the one that was meant."""
-
-    error = "io.moorage.Machine.ProcessGone"
-    pid: int | None = None
-
-
-@dataclass(eq=False)
-class ProcessNotOwned(VarlinkError):
-    """The process is not the caller's to register."""
-
-    error = "io.moorage.Machine.ProcessNotOwned"
-    pid: int
-    uid: int
-
-
-@dataclass(eq=False)
-class UnitNotOwned(VarlinkError):
-    """The process is in a unit that is not the caller's, and would be taken out of it."""
-
-    error = "io.moorage.Machine.UnitNotOwned"
-    unit: str
-
-
-@dataclass(eq=False)
-class NoSuchProperty(VarlinkError):
-    """Scopes have no such property, or it cannot be set."""
-
-    error = "io.moorage.Machine.NoSuchProperty"
-    property: str
-    nearest: list[str] | None = None
-    helper: str | None = None
-
-
-@dataclass(eq=False)
-class InvalidProperty(VarlinkError):
-    """The property cannot have that value, or is not the caller's to set."""
-
-    error = "io.moorage.Machine.InvalidProperty"
-    property: str
-    reason: str
-    helper: str | None = None
-
-
-@dataclass(eq=False)
-class JobFailed(VarlinkError):
-    """The service manager could not start the unit."""
-
-    error = "io.moorage.Machine.JobFailed"
-    unit: str
-    jobResult: str  # noqa: N815
-    unitResult: str | None = None  # noqa: N815
-
-
-@dataclass(eq=False)
-class HelperFailed(VarlinkError):
-    """A helper did not start."""
-
-    error = "io.moorage.Machine.HelperFailed"
-    helper: str
-    unit: str
-    result: str | None = None
-    log: list[str] | None = None
-
-
-@dataclass(eq=False)
-class NoSuchHelper(VarlinkError):
-    """The machine has no helper of this name."""
-
-    error = "io.moorage.Machine.NoSuchHelper"
-    helper: str
-
-
-@dataclass(eq=False)
-class Busy(VarlinkError):
-    """The operation cannot be done now."""
-
-    error = "io.moorage.Machine.Busy"
-    operation: str
-
-
-@dataclass(eq=False)
-class NotSupported(VarlinkError):
-    """This cannot be done here."""
-
-    error = "io.moorage.Machine.NotSupported"
-    what: str
-    reason: str
-
-
-@dataclass(eq=False)
-class Timeout(VarlinkError):
-    """It was not done in time; it may be going on."""
-
-    error = "io.moorage.Machine.Timeout"
-    operation: str
-    helper: str | None = None
-    log: list[str] | None = None
-
-
-@dataclass(eq=False)
-class ManagerUnavailable(VarlinkError):
-    """The service manager cannot be reached, or refuses."""
-
-    error = "io.moorage.Machine.ManagerUnavailable"
-    reason: str

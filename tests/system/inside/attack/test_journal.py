@@ -3,7 +3,7 @@
 import pytest
 from moored import Processes, connect, register
 
-from moorage.api.moorage_machine.types import HelperFailed
+from moorage.api.moorage_machine.errors import HelperFailed
 
 PLANTS = """
 (
