@@ -369,7 +369,6 @@ ExecStart=/usr/bin/sleep infinity
 ExecStartPost=/usr/bin/moorctl register self --leader ${{MAINPID}} --no-allocate
 Restart={restart}
 RestartSec=0
-{further}
 """
 RESTARTS = int(os.environ.get("MOORAGE_TEST_RESTARTS", "4"))
 """How often it is restarted, in each way; hundreds of times take minutes."""
@@ -391,7 +390,7 @@ async def test_a_service_that_registers_itself_is_registered_after_each_restart(
     spawn: Processes, restart: str
 ) -> None:
     number = POLICIES[restart]
-    with _service(SELF_REGISTERING.format(restart=restart, further="")):
+    with _service(SELF_REGISTERING.format(restart=restart)):
         for _ in range(RESTARTS):
             await until(_self_is_registered, "it is registered again")
             run("systemctl", "restart", "self.service")
@@ -403,16 +402,6 @@ async def test_a_service_that_registers_itself_is_registered_after_each_restart(
                 lambda before=before: show("self.service", "MainPID")["MainPID"] not in {"0", before}
             )
         await until(_self_is_registered, "it is registered again")
-
-
-async def test_a_service_that_registers_itself_is_registered_after_its_watchdog(spawn: Processes) -> None:
-    """It never says that it is alive."""
-    with _service(SELF_REGISTERING.format(restart="on-watchdog", further="WatchdogSec=1s")):
-        seen = set[str]()
-        for _ in range(max(2, RESTARTS // 4)):
-            await until(_self_is_registered, "it is registered again")
-            seen.add(show("self.service", "InvocationID")["InvocationID"])
-            await until(lambda: show("self.service", "InvocationID")["InvocationID"] not in seen)
 
 
 @contextmanager
