@@ -33,14 +33,12 @@ CLASS_METHODS = 25
 FUNCTION_LINES = 60
 
 OVER = {
-    "dbus.bus:Bus": 318,
     "machines.allocation": 852,
     "machines.allocation:Allocator": 670,
     "machines.allocation:Allocator (methods)": 36,
     "machines.allocation:Allocator.allocate": 66,
     "machines.helpers": 685,
     "machines.model": 611,
-    "pid1.properties:_from_json": 68,
 }
 """What is larger than it should be, in lines or methods. To be emptied: a figure is lowered with what it is of."""
 

@@ -17,6 +17,7 @@ import errno
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -298,7 +299,7 @@ class Bus:
                 self._withdraw(serials)
             self._places += taken
             self._place_freed.set()
-        return [self._judge(call, pending) for call, pending in zip(calls, waiting, strict=True)]
+        return [_judge(call, pending) for call, pending in zip(calls, waiting, strict=True)]
 
     async def _wait_for_places(self, count: int) -> None:
         # One after the other: two that each hold a part of what they need would wait for ever.
@@ -306,23 +307,6 @@ class Bus:
             while self._places < count and not self._closed.is_set():
                 self._place_freed = trio.Event()
                 await self._place_freed.wait()
-
-    @staticmethod
-    def _judge(call: BusCall, pending: _Pending) -> tuple[Any, ...] | BusError:
-        reply = pending.outcome
-        if isinstance(reply, BusClosed):
-            raise reply
-        if isinstance(reply, BusError):
-            return reply
-        signature = reply.text(SIGNATURE)
-        try:
-            if reply.kind == ERROR:
-                return CallFailed(reply.text(ERROR_NAME), str(reply.body()[0]) if signature == "s" else "")
-            if signature != call.reply:
-                return BadReply(f"reply to {call.member} has type {signature!r}, not {call.reply!r}")
-            return reply.body()
-        except Violation as exc:
-            return BadReply(f"reply to {call.member}: {exc}")
 
     def _submit(self, calls: Sequence[BusCall], serials: list[int]) -> list[_Pending]:
         """Number the calls, register them, and write them; never waits."""
@@ -455,10 +439,25 @@ class Bus:
         """Answer a call: on a bus anybody can make one, and would wait for the reply."""
         if received.flags & NO_REPLY_EXPECTED or len(self._outgoing) >= BACKLOG_MAX:
             return
-        try:
+        with suppress(Unmarshallable):  # the caller's name is no text
             self._send(0, refusal_bytes(received, self._next_serial()), ())
-        except Unmarshallable:
-            return  # the caller's name is no text
+
+
+def _judge(call: BusCall, pending: _Pending) -> tuple[Any, ...] | BusError:
+    reply = pending.outcome
+    if isinstance(reply, BusClosed):
+        raise reply
+    if isinstance(reply, BusError):
+        return reply
+    signature = reply.text(SIGNATURE)
+    try:
+        if reply.kind == ERROR:
+            return CallFailed(reply.text(ERROR_NAME), str(reply.body()[0]) if signature == "s" else "")
+        if signature != call.reply:
+            return BadReply(f"reply to {call.member} has type {signature!r}, not {call.reply!r}")
+        return reply.body()
+    except Violation as exc:
+        return BadReply(f"reply to {call.member}: {exc}")
 
 
 async def _authenticate(sock: socket.socket) -> None:

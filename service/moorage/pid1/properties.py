@@ -241,15 +241,7 @@ def _from_json(
         except OverflowError:
             raise wrong("a number that fits into 64 bits") from None
     if signature in ("s", "o", "g"):
-        if not isinstance(value, str):
-            raise wrong("a string")
-        try:
-            encoded = value.encode()
-        except UnicodeEncodeError:
-            raise wrong("valid Unicode") from None
-        _check_text(name, where, value, rules)
-        budget.take(name, 0, len(encoded))
-        return value
+        return _text(value, name, where, budget, rules)
     if signature == "ay":
         if not isinstance(value, list):
             raise wrong("an array of bytes")
@@ -279,6 +271,20 @@ def _from_json(
             for n, (member, item) in enumerate(zip(members, value, strict=True))
         )
     raise InvalidProperty(name, "it takes what JSON cannot express")
+
+
+def _text(value: Json, name: str, where: str, budget: _Budget, rules: unit_files.Rules) -> str:
+    if not isinstance(value, str):
+        raise InvalidProperty(name, f"{where} is not a string" if where else "not a string")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidProperty(
+            name, f"{where} is not valid Unicode" if where else "not valid Unicode"
+        ) from None
+    _check_text(name, where, value, rules)
+    budget.take(name, 0, size)
+    return value
 
 
 def _byte(value: Json, name: str, where: str, budget: _Budget) -> int:
