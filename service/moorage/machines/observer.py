@@ -73,6 +73,16 @@ class Observer(Follower):
         if not machine.record.placement.shared:
             self._watch.add(machine.record.control_group)
 
+    def watch_again(self, machine: Machine) -> None:
+        """Watch a machine that could not be watched since the start of this service, if that is so.
+
+        Raises:
+            OSError: no watch is left (fs.inotify.max_user_watches), or no file descriptor.
+        """
+        self.watch(machine)
+        if machine.leader is None:
+            self.open_leader(machine)
+
     def unwatch(self, machine: Machine) -> None:
         """Watch a control group no more."""
         if not machine.record.placement.shared:

@@ -55,6 +55,10 @@ from moorage.pid1.references import References
 REGISTER_SECONDS = 30.0
 """Default deadline of a registration: runc's, after 1 s had proved too short on loaded hosts (runc#2614)."""
 
+UNDO_SECONDS = 5.0
+"""For how long after its deadline a failed start may still be taken back before its caller is answered; after that it
+goes on without the caller. A leader that ignores SIGTERM keeps its scope for TimeoutStopUSec=, 90 s by default."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -221,7 +225,7 @@ class Registrar:
             self._intents.intend(intent)
             steps.push(self._intents.withdrawal(intent.name))
         try:
-            placement, helpers = await self._place(registration, pidfd, self._intents.mark(intent), deadline)
+            placement, helpers = await self._place_in_time(registration, pidfd, intent, deadline)
         except (ManagerTimeout, ManagerUnavailable):
             # It may have been done all the same, or be done yet: the name stays claimed until then.
             if intent.allocated:
@@ -284,6 +288,13 @@ class Registrar:
             slice=slice_of(registration),
             start_by=present.monotonic + round((deadline - trio.current_time()) * 1e6),
         )
+
+    async def _place_in_time(
+        self, registration: Registration, pidfd: int, intent: Intent, deadline: float
+    ) -> tuple[Placement, list[HelperStatus]]:
+        with trio.move_on_at(deadline + UNDO_SECONDS):
+            return await self._place(registration, pidfd, self._intents.mark(intent), deadline)
+        raise ManagerTimeout(f"start of {intent.scope}")
 
     async def _place(
         self, registration: Registration, pidfd: int, mark: str, deadline: float

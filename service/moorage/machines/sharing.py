@@ -17,8 +17,9 @@ from moorage.kernel.system import System
 from moorage.machines.model import Placement
 from moorage.pid1.manager import Manager, NoSuchProperty, NoSuchUnit
 
-PROCESSES_MAX = 4096
-"""Processes looked at, 10 µs each; with more there are others among them, as far as anybody can tell in time."""
+PROCESSES_MAX = 1024
+"""Processes looked at, 10 µs each, while other calls wait; with more of them there are others among them, as far as
+anybody can tell in that time."""
 
 
 async def is_shared(

@@ -203,7 +203,7 @@ class Watching:
                 self._look_later(machine, SETTLE_SECONDS)
             case ending.Running() | ending.StopWithout():
                 machine.unit_runs()
-                self._observer.watch(machine)  # should it not be watched since our start
+                self._observer.watch_again(machine)
                 if isinstance(judgement, ending.StopWithout):
                     self._detached.start(self._control.stop_without, machine)
             case _:

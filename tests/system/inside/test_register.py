@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from moored import (
 
 from moorage.api.moorage_machine import errors as machine_errors
 from moorage.api.moorage_machine.errors import (
+    JobFailed,
     MachineExists,
     NoSuchMachine,
     NotSupported,
@@ -771,6 +773,21 @@ async def test_where_others_live_the_leader_alone_is_the_machine(
 
 
 # Rehearsed, bounded, given up
+
+
+async def test_a_failed_start_is_answered_before_all_of_it_is_gone(spawn: Processes) -> None:
+    """Its leader ignores SIGTERM, and has 90 s to end; the caller has less."""
+    script = "trap '' TERM; echo; while :; do sleep infinity; done"
+    deaf = spawn(["sh", "-c", script], stdout=subprocess.PIPE)
+    assert deaf.stdout is not None
+    deaf.stdout.readline()
+    async with await connect() as client:
+        # It may have been seen active, before its time was up: then it is a machine, and ends with its leader.
+        with trio.fail_after(60), suppress(JobFailed, Timeout):
+            await register(client, "web", deaf, properties={"RuntimeMaxUSec": 1}, timeoutUSec=1_000_000)
+        kill(deaf)
+        await register(client, "web", spawn())
+        await client.call(f"{OURS}Stop", {"name": "web"})
 
 
 async def test_a_rehearsal_makes_nothing(spawn: Processes) -> None:
