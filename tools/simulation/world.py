@@ -127,8 +127,8 @@ class Instance:
         self.world.ended_in.add((self.number, key))
         self.world.ended[key] += 1
 
-    async def live(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run until it is ended or killed. Started once it serves."""
+    async def live(self) -> None:
+        """Run until it is ended or killed, which may be before it serves."""
         try:
             async with trio.open_nursery() as self.nursery:
                 await self.nursery.start(self.manager.run)
@@ -137,7 +137,7 @@ class Instance:
                 async with trio.open_nursery() as self.calls:
                     self.core.serve()
                     self.serving = True
-                    task_status.started()
+                    self.world.up.set()
                     try:
                         await self._ending.wait()
                     finally:
@@ -301,9 +301,7 @@ class World:
         while True:
             instance = await self.start()
             try:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(instance.live)
-                    self.up.set()
+                await instance.live()
             except* OSError as group:
                 if not any(self.faults.without.values()):
                     raise
