@@ -24,18 +24,21 @@ from moorage.authz.polkit import Polkit
 from moorage.kernel.poller import Readiness
 from moorage.kernel.system import System, system
 from moorage.machines.agenda import Agenda
-from moorage.machines.allocation import Allocator
-from moorage.machines.changes import Changes
-from moorage.machines.changing import Changing
 from moorage.machines.control import Control
 from moorage.machines.detached import Detached
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import FollowedHelpers, Followers, HeldUnits
-from moorage.machines.helpers import Helpers, Home
+from moorage.machines.helpers.changes import Changes
+from moorage.machines.helpers.changing import Changing
+from moorage.machines.helpers.start import HelperStarts
+from moorage.machines.helpers.status import HelperStates
+from moorage.machines.helpers.units import RuntimeDirectories
+from moorage.machines.helpers.watch import StartWatcher
 from moorage.machines.holders import Holders
 from moorage.machines.intents import Intents
 from moorage.machines.leases import Leases
 from moorage.machines.left_units import LeftUnits
+from moorage.machines.leftovers import Leftovers
 from moorage.machines.looking import Looking
 from moorage.machines.lookup import Lookup
 from moorage.machines.observer import Observer
@@ -44,7 +47,9 @@ from moorage.machines.recovery import Recovery
 from moorage.machines.registration import Registrar
 from moorage.machines.registry import Registry
 from moorage.machines.retirement import Retirement
+from moorage.machines.scopes import Scopes
 from moorage.machines.services import Services
+from moorage.machines.started import StartedUnits
 from moorage.machines.starts import Starts
 from moorage.machines.store import Store
 from moorage.machines.watching import Watching
@@ -105,7 +110,7 @@ class Core:
         self,
         manager: Manager,
         store: Store,
-        home: Home,
+        directories: RuntimeDirectories,
         references: References,
         system: System,
         journal: Journal,
@@ -118,10 +123,13 @@ class Core:
         self.followers = followers = Followers()
         registry = Registry(trusted)
         hints, intents = Hints(manager), Intents(store)
-        helpers = Helpers(manager, home, hints, system, journal)
-        self._states = states = helpers.states
-        allocator = Allocator(manager, helpers, hints, intents.marks, system)
-        self._accounts = accounts = FinalAccounts(system, journal, user=home.user)
+        self._states = states = HelperStates(manager, hints, processes, journal, user=directories.user)
+        watcher = StartWatcher(states, hints, system, journal, user=directories.user)
+        leftovers = Leftovers(manager, hints, hierarchy, intents.marks)
+        started = StartedUnits(manager, hints, leftovers)
+        scopes = Scopes(manager, hints, leftovers, started, states, watcher, directories, system)
+        helper_starts = HelperStarts(manager, leftovers, started, watcher, directories)
+        self._accounts = accounts = FinalAccounts(system, journal, user=directories.user)
         self._observer = observer = Observer(registry, agenda, accounts, states, system, hints, references)
         followers.join(observer, HeldUnits(references), FollowedHelpers(states))
         left = LeftUnits(registry, store, manager, hints)
@@ -130,20 +138,20 @@ class Core:
         )
         control = Control(registry, store, agenda, accounts, states, manager, system, detached)
         self._changes = changes = Changes(
-            allocator, store, intents, registry, states, followers, home, clock, detached
+            helper_starts, store, intents, registry, states, followers, directories, clock, detached
         )
         self._watching = Watching(
             registry, agenda, observer, accounts, retirement, control, changes, states, manager, system,
             detached,
         )  # fmt: skip
         self.leases = leases = Leases(control, detached)
-        starts = Starts(registry, store, intents, agenda, observer, allocator, followers, system)
+        starts = Starts(registry, store, intents, agenda, observer, scopes, followers, system)
         registrar = Registrar(
-            registry, intents, Holders(registry, agenda, manager, system), allocator, helpers, starts, leases,
-            Places(trusted), references, manager, system, detached,
+            registry, intents, Holders(registry, agenda, manager, system), scopes, states, directories, starts,
+            leases, Places(trusted), references, manager, system, detached,
         )  # fmt: skip
         self._recovery = Recovery(
-            registry, store, intents, agenda, observer, retirement, left, starts, leases, allocator, states,
+            registry, store, intents, agenda, observer, retirement, left, starts, leases, leftovers, states,
             followers, manager, hierarchy,
         )  # fmt: skip
         self.services = Services(
@@ -151,7 +159,7 @@ class Core:
             Lookup(registry, processes),
             registrar,
             control,
-            Changing(changes, states, manager, home, detached),
+            Changing(changes, states, manager, directories, detached),
             Looking(accounts, manager, hierarchy),
             retirement,
         )
@@ -216,8 +224,8 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     except OSError as error:
         raise NoRecords(f"cannot keep records in {options.state_directory}: {error.strerror}") from None
     readiness = Readiness()
-    home = Home(user=options.user is not None, root=options.runtime_directory)
-    core = Core(manager, store, home, references, system(readiness), journal)
+    directories = RuntimeDirectories(user=options.user is not None, root=options.runtime_directory)
+    core = Core(manager, store, directories, references, system(readiness), journal)
     interfaces = [
         SystemdMachine(core.services, authority),
         MoorageMachine(core.services, authority, manager),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moorage.machines.model import bond_name, helper_unit, machine_of_helper
+from moorage.names import UnitNames, machine_of_helper
 from moorage.pid1 import journal
 
 BONDS = {"a-bond": "a", "b-bond": "b"}
@@ -166,9 +166,9 @@ def test_how_a_unit_ended(
 
 @pytest.mark.parametrize("machine", ["web", "a-b", "a.b", "a:b"])
 def test_names_of_bonds(machine: str) -> None:
-    assert machine_of_helper(helper_unit(machine, "f-s")) == machine
-    assert machine_of_helper(bond_name(machine, "f-s")) == machine
-    assert bond_name("a", "b-c") != bond_name("a-b", "c")
+    assert machine_of_helper(UnitNames(machine).helper("f-s")) == machine
+    assert machine_of_helper(UnitNames(machine).bond("f-s")) == machine
+    assert UnitNames("a").bond("b-c") != UnitNames("a-b").bond("c")
 
 
 @pytest.mark.parametrize("unit", ["machine-web.service", "moored.service", "machine--x.service", ""])

@@ -33,11 +33,6 @@ CLASS_METHODS = 25
 FUNCTION_LINES = 60
 
 OVER = {
-    "machines.allocation": 852,
-    "machines.allocation:Allocator": 670,
-    "machines.allocation:Allocator (methods)": 36,
-    "machines.allocation:Allocator.allocate": 66,
-    "machines.helpers": 685,
     "machines.model": 611,
 }
 """What is larger than it should be, in lines or methods. To be emptied: a figure is lowered with what it is of."""
@@ -53,9 +48,8 @@ MAKERS = {
     "machines.starts": {"Machine"},
     "machines.registration": {"Machine", "Registered"},
     "machines.registry": {"Claim"},
-    "machines.helpers": {"HelperStates"},  # to be given it
     "machines.agenda": {"Recheck"},
-    "machines.changing": {"Latest"},
+    "machines.helpers.changing": {"Latest"},
     "api.systemd_machine.host": {"Machine"},  # the host, which that interface lists as one
 }
 """Who makes objects of machines' rooms that are not services."""

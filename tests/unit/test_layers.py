@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[2] / "service" / "moorage"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: words
-    ("moorage.wire.errors", "moorage.wire.message", "moorage.machines.model", "moorage.machines.errors",
-     "moorage.pid1.manager", "moorage.kernel.process", "moorage.kernel.peer", "moorage.kernel.clock",
-     "moorage.launch.holder"),
+    ("moorage.names", "moorage.wire.errors", "moorage.wire.message", "moorage.machines.model",
+     "moorage.machines.errors", "moorage.pid1.manager", "moorage.kernel.process", "moorage.kernel.peer",
+     "moorage.kernel.clock", "moorage.launch.holder"),
     # 1: pure decisions
     (
         "moorage.wire.connection", "moorage.wire.output", "moorage.wire.idl", "moorage.wire.conformance",
@@ -30,6 +30,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.probes.owner", "moorage.probes.effective", "moorage.dbus.signature",
         "moorage.dbus.marshal", "moorage.dbus.unmarshal", "moorage.dbus.message",
         "moorage.machines.asked", "moorage.machines.own_slice", "moorage.machines.planned",
+        "moorage.machines.own_slice", "moorage.machines.stop_command",
+        "moorage.machines.scope_units", "moorage.machines.helpers.spec", "moorage.machines.helpers.units",
     ),
     # 2: adapters to the outside
     (
@@ -42,18 +44,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     # 3: what lives
     (
-        "moorage.machines.allocation", "moorage.machines.metadata", "moorage.machines.registration",
+        "moorage.machines.scopes", "moorage.machines.started", "moorage.machines.leftovers", "moorage.machines.gather",
+        "moorage.machines.metadata", "moorage.machines.registration",
         "moorage.machines.recovery", "moorage.machines.starts", "moorage.machines.holders", "moorage.machines.sharing",
         "moorage.machines.watching", "moorage.machines.observer", "moorage.machines.retirement",
         "moorage.machines.left_units",
         "moorage.machines.followers", "moorage.machines.control", "moorage.machines.detached",
-        "moorage.machines.lookup", "moorage.machines.looking", "moorage.machines.changing",
+        "moorage.machines.lookup", "moorage.machines.looking",
         "moorage.machines.services",
         "moorage.machines.leader", "moorage.machines.leases", "moorage.machines.final_account",
-        "moorage.machines.stop_command", "moorage.machines.changes", "moorage.machines.places",
-        "moorage.machines.helpers", "moorage.machines.helper_states", "moorage.machines.latest",
-        "moorage.machines.vital",
-        "moorage.machines.together", "moorage.authz.ownership", "moorage.pid1.oneshot",
+        "moorage.machines.places", "moorage.machines.latest", "moorage.machines.vital",
+        "moorage.machines.helpers.changes", "moorage.machines.helpers.changing", "moorage.machines.helpers.programs",
+        "moorage.machines.helpers.start", "moorage.machines.helpers.status", "moorage.machines.helpers.watch",
+        "moorage.authz.ownership", "moorage.pid1.oneshot",
         "moorage.machines.effective", "moorage.wire.link", "moorage.wire.answering", "moorage.wire.server",
         "moorage.wire.fairness", "moorage.wire.exchange",
         "moorage.wire.client", "moorage.launch",
@@ -69,6 +72,7 @@ PACKAGES_ONLY = (
     "moorage",
     "moorage.wire",
     "moorage.machines",
+    "moorage.machines.helpers",
     "moorage.machines.compared",
     "moorage.pid1",
     "moorage.pid1.over_dbus",

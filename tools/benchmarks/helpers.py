@@ -24,28 +24,18 @@ from benchmarks.wire import CALL_SECONDS, Unmeasurable, connect, encode, exchang
 from moorage.authz.allowed_properties import MACHINE_SLICE, TASKS_MAX
 from moorage.dbus.signature import split
 from moorage.kernel import process
-from moorage.kernel.poller import Readiness
-from moorage.kernel.system import system
-from moorage.machines.allocation import Allocator
-from moorage.machines.helpers import Helpers, Home, relative_directory
-from moorage.machines.model import (
-    HelperSpec,
-    MachineClass,
-    Registration,
-    helper_unit,
-    place_name,
-    scope_name,
-)
-from moorage.pid1 import journal
-from moorage.pid1.hints import Hints
-from moorage.pid1.manager import Job, ScopeSpec
+from moorage.machines.helpers.units import RuntimeDirectories, UnitTypes, relative_directory
+from moorage.machines.model import HelperSpec, MachineClass, Registration
+from moorage.machines.scope_units import Types, describe
+from moorage.names import UnitNames
+from moorage.pid1.manager import ScopeSpec
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 
 PROGRAM = ("/usr/bin/sleep", "infinity")
 """Command of each helper, which is ready once it has been executed (``Type=exec``)."""
 
-HOME = Home(user=False, root="/run")
+HOME = RuntimeDirectories(user=False, root="/run")
 MARKS = f"file:{HOME.base}/machines/"
 PRIVATE = "/run/systemd/private"
 RECEIVE_BYTES = 65536
@@ -98,7 +88,7 @@ class Machine:
             Unmeasurable: it does not.
         """
         deadline = time.perf_counter() + CALL_SECONDS
-        mark = f"/{scope_name(self.name)}".encode()
+        mark = f"/{UnitNames(self.name).scope}".encode()
         descriptor = os.open(f"/proc/{self.pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
         try:
             while mark not in os.pread(descriptor, 4096, 0):
@@ -114,7 +104,9 @@ class Machine:
         Raises:
             Unmeasurable: one was not there, or stays.
         """
-        units = [helper_unit(self.name, spec.name) for spec in specs(self.count)] or [scope_name(self.name)]
+        units = [UnitNames(self.name).helper(spec.name) for spec in specs(self.count)] or [
+            UnitNames(self.name).scope
+        ]
         groups = [CGROUPS / MACHINE_SLICE / unit for unit in units]
         for group in groups:
             if not group.exists():
@@ -149,26 +141,11 @@ def by_moored(machine: Machine, path: str) -> float:
 # What moored would send
 
 
-class _Described(Exception):
-    def __init__(self, spec: ScopeSpec) -> None:
-        super().__init__(spec.unit)
-        self.spec = spec
-
-
-class _Recorder(DBusManager):
-    async def start_scope(self, spec: ScopeSpec, *, deadline: float) -> Job:  # noqa: ARG002
-        raise _Described(spec)
-
-
 def described(machine: Machine) -> ScopeSpec:
     """Return what moored would ask PID 1 for. The leader need not be alive."""
 
     async def run() -> ScopeSpec:
-        manager = _Recorder(Endpoints.of("system"))
-        hints = Hints(manager)
-        kernel = system(Readiness())
-        helpers = Helpers(manager, HOME, hints, kernel, journal)
-        allocator = Allocator(manager, helpers, hints, MARKS, kernel)
+        manager = DBusManager(Endpoints.of("system"))
         registration = Registration(
             name=machine.name,
             class_=MachineClass.vm,
@@ -182,14 +159,13 @@ def described(machine: Machine) -> ScopeSpec:
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(manager.run)
-            try:
-                deadline = trio.current_time() + CALL_SECONDS
-                await allocator.allocate(registration, -1, f"{MARKS}{machine.name}#0", deadline=deadline)
-            except _Described as found:
-                return found.spec
-            finally:
-                nursery.cancel_scope.cancel()
-        raise AssertionError("a machine was started")
+            deadline = trio.current_time() + CALL_SECONDS
+            service = await manager.property_types("service", deadline=deadline)
+            socket = await manager.property_types("socket", deadline=deadline)
+            scope = await manager.property_types("scope", deadline=deadline)
+            nursery.cancel_scope.cancel()
+        services = UnitTypes(service, socket) if machine.count else None
+        return describe(registration, -1, f"{MARKS}{machine.name}#0", Types(scope, services, None), HOME)
 
     return trio.run(run)
 
@@ -273,7 +249,7 @@ def by_systemd_run(machine: Machine) -> float:
     What makes all of it one transaction has no place there, and the leader is systemd-run's own process: it cannot
     move another one.
     """
-    scope, place = scope_name(machine.name), place_name(machine.name)
+    scope, place = UnitNames(machine.name).scope, UnitNames(machine.name).runtime
     bound = {"BindsTo": scope, "CollectMode": "inactive-or-failed"}
     directory = bound | {
         "After": scope,
@@ -308,7 +284,7 @@ def by_systemd_run(machine: Machine) -> float:
     if machine.count:
         _check(*_systemd_run(place, directory), "/usr/bin/true")
     for spec in specs(machine.count):
-        _check(*_systemd_run(helper_unit(machine.name, spec.name), helper), *spec.exec_start)
+        _check(*_systemd_run(UnitNames(machine.name).helper(spec.name), helper), *spec.exec_start)
     return (time.perf_counter() - begin) * 1000
 
 

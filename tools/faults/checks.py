@@ -28,7 +28,7 @@ from faults.world import (
     units,
 )
 from moorage.machines.leases import LEASE_GRACE_SECONDS
-from moorage.machines.model import bond_name, directory_name
+from moorage.names import UnitNames, directory_name
 from moorage.wire.client import Client
 from moorage.wire.errors import RemoteError
 
@@ -197,7 +197,7 @@ class Checks:
         helpers = {helper["unit"] for machine in machines.values() for helper in machine["helpers"]}
         theirs = helpers | {unit.removesuffix("service") + "socket" for unit in helpers}
         theirs |= {
-            bond_name(name, helper["name"])
+            UnitNames(name).bond(helper["name"])
             for name, machine in machines.items()
             for helper in machine["helpers"]
         }

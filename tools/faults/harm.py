@@ -18,7 +18,7 @@ import trio
 from faults.calling import sleeper
 from faults.clients import Clients
 from faults.world import OURS, RECORDS, SOCKET, Violation, Wanted, World, main_pid, run, show
-from moorage.machines.model import helper_unit
+from moorage.names import UnitNames
 from moorage.wire.client import Client
 from moorage.wire.errors import VarlinkError
 
@@ -353,7 +353,7 @@ async def kill_helpers(scene: Scene) -> None:
         wanted.limping = wanted.reserved = True
     try:
         async with ending(fatal, "its helper was killed"):
-            units = [helper_unit(wanted.name, name) for wanted in having for name in _decided(wanted)]
+            units = [UnitNames(wanted.name).helper(name) for wanted in having for name in _decided(wanted)]
             if units:
                 await command("systemctl", "kill", "--signal=SIGKILL", *units)
     finally:

@@ -8,7 +8,7 @@ import trio
 
 from faults.calling import INSIST_SECONDS, Calls, Refused
 from faults.world import OURS, Violation, Wanted, World, pick, with_reserved
-from moorage.machines.model import helper_unit
+from moorage.names import UnitNames
 
 HELPERS_MAX = 4
 """Maximum for one machine: enough for several changes in a row."""
@@ -20,7 +20,7 @@ HANGS_UP_SECONDS = 0.08
 
 FOREIGN_HELPER = "foreign"
 FOREIGN_HELPERS = {
-    name: helper_unit(name, FOREIGN_HELPER) for name in ("vm-0", "vm-1", "we\\b-0", "a.b:c-0")
+    name: UnitNames(name).helper(FOREIGN_HELPER) for name in ("vm-0", "vm-1", "we\\b-0", "a.b:c-0")
 }
 """Machines for which the unit of a helper of that name is somebody else's."""
 

@@ -10,13 +10,14 @@ from moorage.api.moorage_machine import convert
 from moorage.api.moorage_machine.types import AddHelpersIn
 from moorage.cli import helper_files
 from moorage.machines.errors import InvalidHelper
-from moorage.machines.helpers import Home, check
+from moorage.machines.helpers.spec import check
+from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.properties import check_helper
 from moorage.pid1.manager import InvalidProperty
 
 MACHINE = "web"
 DIRECTORY = "/run/moorage/m/web"
-HOME = Home(user=False, root="/run")
+HOME = RuntimeDirectories(user=False, root="/run")
 
 KNOWN = {
     "MemoryMax": "t", "MemoryMaxScale": "u", "TasksMax": "t", "TasksMaxScale": "u", "CPUQuotaPerSecUSec": "t",

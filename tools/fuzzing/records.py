@@ -21,7 +21,7 @@ from moorage.app import Core
 from moorage.kernel.poller import Readiness
 from moorage.kernel.process import boot_id
 from moorage.kernel.system import system
-from moorage.machines.helpers import Home
+from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.store import BadRecord, Store, decode, encode
 from moorage.pid1 import journal
 from moorage.pid1.over_dbus.calls import DBusManager
@@ -56,7 +56,7 @@ async def _start(directory: str) -> tuple[int, int]:
         await nursery.start(manager.run)
         store = Store(f"{directory}/machines")
         try:
-            home = Home(user=False, root=directory)
+            home = RuntimeDirectories(user=False, root=directory)
             core = Core(manager, store, home, BusReferences(None), system(readiness), journal)
             found = sum(not isinstance(machine, BadRecord) for _, machine in store.load())
             await nursery.start(core.run)

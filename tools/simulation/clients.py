@@ -20,9 +20,8 @@ from moorage.machines.model import (
     KillWhom,
     MachineClass,
     Registration,
-    helper_unit,
-    scope_name,
 )
+from moorage.names import UnitNames
 from moorage.pid1.manager import ManagerError
 from simulation.plan import Step
 from simulation.world import SHELL, Instance, World, key_of
@@ -266,12 +265,12 @@ class Clients:
                 self._world.kernel.end(process, Exit(status=0))
 
     async def _helper_dies(self, step: Step) -> None:
-        unit = self._world.pid1.units.get(helper_unit(step.name, step.values["helper"]))
+        unit = self._world.pid1.units.get(UnitNames(step.name).helper(step.values["helper"]))
         if unit is not None and unit.main is not None:
             self._world.kernel.end(unit.main, Exit(status=1))
 
     def _freezes(self, step: Step, *, frozen: bool) -> None:
-        unit = self._world.pid1.units.get(scope_name(step.name))
+        unit = self._world.pid1.units.get(UnitNames(step.name).scope)
         if unit is not None and unit.group and unit.active == "active":
             self._world.kernel.freeze(unit.group, frozen=frozen)
 
@@ -282,14 +281,14 @@ class Clients:
         self._freezes(step, frozen=False)
 
     async def _stop_unit(self, step: Step) -> None:
-        unit = self._world.pid1.units.get(scope_name(step.name))
+        unit = self._world.pid1.units.get(UnitNames(step.name).scope)
         if unit is not None and not (unit.job is not None and unit.job.kind == "start"):
             self._world.pid1.begin(unit, "stop", "replace")
 
     async def _stranger(self, step: Step) -> None:
         world = self._world
         scope = step.values["unit"] == "scope"
-        unit = scope_name(step.name) if scope else helper_unit(step.name, "f")
+        unit = UnitNames(step.name).scope if scope else UnitNames(step.name).helper("f")
         if world.pid1.units.get(unit) is None:
             world.stranger(unit, "scope" if scope else "service")
             world.pid1.later(step.values["seconds"], lambda: world.end_stranger(unit))

@@ -15,7 +15,7 @@ from fakes.manager import FakeManager, FakeReferences
 from moorage import app
 from moorage.kernel.system import System
 from moorage.machines.followers import Follower
-from moorage.machines.helpers import Home
+from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.machine import Machine
 from moorage.machines.model import HelperSpec, KillWhom, Registration
 from moorage.machines.store import Store
@@ -57,7 +57,7 @@ class Core:
         ended: Callable[[Machine], None],
     ) -> None:
         system = System(hierarchy, processes, FakeClock())
-        home = Home(user=False, root="/run")
+        home = RuntimeDirectories(user=False, root="/run")
         self._core = app.Core(manager, store, home, references, system, journal)
         self._services = self._core.services
         self._core.followers.join(Ends(ended))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from moorage.machines.machine import Machine
-from moorage.machines.model import scope_name
+from moorage.names import UnitNames
 from simulation.plan import NAMES
 from simulation.world import Instance, World, key_of
 
@@ -63,7 +63,7 @@ def look_at_the_end(world: World, instance: Instance, tasks: int) -> None:
     abandoned = {machine.unit for machine, _ in world.answered if key_of(machine) in world.forgotten} & {
         unit.name for unit in world.pid1.units if unit.missed or unit.active == "failed"
     }
-    expected = {f".left-{name}" for name in NAMES if scope_name(name) in abandoned}
+    expected = {f".left-{name}" for name in NAMES if UnitNames(name).scope in abandoned}
     if left := sorted(
         {*os.listdir(world.directory)} - expected - {each.name for each in instance.core.machines()}
     ):

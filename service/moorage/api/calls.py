@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from moorage import names
 from moorage.authz.policy import AS_ROOT, Policy
 from moorage.authz.polkit import Answer, Polkit, TooManyQuestions
-from moorage.machines import model
 from moorage.machines.machine import Machine
 from moorage.machines.registry import Registry
 from moorage.wire.call import Call
@@ -203,6 +203,6 @@ def find_named(registry: Registry, name: str | None, field: str = "name") -> Mac
     """
     if name is None:
         return None
-    if not model.is_machine_name(name):
+    if not names.is_machine_name(name):
         raise InvalidParameter(field)
     return registry.get(name)

@@ -18,7 +18,7 @@ from moorage.machines.agenda import Agenda
 from moorage.machines.detached import Detached
 from moorage.machines.errors import NotStoppable, TooMuchUnderWay, TooOld
 from moorage.machines.final_account import FinalAccounts
-from moorage.machines.helper_states import HelperStates
+from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine, Work
 from moorage.machines.model import Cause, HelperEnd, KillWhom, Phase
 from moorage.machines.registry import Registry

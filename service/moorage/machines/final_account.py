@@ -21,7 +21,8 @@ from moorage.kernel.clock import Clock
 from moorage.kernel.system import System
 from moorage.machines import verdicts
 from moorage.machines.machine import Leader, Machine
-from moorage.machines.model import Accounting, Cause, HelperEnd, HelperFailure, Timestamp, bond_name
+from moorage.machines.model import Accounting, Cause, HelperEnd, HelperFailure, Timestamp
+from moorage.names import UnitNames
 from moorage.pid1.journal import Journal, UnitEnd
 
 TOLD_SECONDS = 5.0
@@ -289,7 +290,7 @@ class FinalAccounts:
         }
         if not units:
             return None
-        bonds = {bond_name(machine.name, name): unit for unit, name in units.items()}
+        bonds = {UnitNames(machine.name).bond(name): unit for unit, name in units.items()}
         boot_id, journal = self._boot_id(), self._journal
         lost = record.lost if record.asked is Cause.helper_ended else None
         otherwise = next((unit for unit, name in units.items() if lost and name == lost.name), None)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from moorage.machines.helper_states import HelperStates
+from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine
 from moorage.pid1.references import References
 

@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 
 from moorage.kernel.process import ProcessId
+from moorage.names import UnitNames
 from moorage.pid1.manager import Json
 
-NAME_MAX = 64  # HOST_NAME_MAX of Linux, which machined applies to machines as well (hostname_is_valid())
-UNIT_NAME_MAX = 255  # UNIT_NAME_MAX of systemd's basic/unit-name.h
 TEXT_MAX = 4096  # free text of a caller (service, addresses, paths): PATH_MAX, since most of them are paths
 IF_INDICES_MAX = 256  # more network interfaces than any machine has; bounds what a record can grow to
 VSOCK_CID_FIRST, VSOCK_CID_LAST = (
@@ -24,16 +23,8 @@ HELPERS_MAX = (
     64  # helpers of one machine: several times what the richest desktop VM has; each is a service and a log
 )
 HELPER_SOCKETS_MAX = 16  # sockets of one helper, each a file descriptor of PID 1
-SUN_PATH_MAX = 107  # bytes of a socket's path (unix(7): 108 with the final NUL)
 
-_SURELY_SHORT = (UNIT_NAME_MAX - len("machine-.scope")) // 4
-_NAME = re.compile(r"[A-Za-z0-9_@\\:][A-Za-z0-9_.@\\:-]*")
-_HELPER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_HOST_NAME_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
-_ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
-_SLICE_PART = re.compile(r"[A-Za-z0-9:_.\\]+")
 _ID128 = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
 
 
 class MachineClass(StrEnum):
@@ -371,7 +362,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def scope(self) -> str:
         """Name of the scope that this service makes for the machine."""
-        return scope_name(self.name)
+        return UnitNames(self.name).scope
 
 
 class Intent(Wanted, frozen=True, kw_only=True):
@@ -471,129 +462,6 @@ class Registration(msgspec.Struct, frozen=True):
     lease: bool = False
     dry_run: bool = False
     privileged: bool = False
-
-
-def is_host_name(name: str) -> bool:
-    """Whether machined would take this as the name of a machine (``hostname_is_valid()`` without flags)."""
-    return len(name) <= NAME_MAX and all(_HOST_NAME_LABEL.fullmatch(label) for label in name.split("."))
-
-
-def is_machine_name(name: str) -> bool:
-    r"""Whether a name is one that a machine may have.
-
-    Wider than that of machined: ``_``, ``@``, ``\`` and ``:`` are allowed, and labels may be empty. A name starts
-    neither with a dot (records and directories of that name would be hidden) nor with a hyphen (it would be an option
-    on every command line), and its unit's name must not get too long by escaping.
-    """
-    if len(name) > NAME_MAX or not _NAME.fullmatch(name):
-        return False
-    # Escaping makes four characters of one at most: only the longest names are worth the counting.
-    return len(name) <= _SURELY_SHORT or len(scope_name(name)) <= UNIT_NAME_MAX
-
-
-def escape(text: str) -> str:
-    r"""Escape a string for use in a unit's name (systemd.unit(5), "String Escaping for Inclusion in Unit Names")."""
-    return "".join(
-        "-" if character == "/"
-        else character if character in _PLAIN and not (character == "." and position == 0)
-        else "".join(f"\\x{byte:02x}" for byte in character.encode())
-        for position, character in enumerate(text)
-    )  # fmt: skip
-
-
-def unescape(text: str) -> str:
-    """Undo :func:`escape`, for names in ASCII, as those of machines are."""
-    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text.replace("-", "/"))
-
-
-def scope_name(machine: str) -> str:
-    """Name of the scope for a machine; the same that machined gives it."""
-    return f"machine-{escape(machine)}.scope"
-
-
-def in_description(machine: str) -> str:
-    """Name of a machine for the end of a unit's description, which must not be a backslash."""
-    return f"“{machine}”" if machine.endswith("\\") else machine
-
-
-def machine_of_scope(unit: str) -> str | None:
-    """Name of the machine that a scope's name is for; None where it is for none."""
-    if not (unit.startswith("machine-") and unit.endswith(".scope")):
-        return None
-    name = unescape(unit[len("machine-") : -len(".scope")])
-    return name if is_machine_name(name) and scope_name(name) == unit else None
-
-
-def machine_of_helper(unit: str) -> str | None:
-    """Name of the machine that the name of a helper's service is for; None where it is for none."""
-    name = unescape(unit.removeprefix("machine-").partition("-")[0])
-    return name if is_machine_name(name) and unit.startswith(f"machine-{escape(name)}-") else None
-
-
-def place_name(machine: str) -> str:
-    """Name of the service that holds a machine's runtime directory."""
-    return f"machine-{escape(machine)}.service"
-
-
-def helper_unit(machine: str, helper: str, suffix: str = "service") -> str:
-    """Name of a helper's unit: escaping leaves no hyphen, so that both names can be read back from it."""
-    return f"machine-{escape(machine)}-{escape(helper)}.{suffix}"
-
-
-def bond_name(machine: str, helper: str) -> str:
-    """Name of the service that ends a machine with one of its helpers; the only one with three parts."""
-    return f"machine-{escape(machine)}-{escape(helper)}-bond.service"
-
-
-def barrier_name(machine: str) -> str:
-    """Name of the service whose start waits for all helpers; no helper's: theirs have no raw second hyphen."""
-    return f"machine-{escape(machine)}--barrier.service"
-
-
-def adder_name(machine: str) -> str:
-    """Name of the service whose start waits for helpers that are added."""
-    return f"machine-{escape(machine)}--add.service"
-
-
-def stopper_name(machine: str) -> str:
-    """Name of the service whose start stops the machine."""
-    return f"machine-{escape(machine)}--stop.service"
-
-
-def own_slice(parent: str, machine: str) -> str:
-    """Name of the slice for all units of a machine, below another slice: each raw hyphen is a level."""
-    return f"{parent.removesuffix('.slice')}-{escape(machine)}.slice"
-
-
-def stop_command_name(machine: str) -> str:
-    """Name of the service whose stop asks the machine to end."""
-    return f"machine-{escape(machine)}--ask.service"
-
-
-def is_helper_name(name: str, machine: str) -> bool:
-    """Whether a helper of a machine may have that name."""
-    return (
-        len(name) <= NAME_MAX
-        and bool(_HELPER_NAME.fullmatch(name))
-        and len(bond_name(machine, name)) <= UNIT_NAME_MAX
-    )
-
-
-def is_socket_name(name: str) -> bool:
-    """Whether a socket may have that name: a plain component of a path, not hidden."""
-    return len(name) <= SUN_PATH_MAX and bool(_HELPER_NAME.fullmatch(name))
-
-
-def directory_name(machine: str) -> str:
-    r"""Name of a machine's runtime directory: ``:`` and ``\`` mean something in ``RuntimeDirectory=``."""
-    return machine.replace(":", "+3a").replace("\\", "+5c")
-
-
-def is_slice_name(name: str) -> bool:
-    """Whether a name is a valid slice other than the root (systemd.slice(5), ``slice_name_is_valid()``)."""
-    if len(name) > UNIT_NAME_MAX or not name.endswith(".slice"):
-        return False
-    return all(_SLICE_PART.fullmatch(part) for part in name.removesuffix(".slice").split("-"))
 
 
 def is_text(text: str) -> bool:

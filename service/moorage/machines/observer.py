@@ -13,12 +13,13 @@ from moorage.kernel.system import System
 from moorage.machines.agenda import Agenda
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import Follower
-from moorage.machines.helper_states import HelperStates
+from moorage.machines.helpers.status import HelperStates
 from moorage.machines.leader import WatchedLeader
 from moorage.machines.machine import Machine
-from moorage.machines.model import Phase, machine_of_helper
+from moorage.machines.model import Phase
 from moorage.machines.registry import Registry
 from moorage.machines.vital import lost
+from moorage.names import machine_of_helper
 from moorage.pid1.hints import Hints
 from moorage.pid1.manager import UnitHint
 from moorage.pid1.references import References

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from moorage import names
 from moorage.authz.allowed_properties import MACHINE_SLICE
-from moorage.machines import model
 from moorage.machines.model import Registration
 from moorage.machines.properties import check_slice
+from moorage.names import UnitNames
 from moorage.pid1.manager import AuxiliaryUnit, InvalidProperty, Json, PropertyTypes
 
 PARAMETER: Final = "sliceProperties"
@@ -26,7 +27,7 @@ def slice_of(registration: Registration) -> str:
     parent = registration.slice or MACHINE_SLICE
     if registration.slice_properties is None:
         return parent
-    return model.own_slice(parent, registration.name)
+    return UnitNames(registration.name).slice(parent)
 
 
 def describe(registration: Registration, types: PropertyTypes, mark: str) -> AuxiliaryUnit:
@@ -44,7 +45,7 @@ def describe(registration: Registration, types: PropertyTypes, mark: str) -> Aux
     asked = registration.slice_properties or {}
     check_slice(asked)
     ours: dict[str, Json] = {
-        "Description": f"All of machine {model.in_description(registration.name)}",
+        "Description": f"All of machine {names.in_description(registration.name)}",
         "CollectMode": "inactive-or-failed",
         "StopWhenUnneeded": True,
         # At shutdown it goes after the units in it.

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 import msgspec
 
-from moorage.machines import model, own_slice
+from moorage.machines import own_slice
 from moorage.machines.model import HelperFailure, Registration
 from moorage.machines.properties import for_scope, sandbox
+from moorage.names import UnitNames
 from moorage.pid1.manager import Json
 
 
@@ -46,11 +47,11 @@ def planned(registration: Registration, root: str, directory: str, *, user: bool
     stopped = any(helper.on_failure is HelperFailure.stop_machine for helper in registration.helpers)
     scope = for_scope(registration.class_, asked, stopped_by_helper=stopped)
     defaults = {name: value for name, value in scope.items() if name not in asked}
-    units = [_unit(model.scope_name(registration.name), None, defaults, asked)]
+    units = [_unit(UnitNames(registration.name).scope, None, defaults, asked)]
     if registration.slice_properties is not None:
         units.append(_unit(own_slice.slice_of(registration), None, {}, registration.slice_properties))
     for helper in registration.helpers:
-        unit = model.helper_unit(registration.name, helper.name)
+        unit = UnitNames(registration.name).helper(helper.name)
         units.append(_unit(unit, helper.name, sandbox(root, directory, user=user), helper.properties))
     return units
 

@@ -15,20 +15,21 @@ import trio
 from moorage.authz.ownership import NotOwned
 from moorage.kernel.cgroup import Hierarchy
 from moorage.machines.agenda import Agenda
-from moorage.machines.allocation import Allocator
 from moorage.machines.errors import Full, LeaderTaken, NameTaken
 from moorage.machines.followers import Followers
-from moorage.machines.helper_states import HelperStates
+from moorage.machines.helpers.status import HelperStates
 from moorage.machines.intents import Intents
 from moorage.machines.leases import Leases
 from moorage.machines.left_units import SCOPES, LeftUnits
+from moorage.machines.leftovers import Leftovers
 from moorage.machines.machine import Machine
-from moorage.machines.model import Intent, Wanted, machine_of_scope
+from moorage.machines.model import Intent, Wanted
 from moorage.machines.observer import Observer
 from moorage.machines.registry import Claim, Registry
 from moorage.machines.retirement import Retirement
 from moorage.machines.starts import Starts
 from moorage.machines.store import BadRecord, Store
+from moorage.names import machine_of_scope
 from moorage.pid1.manager import ASK_USEC, Manager, ManagerError
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Recovery:
         left_units: LeftUnits,
         starts: Starts,
         leases: Leases,
-        allocator: Allocator,
+        leftovers: Leftovers,
         states: HelperStates,
         followers: Followers,
         manager: Manager,
@@ -63,7 +64,7 @@ class Recovery:
         self._left_units = left_units
         self._starts = starts
         self._leases = leases
-        self._allocator = allocator
+        self._leftovers = leftovers
         self._states = states
         self._followers = followers
         self._manager = manager
@@ -150,7 +151,7 @@ class Recovery:
                     await self._manager.status(unit, deadline=deadline) if self._is_other(unit) else None
                 )
                 if status is not None and self._is_other(unit):
-                    _log.warning("%s is no machine of ours: %s.", unit, self._allocator.describe(status))
+                    _log.warning("%s is no machine of ours: %s.", unit, self._leftovers.describe(status))
         except (ManagerError, OSError) as error:
             _log.warning("Failed to look for scopes without a machine, ignoring: %s", error)
             return
@@ -158,7 +159,7 @@ class Recovery:
             unit = path.rpartition("/")[2]
             if unit not in units and self._is_other(unit):
                 _log.warning("%s has processes, but no unit.", path)
-                self._allocator.stray[unit] = path
+                self._leftovers.orphans[unit] = path
 
     def _is_other(self, unit: str) -> bool:
         name = machine_of_scope(unit)

@@ -18,13 +18,13 @@ from moorage.authz.allowed_properties import check as check_rights
 from moorage.authz.ownership import NotOwned, check_unit, is_in_namespace_of, runs_as
 from moorage.kernel.system import System
 from moorage.machines import effective
-from moorage.machines.allocation import Allocator
 from moorage.machines.asked import differing, digests
-from moorage.machines.changing import helper_units
 from moorage.machines.detached import Detached
 from moorage.machines.errors import LeaderTaken, NameTaken
 from moorage.machines.final_account import now
-from moorage.machines.helpers import Helpers, recorded
+from moorage.machines.helpers.changing import helper_units
+from moorage.machines.helpers.status import HelperStates
+from moorage.machines.helpers.units import RuntimeDirectories, to_records
 from moorage.machines.holders import Holders
 from moorage.machines.intents import Intents
 from moorage.machines.leases import Leases
@@ -43,8 +43,10 @@ from moorage.machines.own_slice import slice_of
 from moorage.machines.places import Places
 from moorage.machines.planned import PlannedUnit, planned
 from moorage.machines.registry import Claim, Registry
+from moorage.machines.scopes import Scopes
 from moorage.machines.sharing import is_shared
 from moorage.machines.starts import Starts
+from moorage.names import UnitNames
 from moorage.pid1.manager import (
     Manager,
     ManagerTimeout,
@@ -88,8 +90,9 @@ class Registrar:
         registry: Registry,
         intents: Intents,
         holders: Holders,
-        allocator: Allocator,
-        helpers: Helpers,
+        scopes: Scopes,
+        states: HelperStates,
+        directories: RuntimeDirectories,
         starts: Starts,
         leases: Leases,
         places: Places,
@@ -101,8 +104,9 @@ class Registrar:
         self._registry = registry
         self._intents = intents
         self._holders = holders
-        self._allocator = allocator
-        self._helpers = helpers
+        self._scopes = scopes
+        self._states = states
+        self._directories = directories
         self._starts = starts
         self._leases = leases
         self._places = places
@@ -147,9 +151,7 @@ class Registrar:
             raise NameTaken(holder.name, holder.record.placement, differs)
         if lease is not None:
             self._leases.hold(holder, lease)
-        return await self._registered(
-            registration, holder, self._helpers.states.statuses(holder.record.helpers)
-        )
+        return await self._registered(registration, holder, self._states.statuses(holder.record.helpers))
 
     async def register(
         self,
@@ -171,7 +173,7 @@ class Registrar:
         Raises:
             NameTaken, LeaderTaken, Full: as the registry says.
             NoPlace: too many starts were under way until the deadline.
-            UnitNameTaken, JobFailed, HelperFailed: as the allocation says.
+            UnitNameTaken, JobFailed, HelperFailed: as the start says.
             ProcessGone: the leader died meanwhile.
             NotOwned: it became somebody else's meanwhile.
             UnitNotOwned: it is in a unit that is not the caller's.
@@ -197,7 +199,7 @@ class Registrar:
         # From here on the pidfd is ours: the caller's goes with the caller.
         with contextlib.ExitStack() as undo:
             undo.callback(self._registry.abandon, claim)
-            undo.callback(self._helpers.states.drop, [helper.unit for helper in intent.helpers])
+            undo.callback(self._states.drop, [helper.unit for helper in intent.helpers])
             pidfd = self._processes.duplicate(registration.leader_pidfd)
             undo.callback(self._processes.close, pidfd)
             steps = undo.pop_all()
@@ -268,7 +270,10 @@ class Registrar:
         return owner
 
     def _intent(self, registration: Registration, deadline: float) -> Intent:
-        present, helpers = now(self._system.clock), recorded(registration.name, registration.helpers)
+        present, helpers = (
+            now(self._system.clock),
+            to_records(UnitNames(registration.name), registration.helpers),
+        )
         name = registration.name
         return Intent(
             name=name,
@@ -280,7 +285,7 @@ class Registrar:
             identity=registration.identity,
             timestamp=present,
             leader_uid=registration.leader_uid,
-            runtime_directory=self._helpers.home.directory(name) if helpers else None,
+            runtime_directory=self._directories.directory(name) if helpers else None,
             helpers=helpers,
             lease=registration.lease,
             privileged=registration.privileged,
@@ -301,8 +306,9 @@ class Registrar:
     ) -> tuple[Placement, list[HelperStatus]]:
         await self._check_unit(registration, pidfd, deadline)
         if registration.allocate_unit:
-            return await self._allocator.allocate(registration, pidfd, mark, deadline=deadline)
-        found = await self._allocator.find(registration, pidfd, deadline=deadline)
+            started = await self._scopes.start(registration, pidfd, mark, deadline=deadline)
+            return started.placement, started.helpers
+        found = await self._scopes.find(registration, pidfd, deadline=deadline)
         holder = self._registry.by_unit(found.unit) or self._registry.by_control_group(found.control_group)
         if holder is not None and (
             holder.record.placement.is_whole or holder.record.control_group == found.control_group
@@ -327,7 +333,7 @@ class Registrar:
         if registration.allocate_unit:
             await self._check_unit(registration, registration.leader_pidfd, deadline)
             mark = self._intents.mark(intent)
-            placement = await self._allocator.rehearse(registration, mark, deadline=deadline)
+            placement = await self._scopes.rehearse(registration, mark, deadline=deadline)
         else:
             placement, _ = await self._place(registration, registration.leader_pidfd, "", deadline)
         return record_of(intent, placement, intent.timestamp)
@@ -344,7 +350,7 @@ class Registrar:
             found = []
         units: list[PlannedUnit] = []
         if registration.dry_run:
-            home = self._helpers.home
+            home = self._directories
             units = planned(registration, home.root, home.directory(registration.name), user=home.user)
         return Registered(machine, phase, list(helpers), found, units)
 
@@ -358,5 +364,5 @@ class Registrar:
             above = None if rehearsed else group.rpartition("/")[0]
             units.append(effective.Unit(registration.slice_properties, above, slice=slice_))
         units += helper_units(record, registration.helpers, helpers, rehearsed=rehearsed)
-        parent, user = registration.slice or MACHINE_SLICE, self._helpers.home.user
+        parent, user = registration.slice or MACHINE_SLICE, self._directories.user
         return await effective.compare(self._manager, units, parent, user=user)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from moorage.machines.changing import Changing
 from moorage.machines.control import Control
+from moorage.machines.helpers.changing import Changing
 from moorage.machines.looking import Looking
 from moorage.machines.lookup import Lookup
 from moorage.machines.registration import Registrar

@@ -11,7 +11,6 @@ from moorage.authz.ownership import NotOwned, runs_as
 from moorage.kernel.process import NotAProcess, ProcessGone
 from moorage.kernel.system import System
 from moorage.machines.agenda import Agenda
-from moorage.machines.allocation import Allocator, auxiliary_names
 from moorage.machines.final_account import now
 from moorage.machines.followers import Followers
 from moorage.machines.intents import Intents
@@ -19,6 +18,8 @@ from moorage.machines.machine import Machine
 from moorage.machines.model import Intent, Placement, Record, record_of
 from moorage.machines.observer import Observer
 from moorage.machines.registry import Claim, Registry
+from moorage.machines.scope_units import auxiliary_names
+from moorage.machines.scopes import Scopes
 from moorage.machines.store import Store
 from moorage.pid1.manager import ASK_USEC, ManagerError
 
@@ -35,7 +36,7 @@ class Starts:
         intents: Intents,
         agenda: Agenda,
         observer: Observer,
-        allocator: Allocator,
+        scopes: Scopes,
         followers: Followers,
         system: System,
     ) -> None:
@@ -44,7 +45,7 @@ class Starts:
         self._intents = intents
         self._agenda = agenda
         self._observer = observer
-        self._allocator = allocator
+        self._scopes = scopes
         self._followers = followers
         self._processes = system.processes
         self._clock = system.clock
@@ -76,7 +77,7 @@ class Starts:
             self._observer.unwatch(machine)
             self._remove_record(machine.name)
             if intent.allocated:
-                await self._allocator.undo(intent.scope, self._intents.mark(intent), auxiliary_names(intent))
+                await self._scopes.undo(intent.scope, self._intents.mark(intent), auxiliary_names(intent))
             raise
         self._registry.commit(claim, machine)
         self._followers.added(machine)
@@ -96,7 +97,7 @@ class Starts:
         while True:
             deadline = trio.current_time() + (intent.start_by - now(self._clock).monotonic) / 1e6
             try:
-                return await self._allocator.resume(intent, mark, keep=not intent.revoked, deadline=deadline)
+                return await self._scopes.resume(intent, mark, keep=not intent.revoked, deadline=deadline)
             except (ManagerError, OSError) as error:
                 what = "take back" if intent.revoked else "finish"
                 _log.warning("Failed to %s the start of %s, trying again: %s", what, intent.scope, error)

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from moorage.machines import model
-from moorage.machines.helpers import Host
+from moorage.machines.helpers.units import MachineRef
 from moorage.pid1.manager import Json
 
 PARAMETER: Final = "execStop"
@@ -25,23 +24,23 @@ TIMEOUT_USEC: Final = 90_000_000
 """How long the command may take where the caller does not say, µs: the manager's DefaultTimeoutStopSec=."""
 
 
-def describe(host: Host, command: tuple[str, ...], timeout_usec: int | None) -> dict[str, Json]:
+def describe(machine: MachineRef, command: tuple[str, ...], timeout_usec: int | None) -> dict[str, Json]:
     """Return the properties of the service.
 
     Args:
-        host: the machine.
+        machine: the machine.
         command: absolute path of the program, and its arguments.
         timeout_usec: how long it may take, µs, before the scope is told all the same.
     """
     return {
-        "Description": f"Stop command of machine {model.in_description(host.name)}",
-        "Documentation": [host.mark],
-        "Slice": host.slice,
+        "Description": f"Stop command of machine {machine.described}",
+        "Documentation": [machine.mark],
+        "Slice": machine.slice,
         "CollectMode": "inactive-or-failed",
         # At shutdown it is stopped with the scope, and before it.
         "DefaultDependencies": False,
-        "BindsTo": [host.unit],
-        "After": [host.unit],
+        "BindsTo": [machine.unit],
+        "After": [machine.unit],
         # Without a command to start there is no process while the machine runs.
         "Type": "oneshot",
         "RemainAfterExit": True,

@@ -33,8 +33,8 @@ from moorage.machines.model import (
     Timestamp,
     Verdict,
     Wanted,
-    is_machine_name,
 )
+from moorage.names import is_machine_name
 
 VERSION = 6
 """Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for

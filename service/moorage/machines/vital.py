@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moorage.machines.helper_states import GONE, HelperStates
-from moorage.machines.model import Helper, HelperFailure, bond_name
+from moorage.machines.helpers.status import GONE, HelperStates
+from moorage.machines.model import Helper, HelperFailure
+from moorage.names import UnitNames
 from moorage.pid1.manager import Manager
 
 BOND_SECONDS = 0.1
@@ -49,6 +50,6 @@ async def is_left_to_us(machine: str, helper: Helper, manager: Manager, *, deadl
     status = await manager.status(helper.unit, deadline=deadline)
     if status is not None and (status.active_state not in GONE or status.job_id):
         return False
-    bond = await manager.status(bond_name(machine, helper.name), deadline=deadline)
+    bond = await manager.status(UnitNames(machine).bond(helper.name), deadline=deadline)
     # It may be there for ever: the manager gives up on what it has to stop too often (unit_stop_when_unneeded()).
     return bond is None or not bond.job_id

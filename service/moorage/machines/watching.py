@@ -14,11 +14,11 @@ import trio
 from moorage.kernel.system import System
 from moorage.machines import ending
 from moorage.machines.agenda import Agenda
-from moorage.machines.changes import Changes
 from moorage.machines.control import Control
 from moorage.machines.detached import Detached
 from moorage.machines.final_account import FinalAccounts
-from moorage.machines.helper_states import HelperStates
+from moorage.machines.helpers.changes import Changes
+from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine, Recheck
 from moorage.machines.model import Accounting
 from moorage.machines.observer import SETTLE_SECONDS, Observer

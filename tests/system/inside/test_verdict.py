@@ -41,7 +41,7 @@ from moored import (
 )
 
 from moorage.api.moorage_machine.errors import HelperFailed, NoSuchMachine, Timeout
-from moorage.machines.model import escape
+from moorage.names import escape
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected
 

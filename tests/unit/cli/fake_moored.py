@@ -16,12 +16,14 @@ from typing import Any
 
 import trio
 
+from moorage import names
 from moorage.api.descriptions import load_description
 from moorage.api.moorage_machine import errors
 from moorage.api.moorage_machine import types as wire
 from moorage.api.wire_types import Timestamp, process_id
 from moorage.kernel import process
 from moorage.machines import model
+from moorage.names import UnitNames
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
 from moorage.wire.method import method
@@ -61,9 +63,9 @@ class FakeMachine(Interface):
 
     @method("Register")
     def register(self, call: Call, params: wire.RegisterIn) -> wire.RegisterOut:
-        if not model.is_machine_name(params.name):
+        if not names.is_machine_name(params.name):
             raise InvalidParameter("name")
-        if params.slice is not None and not model.is_slice_name(params.slice):
+        if params.slice is not None and not names.is_slice_name(params.slice):
             raise InvalidParameter("slice")
         if params.id is not None and not model.is_id128(params.id):
             raise InvalidParameter("id")
@@ -99,7 +101,7 @@ class FakeMachine(Interface):
                 raise errors.NoSuchProperty(name)
             if not isinstance(value, KNOWN_PROPERTIES[name]):
                 raise errors.InvalidProperty(name, "not what it should be")
-        unit = model.scope_name(params.name)
+        unit = UnitNames(params.name).scope
         machine = wire.Machine(
             name=params.name,
             class_=params.class_,

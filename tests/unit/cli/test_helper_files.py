@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from property_types import TYPES
 
+from moorage import names
 from moorage.api.descriptions import load_description
 from moorage.cli import helper_files
 from moorage.cli.address import SYSTEM_SOCKET, Address
 from moorage.cli.helper_files import FILE_BYTES_MAX, expand, explain, load, parse, runtime_directory
-from moorage.machines import model
+from moorage.names import UnitNames
 
 KNOWN = {**TYPES["service"], "A": "a(ad)"}
 SPECIFIERS = {"n": "web", "t": "/run/moorage/m/web", "u": "0"}
@@ -245,9 +246,9 @@ def test_an_order_that_there_is_not(after: list[str], words: str) -> None:
 def test_the_names_are_those_of_the_service(machine: str) -> None:
     """What the service is the judge of, and a file has to know before it is asked."""
     lines = explained("[helpers.x-y]\nexecStart = ['/x']", machine)
-    assert f"  Unit: {model.helper_unit(machine, 'x-y')}" in lines
+    assert f"  Unit: {UnitNames(machine).helper('x-y')}" in lines
     system = Address(SYSTEM_SOCKET, "systemctl")
-    assert runtime_directory(machine, system) == f"/run/moorage/m/{model.directory_name(machine)}"
+    assert runtime_directory(machine, system) == f"/run/moorage/m/{names.directory_name(machine)}"
 
 
 def test_the_directory_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:

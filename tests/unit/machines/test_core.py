@@ -17,7 +17,7 @@ from moorage.kernel.cgroup import Events
 from moorage.kernel.poller import Readiness
 from moorage.kernel.system import Cgroupfs, system
 from moorage.machines.errors import MachineGone
-from moorage.machines.helpers import Home
+from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.machine import Machine
 from moorage.machines.model import Cause, Helper, HelperFailure, HelperSpec, KillWhom, Phase
 from moorage.machines.store import Store
@@ -64,7 +64,7 @@ async def running(
     core = Core(
         manager.manager,
         store,
-        Home(user=False, root="/run"),
+        RuntimeDirectories(user=False, root="/run"),
         BusReferences(None),
         system(readiness)._replace(hierarchy=hierarchy),
         journal,

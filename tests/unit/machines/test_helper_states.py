@@ -13,7 +13,7 @@ from fake_manager import FakeManager
 from moorage.kernel import process
 from moorage.kernel.poller import Readiness
 from moorage.kernel.processes import PidfdProcesses
-from moorage.machines.helper_states import HelperStates
+from moorage.machines.helpers.status import HelperStates
 from moorage.machines.model import Helper, HelperFailure, HelperStatus
 from moorage.pid1 import journal
 from moorage.pid1.hints import Hints

@@ -7,20 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moorage import names
 from moorage.machines import model
 from moorage.machines.errors import InvalidHelper
-from moorage.machines.helpers import (
-    Home,
-    auxiliary_names,
-    check,
-    check_programs,
-    recorded,
-)
-from moorage.machines.model import Helper, HelperFailure, HelperSocket, HelperSpec, helper_unit
-from moorage.machines.together import together
+from moorage.machines.gather import gather
+from moorage.machines.helpers.programs import check_programs
+from moorage.machines.helpers.spec import check
+from moorage.machines.helpers.units import RuntimeDirectories, auxiliary_names, to_records
+from moorage.machines.model import Helper, HelperFailure, HelperSocket, HelperSpec
+from moorage.names import UnitNames
 
-SYSTEM = Home(user=False, root="/run")
-USER = Home(user=True, root="/run/user/1000")
+SYSTEM = RuntimeDirectories(user=False, root="/run")
+USER = RuntimeDirectories(user=True, root="/run/user/1000")
+WEB = UnitNames("web")
 ALICE = 1000
 
 
@@ -29,7 +28,9 @@ def spec(name: str = "fs", **fields: Any) -> HelperSpec:
     return HelperSpec(name=name, exec_start=command, **fields)
 
 
-def wrong(specs: Sequence[HelperSpec], existing: Sequence[Helper] = (), home: Home = SYSTEM) -> str:
+def wrong(
+    specs: Sequence[HelperSpec], existing: Sequence[Helper] = (), home: RuntimeDirectories = SYSTEM
+) -> str:
     """The field that is to blame."""
     with pytest.raises(InvalidHelper) as failure:
         check(specs, "web", existing, home)
@@ -42,25 +43,25 @@ def test_what_is_right() -> None:
     check(
         [spec("c", after=("b", "a")), spec("b", after=("a",)), spec("a", sockets=sockets)], "web", (), SYSTEM
     )
-    check([spec("x", after=("old",))], "web", recorded("web", [spec("old")]), SYSTEM)
+    check([spec("x", after=("old",))], "web", to_records(WEB, [spec("old")]), SYSTEM)
 
 
 def test_as_many_as_there_may_be_and_one_more() -> None:
     many = [spec(f"h{number}") for number in range(model.HELPERS_MAX)]
     check(many, "web", (), SYSTEM)
     assert wrong([*many, spec()]) == ""
-    assert wrong([spec()], recorded("web", many)) == ""
+    assert wrong([spec()], to_records(WEB, many)) == ""
 
 
 def test_names_and_sockets_of_those_that_are_there() -> None:
-    there = recorded("web", [spec("a", sockets=(HelperSocket("s"),))])
+    there = to_records(WEB, [spec("a", sockets=(HelperSocket("s"),))])
     assert wrong([spec("b"), spec("a")], there) == "[1].name"
     assert wrong([spec("b", sockets=(HelperSocket("t"), HelperSocket("s")))], there) == "[0].sockets[1].name"
 
 
 @pytest.mark.parametrize("home", [SYSTEM, USER])
-def test_the_path_of_a_socket_fits(home: Home) -> None:
-    longest = model.SUN_PATH_MAX - len(home.directory("web")) - 1
+def test_the_path_of_a_socket_fits(home: RuntimeDirectories) -> None:
+    longest = names.SUN_PATH_MAX - len(home.directory("web")) - 1
     check([spec(sockets=(HelperSocket("s" * longest),))], "web", (), home)
     assert wrong([spec(sockets=(HelperSocket("s" * (longest + 1)),))], home=home) == "[0].sockets[0].name"
 
@@ -93,21 +94,23 @@ NAMES = st.text("aA0_.-@\\:", min_size=1, max_size=9)
 @given(st.lists(st.tuples(NAMES, NAMES), min_size=2, max_size=2, unique=True))
 def test_units_can_be_told_apart(pairs: list[tuple[str, str]]) -> None:
     found = [
-        set(auxiliary_names(machine, [spec(name, sockets=(HelperSocket("s"),))])) for machine, name in pairs
+        set(auxiliary_names(UnitNames(machine), [spec(name, sockets=(HelperSocket("s"),))]))
+        for machine, name in pairs
     ]
     if pairs[0][0] != pairs[1][0]:
         assert not found[0] & found[1]
     else:
-        assert helper_unit(*pairs[0]) != helper_unit(*pairs[1])
-    scopes = {model.scope_name(machine) for machine, _ in pairs}
+        units = UnitNames(pairs[0][0])
+        assert units.helper(pairs[0][1]) != units.helper(pairs[1][1])
+    scopes = {UnitNames(machine).scope for machine, _ in pairs}
     assert not scopes & (found[0] | found[1])
 
 
 @given(st.lists(st.text("ab:\\+@.-_", max_size=6), min_size=2, max_size=2, unique=True))
-def test_directories_can_be_told_apart(names: list[str]) -> None:
-    valid = [name for name in names if model.is_machine_name(name)]
-    assert len({model.directory_name(name) for name in valid}) == len(valid)
-    assert not any(set(":\\/%") & set(model.directory_name(name)) for name in valid)
+def test_directories_can_be_told_apart(machines: list[str]) -> None:
+    valid = [name for name in machines if names.is_machine_name(name)]
+    assert len({names.directory_name(name) for name in valid}) == len(valid)
+    assert not any(set(":\\/%") & set(names.directory_name(name)) for name in valid)
 
 
 async def test_programs_that_are_there_and_that_are_not() -> None:
@@ -120,7 +123,7 @@ async def test_programs_that_are_there_and_that_are_not() -> None:
 
 
 def test_what_is_kept() -> None:
-    (found,) = recorded("web", [spec(on_failure=HelperFailure.stop_machine, sockets=(HelperSocket("s"),))])
+    (found,) = to_records(WEB, [spec(on_failure=HelperFailure.stop_machine, sockets=(HelperSocket("s"),))])
     assert found == Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ("s",))
 
 
@@ -130,7 +133,7 @@ async def test_together() -> None:
             raise ValueError(value)
         return value
 
-    assert await together([lambda value=value: give(value) for value in range(9)]) == list(range(9))
+    assert await gather([lambda value=value: give(value) for value in range(9)]) == list(range(9))
     with pytest.raises(ValueError, match="-1"):
-        await together([lambda value=value: give(value) for value in (1, -1, 2)])
-    assert await together([]) == []
+        await gather([lambda value=value: give(value) for value in (1, -1, 2)])
+    assert await gather([]) == []

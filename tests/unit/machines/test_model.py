@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moorage import names
 from moorage.machines import model
+from moorage.names import UnitNames
 
 NAMES = st.text("abzAZ019_@:.\\-", min_size=1, max_size=70)
 ANY = st.text(max_size=80)
@@ -29,24 +31,24 @@ ANY = st.text(max_size=80)
     ],
 )
 def test_a_scope_has_the_name_of_its_machine(name: str, scope: str) -> None:
-    assert model.is_machine_name(name)
-    assert model.scope_name(name) == scope
-    assert model.machine_of_scope(scope) == name
+    assert names.is_machine_name(name)
+    assert UnitNames(name).scope == scope
+    assert names.machine_of_scope(scope) == name
 
 
-@given(NAMES.filter(model.is_machine_name))
+@given(NAMES.filter(names.is_machine_name))
 def test_every_name_has_one_scope_and_back(name: str) -> None:
-    scope = model.scope_name(name)
-    assert model.machine_of_scope(scope) == name
-    assert len(scope) <= model.UNIT_NAME_MAX
+    scope = UnitNames(name).scope
+    assert names.machine_of_scope(scope) == name
+    assert len(scope) <= names.UNIT_NAME_MAX
     assert set(scope) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:-_.\\")
 
 
 @given(st.text("machine-.scope\\x2d@", max_size=40) | ANY)
 def test_what_is_taken_for_a_machines_scope_is_one(unit: str) -> None:
-    name = model.machine_of_scope(unit)
+    name = names.machine_of_scope(unit)
     if name is not None:
-        assert model.scope_name(name) == unit
+        assert UnitNames(name).scope == unit
 
 
 @pytest.mark.parametrize(
@@ -57,14 +59,14 @@ def test_what_is_taken_for_a_machines_scope_is_one(unit: str) -> None:
     ],
 )  # fmt: skip
 def test_a_unit_that_is_no_machines(unit: str) -> None:
-    assert model.machine_of_scope(unit) is None
+    assert names.machine_of_scope(unit) is None
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40))
 def test_escaping_is_undone(text: str) -> None:
     if text.isascii():
-        assert model.unescape(model.escape(text)) == text
-    assert model.escape(text).isascii()
+        assert names.unescape(names.escape(text)) == text
+    assert names.escape(text).isascii()
 
 
 @given(
@@ -76,35 +78,35 @@ def test_escaping_is_undone(text: str) -> None:
 )
 def test_escaping_is_that_of_systemd(texts: list[str]) -> None:
     done = subprocess.run(["systemd-escape", "--", *texts], capture_output=True, check=True, text=True)
-    assert done.stdout.removesuffix("\n") == " ".join(model.escape(text) for text in texts)
+    assert done.stdout.removesuffix("\n") == " ".join(names.escape(text) for text in texts)
 
 
 def test_the_longest_names() -> None:
-    assert model.is_machine_name("a" * model.NAME_MAX)
-    assert not model.is_machine_name("a" * (model.NAME_MAX + 1))
-    assert model.is_host_name("a" * model.NAME_MAX)
-    assert not model.is_host_name("a" * (model.NAME_MAX + 1))
+    assert names.is_machine_name("a" * names.NAME_MAX)
+    assert not names.is_machine_name("a" * (names.NAME_MAX + 1))
+    assert names.is_host_name("a" * names.NAME_MAX)
+    assert not names.is_host_name("a" * (names.NAME_MAX + 1))
     # Each of these becomes four characters of the unit's name.
-    assert not model.is_machine_name("a" + "@" * 63)
+    assert not names.is_machine_name("a" + "@" * 63)
 
 
 @pytest.mark.parametrize(
     "name", ["", ".", ".a", "-a", "a/b", "a\0", "a b", "a\n", "ä", "a%", "a\u0661", "\uff41"]
 )
 def test_what_is_no_name(name: str) -> None:
-    assert not model.is_machine_name(name)
-    assert not model.is_host_name(name)
+    assert not names.is_machine_name(name)
+    assert not names.is_host_name(name)
 
 
 @pytest.mark.parametrize("name", ["a_b", "a..b", "a.", "a@b", "a:b", "a\\b", "a-", "a.-b"])
 def test_what_machined_takes_for_no_name(name: str) -> None:
-    assert model.is_machine_name(name)
-    assert not model.is_host_name(name)
+    assert names.is_machine_name(name)
+    assert not names.is_host_name(name)
 
 
 @given(ANY | NAMES)
 def test_what_machined_takes_is_a_name(name: str) -> None:
-    assert not model.is_host_name(name) or model.is_machine_name(name)
+    assert not names.is_host_name(name) or names.is_machine_name(name)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_what_machined_takes_is_a_name(name: str) -> None:
     ["a.slice", "machine.slice", "a-b-c.slice", "a\\x2db.slice", "a:b_c.d.slice", "a" * 249 + ".slice"],
 )
 def test_slices(name: str) -> None:
-    assert model.is_slice_name(name)
+    assert names.is_slice_name(name)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_slices(name: str) -> None:
     ],
 )  # fmt: skip
 def test_no_slices(name: str) -> None:
-    assert not model.is_slice_name(name)
+    assert not names.is_slice_name(name)
 
 
 @given(ANY)

@@ -50,7 +50,8 @@ from fuzzing.boundary.system import (
     until,
 )
 from fuzzing.inside import EIO, ERRORS, run
-from moorage.machines import model
+from moorage import names
+from moorage.names import UnitNames
 
 ANSWER_SECONDS = 100.0
 """For all replies of a conversation: a helper may wait for its end for a minute and a half."""
@@ -283,16 +284,16 @@ class Boundary:
         yield from self._of_processes(outcome, leaders)
 
     def _of_units(self, outcome: Outcome) -> Iterator[str]:
-        scopes = {model.scope_name(name): name for name in outcome.scopes if model.is_machine_name(name)}
+        scopes = {UnitNames(name).scope: name for name in outcome.scopes if names.is_machine_name(name)}
         for unit in loaded() - self._units - scopes.keys():
-            prefixes = [f"machine-{model.escape(name)}" for name in outcome.services]
+            prefixes = [f"machine-{names.escape(name)}" for name in outcome.services]
             if not any(unit.startswith((f"{prefix}-", f"{prefix}.s")) for prefix in prefixes):
                 yield f"{unit} is there, and nobody may have made it: {outcome}"
         records = {name for name in os.listdir(RECORDS) if not name.startswith(".")}
         if strange := records - outcome.owners.keys() - {PROBE}:
             yield f"records of {strange}, which nobody may have made"
         directories = set(os.listdir(DIRECTORIES)) if DIRECTORIES.exists() else set[str]()
-        if strange := directories - {model.directory_name(name) for name in outcome.services}:
+        if strange := directories - {names.directory_name(name) for name in outcome.services}:
             yield f"directories of {strange}, which nobody may have made"
 
     def _of_processes(self, outcome: Outcome, leaders: Leaders) -> Iterator[str]:
@@ -316,11 +317,11 @@ class Boundary:
     def _uids(unit: str, outcome: Outcome) -> set[int]:
         """The uids that processes of a unit may have."""
         for name, owners in outcome.owners.items():
-            if unit == (model.scope_name(name) if model.is_machine_name(name) else None):
+            if unit == (UnitNames(name).scope if names.is_machine_name(name) else None):
                 return set(UIDS.values()) if owners & {ROOT, "holder"} else {UIDS[owner] for owner in owners}
         found: set[int] = set()
         for name, uids in outcome.services.items():
-            prefix = f"machine-{model.escape(name)}"
+            prefix = f"machine-{names.escape(name)}"
             if unit.startswith(f"{prefix}--"):  # our own, which have the rights of the manager
                 found.add(0)
             if unit.startswith((f"{prefix}-", f"{prefix}.s")):
@@ -344,9 +345,9 @@ class Boundary:
     def _put_back(self, outcome: Outcome, leaders: Leaders) -> None:
         """Stop what there is, and forget all of it."""
         for name, machine in self._machines().items():
-            if name != KEPT and machine["unit"] == model.scope_name(name):
+            if name != KEPT and machine["unit"] == UnitNames(name).scope:
                 self.root("Stop", {"name": name, "timeoutUSec": round(ROOT_SECONDS * 1e6)})
-        for name in filter(model.is_machine_name, {*outcome.owners, PROBE} - {KEPT}):
+        for name in filter(names.is_machine_name, {*outcome.owners, PROBE} - {KEPT}):
             self.root("Forget", {"name": name})
         lost = self._users.lost()
         assert lost <= outcome.sessions, f"sessions of {lost} have ended, and nobody may have done that"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from moorage import names
 from moorage.api.calls import AsRoot, Authority, authorize
 from moorage.api.moorage_machine import errors
 from moorage.api.moorage_machine import types as wire
@@ -11,7 +12,8 @@ from moorage.authz import allowed_properties
 from moorage.authz.allowed_properties import MACHINE_SLICE
 from moorage.authz.policy import IN_PLACE
 from moorage.machines import model
-from moorage.machines.helpers import bad_argument
+from moorage.machines.helpers.spec import bad_argument
+from moorage.names import UnitNames
 from moorage.pid1 import unit_files
 from moorage.pid1.manager import InvalidProperty
 from moorage.wire.call import Call
@@ -24,14 +26,14 @@ def check_registration(params: wire.RegisterIn) -> None:
     Raises:
         InvalidParameter: one of them is malformed, or does not go with another one.
     """
-    if not model.is_machine_name(params.name):
+    if not names.is_machine_name(params.name):
         raise InvalidParameter("name")
     if params.execStop and (place := bad_argument(params.execStop)) is not None:
         raise InvalidParameter(f"execStop{place}")
-    if params.slice is not None and not model.is_slice_name(params.slice):
+    if params.slice is not None and not names.is_slice_name(params.slice):
         raise InvalidParameter("slice")
-    if params.sliceProperties is not None and not model.is_slice_name(
-        model.own_slice(params.slice or MACHINE_SLICE, params.name)
+    if params.sliceProperties is not None and not names.is_slice_name(
+        UnitNames(params.name).slice(params.slice or MACHINE_SLICE)
     ):
         raise InvalidParameter("sliceProperties")  # the name of the slice would be too long
     if params.description is not None and not (

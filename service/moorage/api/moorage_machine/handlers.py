@@ -21,7 +21,7 @@ from moorage.api.refusals import translated
 from moorage.authz.ownership import UnitNotOwned
 from moorage.machines import model
 from moorage.machines.control import STOP_SECONDS
-from moorage.machines.helpers import is_program
+from moorage.machines.helpers.programs import is_program
 from moorage.machines.machine import Machine
 from moorage.machines.properties import SHOWN
 from moorage.machines.registration import REGISTER_SECONDS, Registered

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncIterator, Iterator, Sequence
 
+from moorage import names
 from moorage.api.calls import Authority, authorize, find_named, managed, permit
 from moorage.api.descriptions import load_description
 from moorage.api.identity import identity
@@ -57,7 +58,7 @@ class SystemdMachine(Interface):
     @method("Register")
     async def register(self, call: Call, params: RegisterIn) -> RegisterOut:
         """Register a machine."""
-        if not model.is_host_name(params.name):
+        if not names.is_host_name(params.name):
             raise InvalidParameter("name")
         if params.class_ is model.MachineClass.host:
             raise InvalidParameter("class")

@@ -23,8 +23,8 @@ import trio
 
 from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
 from moorage.kernel.processes import Processes
+from moorage.machines.gather import gather
 from moorage.machines.model import Helper, HelperStatus
-from moorage.machines.together import together
 from moorage.pid1.hints import Hints
 from moorage.pid1.journal import Journal
 from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, UnitHint
@@ -217,7 +217,7 @@ class HelperStates:
         for start in range(0, len(missing), BATCH_MAX):
             until = trio.current_time() + ASK_USEC / 1e6 if deadline is None else deadline
             batch = missing[start : start + BATCH_MAX]
-            await together([functools.partial(self._ask, unit, until) for unit in batch])
+            await gather([functools.partial(self._ask, unit, until) for unit in batch])
 
     def _is_complete(self, unit: str) -> bool:
         state = self._states[unit]

@@ -15,13 +15,13 @@ import msgspec
 import trio
 
 from moorage.kernel.clock import Clock
-from moorage.machines.allocation import UNDO_USEC, Allocator
 from moorage.machines.detached import Detached
 from moorage.machines.errors import MachineGone
 from moorage.machines.final_account import now
 from moorage.machines.followers import Followers
-from moorage.machines.helper_states import GONE, HelperStates
-from moorage.machines.helpers import Home, Host, bond_names, recorded
+from moorage.machines.helpers.start import HelperStarts
+from moorage.machines.helpers.status import GONE, HelperStates
+from moorage.machines.helpers.units import MachineRef, RuntimeDirectories, to_records
 from moorage.machines.intents import Intents
 from moorage.machines.machine import Machine
 from moorage.machines.model import (
@@ -31,10 +31,11 @@ from moorage.machines.model import (
     HelperSpec,
     HelperStatus,
     Record,
-    place_name,
 )
 from moorage.machines.registry import Registry
+from moorage.machines.started import UNDO_SECONDS
 from moorage.machines.store import BadRecord, Store
+from moorage.names import UnitNames
 from moorage.pid1.manager import ASK_USEC, ManagerError, ManagerTimeout, ManagerUnavailable
 
 _log = logging.getLogger(__name__)
@@ -45,23 +46,23 @@ class Changes:
 
     def __init__(
         self,
-        allocator: Allocator,
+        starts: HelperStarts,
         store: Store,
         intents: Intents,
         registry: Registry,
         states: HelperStates,
         followers: Followers,
-        home: Home,
+        directories: RuntimeDirectories,
         clock: Clock,
         detached: Detached,
     ) -> None:
-        self._allocator = allocator
+        self._starts = starts
         self._store = store
         self._intents = intents
         self._registry = registry
         self._states = states
         self._followers = followers
-        self._home = home
+        self._directories = directories
         self._clock = clock
         self._detached = detached
         # By name, since the names of units are at stake, also those of a machine that is gone.
@@ -101,32 +102,34 @@ class Changes:
 
         Raises:
             MachineGone: before the helpers were there.
-            HelperFailed, UnitNameTaken, JobFailed, ManagerError: as the allocation says. Nothing is left of them, or
+            HelperFailed, UnitNameTaken, JobFailed, ManagerError: as the start says. Nothing is left of them, or
                 will be.
             OSError: the intent or the record could not be written; the same.
         """
         record = machine.record
-        await self._allocator.check_names(record, specs, deadline=deadline)
+        await self._starts.check_names(record.name, record.unit, specs, deadline=deadline)
         names = {spec.name for spec in specs}
         for helper in record.helpers:
             if helper.name in names:
                 await self.remove(machine, helper, deadline=deadline)
         change = self._change(
-            machine, recorded(machine.name, specs), with_place=not record.runtime_directory
+            machine, to_records(UnitNames(machine.name), specs), with_place=not record.runtime_directory
         )
         mark = self._intents.mark(change)
-        host = Host(record.name, record.unit, record.placement.slice, record.leader_uid, mark)
+        named = MachineRef(
+            UnitNames(record.name), record.unit, record.placement.slice, record.leader_uid, mark
+        )
         self._intents.intend_change(change)
         try:
-            statuses = await self._allocator.add_helpers(
-                host, specs, tell, with_place=change.with_place, deadline=deadline
+            statuses = await self._starts.add(
+                named, specs, tell, with_directory=change.with_place, deadline=deadline
             )
             self._enter(machine, change)
         except Exception as error:
             self._drop_others(change)
             unknown = isinstance(error, (ManagerTimeout, ManagerUnavailable))
             try:
-                await self._allocator.take_back_helpers(change, mark, wait=unknown)
+                await self._starts.take_back(change, mark, wait=unknown)
             except (ManagerError, OSError) as failure:
                 _log.warning("Failed to take back helpers of machine %s: %s", machine.name, failure)
                 self._detached.start(self._take_back, change)
@@ -175,7 +178,7 @@ class Changes:
         helpers = tuple(spared if each.name == helper.name else each for each in machine.record.helpers)
         machine.with_helpers(helpers, machine.record.runtime_directory)
         self._save(machine)
-        await self._allocator.stop_helper(machine.name, helper, marks, deadline=deadline)
+        await self._starts.stop(machine.name, helper, marks, deadline=deadline)
         rest = tuple(each for each in machine.record.helpers if each.name != helper.name)
         machine.with_helpers(rest, machine.record.runtime_directory)
         self._states.drop([helper.unit])
@@ -189,10 +192,8 @@ class Changes:
         """
         if not record.helpers:
             return
-        stop, marks = self._allocator.stop_marked, self._intents.marks_of(record.name)
-        for bond in bond_names(record.name, record.helpers):  # else it would have that unit stopped
-            await stop(bond, marks, alone=True, deadline=deadline)
-        await stop(place_name(record.name), marks, deadline=deadline)  # all of them require it
+        marks = self._intents.marks_of(record.name)
+        await self._starts.stop_all(record.name, record.helpers, marks, deadline=deadline)
 
     def _drop_others(self, change: Change) -> None:
         """Forget the states of helpers that the machine of that name does not have after all."""
@@ -234,14 +235,14 @@ class Changes:
         machine = self._registry.get(change.machine)
         if machine is None or machine.record.invocation_id != change.invocation_id:
             if not change.removes:  # else they go with the machine
-                await self._allocator.take_back_helpers(change, self._intents.mark(change), wait=True)
+                await self._starts.take_back(change, self._intents.mark(change), wait=True)
             return
         there = {helper.name for helper in machine.record.helpers}
         for helper in change.helpers:
             if change.removes and helper.name in there:
-                await self._remove(machine, helper, trio.current_time() + UNDO_USEC / 1e6)
+                await self._remove(machine, helper, trio.current_time() + UNDO_SECONDS)
         if not change.removes and not there.issuperset(helper.name for helper in change.helpers):
-            if await self._allocator.resume_helpers(change, self._intents.mark(change)):
+            if await self._starts.resume(change, self._intents.mark(change)):
                 units = [helper.unit for helper in change.helpers]
                 self._states.follow(units, since_usec=change.timestamp.monotonic)
                 await self._states.catch_up(units)
@@ -255,7 +256,7 @@ class Changes:
             while True:
                 await trio.sleep(ASK_USEC / 1e6)
                 try:
-                    await self._allocator.take_back_helpers(change, self._intents.mark(change), wait=True)
+                    await self._starts.take_back(change, self._intents.mark(change), wait=True)
                 except (ManagerError, OSError) as error:
                     _log.warning(
                         "Failed to take back helpers of machine %s, trying again: %s", change.machine, error
@@ -286,7 +287,7 @@ class Changes:
         """
         self._check_there(machine)
         before = machine.record.helpers, machine.record.runtime_directory
-        machine.with_helpers(before[0] + change.helpers, self._home.directory(machine.name))
+        machine.with_helpers(before[0] + change.helpers, self._directories.directory(machine.name))
         try:
             self._save(machine)
         except OSError:

@@ -10,7 +10,7 @@ import trio
 T = TypeVar("T")
 
 
-async def together(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+async def gather(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     """Call functions at once, and return their results in order, or raise the first error when all have ended."""
     results: dict[int, T] = {}
     errors: list[Exception] = []

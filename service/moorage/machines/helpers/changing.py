@@ -10,17 +10,20 @@ from collections.abc import AsyncGenerator, Sequence
 import trio
 
 from moorage.machines import effective
-from moorage.machines.changes import Changes
 from moorage.machines.detached import Detached
 from moorage.machines.errors import NoSuchHelper, NotWhole, RegisteredByUser
-from moorage.machines.helper_states import HelperStates
-from moorage.machines.helpers import Home, check, check_programs
+from moorage.machines.gather import gather
+from moorage.machines.helpers.changes import Changes
+from moorage.machines.helpers.programs import check_programs
+from moorage.machines.helpers.spec import check
+from moorage.machines.helpers.status import HelperStates
+from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.latest import Latest
 from moorage.machines.limits import Difference
 from moorage.machines.machine import Machine, Work
-from moorage.machines.model import Helper, HelperSpec, HelperStatus, Record, helper_unit
+from moorage.machines.model import Helper, HelperSpec, HelperStatus, Record
 from moorage.machines.properties import check_helper
-from moorage.machines.together import together
+from moorage.names import UnitNames
 from moorage.pid1.manager import Manager, ManagerRefused, NoSuchUnit
 
 HELPERS_SECONDS = 90.0
@@ -34,12 +37,17 @@ class Changing:
     """Changes the helpers of machines. A change once begun goes on without its caller."""
 
     def __init__(
-        self, changes: Changes, states: HelperStates, manager: Manager, home: Home, detached: Detached
+        self,
+        changes: Changes,
+        states: HelperStates,
+        manager: Manager,
+        directories: RuntimeDirectories,
+        detached: Detached,
     ) -> None:
         self._changes = changes
         self._states = states
         self._manager = manager
-        self._home = home
+        self._directories = directories
         self._detached = detached
         # These users could ask the service manager directly: there is nothing to keep from them.
         self._trusted = frozenset({0, os.geteuid()})
@@ -60,7 +68,7 @@ class Changing:
         """
         if not specs:
             return
-        check(specs, machine, existing, self._home)
+        check(specs, machine, existing, self._directories)
         for spec in specs:
             check_helper(spec.name, spec.properties)
         await check_programs(specs)
@@ -90,7 +98,7 @@ class Changing:
             RegisteredByUser: it is in the hands of somebody without the rights of the manager.
             MachineGone: it has ended meanwhile, or was forgotten.
             InvalidHelper, InvalidProperty: as :meth:`check` says.
-            HelperFailed, UnitNameTaken, JobFailed: as the allocation says. The machine has none of them.
+            HelperFailed, UnitNameTaken, JobFailed: as the start says. The machine has none of them.
             ManagerError: as the manager says.
             OSError: the record could not be written.
         """
@@ -146,7 +154,7 @@ class Changing:
             statuses: their states.
         """
         units = helper_units(machine.record, specs, statuses)
-        slice_, user = machine.record.placement.slice, self._home.user
+        slice_, user = machine.record.placement.slice, self._directories.user
         return await effective.compare(self._manager, units, slice_, user=user)
 
     async def reload(self, machine: Machine) -> tuple[list[str], list[str]]:
@@ -169,7 +177,7 @@ class Changing:
             except (NoSuchUnit, ManagerRefused):  # it has ended meanwhile, or has no way to reload
                 return False
 
-        done = await together([functools.partial(reload, status) for status in statuses])
+        done = await gather([functools.partial(reload, status) for status in statuses])
         names: dict[bool, list[str]] = {True: [], False: []}
         for status, reloaded in zip(statuses, done, strict=True):
             names[reloaded].append(status.helper.name)
@@ -184,7 +192,7 @@ def helper_units(
     processes = {status.helper.name: status.main_process for status in statuses}
     units: list[effective.Unit] = []
     for spec in specs:
-        group = None if rehearsed else f"{above}/{helper_unit(record.name, spec.name)}"
+        group = None if rehearsed else f"{above}/{UnitNames(record.name).helper(spec.name)}"
         main = processes.get(spec.name)
         units.append(effective.Unit(spec.properties, group, spec.name, main.pid if main else None))
     return units

@@ -1,0 +1,240 @@
+"""Units in the way of a name: waits for those that are about to go, and says who holds the others."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+import trio
+
+from moorage.kernel.cgroup import Hierarchy
+from moorage.machines.errors import UnitNameTaken
+from moorage.pid1.hints import Hints
+from moorage.pid1.manager import Manager, NoSuchUnit, UnitStatus
+
+KEPT_SECONDS: Final = 1.0
+"""For how long a unit may be kept in memory by others, s, before its name counts as taken: those that are bound to it
+are stopped after it, and let it go then."""
+
+SETTLE_SECONDS: Final = 0.1
+"""Pause between two looks at a unit that is going, s, should no hint come in between."""
+
+
+class Leftovers:
+    """Frees the names of units, or says who holds them.
+
+    Attributes:
+        orphans: populated control groups that have no unit, by the name of the unit that they are in the way of.
+    """
+
+    def __init__(self, manager: Manager, hints: Hints, hierarchy: Hierarchy, marks: str) -> None:
+        """Know of no orphans yet.
+
+        Args:
+            manager: has the units.
+            hints: news of units.
+            hierarchy: of control groups.
+            marks: what marks of our own begin with.
+        """
+        self._manager = manager
+        self._hints = hints
+        self._hierarchy = hierarchy
+        self._marks = marks
+        self.orphans: dict[str, str] = {}
+
+    def check_orphan(self, unit: str) -> None:
+        """Check that no processes without a unit are where those of this unit would be.
+
+        Raises:
+            UnitNameTaken: some are: the manager would put the leader among them.
+        """
+        if (path := self.orphans.get(unit)) is None:
+            return
+        state = self._hierarchy.events(path)
+        if state is not None and state.populated:
+            where = f"{path}, a control group of no unit, which systemd-cgls can show"
+            raise UnitNameTaken(unit, f"processes in {where}")
+        del self.orphans[unit]
+
+    async def clear(self, unit: str, *, deadline: float) -> None:
+        """Free a name: reset a failed leftover, wait for a unit that is going, stop what was forgotten and is empty.
+
+        Raises:
+            UnitNameTaken: by something that does not go.
+            ManagerError: as the manager says.
+        """
+        status = await self._manager.status(unit, deadline=deadline)
+        if status is None or _is_only_a_name(status):
+            return
+        if self._is_failed_leftover(status):
+            await self.reset(unit, deadline=deadline)
+        elif not self._is_going(status):
+            raise UnitNameTaken(unit, self.describe(status))
+        if await self.wait_gone(unit, deadline=deadline):
+            return
+        status = await self._manager.status(unit, deadline=deadline)
+        if status is not None and self._is_empty_scope(status) and self._is_ours(status):
+            # One that was forgotten, and whose end the manager has missed.
+            with contextlib.suppress(NoSuchUnit):
+                await self._manager.stop(unit, deadline=deadline)
+            if await self.wait_gone(unit, deadline=deadline):
+                return
+            status = await self._manager.status(unit, deadline=deadline)
+        if status is not None:
+            raise UnitNameTaken(unit, self.describe(status))
+
+    async def clear_slice(self, unit: str, *, deadline: float) -> None:
+        """Wait until the slice of an earlier machine is gone, and leave any other slice alone.
+
+        Not left to the manager: it takes a slice without a file for a new one, even if others have units in it.
+
+        Raises:
+            UnitNameTaken: it is there, and stays.
+            ManagerError: as the manager says.
+        """
+        status = await self._manager.status(unit, deadline=deadline)
+        if status is None or _is_only_a_name(status):
+            return
+        if not self._is_ours(status) or not await self.wait_gone(unit, deadline=deadline):
+            raise UnitNameTaken(unit, self.describe(status))
+
+    async def check_scope(self, unit: str, *, deadline: float) -> None:
+        """Check that the name of a scope is free, or will be in a moment; nothing is changed.
+
+        Raises:
+            UnitNameTaken: it is not.
+            ManagerError: as the manager says.
+        """
+        status = await self._manager.status(unit, deadline=deadline)
+        if status is None or self._is_failed_leftover(status):
+            return
+        if not self._is_going(status) or await self._is_kept(status, deadline=deadline):
+            raise UnitNameTaken(unit, self.describe(status))
+
+    async def check_slice(self, unit: str, *, deadline: float) -> None:
+        """Check that a slice is not there, or is that of an earlier machine; nothing is changed.
+
+        Raises:
+            UnitNameTaken: it is that of others.
+            ManagerError: as the manager says.
+        """
+        status = await self._manager.status(unit, deadline=deadline)
+        if status is not None and not _is_only_a_name(status) and not self._is_ours(status):
+            raise UnitNameTaken(unit, self.describe(status))
+
+    async def wait_gone(self, unit: str, *, mark: str | None = None, deadline: float) -> bool:
+        """Wait until a unit that is going is gone: inactive units leave the manager's memory a moment later.
+
+        A failed one is reset on the way.
+
+        Args:
+            unit: its name.
+            mark: of the unit that is meant; another one of that name is none of ours, and ours is gone.
+            deadline: on trio's clock.
+
+        Returns:
+            Whether it went before the deadline, and as long as nothing keeps it.
+        """
+        kept_until = deadline
+        with self._hints.of([unit]) as news:
+            while True:
+                status = await self._manager.status(unit, deadline=deadline)
+                if status is None or _is_only_a_name(status):
+                    return True
+                if mark is not None and mark not in status.documentation:
+                    return True
+                if not (self._is_going(status) or status.active_state == "failed"):
+                    return False
+                if self._is_failed_leftover(status):
+                    await self.reset(unit, deadline=deadline)
+                if not await self._is_kept(status, deadline=deadline):
+                    kept_until = deadline
+                elif kept_until == deadline:
+                    kept_until = min(deadline, trio.current_time() + KEPT_SECONDS)
+                await news.next(SETTLE_SECONDS)
+                if trio.current_time() >= kept_until:
+                    return False
+
+    async def reset(self, unit: str, *, deadline: float) -> None:
+        """Have the manager forget that a unit failed, if it has not gone by itself."""
+        with contextlib.suppress(NoSuchUnit):
+            await self._manager.reset_failed(unit, deadline=deadline)
+
+    def describe(self, status: UnitStatus) -> str:
+        """Say what holds a unit's name, so that a person knows what to do."""
+        if status.load_state not in {"loaded", "not-found"}:
+            where = f", by {status.fragment_path}" if status.fragment_path else ""
+            return f"a unit that is {status.load_state}{where}"
+        if not status.transient and status.fragment_path:
+            state = "" if status.active_state == "inactive" else f", and the unit is {status.active_state}"
+            return f"a unit file on disk: {status.fragment_path}{state}"
+        kind = (
+            "a failed unit" if status.active_state == "failed" else f"a unit that is {status.active_state}"
+        )
+        details = [f"“{status.description}”"] if status.description not in {"", status.unit} else []
+        populated = self.is_populated(status)
+        if status.control_group:
+            details.append("with processes" if populated else "without processes")
+        if status.job_id:
+            details.append(f"with job {status.job_id} queued")
+        if status.dependants:
+            details.append(f"needed by {', '.join(status.dependants)}")
+        if populated and self._is_ours(status):
+            details.append(
+                "once a machine whose record is lost: it can be registered again without a new unit"
+            )
+        return ", ".join([kind, *details])
+
+    def is_populated(self, status: UnitStatus) -> bool:
+        """Whether a unit has processes."""
+        state = self._hierarchy.events(status.control_group) if status.control_group else None
+        return state is not None and state.populated
+
+    def _is_ours(self, status: UnitStatus) -> bool:
+        return any(address.startswith(self._marks) for address in status.documentation)
+
+    async def _is_kept(self, status: UnitStatus, *, deadline: float) -> bool:
+        """Whether what keeps a unit in the manager's memory may do so for ever.
+
+        These are a job that waits; units that need an inactive one, or are in a slice, and are not about to go; and,
+        with an active scope whose last process has just ended, the manager itself, should it have lost that event.
+        """
+        if status.active_state == "active" and not status.unit.endswith(".slice"):
+            return True
+        if status.active_state not in {"active", "inactive"}:
+            return False
+        others = [await self._manager.status(unit, deadline=deadline) for unit in status.dependants]
+        if any(each and each.active_state in {"active", "failed"} and not each.job_id for each in others):
+            return True
+        return bool(status.job_id) and not any(
+            each and each.active_state == "deactivating" for each in others
+        )
+
+    def _is_failed_leftover(self, status: UnitStatus) -> bool:
+        """Whether a unit is a transient one that failed, with nothing left in it, and nobody else's business."""
+        return status.active_state == "failed" and status.transient and not self.is_populated(status)
+
+    def _is_going(self, status: UnitStatus) -> bool:
+        """Whether a unit is a transient one that is being stopped, or that nothing keeps in the manager's memory."""
+        if not status.transient:
+            return False
+        match status.active_state:
+            case "deactivating" | "inactive":
+                return True  # should it have a job, that may be one to stop it
+            case _ if status.unit.endswith(".slice"):
+                return True  # with the last unit in it
+            case _:
+                return self._is_empty_scope(status)
+
+    def _is_empty_scope(self, status: UnitStatus) -> bool:
+        """Whether a unit is an active scope without processes: the manager is about to notice that."""
+        if status.active_state != "active" or not status.unit.endswith(".scope") or status.job_id:
+            return False
+        return not self.is_populated(status)  # its control group may be gone before its state changes
+
+
+def _is_only_a_name(status: UnitStatus) -> bool:
+    """Whether a unit is a slice that is not there: without a file, one is loaded as soon as somebody names it."""
+    if not status.unit.endswith(".slice") or status.fragment_path or status.job_id:
+        return False
+    return status.active_state == "inactive"
