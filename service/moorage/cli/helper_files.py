@@ -37,12 +37,10 @@ from msgspec import Struct
 from moorage.cli.address import Address
 from moorage.cli.properties.assignments import Signatures, convert_values, without_names
 from moorage.cli.properties.display import setting_words
+from moorage.names import SUN_PATH_MAX, UnitNames, directory_name
 
 FILE_BYTES_MAX: Final = 1024 * 1024
 """A larger file, such as a disk image, is given by mistake and is not parsed."""
-
-SOCKET_PATH_MAX: Final = 107
-"""Bytes of the path of a socket that fit into ``sun_path``, with the NUL behind them (unix(7))."""
 
 T = TypeVar("T")
 
@@ -167,8 +165,7 @@ def runtime_directory(machine: str, address: Address) -> str:
     """
     user = address.manager == "systemctl --user"
     root = os.environ.get("XDG_RUNTIME_DIR", "") if user else "/run"
-    name = machine.replace(":", "+3a").replace("\\", "+5c")  # special to the service manager
-    return f"{root}/moorage/m/{name}"
+    return f"{root}/moorage/m/{directory_name(machine)}"
 
 
 _SPECIFIER: Final = re.compile(r"%(.?)", re.DOTALL)
@@ -256,11 +253,11 @@ def check_sockets(helpers: Iterable[Helper], directory: str) -> None:
     for helper in helpers:
         for socket in helper.sockets:
             path = f"{directory}/{socket.name}"
-            if (length := len(os.fsencode(path))) > SOCKET_PATH_MAX:
+            if (length := len(os.fsencode(path))) > SUN_PATH_MAX:
                 raise ValueError(
                     f"helpers.{helper.name}.sockets: {path} has {length} bytes, but a socket's path may have "
-                    f"{SOCKET_PATH_MAX}: shorten the name of the machine or of the socket by "
-                    f"{length - SOCKET_PATH_MAX}"
+                    f"{SUN_PATH_MAX}: shorten the name of the machine or of the socket by "
+                    f"{length - SUN_PATH_MAX}"
                 )
 
 
@@ -297,7 +294,7 @@ def explain(helpers: HelperSet, machine: str, directory: str) -> Iterator[str]:
 
 def _explained(helper: Helper, machine: str, directory: str) -> Iterator[str]:
     yield f"Helper {helper.name}"
-    yield f"  Unit: machine-{_escaped(machine)}-{_escaped(helper.name)}.service"
+    yield f"  Unit: {UnitNames(machine).helper(helper.name)}"
     yield f"  Executes: {shlex.join(helper.exec_start)}"
     for number, socket in enumerate(helper.sockets, 3):
         yield (
@@ -313,10 +310,3 @@ def _explained(helper: Helper, machine: str, directory: str) -> Iterator[str]:
     for name, value in helper.properties.items():
         text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
         yield f"  Property: {'='.join(setting_words(name, text))}"
-
-
-def _escaped(text: str) -> str:
-    """Escape part of a unit's name, as systemd-escape(1) does."""
-    return re.sub(
-        r"[^A-Za-z0-9:_.]", lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), text
-    )

@@ -103,7 +103,7 @@ def information(address: Address, *, timeout: float) -> Information:
 
 
 @cache
-def signatures(address: Address, unit_type: Literal["scope", "service"]) -> Signatures:
+def signatures(address: Address, unit_type: Literal["scope", "service", "slice"]) -> Signatures:
     """Return the properties that the service manager has for a type of unit. The service is called once for each.
 
     Raises:

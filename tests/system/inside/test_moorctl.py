@@ -36,6 +36,14 @@ class TestOverTheService(Battery):
     def moorctl(self) -> Moorctl:
         return Moorctl()
 
+    def test_a_slice_of_its_own(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        leader, name = leaders(), a_name()
+        register = ("register", name, "--leader", str(leader.pid), "--slice", "vms.slice")
+        moorctl.output(*register, "--slice-property", "TasksMax=77", "--slice-property", "MemoryMax=1G")
+        shown = systemctl("show", f"vms-{name}.slice", "--property=TasksMax,MemoryMax").splitlines()
+        assert set(shown) == {"TasksMax=77", "MemoryMax=1073741824"}
+        refused(moorctl("register", a_name(), "--leader", "1", "--slice-property", "User=root"), 2, "slice")
+
     def test_the_scope_is_real(self, moorctl: Moorctl, leaders: Leaders) -> None:
         leader = leaders()
         unit = moorctl.output(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import click
 
@@ -44,6 +44,13 @@ _OPTIONS: Final = (
         metavar="NAME=VALUE",
         multiple=True,
         help="Property of the scope, written as for systemd-run(1), such as MemoryMax=2G. May be repeated.",
+    ),
+    click.option(
+        "--slice-property",
+        "slice_properties",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="Property of a slice for the scope and all helpers, which is created below SLICE. May be repeated.",
     ),
     click.option("--service", metavar="TEXT", help="What registers it, such as the name of the VMM."),
     click.option("--id", "id_", metavar="ID128", help="ID of the machine: 32 hexadecimal digits."),
@@ -85,6 +92,7 @@ def registration(
     slice_: str | None,
     description: str | None,
     properties: Sequence[str],
+    slice_properties: Sequence[str],
     service: str | None,
     id_: str | None,
     root_directory: str | None,
@@ -115,28 +123,31 @@ def registration(
         "controlAddress": control_address,
         "slice": slice_,
         "description": description,
-        "properties": _converted(address, properties) or None,
+        "properties": _converted(address, "--property", "scope", properties),
+        "sliceProperties": _converted(address, "--slice-property", "slice", slice_properties),
         "dryRun": dry_run or None,
         "timeoutUSec": timeout,
     }
 
 
-def _converted(address: Address, properties: Sequence[str]) -> dict[str, Any]:
+def _converted(
+    address: Address, option: str, unit_type: Literal["scope", "slice"], properties: Sequence[str]
+) -> dict[str, Any] | None:
     if not properties:
-        return {}
+        return None
     from moorage.cli import service
     from moorage.cli.properties.assignments import NoSuchProperty, convert, converter_of
 
     try:
-        return convert(properties, service.signatures(address, "scope"))
+        return convert(properties, service.signatures(address, unit_type))
     except NoSuchProperty as error:
         text = str(error)
         with suppress(NoSuchProperty):
             converter_of(error.name, service.signatures(address, "service"))
-            text = f"a scope has no property {error.name}: only services have it, such as helpers"
-        raise click.BadParameter(text, param_hint="'--property'") from None
+            text = f"a {unit_type} has no property {error.name}: only services have it, such as helpers"
+        raise click.BadParameter(text, param_hint=f"'{option}'") from None
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="'--property'") from None
+        raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
 
 
 def register_seconds(timeout: int | None) -> float:

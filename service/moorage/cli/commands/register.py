@@ -15,6 +15,9 @@ EXAMPLE: Final = """\b
 Example:
   unit=$(moorctl register web --leader $PID --property MemoryMax=2G)"""
 
+_OF_NEW_UNITS: Final = ("slice_", "description", "properties", "slice_properties")
+"""Options that say something about units which are created."""
+
 
 @click.command(epilog=EXAMPLE)
 @click.argument("name")
@@ -43,9 +46,10 @@ def register(
     """
     if (leader is None) == (pidfd is None):
         raise click.UsageError("Give one of --leader and --pidfd.")
-    if no_allocate and any(described[option] for option in ("slice_", "description", "properties")):
+    if no_allocate and any(described[option] for option in _OF_NEW_UNITS):
         raise click.UsageError(
-            "--no-allocate leaves the unit as it is: it excludes --slice, --description and --property."
+            "--no-allocate leaves the unit as it is: it excludes --slice, --description, --property and "
+            "--slice-property."
         )
     process = opened_process(leader or 0) if pidfd is None else nullcontext(checked_fd("--pidfd", pidfd))
     address = choice.resolve()
