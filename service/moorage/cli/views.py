@@ -100,6 +100,13 @@ def show_registered(reply: Reply) -> None:
     show_planned(reply, heading=unit)
 
 
+def show_units(reply: Reply) -> None:
+    """Print the units of a dry run, below a line that says what they are; nothing if there are none."""
+    if _decoded(reply, RegisterReply).units:
+        click.echo("The units would have:")
+        show_planned(reply)
+
+
 def show_planned(reply: Reply, heading: str = "") -> None:
     """Print the units that a machine would get, with their properties as --property takes them.
 

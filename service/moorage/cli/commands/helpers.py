@@ -144,16 +144,11 @@ def check(choice: Choice, file: str, name: str, offline: bool, as_json: bool) ->
     if not offline:
         reply = _rehearse(address, name, helpers)
         if not as_json:
-            _show_planned(reply)
+            from moorage.cli import views
+
+            views.show_units(reply)
     elif any(helper.properties for helper in given.helpers):
         click.echo(unchecked, err=True)
-
-
-def _show_planned(reply: Reply) -> None:
-    from moorage.cli import views
-
-    click.echo("The units would have:")
-    views.show_planned(reply)
 
 
 def _rehearse(address: Address, name: str, helpers: Sequence[dict[str, Any]]) -> Reply:
