@@ -132,7 +132,7 @@ class Core:
         self._accounts = accounts = FinalAccounts(system, journal, user=directories.user)
         self._observer = observer = Observer(registry, agenda, accounts, states, system, hints, references)
         followers.join(observer, HeldUnits(references), FollowedHelpers(states))
-        left = LeftUnits(registry, store, manager, hints)
+        left = LeftUnits(registry, store, manager, hints, leftovers)
         self._retirement = retirement = Retirement(
             registry, store, intents, agenda, accounts, left, followers, clock
         )

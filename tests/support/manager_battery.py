@@ -45,10 +45,16 @@ class Hints:
         self._more.set()
         self._more = trio.Event()
 
-    async def until(self, kind: str, unit: str = "", *, state: str | None = None) -> UnitHint:
+    async def until(
+        self, kind: str, unit: str = "", *, state: str | None = None, sub_state: str | None = None
+    ) -> UnitHint:
         while True:
             for hint in self.seen:
-                if (hint.kind, hint.unit) == (kind, unit) and state in (None, hint.active_state):
+                if (
+                    (hint.kind, hint.unit) == (kind, unit)
+                    and state in (None, hint.active_state)
+                    and sub_state in (None, hint.sub_state)
+                ):
                     return hint
             await self._more.wait()
 
@@ -299,19 +305,22 @@ async def test_a_scope_is_not_started_without_its_helpers(bench: Bench) -> None:
             assert "active" not in hints.states(SCOPE)
 
 
-async def test_a_bond_stops_the_scope_when_its_helper_ends(bench: Bench) -> None:
+async def test_a_bond_stops_the_scope_with_its_helper_not_with_its_own_process(bench: Bench) -> None:
     async with on(bench) as (manager, hints):
         helper = await service(
             manager, "t-helper.service", ExecStart=SLEEP, BindsTo=[SCOPE], Before=[SCOPE],
             Wants=["t-bond.service"],
         )  # fmt: skip
         bond = await service(
-            manager, "t-bond.service", Type="oneshot", RemainAfterExit=True, ExecStart=TRUE, BindsTo=[SCOPE],
+            manager, "t-bond.service", Type="simple", RemainAfterExit=True, ExecStart=TRUE, BindsTo=[SCOPE],
             After=[SCOPE, helper.unit], StopWhenUnneeded=True, PropagatesStopTo=[SCOPE],
         )  # fmt: skip
         with bench.process() as pidfd:
             assert await with_units(manager, pidfd, [helper.unit], helper, bond) == "done"
-            await hints.until("changed", bond.unit, state="active")
+            await hints.until("changed", bond.unit, sub_state="exited")
+            found = await manager.status(SCOPE, deadline=soon())
+            assert found is not None
+            assert (found.active_state, found.job_id) == ("active", 0)
             await manager.kill(helper.unit, "all", 9, deadline=soon())
             await hints.until("removed", SCOPE)
             await hints.until("removed", bond.unit)

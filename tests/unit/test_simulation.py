@@ -78,6 +78,89 @@ def test_helpers_end_with_a_machine_whose_unit_stays_active(seed: int) -> None:
     assert list(done.violations) == []
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_helper_that_is_starting_when_its_machine_ends_does_not_keep_the_name(seed: int) -> None:
+    """The manager stops it with its machine once it has started, which takes it 9 s; then it is deaf for as long."""
+    slow = helper(does="deaf", type="oneshot")
+    done = simulation.run(
+        seed,
+        [
+            step(0, "register", **registration()),
+            step(1, "die", signal=9, reaped=0.0),
+            step(1, "add_helper", helper=slow),
+            step(4, "register", **registration()),
+        ],
+        verbose=True,
+    )
+    assert list(done.violations) == []
+    assert sum("register a: machine-a.scope" in note for note in done.notes) == 2, done.notes
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_start_is_taken_back_that_a_busy_manager_reads_after_the_question_for_it(seed: int) -> None:
+    done = simulation.run(
+        seed,
+        [
+            step(0, "stall", seconds=12.0),
+            step(1, "register", **registration(timeout=0.05)),
+            step(1.001, "lose_link", unread=True),
+        ],
+    )
+    assert list(done.violations) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_helpers_that_the_manager_starts_again_for_a_scope_that_has_ended_are_stopped(seed: int) -> None:
+    """The start of another one pulls in the scope, which has just ended, and with it the first helper."""
+    steps = [
+        step(0, "register", **registration(helpers=[helper(name="g")])),
+        step(1, "stop_unit"),
+        step(1.003, "add_helper", helper=helper(type="oneshot", does="late")),
+        step(1.013, "stop_unit"),
+        step(5, "register", **registration()),
+    ]
+    done = simulation.run(seed, steps, verbose=True)
+    assert list(done.violations) == []
+    assert sum("register a: machine-a.scope" in note for note in done.notes) == 2, done.notes
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_start_is_taken_back_whose_scope_somebody_has_frozen(seed: int) -> None:
+    done = simulation.run(
+        seed,
+        [
+            step(0, "register", **registration(timeout=0.05)),
+            *(step(0.0005 * each, "freeze") for each in range(1, 12)),
+            step(0.0003 * (seed + 1), "die", signal=9, reaped=0.0),
+        ],
+    )
+    assert list(done.violations) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_machine_goes_on_while_its_vital_helper_does(seed: int) -> None:
+    vital = helper(vital=True)
+    done = simulation.run(seed, [step(0, "register", **registration(helpers=[vital]))], verbose=True)
+    assert list(done.violations) == []
+    (ended,) = [note for note in done.notes if "exited" in note]
+    assert float(ended.split()[0]) > 600, "it ended before the end of the run"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_forgotten_scope_of_a_user_is_ended_when_it_has_failed(seed: int) -> None:
+    """Its guest does not end when it is told to. What is left would count towards the user's limit for ever."""
+    done = simulation.run(
+        seed,
+        [
+            step(0, "register", **registration(uid=1000, deaf=True)),
+            step(1, "stop_unit"),
+            step(1.5, "forget"),
+        ],
+    )
+    assert list(done.violations) == []
+    assert "machine-a.scope" not in {unit.name for unit in done.pid1.units}
+
+
 def test_what_goes_wrong_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that keeps what it should remove."""
 

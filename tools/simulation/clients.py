@@ -228,6 +228,8 @@ class Clients:
     async def _forget(self, step: Step) -> None:
         async def forget(instance: Instance, machine: Machine) -> None:
             self._world.forgotten.add(key_of(machine))
+            if machine.record.registrant == 0:
+                self._world.forgotten_by_root.add(key_of(machine))
             instance.core.forget(machine)
 
         self._on(step, 0, forget)

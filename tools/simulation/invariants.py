@@ -6,7 +6,6 @@ import os
 
 from moorage.machines.machine import Machine
 from moorage.names import UnitNames
-from simulation.plan import NAMES
 from simulation.world import Instance, World, key_of
 
 
@@ -28,10 +27,11 @@ def look_at_the_living(world: World, instance: Instance) -> None:
             and machine.record.allocated
         ):
             world.wrong("ghost", f"{machine.name} lives, and is not kept")
-    units = {machine.unit for machine in kept.values()}
-    forgotten = {machine.unit for machine, _ in world.answered if key_of(machine) in world.forgotten}
+    # One can be forgotten that was never answered: its registrant, or moored, was killed.
+    known = {key_of(machine)[:2] for machine in kept.values()} | {key[:2] for key in world.forgotten}
+    invocations = {(UnitNames(name).scope, invocation) for name, invocation in known}
     for unit in world.pid1.units:
-        if unit.kind == "scope" and world.is_ours(unit) and unit.name not in units | forgotten:
+        if unit.kind == "scope" and world.is_ours(unit) and (unit.name, unit.invocation) not in invocations:
             world.wrong("orphan", f"{unit.name} is a scope of ours ({unit.active}), and of no machine")
     if instance.core.claims():
         world.wrong("claim", "a claim is left")
@@ -59,18 +59,18 @@ def look_at_the_end(world: World, instance: Instance, tasks: int) -> None:
         world.wrong("undead", f"{machine.name} does not end: {machine.phase}")
     if not instance.core.idle:
         world.wrong("idle", "it is not idle at the end")
-    # What is left of a machine that was forgotten is nobody's: its unit may fail, or be missed by the manager.
-    abandoned = {machine.unit for machine, _ in world.answered if key_of(machine) in world.forgotten} & {
-        unit.name for unit in world.pid1.units if unit.missed or unit.active == "failed"
-    }
-    expected = {f".left-{name}" for name in NAMES if UnitNames(name).scope in abandoned}
-    if left := sorted(
-        {*os.listdir(world.directory)} - expected - {each.name for each in instance.core.machines()}
-    ):
+    if left := sorted({*os.listdir(world.directory)} - {each.name for each in instance.core.machines()}):
         kinds = [name.split("-")[0] if name.startswith(".") else "record" for name in left]
         world.wrong("entry", f"{', '.join(kinds)} left in the directory of records")
+    # What fails, or is missed by the manager, after root has forgotten it is nobody's, and keeps what it refers to.
+    roots = {(UnitNames(name).scope, invocation) for name, invocation, _ in world.forgotten_by_root}
+    abandoned = world.pid1.kept_by(
+        unit
+        for unit in world.pid1.units
+        if (unit.name, unit.invocation) in roots and (unit.missed or unit.active == "failed")
+    )
     for unit in world.pid1.units:
-        if world.is_ours(unit) and unit.name not in abandoned:
+        if world.is_ours(unit) and unit not in abandoned:
             world.wrong("leftover", f"{unit.name} is left: {unit.active}/{unit.sub}")
     watches = sum(len(each) for each in world.kernel.watches if each.hierarchy is instance.hierarchy)
     for count, what in (

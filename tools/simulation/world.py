@@ -185,7 +185,8 @@ class World:
         violations: what was found wrong: kind and sentence.
         leaders: of machines by name, the last one.
         answered: machines whose registration was answered, with the number of the instance.
-        forgotten: of these, those that are not kept any more because somebody wanted that.
+        forgotten: machines that are not kept any more because somebody wanted that.
+        forgotten_by_root: of these, those whose units count towards no limit.
         ended: how often a machine was found to have ended.
         strangers: names of units that are none of ours.
         emptied: when the last process of a control group has ended, by its number.
@@ -209,6 +210,7 @@ class World:
         self.leases: dict[str, trio.Event] = {}
         self.answered: list[tuple[Machine, int]] = []
         self.forgotten: set[Key] = set()
+        self.forgotten_by_root: set[Key] = set()
         self.ended: Counter[Key] = Counter()
         self.ended_in: set[tuple[int, Key]] = set()
         self.strangers: dict[str, str] = {}

@@ -112,7 +112,7 @@ class Control:
         if await self._is_renewed(machine) or not self._is_kept(machine):
             self._agenda.mark(machine, ask=True)
         elif machine.record.placement.is_whole:
-            begun = self._begin(machine, cause, without)
+            begun = await self._begin(machine, cause, without)
         else:
             self._terminate(machine)
             self._note_asked(machine, cause, without, ends=False)
@@ -121,7 +121,7 @@ class Control:
             await machine.gone.wait()
         return machine.gone.is_set()
 
-    def _begin(
+    async def _begin(
         self, machine: Machine, cause: Cause, without: HelperEnd | None
     ) -> Callable[[], Awaitable[None]]:
         """Begin to stop the unit of a machine; return a function that waits until that is done.
@@ -136,7 +136,7 @@ class Control:
             work.enter_context(machine.under_way(Work.stop))
             self._note_asked(machine, cause, without, ends=ends)
             frozen = state is not None and state.frozen
-            return self._detached.begin(partial(self._stop, machine, work.pop_all(), frozen=frozen))
+            return await self._detached.begin(partial(self._stop, machine, work.pop_all(), frozen=frozen))
 
     async def stop_without(self, machine: Machine) -> None:
         """Stop a machine that runs on without a helper that it does not run without."""

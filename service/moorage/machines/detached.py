@@ -44,8 +44,8 @@ class Detached:
 
     async def shielded(self, function: Callable[[], Awaitable[T]]) -> T:
         """Run a function in the caller's task, shielded from cancellation once it has started."""
-        self._begun_in()
         await trio.lowlevel.checkpoint_if_cancelled()
+        self._begun_in()
         with trio.CancelScope(shield=True) as scope:
             self._shields.add(scope)
             try:
@@ -59,8 +59,12 @@ class Detached:
                 self._shields.discard(scope)
         raise AssertionError("nobody cancels that scope")
 
-    def begin(self, function: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
-        """Begin something in a task of its own; return a function that waits for its result."""
+    async def begin(self, function: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+        """Begin something in a task of its own; return a function that waits for its result.
+
+        Callers are cancelled with :meth:`run`, but may notice it later: nothing is begun for one that is cancelled.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
         results: list[T] = []
         errors: list[Exception] = []
         done = trio.Event()

@@ -1,4 +1,7 @@
-"""Units of machines that were forgotten: they count towards the limits of their registrants until they are gone."""
+"""Units of machines that were forgotten: they count towards the limits of their registrants until they are gone.
+
+Nobody else ends those without a process that the manager keeps, as it does with a scope that failed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 
 import trio
 
+from moorage.machines.leftovers import Leftovers
 from moorage.machines.machine import Machine
 from moorage.machines.registry import Registry
 from moorage.machines.store import BadRecord, Store
@@ -21,11 +25,14 @@ _log = logging.getLogger(__name__)
 class LeftUnits:
     """Keeps account of them, also on disk."""
 
-    def __init__(self, registry: Registry, store: Store, manager: Manager, hints: Hints) -> None:
+    def __init__(
+        self, registry: Registry, store: Store, manager: Manager, hints: Hints, leftovers: Leftovers
+    ) -> None:
         self._registry = registry
         self._store = store
         self._manager = manager
         self._hints = hints
+        self._leftovers = leftovers
 
     def restore(self) -> None:
         """Go on with the account of the instance before."""
@@ -48,17 +55,21 @@ class LeftUnits:
             _log.warning("Failed to note the unit of machine %s, ignoring: %s", machine.name, error)
 
     async def look(self) -> None:
-        """Look which of the units are gone."""
+        """Look which of the units are gone, and end those that have no process."""
         if not self._registry.left:
             return
         try:
             units = await self._manager.units(SCOPES, deadline=trio.current_time() + ASK_USEC / 1e6)
+            for machine in self._registry.left:
+                if machine.unit not in units or await self._dismiss(machine):
+                    self._vacate(machine.unit)
         except (ManagerError, OSError) as error:
             _log.warning("Failed to look for units of machines that were forgotten, ignoring: %s", error)
-            return
-        for machine in self._registry.left:
-            if machine.unit not in units:
-                self._vacate(machine.unit)
+
+    async def _dismiss(self, machine: Machine) -> bool:
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        invocation_id = machine.record.placement.invocation_id
+        return await self._leftovers.dismiss(machine.unit, invocation_id, deadline=deadline)
 
     def _hint(self, hint: UnitHint) -> None:
         if hint.kind == "removed":

@@ -75,8 +75,7 @@ class Leftovers:
         status = await self._manager.status(unit, deadline=deadline)
         if status is not None and self._is_empty_scope(status) and self._is_ours(status):
             # One that was forgotten, and whose end the manager has missed.
-            with contextlib.suppress(NoSuchUnit):
-                await self._manager.stop(unit, deadline=deadline)
+            await stop_thawed(self._manager, unit, deadline=deadline)
             if await self.wait_gone(unit, deadline=deadline):
                 return
             status = await self._manager.status(unit, deadline=deadline)
@@ -97,6 +96,55 @@ class Leftovers:
             return
         if not self._is_ours(status) or not await self.wait_gone(unit, deadline=deadline):
             raise UnitNameTaken(unit, self.describe(status))
+
+    async def dismiss(self, unit: str, invocation_id: str, *, deadline: float) -> bool:
+        """End a scope that is nobody's any more once it has no process: it failed, or the manager missed its end.
+
+        Args:
+            unit: its name, which may be another unit's by now.
+            invocation_id: of the scope that is meant.
+            deadline: on trio's clock.
+
+        Returns:
+            Whether it is gone. One that is just being ended goes a moment later.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        status = await self._manager.status(unit, deadline=deadline)
+        if status is None or status.invocation_id != invocation_id:
+            return True
+        if not self._is_ours(status):
+            return False
+        if self._is_failed_leftover(status):
+            await self.reset(unit, deadline=deadline)
+        elif self._is_empty_scope(status):
+            await stop_thawed(self._manager, unit, deadline=deadline)
+        return False
+
+    async def stop_revived(self, scope: str, invocation_id: str, *, deadline: float) -> None:
+        """Stop the units of ours that the manager has started for a scope after its end.
+
+        The start of a helper pulls in its scope, and with it all that the scope wants. A scope starts only once: its
+        job fails, and what was pulled in with it goes on, bound to a scope that is not active.
+
+        Args:
+            scope: its name, which may be another scope's by now.
+            invocation_id: of the scope that is meant.
+            deadline: on trio's clock.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        status = await self._manager.status(scope, deadline=deadline)
+        if status is None or status.invocation_id != invocation_id:
+            return
+        if status.active_state not in {"inactive", "failed"}:
+            return
+        for unit in status.dependants:
+            found = await self._manager.status(unit, deadline=deadline)
+            if found is not None and self._is_ours(found):
+                await stop_thawed(self._manager, unit, deadline=deadline)
 
     async def check_scope(self, unit: str, *, deadline: float) -> None:
         """Check that the name of a scope is free, or will be in a moment; nothing is changed.
@@ -204,11 +252,11 @@ class Leftovers:
         if status.active_state not in {"active", "inactive"}:
             return False
         others = [await self._manager.status(unit, deadline=deadline) for unit in status.dependants]
+        if any(each and each.active_state == "deactivating" for each in others):
+            return False  # the others may be needed by that one, and go after it
         if any(each and each.active_state in {"active", "failed"} and not each.job_id for each in others):
             return True
-        return bool(status.job_id) and not any(
-            each and each.active_state == "deactivating" for each in others
-        )
+        return bool(status.job_id)
 
     def _is_failed_leftover(self, status: UnitStatus) -> bool:
         """Whether a unit is a transient one that failed, with nothing left in it, and nobody else's business."""
@@ -231,6 +279,18 @@ class Leftovers:
         if status.active_state != "active" or not status.unit.endswith(".scope") or status.job_id:
             return False
         return not self.is_populated(status)  # its control group may be gone before its state changes
+
+
+async def stop_thawed(manager: Manager, unit: str, *, alone: bool = False, deadline: float) -> None:
+    """Stop a unit if it is there, also one that somebody has frozen: of its own accord the manager does not.
+
+    Raises:
+        ManagerError: as the manager says.
+    """
+    with contextlib.suppress(NoSuchUnit):
+        if (await manager.stop(unit, alone=alone, deadline=deadline)).result == "frozen":
+            await manager.thaw(unit, deadline=deadline)
+            await manager.stop(unit, alone=alone, deadline=deadline)
 
 
 def _is_only_a_name(status: UnitStatus) -> bool:

@@ -5,7 +5,6 @@ Each start puts a mark on all units that it makes. Without it a unit belongs to 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -14,13 +13,12 @@ import trio
 
 from moorage.machines.errors import UnitNameTaken
 from moorage.machines.gather import gather
-from moorage.machines.leftovers import SETTLE_SECONDS, Leftovers
+from moorage.machines.leftovers import SETTLE_SECONDS, Leftovers, stop_thawed
 from moorage.pid1.hints import Hints
 from moorage.pid1.manager import (
     ASK_USEC,
     Job,
     Manager,
-    NoSuchUnit,
     ScopeSpec,
     ServiceSpec,
     UnitExists,
@@ -35,8 +33,8 @@ UNDO_SECONDS: Final = 100.0
 
 UNSEEN_SECONDS: Final = 2.0
 """For how long a start may be on its way to the manager after its sender has died, s: the manager reads in turn from
-all that talk to it, and the last of STARTS_MAX starts may come after our first query (2 to 3 ms each, loaded five
-times)."""
+all that talk to it, and the last of STARTS_MAX starts may come after its answer to our first query (2 to 3 ms each,
+loaded five times)."""
 
 
 class StartedUnits:
@@ -87,9 +85,11 @@ class StartedUnits:
 
     async def is_any_made(self, units: Sequence[str], mark: str, *, deadline: float) -> bool:
         """Whether a start has made any of these units; one that is still on its way is waited for."""
-        given_up = trio.current_time() + UNSEEN_SECONDS
+        given_up: float | None = None
         with self._hints.of(units[:1]) as news:
             while not any(await self.all_made(units, mark, deadline=deadline)):
+                # Counted from the first answer: a manager that was busy until then has read nothing else either.
+                given_up = given_up or trio.current_time() + UNSEEN_SECONDS
                 if trio.current_time() >= given_up:
                     return False
                 await news.next(SETTLE_SECONDS)
@@ -128,8 +128,7 @@ class StartedUnits:
         status = await self._manager.status(unit, deadline=deadline)
         if status is None or not any(address.startswith(marks) for address in status.documentation):
             return False
-        with contextlib.suppress(NoSuchUnit):
-            await self._manager.stop(unit, alone=alone, deadline=deadline)
+        await stop_thawed(self._manager, unit, alone=alone, deadline=deadline)
         return True
 
     async def remove(self, unit: str, mark: str, *, alone: bool = False, deadline: float) -> None:

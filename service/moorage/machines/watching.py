@@ -19,6 +19,7 @@ from moorage.machines.detached import Detached
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.helpers.changes import Changes
 from moorage.machines.helpers.status import HelperStates
+from moorage.machines.leftovers import stop_thawed
 from moorage.machines.machine import Machine, Recheck
 from moorage.machines.model import Accounting
 from moorage.machines.observer import SETTLE_SECONDS, Observer
@@ -26,7 +27,7 @@ from moorage.machines.registry import Registry
 from moorage.machines.retirement import Retirement
 from moorage.machines.verdicts import FORGOTTEN
 from moorage.machines.vital import lost
-from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, NoSuchUnit, UnitStatus
+from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, UnitStatus
 
 QUESTIONS_MAX = 32
 """Machines rechecked at once. The manager works on one question at a time; what waits here does not fill its queue, so
@@ -198,8 +199,7 @@ class Watching:
                     "Scope %s of machine %s is active but empty, stopping it.", machine.unit, machine.name
                 )
                 machine.is_stopped_late()
-                with contextlib.suppress(NoSuchUnit):
-                    await self._manager.stop(machine.unit, deadline=_soon())
+                await stop_thawed(self._manager, machine.unit, deadline=_soon())
                 self._look_later(machine, SETTLE_SECONDS)
             case ending.Running() | ending.StopWithout():
                 machine.unit_runs()

@@ -8,7 +8,7 @@ connection, and the signals about one unit. The rules are those of systemd's src
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any, Final
 
@@ -331,19 +331,23 @@ class Pid1:
 
     def _collect(self) -> None:
         self._collecting = False
-        kept = [unit for unit in self.units if not _may_go(unit)]
-        seen = set(kept)
-        while kept:
-            unit = kept.pop()
-            for other in self.units.of(unit, *services.REFERRING):
-                if other not in seen:
-                    seen.add(other)
-                    kept.append(other)
+        kept = self.kept_by(unit for unit in self.units if not _may_go(unit))
         for unit in self.units:
-            if unit not in seen:
+            if unit not in kept:
                 self._flush(unit)
                 self.units.remove(unit)
                 self._send(UnitHint("removed", unit.name))
+
+    def kept_by(self, units: Iterable[Unit]) -> set[Unit]:
+        """Return units with all that they keep loaded, as they refer to it."""
+        kept = set(units)
+        following = list(kept)
+        while following:
+            for other in self.units.of(following.pop(), *services.REFERRING):
+                if other not in kept:
+                    kept.add(other)
+                    following.append(other)
+        return kept
 
     # Calls
 

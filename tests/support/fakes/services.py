@@ -243,7 +243,7 @@ def _main_ended(manager: Pid1, unit: Unit, process: Process) -> None:
         if not manager.kernel.members(unit.group):
             manager.dead(unit, "success")
         return
-    if starting and oneshot and clean and unit.properties.get("RemainAfterExit"):
+    if starting == oneshot and clean and unit.properties.get("RemainAfterExit"):
         unit.timer = 0
         manager.kernel.remove(unit.group)
         unit.group = ""

@@ -122,12 +122,12 @@ class Changes:
         self._intents.intend_change(change)
         try:
             statuses = await self._starts.add(
-                named, specs, tell, with_directory=change.with_place, deadline=deadline
+                named, specs, tell, machine.gone, with_directory=change.with_place, deadline=deadline
             )
             self._enter(machine, change)
         except Exception as error:
             self._drop_others(change)
-            unknown = isinstance(error, (ManagerTimeout, ManagerUnavailable))
+            unknown = isinstance(error, (MachineGone, ManagerTimeout, ManagerUnavailable))
             try:
                 await self._starts.take_back(change, mark, wait=unknown)
             except (ManagerError, OSError) as failure:

@@ -117,7 +117,7 @@ class Changing:
                     await self.check(specs, machine.name, staying)
                     news.set(await self._changes.add(machine, specs, news.set, deadline=deadline))
 
-        done = self._detached.begin(add)
+        done = await self._detached.begin(add)
         async for statuses in news:
             yield statuses
         await done()

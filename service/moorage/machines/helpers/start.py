@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from moorage.machines.errors import JobFailed, UnitNameTaken
+from moorage.machines.errors import JobFailed, MachineGone, UnitNameTaken
 from moorage.machines.gather import gather
 from moorage.machines.helpers.status import ENDED
 from moorage.machines.helpers.units import (
@@ -85,6 +85,7 @@ class HelperStarts:
         machine: MachineRef,
         specs: Sequence[HelperSpec],
         tell: Callable[[list[HelperStatus]], None],
+        gone: trio.Event,
         *,
         with_directory: bool,
         deadline: float,
@@ -95,6 +96,7 @@ class HelperStarts:
             machine: theirs.
             specs: checked.
             tell: called with their state whenever something has changed.
+            gone: set when the machine is gone: helpers that are starting would keep the names of its units.
             with_directory: the machine has no runtime directory yet.
             deadline: on trio's clock.
 
@@ -102,6 +104,7 @@ class HelperStarts:
             Their state, once all are active.
 
         Raises:
+            MachineGone: before they were there.
             UnitNameTaken: by something that does not go.
             HelperFailed: one of them did not start.
             JobFailed: the manager could not start them.
@@ -121,8 +124,10 @@ class HelperStarts:
             ),
         )
         with self._watcher.watching(machine.names, specs) as watch:
+            job: Job | Exception = MachineGone(machine.names.machine)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_changes, watch, tell)
+                nursery.start_soon(_cancel_when, gone, nursery.cancel_scope)
                 job = await self._tried(spec, deadline=deadline)
                 nursery.cancel_scope.cancel()
             if isinstance(job, ManagerTimeout):
@@ -190,8 +195,12 @@ class HelperStarts:
         """
         deadline = trio.current_time() + UNDO_SECONDS
         units = change_names(change)
-        if wait and not await self._started.is_any_made(units, mark, deadline=deadline):
-            return
+        if not wait or await self._started.is_any_made(units, mark, deadline=deadline):
+            await self._remove(units, change, mark, deadline)
+        scope = UnitNames(change.machine).scope
+        await self._leftovers.stop_revived(scope, change.invocation_id, deadline=deadline)
+
+    async def _remove(self, units: Sequence[str], change: Change, mark: str, deadline: float) -> None:
         bonds = bond_names(UnitNames(change.machine), change.helpers)
         for bond in bonds:
             await self._started.stop(bond, mark, alone=True, deadline=deadline)
@@ -240,3 +249,8 @@ class HelperStarts:
         for bond in bond_names(names, helpers):  # else it would have that unit stopped
             await self._started.stop(bond, marks, alone=True, deadline=deadline)
         await self._started.stop(names.runtime, marks, deadline=deadline)  # all of them require it
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
