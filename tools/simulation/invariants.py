@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from fakes.units import Unit
+
 from moorage.machines.machine import Machine
 from moorage.names import UnitNames
 from simulation.world import Instance, World, key_of
@@ -62,13 +64,7 @@ def look_at_the_end(world: World, instance: Instance, tasks: int) -> None:
     if left := sorted({*os.listdir(world.directory)} - {each.name for each in instance.core.machines()}):
         kinds = [name.split("-")[0] if name.startswith(".") else "record" for name in left]
         world.wrong("entry", f"{', '.join(kinds)} left in the directory of records")
-    # What fails, or is missed by the manager, after root has forgotten it is nobody's, and keeps what it refers to.
-    roots = {(UnitNames(name).scope, invocation) for name, invocation, _ in world.forgotten_by_root}
-    abandoned = world.pid1.kept_by(
-        unit
-        for unit in world.pid1.units
-        if (unit.name, unit.invocation) in roots and (unit.missed or unit.active == "failed")
-    )
+    abandoned = world.pid1.kept_by(unit for unit in world.pid1.units if _is_abandoned(world, unit))
     for unit in world.pid1.units:
         if world.is_ours(unit) and unit not in abandoned:
             world.wrong("leftover", f"{unit.name} is left: {unit.active}/{unit.sub}")
@@ -88,6 +84,23 @@ def look_at_the_end(world: World, instance: Instance, tasks: int) -> None:
         key = key_of(machine)
         if not world.ended[key] and key not in world.forgotten:
             world.wrong("lost", f"{machine.name} was answered, and never ended")
+
+
+def _is_abandoned(world: World, unit: Unit) -> bool:
+    """Whether a unit is nobody's, and may stay with all that it refers to.
+
+    That is a scope that has failed, or was missed by the manager, after root has forgotten it; and what is bound to
+    the unit of a machine in place that was forgotten, for as long as that unit is active.
+    """
+    if unit.missed or unit.active == "failed":
+        roots = {(UnitNames(name).scope, invocation) for name, invocation, _ in world.forgotten_by_root}
+        return (unit.name, unit.invocation) in roots
+    forgotten = {invocation for _, invocation, _ in world.forgotten}
+    bound = world.pid1.units.of(unit, "BindsTo")
+    return any(
+        each.active == "active" and not world.is_ours(each) and each.invocation in forgotten
+        for each in bound
+    )
 
 
 def look_at_strangers(world: World) -> None:

@@ -48,6 +48,7 @@ from moorage.api.moorage_machine.errors import (
     HelperFailed,
     InvalidProperty,
     NoSuchHelper,
+    NoSuchMachine,
     NoSuchProperty,
     NotSupported,
     Timeout,
@@ -462,6 +463,35 @@ async def test_the_same_machine_again_at_once(spawn: Processes) -> None:
             machine = (await register(client, "web", leader, helpers=wanted))["machine"]
             assert [each["activeState"] for each in machine["helpers"]] == ["active", "active"]
             kill(leader)
+
+
+async def test_a_helper_that_is_added_to_a_machine_that_ends_does_not_keep_the_name(
+    spawn: Processes,
+) -> None:
+    """Its start pulls in the scope, which has ended just before, and with it the helpers that came with that."""
+    slow = helper("slow", type="oneshot")  # never ready
+    async with await connect() as client:
+        for _ in range(5):
+            leader = spawn()
+            await register(client, "web", leader, helpers=[helper("fs")])
+            async with await connect() as other, trio.open_nursery() as nursery:
+
+                async def add(other: Client = other) -> None:
+                    with pytest.raises((HelperFailed, NoSuchMachine, UnitNameTaken)):
+                        await other.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [slow]})
+
+                signal_moored(signal.SIGSTOP)
+                try:
+                    kill(leader)
+                    nursery.start_soon(add)
+                    await until(
+                        lambda: show("machine-web.scope", "ActiveState")["ActiveState"] == "inactive"
+                    )
+                finally:
+                    signal_moored(signal.SIGCONT)
+                await register(client, "web", spawn())
+            assert units() == ["machine-web.scope"]
+            await client.call(f"{OURS}Stop", {"name": "web"})
 
 
 async def test_a_name_held_by_something_else(spawn: Processes) -> None:

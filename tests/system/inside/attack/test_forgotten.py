@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import trio
-from moored import OURS, run, scopes, until
+from moored import OURS, run, scopes, show, until
 from sessions import Session
 
 from moorage.machines.registry import MACHINES_PER_UID_MAX
@@ -62,6 +63,22 @@ async def test_machines_that_were_forgotten_count(nothing_left: None, creator: S
     reply = await trio.to_thread.run_sync(creator.register, "one-more", creator.spawn())
     assert "error" not in reply, reply
     await trio.to_thread.run_sync(creator.call, "Stop", {"name": "one-more"})
+
+
+async def test_a_forgotten_scope_that_fails_does_not_count_for_ever(
+    nothing_left: None, creator: Session
+) -> None:
+    """Its leader is deaf to SIGTERM; the manager keeps what has failed, and the user cannot have it reset."""
+    leader = creator.spawn("env", "--ignore-signal=TERM", "sleep", "infinity")
+    reply = await trio.to_thread.run_sync(
+        partial(creator.register, "deaf", leader, properties={"TimeoutStopUSec": 1_000_000})
+    )
+    unit = reply["parameters"]["machine"]["unit"]
+    await trio.to_thread.run_sync(creator.call, "Forget", {"name": "deaf"})
+    run("systemctl", "stop", unit)
+    assert show(unit, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "timeout"}
+    run("systemctl", "restart", "moored.service")
+    await until(lambda: not scopes(), "the scope is gone")
 
 
 def taken(answer: Path) -> tuple[list[int], str]:
