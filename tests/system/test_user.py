@@ -11,13 +11,15 @@ MODULES = [
     "test_end",
     "test_helper_commands",
     "test_pty",
+    "test_register",
     "test_stop_command",
     "test_verdict",
 ]
 """Those whose answers depend on the service manager, and that take no longer than a minute.
 
-By hand also test_helpers, test_leases, test_names, test_register, test_restart and test_run: in a sandbox, after
-``tests/support/her_manager.py``, with ``tools/sandbox exec --user 1000 NAME -- systemd-run --user --scope …``."""
+By hand also test_crash, test_helpers, test_leases, test_moorctl, test_names, test_own_slice, test_restart and
+test_run: in a sandbox, after ``tests/support/her_manager.py``, with ``tools/sandbox exec --user 1000 NAME --
+systemd-run --user --scope …``."""
 
 
 @pytest.mark.parametrize("suite", ["forky"])

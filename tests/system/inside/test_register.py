@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import trio
 from moored import (
     MANAGER,
     OURS,
+    SERVICES,
     SOCKET,
     THEIRS,
     UNTIL_SECONDS,
@@ -37,6 +39,7 @@ from moored import (
     run,
     scopes,
     show,
+    state,
     sync_journal,
     until,
     verdict,
@@ -567,6 +570,9 @@ async def test_eight_at_once_for_one_name_make_one_machine(spawn: Processes) -> 
 # Without a scope
 
 
+OWN_GROUP = f"{SERVICES}/own.service"
+"""The control group of a service that is itself a machine, or has machines."""
+
 OWN = r"""
 import json, os, signal, socket, subprocess, sys, threading
 def call(method, **parameters):
@@ -600,6 +606,14 @@ if subgroup:
 """
 
 
+@pytest.fixture
+def own_service(nothing_left: None) -> Generator[None]:
+    """Stop ``own.service`` after a test that fails as well: what it leaves would be a machine in the next tests."""
+    yield
+    if state("own.service") != "inactive":
+        run("systemctl", "stop", "own.service")
+
+
 def start_service(unit: str, mode: str, *properties: str) -> None:
     options = [f"--property={each}" for each in properties]
     argv = [sys.executable, "-c", OWN, SOCKET, mode]
@@ -626,7 +640,7 @@ async def replied(unit: str) -> dict[str, Any]:
     return reply["parameters"]["machine"]
 
 
-async def test_a_service_registers_itself(nothing_left: None) -> None:
+async def test_a_service_registers_itself(own_service: None) -> None:
     start_service("own.service", "own")
     machine = await replied("own.service")
     main = int(show("own.service", "MainPID")["MainPID"])
@@ -644,7 +658,7 @@ async def test_a_service_registers_itself(nothing_left: None) -> None:
         assert (await verdict(client, "own"))["result"] == "success"
 
 
-async def test_a_machine_in_a_unit_that_is_not_ours_lives_as_long_as_the_unit(nothing_left: None) -> None:
+async def test_a_machine_in_a_unit_that_is_not_ours_lives_as_long_as_the_unit(own_service: None) -> None:
     # The leader ends; what it has started is left, and nobody else has ever been there.
     call = [
         "varlinkctl",
@@ -664,7 +678,7 @@ async def test_a_machine_in_a_unit_that_is_not_ours_lives_as_long_as_the_unit(no
         await until(there)
         main = int(show("own.service", "MainPID")["MainPID"])
         await until(lambda: main == 0 or not Path(f"/proc/{main}").exists())
-        (left,) = members("/system.slice/own.service")
+        (left,) = members(OWN_GROUP)
         machine = await describe(client, "own")
         assert machine["phase"] == "running"
         assert machine["unit"] == "own.service"
@@ -714,12 +728,12 @@ async def test_without_a_scope_nothing_can_be_said_about_one(spawn: Processes) -
             assert error.parameter == field
 
 
-async def test_two_machines_are_not_one_unit(nothing_left: None, spawn: Processes) -> None:
+async def test_two_machines_are_not_one_unit(own_service: None, spawn: Processes) -> None:
     one, two = spawn(), spawn()
     run("systemd-run", "--unit=own.service", "--collect", "--quiet", "--", "sleep", "infinity")
     main = int(show("own.service", "MainPID")["MainPID"])
     for process in (one, two):
-        move(process, "/system.slice/own.service")
+        move(process, OWN_GROUP)
     async with await connect() as client:
         # Its main process stands for the whole service.
         machine = (await register(client, "one", main, allocateUnit=False))["machine"]
@@ -729,17 +743,16 @@ async def test_two_machines_are_not_one_unit(nothing_left: None, spawn: Processe
         assert (caught.value.name, caught.value.unit) == ("one", "own.service")
         await client.call(f"{OURS}Forget", {"name": "one"})
         assert show("own.service", "ActiveState") == {"ActiveState": "active"}
-    run("systemctl", "stop", "own.service")
 
 
 async def test_where_others_live_the_leader_alone_is_the_machine(
-    nothing_left: None, spawn: Processes
+    own_service: None, spawn: Processes
 ) -> None:
     """As in the session of a user, or with a launcher that has many machines in its own unit."""
     one, two, other = spawn(), spawn(), spawn()
     run("systemd-run", "--unit=own.service", "--collect", "--quiet", "--", "sleep", "infinity")
     for process in (one, two, other):
-        move(process, "/system.slice/own.service")
+        move(process, OWN_GROUP)
     async with await connect() as client:
         for name, leader in (("one", one), ("two", two)):
             machine = (await register(client, name, leader, allocateUnit=False))["machine"]
@@ -764,12 +777,11 @@ async def test_where_others_live_the_leader_alone_is_the_machine(
         assert show("own.service", "ActiveState") == {"ActiveState": "active"}
         # Nor does a signal for all of it reach the others.
         three = spawn()
-        move(three, "/system.slice/own.service")
+        move(three, OWN_GROUP)
         await register(client, "three", three, allocateUnit=False)
         await client.call(f"{OURS}Kill", {"name": "three", "signal": 0 + signal.SIGKILL, "whom": "all"})
         assert three.wait() == -signal.SIGKILL
         assert other.poll() is None
-    run("systemctl", "stop", "own.service")
 
 
 # Rehearsed, bounded, given up
