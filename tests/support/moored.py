@@ -41,6 +41,8 @@ RECORDS = RUNTIME / "moorage/machines"
 DIRECTORIES = RUNTIME / "moorage/m"
 UNIT_FILES = RUNTIME / "systemd" / ("user" if USER else "system")
 """Unit files that are not kept over a boot."""
+KEPT_UNIT_FILES = Path.home() / ".config/systemd/user" if USER else Path("/etc/systemd/system")
+"""Unit files of the administrator, or of the user."""
 TRANSIENT = RUNTIME / "systemd/transient"
 """Unit files that the service manager has made itself."""
 DROP_IN = UNIT_FILES / "moored.service.d/test.conf"
@@ -213,6 +215,11 @@ def directories() -> list[str]:
     return sorted(os.listdir(DIRECTORIES)) if DIRECTORIES.exists() else []
 
 
+def transient_files() -> list[str]:
+    """Names of the unit files that the service manager has made for machines."""
+    return [name for name in os.listdir(TRANSIENT) if name.startswith("machine-")]
+
+
 def sync_journal() -> None:
     """Wait until the journal has what was written before."""
     if not USER:
@@ -345,7 +352,8 @@ async def assert_everything_gone() -> None:
     """
     await until(lambda: not units(), "no unit of a machine is loaded")
     await until(lambda: not directories(), "no runtime directory is left")
-    assert not [name for name in os.listdir(TRANSIENT) if name.startswith("machine-")]
+    # A slice goes after the last unit in it, and its file with it.
+    await until(lambda: not transient_files(), "no unit file of a machine is left")
 
 
 async def end_moored() -> None:

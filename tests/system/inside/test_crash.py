@@ -6,14 +6,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from moored import (
+    MANAGER,
     OURS,
     RECORDS,
+    UNIT_FILES,
     UNTIL_SECONDS,
     Processes,
     connect,
@@ -47,7 +48,7 @@ STEPS = "write,sendmsg,recvmsg,renameat,unlinkat,inotify_add_watch"
 STARTED = "inotify_add_watch"
 """The first that it makes when the scope has been started and it knows."""
 
-DROP_IN = Path("/run/systemd/system/moored.service.d/crash.conf")
+DROP_IN = UNIT_FILES / "moored.service.d/crash.conf"
 
 STEPS_MAX = 100
 """A registration makes about twenty of them."""
@@ -281,15 +282,15 @@ async def test_a_control_group_without_a_unit_is_reported_and_left_alone(spawn: 
         await register(client, "web", spawn())  # makes machine.slice
         await client.call(f"{OURS}Stop", {"name": "web"})
     run("systemctl", "stop", "moored.socket", "moored.service")
-    move(stray, f"/machine.slice/{SCOPE}")
+    move(stray, f"{MANAGER}/machine.slice/{SCOPE}")
     since = cursor()
     run("systemctl", "start", "moored.socket")
     async with await connect() as client:
-        said = f"/machine.slice/{SCOPE} has processes, but no unit."
+        said = f"{MANAGER}/machine.slice/{SCOPE} has processes, but no unit."
         await until(lambda: said in logged(since), "it is reported")
         for dry in (True, False):
             with pytest.raises(UnitNameTaken, match="a control group of no unit"):
                 await register(client, "web", spawn(), dryRun=dry)
-        assert control_group(stray) == f"/machine.slice/{SCOPE}"
+        assert control_group(stray) == f"{MANAGER}/machine.slice/{SCOPE}"
         kill(stray)
         await register(client, "web", spawn())

@@ -9,8 +9,9 @@ import pytest
 pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Battery, Leaders, Moorctl, a_name, refused  # noqa: E402
+from moored import MOORCTL, SOCKET, for_us, run  # noqa: E402
 
-from moorage.cli.address import SYSTEM_SOCKET, Address  # noqa: E402
+from moorage.cli.address import Address  # noqa: E402
 from moorage.cli.properties.assignments import converter_of  # noqa: E402
 from moorage.cli.service import signatures  # noqa: E402
 
@@ -18,29 +19,21 @@ BOB = 1001
 """An ordinary user of every sandbox."""
 
 
-def systemctl(*arguments: str) -> str:
-    done = subprocess.run(
-        ["systemctl", *arguments], capture_output=True, text=True, timeout=RUN_SECONDS, check=False
-    )
-    assert done.returncode == 0, done
-    return done.stdout
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _activated() -> None:
-    systemctl("start", "moored.socket")
+    run("systemctl", "start", "moored.socket")
 
 
 class TestOverTheService(Battery):
     @pytest.fixture
     def moorctl(self) -> Moorctl:
-        return Moorctl()
+        return Moorctl(MOORCTL)
 
     def test_a_slice_of_its_own(self, moorctl: Moorctl, leaders: Leaders) -> None:
         leader, name = leaders(), a_name()
         register = ("register", name, "--leader", str(leader.pid), "--slice", "vms.slice")
         moorctl.output(*register, "--slice-property", "TasksMax=77", "--slice-property", "MemoryMax=1G")
-        shown = systemctl("show", f"vms-{name}.slice", "--property=TasksMax,MemoryMax").splitlines()
+        shown = run("systemctl", "show", f"vms-{name}.slice", "--property=TasksMax,MemoryMax").splitlines()
         assert set(shown) == {"TasksMax=77", "MemoryMax=1073741824"}
         refused(moorctl("register", a_name(), "--leader", "1", "--slice-property", "User=root"), 2, "slice")
 
@@ -50,7 +43,9 @@ class TestOverTheService(Battery):
             *("register", a_name(), "--leader", str(leader.pid)),
             *("--slice", "machine-moorctl.slice", "--description", "Of the battery"),
         ).strip()
-        shown = systemctl("show", unit, "--property=Description,Slice,ActiveState,ControlGroup").splitlines()
+        shown = run(
+            "systemctl", "show", unit, "--property=Description,Slice,ActiveState,ControlGroup"
+        ).splitlines()
         assert {"Description=Of the battery", "Slice=machine-moorctl.slice", "ActiveState=active"} < set(
             shown
         )
@@ -86,7 +81,7 @@ class TestOverTheService(Battery):
             "IPAddressAllow": "192.0.2.0/24 2001:db8::/32", "ManagedOOMMemoryPressureDurationUSec": "30s",
             "MemoryLow": "0", "MemorySwapMax": "infinity", "SourcePath": "/etc/passwd",
         }  # fmt: skip
-        lines = systemctl("show", unit, f"--property={','.join(expected)}").splitlines()
+        lines = run("systemctl", "show", unit, f"--property={','.join(expected)}").splitlines()
         shown = {name: value for name, _, value in (line.partition("=") for line in lines)}
         shown["After"] = " ".join(sorted(set(shown["After"].split()) & set(expected["After"].split())))
         shown["IPAddressAllow"] = " ".join(sorted(shown["IPAddressAllow"].split()))
@@ -96,7 +91,7 @@ class TestOverTheService(Battery):
     def test_a_name_that_a_foreign_unit_has(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name = a_name()
         with subprocess.Popen(
-            [
+            for_us(
                 "systemd-run",
                 "--quiet",
                 "--scope",
@@ -104,7 +99,7 @@ class TestOverTheService(Battery):
                 "sh",
                 "-c",
                 "echo; read nothing",
-            ],
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         ) as foreign:
@@ -112,10 +107,10 @@ class TestOverTheService(Battery):
             assert foreign.stdout.readline() == b"\n"
             done = moorctl("register", name, "--leader", str(leaders().pid))
             foreign.communicate(b"\n", timeout=RUN_SECONDS)
-        refused(
-            done, 1, f"The unit name machine-{name}.scope is taken", f"systemctl status machine-{name}.scope"
-        )
+        hint = " ".join(for_us("systemctl", "status", f"machine-{name}.scope"))
+        refused(done, 1, f"The unit name machine-{name}.scope is taken", hint)
 
+    @pytest.mark.system_instance("only root may run a command as somebody else")
     def test_another_user_is_not_let_in(self, leaders: Leaders) -> None:
         done = subprocess.run(
             [Moorctl().program, "register", a_name(), "--leader", str(leaders().pid)],
@@ -131,11 +126,10 @@ class TestOverTheService(Battery):
     def test_no_allocate(self, moorctl: Moorctl) -> None:
         name = a_name()
         service = f"{name}.service"
-        systemctl_run = ["systemd-run", "--quiet", f"--unit={service}", "sleep", "infinity"]
-        subprocess.run(systemctl_run, check=True, timeout=RUN_SECONDS)
-        pid = systemctl("show", "--value", "--property=MainPID", service).strip()
+        run("systemd-run", "--quiet", f"--unit={service}", "sleep", "infinity")
+        pid = run("systemctl", "show", "--value", "--property=MainPID", service).strip()
         assert moorctl.output("register", name, "--leader", pid, "--no-allocate") == f"{service}\n"
-        systemctl("stop", service)
+        run("systemctl", "stop", service)
 
 
 UNWRITTEN = {
@@ -155,7 +149,7 @@ UNWRITTEN = {
 def test_every_property_is_converted_by_its_type_or_by_a_row_of_its_own(
     unit_type: Literal["scope", "service"],
 ) -> None:
-    known = signatures(Address(SYSTEM_SOCKET, "systemctl"), unit_type)
+    known = signatures(Address(SOCKET, " ".join(for_us("systemctl"))), unit_type)
     assert len(known) > 200
     converted = {name: converter_of(name, known) for name in known}
     unwritten = {name for name, converter in converted.items() if converter is None}
@@ -177,7 +171,7 @@ def test_every_setting_of_a_unit_file_is_a_property(
     unit_type: Literal["scope", "service"],
 ) -> None:
     """The manager tells which settings its parser of unit files knows."""
-    known = signatures(Address(SYSTEM_SOCKET, "systemctl"), unit_type)
+    known = signatures(Address(SOCKET, " ".join(for_us("systemctl"))), unit_type)
     done = subprocess.run(
         ["/usr/lib/systemd/systemd", "--dump-configuration-items"],
         capture_output=True, text=True, check=True, timeout=RUN_SECONDS,

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 from moored import (
+    KEPT_UNIT_FILES,
+    MOORCTL,
     OURS,
     THEIRS,
     UNIT_FILES,
@@ -19,6 +21,7 @@ from moored import (
     connect,
     control_group,
     describe,
+    for_us,
     kill,
     listed,
     living_records,
@@ -78,7 +81,7 @@ async def failed_scope(unit: str) -> None:
     # The service keeps the unit of a machine that has ended until its account is closed.
     await until(lambda: show(unit, "LoadState") == {"LoadState": "not-found"})
     argv = ("systemd-run", "--scope", "--quiet", f"--unit={unit}", "--property=RuntimeMaxSec=10ms")
-    await trio.run_process([*argv, "--", "sleep", "infinity"], check=False)
+    await trio.run_process(for_us(*argv, "--", "sleep", "infinity"), check=False)
     await until(lambda: show(unit, "ActiveState") == {"ActiveState": "failed"})
 
 
@@ -156,10 +159,11 @@ async def test_a_failed_scope_with_processes_is_left_alone(spawn: Processes) -> 
         await register(client, "web", spawn())
 
 
-@pytest.fixture(params=["/etc/systemd/system", "/run/systemd/system"])
+@pytest.fixture(params=[KEPT_UNIT_FILES, UNIT_FILES], ids=["kept", "until-reboot"])
 def unit_file(request: pytest.FixtureRequest) -> Generator[Path]:
     """A file for the unit on disk."""
-    path = Path(request.param) / "machine-web.scope"
+    path = request.param / "machine-web.scope"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("[Unit]\nDescription=From disk\n")
     run("systemctl", "daemon-reload")
     yield path
@@ -225,7 +229,8 @@ HELPER_UNIT = "machine-web-fs.service"
 @contextmanager
 def file_on_disk() -> Generator[str]:
     """A file for a helper's unit, which is how the manager knows it."""
-    path = Path("/etc/systemd/system") / HELPER_UNIT
+    path = KEPT_UNIT_FILES / HELPER_UNIT
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("[Service]\nExecStart=sleep infinity\n")
     run("systemctl", "daemon-reload")
     yield f"a unit file on disk: {path}"
@@ -245,7 +250,7 @@ def file_on_disk_that_runs() -> Generator[str]:
 @contextmanager
 def masked() -> Generator[str]:
     run("systemctl", "mask", "--runtime", HELPER_UNIT)
-    yield f"a unit that is masked, by /run/systemd/system/{HELPER_UNIT}"
+    yield f"a unit that is masked, by {UNIT_FILES}/{HELPER_UNIT}"
     run("systemctl", "unmask", "--runtime", HELPER_UNIT)
 
 
@@ -281,12 +286,13 @@ async def test_the_name_of_a_helpers_unit_is_taken(
 async def test_moorctl_tells_a_person_what_has_the_name(spawn: Processes) -> None:
     other = scope(spawn, "--description=Not a machine")
     await until(lambda: "machine-web.scope" in control_group(other))
-    argv = ["moorctl", "register", "web", "--leader", str(spawn().pid)]
+    argv = for_us("moorctl", "register", "web", "--leader", str(spawn().pid))
     done = await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False)
     assert done.returncode == 1
     assert done.stderr.decode() == (
         "Error: The unit name machine-web.scope is taken: a unit that is active, “Not a machine”, with processes.\n"
-        "Inspect it, then stop it or choose another name: systemctl status machine-web.scope\n"
+        "Inspect it, then stop it or choose another name: "
+        f"{' '.join(for_us('systemctl', 'status', 'machine-web.scope'))}\n"
     )
     kill(other)
     await until(lambda: not scopes())
@@ -321,8 +327,7 @@ async def test_what_outlives_its_unit_keeps_its_machine_through_restarts(spawn: 
             assert found == {**machine, "phase": "lingering"}
             with pytest.raises(Exception, match="MachineExists"):
                 await register(client, "web", spawn())
-    done = await trio.run_process(["moorctl", "list"], capture_stdout=True)
-    assert b"lingering" in done.stdout
+    assert "lingering" in run("moorctl", "list")
     kill(leader)
     async with await connect() as client:
         # The manager forgot that when it was reloaded; the journal did not.
@@ -366,7 +371,7 @@ SELF_REGISTERING = """
 StartLimitIntervalSec=0
 [Service]
 ExecStart=/usr/bin/sleep infinity
-ExecStartPost=/usr/bin/moorctl register self --leader ${{MAINPID}} --no-allocate
+ExecStartPost=/usr/bin/moorctl {options} register self --leader ${{MAINPID}} --no-allocate
 Restart={restart}
 RestartSec=0
 """
@@ -390,7 +395,7 @@ async def test_a_service_that_registers_itself_is_registered_after_each_restart(
     spawn: Processes, restart: str
 ) -> None:
     number = POLICIES[restart]
-    with _service(SELF_REGISTERING.format(restart=restart)):
+    with _service(SELF_REGISTERING.format(options=" ".join(MOORCTL), restart=restart)):
         for _ in range(RESTARTS):
             await until(_self_is_registered, "it is registered again")
             run("systemctl", "restart", "self.service")

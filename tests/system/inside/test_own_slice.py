@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio
 from moored import (
+    MANAGER,
     OURS,
     Processes,
     assert_everything_gone,
@@ -46,9 +47,9 @@ async def test_all_of_a_machine_is_in_it(spawn: Processes) -> None:
             client, "web", leader, sliceProperties={"TasksMax": 100, "CPUWeight": 50}, helpers=[FS]
         )
         assert reply["machine"]["slice"] == SLICE
-        assert reply["machine"]["controlGroup"] == f"/machine.slice/{SLICE}/machine-web.scope"
+        assert reply["machine"]["controlGroup"] == f"{MANAGER}/machine.slice/{SLICE}/machine-web.scope"
         assert control_group(reply["machine"]["helpers"][0]["mainProcess"]["pid"]).startswith(
-            f"/machine.slice/{SLICE}/"
+            f"{MANAGER}/machine.slice/{SLICE}/"
         )
         await client.call(
             f"{OURS}AddHelpers", {"name": "web", "helpers": [{"name": "gpu", "execStart": SLEEP}]}
@@ -87,7 +88,7 @@ async def test_it_is_below_the_slice_that_was_asked_for(spawn: Processes) -> Non
         reply = await register(client, "a-b", spawn(), slice="vms-prod.slice", sliceProperties={})
         assert reply["machine"]["slice"] == r"vms-prod-a\x2db.slice"
         assert reply["machine"]["controlGroup"].startswith(
-            r"/vms.slice/vms-prod.slice/vms-prod-a\x2db.slice/"
+            rf"{MANAGER}/vms.slice/vms-prod.slice/vms-prod-a\x2db.slice/"
         )
         await client.call(f"{OURS}Stop", {"name": "a-b"})
     await slice_gone(r"vms-prod-a\x2db.slice")

@@ -13,13 +13,16 @@ import trio.testing
 from moored import (
     OURS,
     RECORDS,
+    RUNTIME,
     THEIRS,
+    USER,
     Processes,
     configure,
     connect,
     control_group,
     cursor,
     describe,
+    for_us,
     kill,
     listed,
     logged,
@@ -61,7 +64,10 @@ async def everything() -> list[dict[str, dict[str, Any]]]:
     async with await connect() as client:
         async with client.call_more(f"{THEIRS}List") as replies:
             theirs = {reply["name"]: reply async for reply in replies}
-        theirs[".host"].pop("timestamp")  # computed from two clocks, whose distance is never quite the same
+        if not USER:  # whose instance has no host
+            theirs[".host"].pop(
+                "timestamp"
+            )  # computed from two clocks, whose distance is never quite the same
         return [await listed(client), theirs]
 
 
@@ -157,7 +163,7 @@ async def test_calls_during_a_reexecution_are_answered(spawn: Processes) -> None
 
     async def reexecute_often() -> None:
         for _ in range(3):
-            await trio.run_process(["systemctl", "daemon-reexec"])
+            await trio.run_process(for_us("systemctl", "daemon-reexec"))
 
     async with trio.open_nursery() as nursery:
         for first in range(0, 40, 10):
@@ -207,9 +213,12 @@ async def test_what_ended_while_nobody_looked(spawn: Processes) -> None:
 
 
 def stop_listening() -> None:
+    # Several tests in a row start it more often than a manager lets pass that keeps the unit, as that of a user does.
+    run("systemctl", "reset-failed", "moored.socket")
     run("systemctl", "stop", "moored.socket", "moored.service")
 
 
+@pytest.mark.system_instance("only root may choose a PID")
 async def test_a_leader_of_another_life_is_none(spawn: Processes) -> None:
     """The PID in a record is somebody else's by now: the machine goes on without a leader that could be killed."""
     leader, second = spawn(), spawn()
@@ -290,9 +299,12 @@ def of_somebody_else(path: Path) -> None:
     os.chown(path, 1000, 1000)
 
 
+LINKED = RUNTIME / "moorage-test-record"
+
+
 def link(path: Path) -> None:
-    path.rename("/run/moorage-test-record")
-    path.symlink_to("/run/moorage-test-record")
+    path.rename(LINKED)
+    path.symlink_to(LINKED)
 
 
 def directory(path: Path) -> None:
@@ -313,7 +325,7 @@ def unreadable_name(path: Path) -> None:
 def swept() -> Generator[None]:
     """Bad records are left where they are, for who wants to know why; this removes what a test put there."""
     yield
-    for path in (*RECORDS.iterdir(), Path("/run/moorage-test-record")):
+    for path in (*RECORDS.iterdir(), LINKED):
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
         else:
@@ -323,7 +335,8 @@ def swept() -> Generator[None]:
 @pytest.mark.parametrize(
     "spoil",
     [truncated, empty, binary, nested, huge, newer, of_another_boot, of_another_machine, of_a_wrong_type,
-     of_somebody_else, link, directory, fifo, unreadable_name],
+     link, directory, fifo, unreadable_name,
+     pytest.param(of_somebody_else, marks=pytest.mark.system_instance("only root may give a file away"))],
 )  # fmt: skip
 async def test_a_bad_record_is_skipped_and_the_rest_loads(
     nothing_left: None, swept: None, spawn: Processes, spoil: Callable[[Path], None]
@@ -441,7 +454,7 @@ async def test_a_stop_lets_calls_under_way_end(spawn: Processes) -> None:
         for number in range(20):
             nursery.start_soon(one, number)
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(trio.run_process, ["systemctl", "restart", "moored.service"])
+        nursery.start_soon(trio.run_process, for_us("systemctl", "restart", "moored.service"))
     assert len(done) == 20
     async with await connect() as client:
         assert sorted(await listed(client)) == sorted(done)
