@@ -86,7 +86,7 @@ def machines(printed: str) -> dict[str, dict[str, object]]:
 
 HELD = """
 import subprocess, sys
-sys.path[:0] = ["/moorage/tests"]
+sys.path[:0] = ["/moorage/tests/support"]
 import trio
 from moorage.api.moorage_machine.errors import Timeout
 from moored import Processes, connect, control_group, kill, listed, living_records, register, run, scopes

@@ -7,7 +7,7 @@ from sandboxes import Sandbox
 
 BATTERY = """
 import sys
-sys.path[:0] = ["/moorage/tests", "/moorage/tests/system/inside"]
+sys.path[:0] = ["/moorage/tests/support", "/moorage/tests/system/inside"]
 import trio
 from moored import Processes, assert_nothing_left, connect
 from test_links import battery

@@ -62,7 +62,7 @@ def test_a_leader_that_became_roots_and_calls_itself_the_users(attacker: Session
     GATE.touch()
     wait_for(lambda: uid(leader) == 0)
     reply = attacker.call("Kill", {"name": "web", "signal": 9, "whom": "leader"})
-    assert reply == {"error": f"{OURS}ProcessGone", "parameters": {}}
+    assert reply == {"error": f"{OURS}ProcessGone", "parameters": {"pid": leader}}
     # Neither dead nor dying; it may still be on its way into its sleep.
     assert Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     os.kill(leader, 9)
@@ -104,7 +104,7 @@ def test_a_number_that_was_handed_out_again(spawn: Processes, creator: Session, 
     creator.kill(leader)
     again = spawn.at(leader)
     reply = creator.call("Kill", {"name": "web", "signal": 9, "whom": "leader"})
-    assert reply == {"error": f"{OURS}ProcessGone", "parameters": {}}
+    assert reply == {"error": f"{OURS}ProcessGone", "parameters": {"pid": leader}}
     assert creator.register("more", again)["error"] == f"{OURS}ProcessNotOwned"
     for session in (creator, stranger):
         reply = session.call("Find", {"process": named})

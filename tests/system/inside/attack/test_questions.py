@@ -12,7 +12,7 @@ from moorage.authz.polkit import PERSONS_MAX, QUESTIONS_PER_UID_MAX
 
 AGENT = r"""
 import sys
-sys.path.insert(0, "/moorage/tests")
+sys.path.insert(0, "/moorage/tests/support")
 from polkit_agent import AUTHORITY, blocking, jeepney
 connection = blocking.open_dbus_connection("SYSTEM")
 subject = ("unix-session", {"session-id": ("s", sys.argv[1])})

@@ -44,7 +44,7 @@ def sends_nothing(session: Session, pid: int, whom: str) -> None:
     """Kill it through both interfaces, and see it live."""
     for signal in (KILL, 19, 10):
         reply = session.call("Kill", {"name": "web", "signal": signal, "whom": whom})
-        assert reply == {"error": f"{OURS}ProcessGone", "parameters": {}}
+        assert reply == {"error": f"{OURS}ProcessGone", "parameters": {"pid": pid}}
         reply = session.call(f"{THEIRS}Kill", {"name": "web", "signal": signal, "whom": whom})
         assert (reply["error"], reply["parameters"]["errnoName"]) == ("io.systemd.System", "ESRCH")
     assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"

@@ -126,8 +126,7 @@ def test_a_helper_in_the_manager_of_a_user(creator: Session, name: str, value: A
     reply = creator.call("Register", wanted, path=HERS)
     creator.kill(leader)
     assert reply["error"] == "io.moorage.Machine.InvalidProperty", reply
-    assert reply["parameters"]["property"] == name
-    assert "helper fs" in reply["parameters"]["reason"]
+    assert (reply["parameters"]["property"], reply["parameters"]["helper"]) == (name, "fs")
     listed = creator.run("systemctl", "--user", "list-units", "--all", "--plain", "--no-legend", "machine-*")
     assert listed.stdout == ""
 
