@@ -163,6 +163,8 @@ class Scopes:
             return await self._started.start(spec, mark, deadline=deadline)
         except (InvalidProperty, ManagerRefused, NoSuchUnit):
             if self._processes.has_exited(pidfd):
+                # A start that was repeated after a lost link is refused, but the first may have made the scope.
+                await self.undo(spec.unit, mark, [each.unit for each in spec.auxiliary])
                 raise ProcessGone(registration.leader.pid) from None
             raise
         except ManagerTimeout as error:
