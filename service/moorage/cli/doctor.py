@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from moorage.cli.address import Address
+from moorage.cli.address import VARIABLE, Address
 from moorage.cli.failures import Failure
 
 SYSTEMD_MIN: Final = 257
@@ -187,12 +187,14 @@ def _controllers(root: Path, *, user: bool) -> Finding:
 
 def _bpf(root: Path) -> Finding:
     subject = "BPF"
-    if (root / "sys/fs/bpf").is_dir() and (root / "sys/kernel/btf/vmlinux").is_file():
+    missing = [path for path in ("/sys/fs/bpf", "/sys/kernel/btf/vmlinux") if not (root / path[1:]).exists()]
+    if not missing:
         return Finding(subject, State.good, "BPF file system and type information are there")
+    # A container may not see what its kernel has.
     return Finding(
         subject,
         State.limited,
-        "the kernel has no BPF, or no type information",
+        f"not seen here: {', '.join(missing)}",
         "DeviceAllow=, IPAddressDeny= and the like may have no effect: a kernel with CONFIG_BPF_SYSCALL, "
         "CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF has them",
     )
@@ -237,8 +239,9 @@ def _machined(root: Path) -> Finding:
 
 
 def _start(address: Address) -> str:
-    manager = address.manager or "systemctl"
-    return f"{manager} enable --now moored.socket"
+    if address.manager is None:
+        return f"Check the path, which comes from --address or ${VARIABLE}"
+    return f"{address.manager} enable --now moored.socket"
 
 
 def _socket(address: Address) -> Finding:

@@ -23,16 +23,18 @@ def doctor(choice: Choice, as_json: bool) -> int:
     address = choice.resolve()
     import msgspec
 
+    from moorage.cli import views
     from moorage.cli.doctor import Finding, examine, failed
+    from moorage.cli.properties.quantities import printable
 
     findings: list[Finding] = []
     for finding in examine(address):
         findings.append(finding)
         if as_json:
-            click.echo(msgspec.json.encode(finding))
+            views.show_json(msgspec.Raw(msgspec.json.encode(finding)))
             continue
         state = click.style(f"{finding.state.value:8}", fg=COLOURS[finding.state.value])
-        click.echo(f"{state} {finding.subject}: {finding.words}")
+        click.echo(f"{state} {finding.subject}: {printable(finding.words)}")
         if finding.remedy is not None:
-            click.echo(f"{'':8} -> {finding.remedy}")
+            click.echo(f"{'':8} -> {printable(finding.remedy)}")
     return Exit.REFUSED if failed(findings) else Exit.OK
