@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from moorage.cli.address import Address
-from moorage.cli.properties.quantities import printable
+from moorage.quantities import printable
 from moorage.wire.errors import ProtocolError, VarlinkError
 
 

@@ -22,7 +22,6 @@ or JSON. All texts but names may have specifiers, in the manner of systemd.unit(
 
 from __future__ import annotations
 
-import difflib
 import graphlib
 import os
 import re
@@ -38,6 +37,7 @@ from moorage.cli.address import Address
 from moorage.cli.properties.assignments import Signatures, convert_values, without_names
 from moorage.cli.properties.display import setting_words
 from moorage.names import SUN_PATH_MAX, UnitNames, directory_name
+from moorage.similar import did_you_mean, nearest
 
 FILE_BYTES_MAX: Final = 1024 * 1024
 """A larger file, such as a disk image, is given by mistake and is not parsed."""
@@ -145,10 +145,10 @@ def _instead(reason: str, path: str, kind: Any) -> str:
     if match := _UNKNOWN.fullmatch(reason):
         struct = structs.get(re.sub(r"\[[0-9.]+\]", "", path))
         names = [] if struct is None else [field.encode_name for field in msgspec.structs.fields(struct)]
-        near = difflib.get_close_matches(match[1], names, n=1)
+        near = nearest(match[1], names, most=1)
         if names and not near:
             return f"; choose from {', '.join(names)}"
-        return f"; did you mean {' or '.join(near)}?" if near else ""
+        return did_you_mean(near)
     if _NO_VALUE.fullmatch(reason):
         above, _, name = re.sub(r"\[[0-9.]+\]", "", path).rpartition(".")
         for field in msgspec.structs.fields(structs.get(above, kind)):

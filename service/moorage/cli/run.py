@@ -21,7 +21,6 @@ from moorage.cli.endings import surprise
 from moorage.cli.failures import Exit, Failure, explain
 from moorage.cli.helper_files import Helper, as_sent
 from moorage.cli.processes import naming
-from moorage.cli.properties.quantities import printable
 from moorage.cli.replies import Machine
 from moorage.cli.service import INTERFACE, Reply
 from moorage.cli.terminal import Terminal
@@ -34,6 +33,7 @@ from moorage.launch import (
     hold,
     keep_lease,
 )
+from moorage.quantities import printable
 from moorage.wire.client import CALL_SECONDS, Client
 from moorage.wire.errors import ProtocolError, VarlinkError
 

@@ -16,7 +16,6 @@ import msgspec
 from moorage.cli.endings import LACK_OF_MEMORY, leader_end, reason
 from moorage.cli.failures import Exit, Failure
 from moorage.cli.properties.display import limit_words, setting_name, setting_words
-from moorage.cli.properties.quantities import format_size, format_span, printable
 from moorage.cli.replies import (
     Accounting,
     DescribeReply,
@@ -29,6 +28,7 @@ from moorage.cli.replies import (
     ReloadReply,
 )
 from moorage.cli.service import Reply
+from moorage.quantities import format_size, format_span, printable
 
 T = TypeVar("T")
 

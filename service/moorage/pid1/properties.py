@@ -20,14 +20,14 @@ Which of the properties can be set at all, introspection does not tell; the mana
 Pure: no I/O.
 """
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from moorage.dbus.signature import split
 from moorage.pid1 import unit_files
 from moorage.pid1.manager import InvalidProperty, Json, NoSuchProperty, TypedProperty
+from moorage.similar import nearest
 
 PROPERTIES_MAX: Final = 512
 """Properties in one call; a service has about 400 in all."""
@@ -37,12 +37,6 @@ ELEMENTS_MAX: Final = 65_536
 
 TEXT_MAX: Final = 1024 * 1024
 """Bytes of strings in one call. A unit file may not be larger either (`LONG_LINE_MAX` of systemd is 1 MiB)."""
-
-NEAREST_MAX: Final = 3
-"""Names that are offered in place of one that does not exist."""
-
-NAME_MAX: Final = 64
-"""Characters of such a name that are compared, which takes time with each of them: no property has a longer one."""
 
 INTROSPECTION_MAX: Final = 4 * 1024 * 1024
 """Bytes; that of a service has 0.08 MB in systemd 262."""
@@ -166,20 +160,13 @@ class UnitProperties:
         for name, value in properties.items():
             signature = self._settable.get(name)
             if signature is None:
-                raise NoSuchProperty(name, _nearest(name, self._settable))
+                raise NoSuchProperty(name, nearest(name, self._settable))
             rules = unit_files.rules(name, signature)
             asked = _from_json(signature, value, name, "", budget, rules)
             converted.append(
                 TypedProperty(name, signature, unit_files.settle(name, signature, asked, self._version))
             )
         return tuple(converted)
-
-
-def _nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names that could be meant: longer ones, as of CPUQuota, or similar ones, as of TimeoutStopSec."""
-    longer = [each for each in names if each.lower().startswith(name.lower())] if name else []
-    similar = difflib.get_close_matches(name[:NAME_MAX], names, n=NEAREST_MAX)
-    return list(dict.fromkeys([*similar, *longer]))[:NEAREST_MAX]
 
 
 class _Budget:

@@ -192,7 +192,7 @@ def test_every_setting_of_a_unit_file_is_a_property(
 
 
 def test_spans_are_those_of_systemd() -> None:
-    from moorage.cli.properties.quantities import parse_span
+    from moorage.quantities import parse_span
 
     for text in (
         "5",

@@ -8,7 +8,7 @@ import click
 
 from moorage.cli.address import Choice
 from moorage.cli.commands.options import ANSWER_SECONDS, JSON, NAME, addressed, chosen, finite_span, parsed
-from moorage.cli.properties.quantities import parse_signal
+from moorage.quantities import parse_signal
 
 STOP_SECONDS: Final = 200.0
 """Default of the service's own deadline for Stop: time for SIGTERM, then for SIGKILL."""

@@ -15,7 +15,7 @@ from moorage.cli.address import Address, Choice
 from moorage.cli.commands.machine import register_seconds
 from moorage.cli.commands.options import ANSWER_SECONDS, JSON, NAME, addressed, chosen
 from moorage.cli.failures import Exit, Failure
-from moorage.cli.properties.quantities import printable
+from moorage.quantities import printable
 
 if TYPE_CHECKING:
     from moorage.cli import helper_files

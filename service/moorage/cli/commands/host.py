@@ -25,7 +25,7 @@ def doctor(choice: Choice, as_json: bool) -> int:
 
     from moorage.cli import views
     from moorage.cli.doctor import Finding, examine, failed
-    from moorage.cli.properties.quantities import printable
+    from moorage.quantities import printable
 
     findings: list[Finding] = []
     for finding in examine(address):

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from moorage.cli.address import VARIABLE, Choice
 from moorage.cli.failures import Exit, Failure
-from moorage.cli.properties.quantities import parse_span
+from moorage.quantities import parse_span
 
 # Trio and msgspec take most of the time that moorctl needs to start. The help, a wrong option and most completions
 # need neither, so every command imports `service` and `views` only when it makes its call.

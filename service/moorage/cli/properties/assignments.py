@@ -9,7 +9,6 @@ Pure.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -31,13 +30,8 @@ from moorage.cli.properties.converters import (
     span,
 )
 from moorage.cli.properties.irregular import ALIASES, TABLE, condition
-from moorage.cli.properties.quantities import parse_size
-
-NEAREST_MAX: Final = 3
-"""Names that are suggested for one that does not exist."""
-
-NAME_MAX: Final = 64
-"""Characters of an unknown name that are compared with the others; no property has a longer name."""
+from moorage.quantities import parse_size
+from moorage.similar import did_you_mean, nearest
 
 _STATUS: Final = re.compile(
     r"^(Can|Effective|N)[A-Z]|(Timestamp|Monotonic|Current|Peak|Bytes|Packets|Operations|Result|State|Id|ID)$"
@@ -188,17 +182,8 @@ def _by_suffix(name: str, signature: str) -> Converter | None:
 
 def _unknown(name: str, known: Signatures) -> str:
     """Say that there is no such property, and which could be meant."""
-    written = {each.lower(): each for each in settings(known) if _STATUS.search(each) is None}
-    typed = name[:NAME_MAX].lower()
-    near = difflib.get_close_matches(typed, written, n=NEAREST_MAX)
-    longer = [each for each in written if each.startswith(typed)]
-    names = [written[each] for each in dict.fromkeys([*near, *longer])][:NEAREST_MAX]
-    text = f"there is no property {name}"
-    return (
-        f"{text}; did you mean {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}?"
-        if names
-        else text
-    )
+    offered = [each for each in settings(known) if _STATUS.search(each) is None]
+    return f"there is no property {name}{did_you_mean(nearest(name, offered))}"
 
 
 def settings(known: Signatures) -> list[str]:

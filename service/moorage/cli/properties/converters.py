@@ -16,7 +16,8 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from moorage.cli.properties.quantities import (
+from moorage.cli.properties.words import WHITESPACE, first_word, split_words, unescape
+from moorage.quantities import (
     INFINITY,
     UINT32_MAX,
     UINT64_MAX,
@@ -29,7 +30,6 @@ from moorage.cli.properties.quantities import (
     scale_of_percent,
     set_to_bytes,
 )
-from moorage.cli.properties.words import WHITESPACE, first_word, split_words, unescape
 
 Json = Any
 Parser = Callable[[str], Json]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from moorage.cli.properties.quantities import (
+from moorage.quantities import (
     INFINITY,
     UINT64_MAX,
     format_exact_size,

@@ -29,7 +29,8 @@ from moorage.cli.properties.converters import (
     soft_and_hard,
     span,
 )
-from moorage.cli.properties.quantities import (
+from moorage.cli.properties.words import WHITESPACE, first_word, split_words, unescape
+from moorage.quantities import (
     INFINITY,
     UINT64_MAX,
     parse_boolean,
@@ -38,7 +39,6 @@ from moorage.cli.properties.quantities import (
     parse_span,
     scale_of_percent,
 )
-from moorage.cli.properties.words import WHITESPACE, first_word, split_words, unescape
 
 _SECCOMP_KILL: Final = 2**31 - 2
 """SECCOMP_ERROR_NUMBER_KILL of seccomp-util.h."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.cli.properties import quantities as q
+from moorage import quantities as q
 
 
 @given(st.integers(0, 2**63))
