@@ -1,0 +1,89 @@
+"""Handlers of the calls that only look: List, Describe, DescribeProperties, Find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import trio
+
+from moorage.api.calls import permit
+from moorage.api.moorage_machine import convert, errors
+from moorage.api.moorage_machine import types as wire
+from moorage.api.moorage_machine.base import Handlers
+from moorage.api.moorage_machine.errors import REFUSALS
+from moorage.api.moorage_machine.finding import find
+from moorage.api.refusals import translated
+from moorage.machines.properties import SHOWN
+from moorage.pid1.manager import ASK_USEC, NoSuchProperty, NoSuchUnit
+from moorage.wire.call import Call
+from moorage.wire.method import method
+from moorage.wire.types import Empty
+
+
+class Looks(Handlers):
+    """Shows machines."""
+
+    @method("List", requires_more=True)
+    def list(self, call: Call, params: Empty) -> Iterator[wire.MachineOut]:
+        """List the living machines; each is converted when there is room for it on the connection."""
+        permit(call, self.authority)
+        return self._listed(call)
+
+    def _listed(self, call: Call) -> Iterator[wire.MachineOut]:
+        listed = False
+        for machine in self.registry.snapshot():
+            if self.registry.get(machine.name) is machine and machine.is_there:
+                listed = True
+                yield wire.MachineOut(machine=self.shown(call, machine, frozen=machine.frozen))
+        if not listed:
+            raise errors.NoSuchMachine  # a call must be answered; machined's answer is the same
+
+    @method("Describe")
+    async def describe(self, call: Call, params: wire.NameIn) -> wire.DescribeOut:
+        """Describe a machine, living or gone."""
+        permit(call, self.authority)
+        machine = self.known(params.name)
+        looking = self.services.looking
+        if machine.record.verdict is None:
+            with translated(REFUSALS):
+                try:
+                    limits = await looking.limits(machine, SHOWN)
+                except (NoSuchUnit, NoSuchProperty):
+                    limits = {}  # the unit is just going, or its type has none of them
+            if machine.record.verdict is None:
+                counters = convert.accounting(looking.counters(machine))
+                return wire.DescribeOut(
+                    machine=self.shown(call, machine), accounting=counters, limits=limits
+                )
+        await machine.completed.wait()
+        assert machine.record.verdict is not None
+        return wire.DescribeOut(
+            machine=self.shown(call, machine),
+            accounting=convert.accounting(machine.record.verdict.accounting),
+            limits={},
+        )
+
+    @method("DescribeProperties")
+    async def describe_properties(
+        self, call: Call, params: wire.DescribePropertiesIn
+    ) -> wire.DescribePropertiesOut:
+        """Return the properties that the service manager has for a type of unit."""
+        permit(call, self.authority)
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        with translated(REFUSALS):
+            types = await self.manager.property_types(params.type.value, deadline=deadline)
+        return wire.DescribePropertiesOut(
+            properties={
+                name: signature for name, signature in types.settable.items() if "h" not in signature
+            }
+        )
+
+    @method("Find")
+    async def find(self, call: Call, params: wire.FindIn) -> wire.MachineOut:
+        """Find the machine that a process, a unit, a control group or an invocation belongs to."""
+        permit(call, self.authority)
+        with translated(REFUSALS):
+            machine = find(call, params, self.registry, self.services.lookup)
+        if machine is None or not machine.is_there:
+            raise errors.NoSuchMachine
+        return wire.MachineOut(machine=self.shown(call, machine))

@@ -1,0 +1,64 @@
+"""Handlers of the orders to a machine: Kill, Stop, Forget."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from moorage.api.calls import managed
+from moorage.api.moorage_machine import errors
+from moorage.api.moorage_machine import types as wire
+from moorage.api.moorage_machine.base import Handlers
+from moorage.api.moorage_machine.errors import REFUSALS
+from moorage.api.refusals import translated
+from moorage.machines import model
+from moorage.machines.control import STOP_SECONDS
+from moorage.pid1.manager import NoSuchUnit
+from moorage.wire.call import Call
+from moorage.wire.errors import InvalidParameter
+from moorage.wire.method import method
+from moorage.wire.types import Last
+
+
+class Orders(Handlers):
+    """Passes orders on."""
+
+    @method("Kill")
+    async def kill(self, call: Call, params: wire.KillIn) -> None:
+        """Send a signal to processes of a machine."""
+        if params.subgroup is not None and not model.is_path("/" + params.subgroup.lstrip("/")):
+            raise InvalidParameter("subgroup")
+        whom = params.whom or model.KillWhom.all
+        if params.subgroup is not None and whom is not model.KillWhom.all:
+            raise InvalidParameter("subgroup")
+        machine = await self.managed(call, params, params.ifInvocationId)
+        with translated(REFUSALS):
+            try:
+                await self.services.control.kill(machine, whom, params.signal, subgroup=params.subgroup)
+            except NoSuchUnit:
+                raise errors.ProcessGone from None
+
+    @method("Stop")
+    async def stop(
+        self, call: Call, params: wire.StopIn
+    ) -> AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
+        """Stop a machine; reply when it is gone, with ``more`` also when it begins to stop."""
+        machine = await self.managed(call, params, params.ifInvocationId)
+        with translated(REFUSALS):
+            if call.more:
+                await self.services.control.begin_stop(machine, wait=0)
+                yield wire.MachineOut(machine=self.shown(call, machine))
+            timeout = STOP_SECONDS if params.timeoutUSec is None else params.timeoutUSec / 1e6
+            await self.services.control.stop(machine, timeout=timeout)
+        yield Last(wire.MachineOut(machine=self.shown(call, machine)))
+
+    @method("Forget")
+    async def forget(self, call: Call, params: wire.ManageIn) -> None:
+        """Forget a machine, living or gone; its unit goes on."""
+        machine = await managed(
+            call,
+            self.authority,
+            lambda: self.known(params.name),
+            errors.NoSuchMachine(params.name),
+            interactive=params.allowInteractiveAuthentication,
+        )
+        self.services.retirement.forget(machine)
