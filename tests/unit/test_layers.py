@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[2] / "service" / "moorage"
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: words
     ("moorage.names", "moorage.quantities", "moorage.similar", "moorage.wire.errors", "moorage.wire.message",
-     "moorage.machines.model", "moorage.machines.errors", "moorage.pid1.manager", "moorage.kernel.process", "moorage.kernel.peer",
-     "moorage.kernel.clock", "moorage.launch.holder"),
+     "moorage.machines.model", "moorage.machines.errors", "moorage.pid1.manager", "moorage.kernel.process",
+     "moorage.kernel.peer", "moorage.kernel.clock", "moorage.launch.holder"),
     # 1: pure decisions
     (
         "moorage.wire.connection", "moorage.wire.output", "moorage.wire.idl", "moorage.wire.conformance",
