@@ -10,6 +10,7 @@ import trio
 from moorage.kernel.system import System
 from moorage.machines.agenda import Agenda
 from moorage.machines.errors import LeaderTaken
+from moorage.machines.leader import lives
 from moorage.machines.machine import Machine
 from moorage.machines.model import Phase, Registration
 from moorage.machines.registry import Registry
@@ -67,7 +68,7 @@ class Holders:
         """Whether a machine's control group is still there, and not empty; another one may have its path by now."""
         placement = machine.record.placement
         if placement.shared:
-            return machine.leader is not None and not machine.leader.ended
+            return lives(machine, self._processes)
         if self._hierarchy.identity(placement.control_group) != placement.control_group_id:
             return False
         state = self._hierarchy.events(placement.control_group)

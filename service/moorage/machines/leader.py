@@ -8,13 +8,13 @@ import trio
 
 from moorage.kernel import process
 from moorage.kernel.processes import Processes
+from moorage.machines.machine import Machine
 
 
 class WatchedLeader:
     """One leader, watched by its pidfd until its parent has reaped it: only then does the kernel say how it ended.
 
     Attributes:
-        ended: it has ended.
         exit: how; None while that is not known, and where the kernel does not tell it.
         reaped: set when nothing more will be known of its end.
     """
@@ -30,13 +30,20 @@ class WatchedLeader:
         Raises:
             OSError: it cannot be watched; the pidfd stays the caller's.
         """
-        self.ended = False
         self.exit: process.Exit | None = None
         self.reaped = trio.Event()
         self._pidfd = pidfd
         self._processes = processes
         self._changed = changed
+        self._ended = False
         processes.watch(pidfd, self._note_end, self._note_reaping)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, by what the kernel knows: its report may wait to be read."""
+        if not self._ended and not self.reaped.is_set():
+            self._ended = self._processes.has_exited(self._pidfd)
+        return self._ended
 
     @property
     def pidfd(self) -> int | None:
@@ -45,14 +52,14 @@ class WatchedLeader:
 
     def elsewhere(self, control_group: str) -> str | None:
         """Return the control group that the leader is in, if it lives, and not in this one or below."""
-        if self.pidfd is None or self._processes.has_exited(self._pidfd):
+        if self.pidfd is None:
             return None
         try:
             found = self._processes.control_group(self._processes.pid_of(self._pidfd))
         except (process.ProcessGone, process.NotAProcess):
             return None
         # Whoever ended while that was read is shown in the root.
-        if self._processes.has_exited(self._pidfd) or f"{found}/".startswith(f"{control_group}/"):
+        if self.ended or f"{found}/".startswith(f"{control_group}/"):
             return None
         return found
 
@@ -64,9 +71,17 @@ class WatchedLeader:
             self._processes.close(self._pidfd)
 
     def _note_end(self) -> None:
-        self.ended = True
+        self._ended = True
         self._changed()
 
     def _note_reaping(self) -> None:
         self.exit = self._processes.exit_of(self._pidfd)
         self.close()
+
+
+def lives(machine: Machine, processes: Processes) -> bool:
+    """Whether the leader of a machine lives, which need not be watched."""
+    if machine.leader is not None:
+        return not machine.leader.ended
+    leader = machine.record.leader
+    return leader is not None and processes.is_alive(leader)

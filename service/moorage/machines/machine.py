@@ -46,9 +46,13 @@ class Work(StrEnum):
 class Leader(Protocol):
     """A leader that is watched, see :class:`moorage.machines.leader.WatchedLeader`."""
 
-    ended: bool
     exit: Exit | None
     reaped: trio.Event
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        ...
 
     @property
     def pidfd(self) -> int | None:

@@ -16,6 +16,7 @@ import trio
 from moorage.authz.allowed_properties import MACHINE_SLICE
 from moorage.authz.allowed_properties import check as check_rights
 from moorage.authz.ownership import NotOwned, check_unit, is_in_namespace_of, runs_as
+from moorage.kernel.process import ProcessGone
 from moorage.kernel.system import System
 from moorage.machines import effective
 from moorage.machines.asked import differing, digests
@@ -322,6 +323,8 @@ class Registrar:
             self._system,
             deadline=deadline,
         )
+        if self._processes.has_exited(pidfd):
+            raise ProcessGone(registration.leader.pid)
         return msgspec.structs.replace(found, shared=shared), []
 
     async def _check_unit(self, registration: Registration, pidfd: int, deadline: float) -> None:

@@ -19,6 +19,7 @@ from moorage.machines.detached import Detached
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.helpers.changes import Changes
 from moorage.machines.helpers.status import HelperStates
+from moorage.machines.leader import lives
 from moorage.machines.leftovers import stop_thawed
 from moorage.machines.machine import Machine, Recheck
 from moorage.machines.model import Accounting
@@ -140,7 +141,7 @@ class Watching:
         record, placement = machine.record, machine.record.placement
         renewed = False
         if placement.shared:
-            populated = self._leader_lives(machine)
+            populated = lives(machine, self._processes)
         else:
             found = self._hierarchy.identity(placement.control_group)
             renewed = found not in {None, placement.control_group_id}
@@ -161,12 +162,6 @@ class Watching:
             result=machine.result,
             without=lost(record.helpers, self._states) is not None,
         )
-
-    def _leader_lives(self, machine: Machine) -> bool:
-        if machine.leader is not None:
-            return not machine.leader.ended
-        leader = machine.record.leader
-        return leader is not None and self._processes.is_alive(leader)
 
     async def _ask_about(self, machine: Machine) -> None:
         try:

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import pytest
 import trio
@@ -29,9 +29,9 @@ def readiness() -> Generator[Readiness]:
     made.close()
 
 
-async def poll_until(readiness: Readiness, leader: WatchedLeader, *, reaped: bool) -> None:
+async def poll_until(readiness: Readiness, told: Callable[[], object]) -> None:
     with trio.fail_after(SECONDS):
-        while not (leader.reaped.is_set() if reaped else leader.ended):
+        while not told():
             readiness.poll()
             await trio.sleep(0.001)
 
@@ -45,18 +45,39 @@ async def test_a_leader_is_watched_until_it_is_reaped(
     readiness.poll()
     assert (leader.ended, leader.pidfd, leader.exit, ended) == (False, pidfd, None, [])
     child.kill()
-    await poll_until(readiness, leader, reaped=False)
+    await poll_until(readiness, lambda: ended)
     # A zombie: it can be sent nothing, and does not tell yet.
     assert (leader.ended, leader.pidfd, leader.exit, ended) == (True, None, None, [True])
     assert not leader.reaped.is_set()
     assert readiness.poll() == 0  # nor does it keep anybody awake
     child.wait()
-    await poll_until(readiness, leader, reaped=True)
+    await poll_until(readiness, leader.reaped.is_set)
     assert leader.exit in {process.Exit(signal=9), None}
     assert ended == [True]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(pidfd)
     leader.close()  # once more
+
+
+async def test_a_leader_has_ended_before_that_is_reported(
+    child: subprocess.Popen[bytes], readiness: Readiness
+) -> None:
+    """Whoever asks must not be told that it lives because nobody has read the report yet."""
+    ended: list[bool] = []
+    leader = WatchedLeader(os.pidfd_open(child.pid), PidfdProcesses(readiness), lambda: ended.append(True))
+    child.kill()
+    child.wait()
+    assert (leader.ended, leader.pidfd, ended) == (True, None, [])
+    await poll_until(readiness, leader.reaped.is_set)
+    assert (leader.ended, ended) == (True, [True])
+
+
+async def test_a_leader_that_is_watched_no_more_has_not_ended_for_that(
+    child: subprocess.Popen[bytes], readiness: Readiness
+) -> None:
+    leader = WatchedLeader(os.pidfd_open(child.pid), PidfdProcesses(readiness), lambda: None)
+    leader.close()
+    assert (leader.ended, leader.pidfd) == (False, None)
 
 
 async def test_a_leader_elsewhere_is_found(child: subprocess.Popen[bytes], readiness: Readiness) -> None:
