@@ -79,6 +79,36 @@ def test_helpers_end_with_a_machine_whose_unit_stays_active(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_the_place_of_helpers_that_were_removed_ends_with_a_machine_whose_unit_stays_active(
+    seed: int,
+) -> None:
+    done = simulation.run(
+        seed,
+        [
+            step(0, "register", **registration(place="remains")),
+            step(1, "add_helper", helper=helper()),
+            step(3, "remove_helper", helper="f"),
+            step(5, "die", signal=9, reaped=0.0),
+        ],
+    )
+    assert list(done.violations) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_name_of_a_leader_that_shared_its_unit_is_free_at_once(seed: int) -> None:
+    """It dies while another process registers itself below the same unit, and before anybody is told."""
+    done = simulation.run(
+        seed,
+        [
+            step(0, "register", **registration(place="remains")),
+            step(0.0008, "die", signal=0, reaped=0.0),
+            step(0.0025, "register", **registration(place="part")),
+        ],
+    )
+    assert list(done.violations) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_helper_that_is_starting_when_its_machine_ends_does_not_keep_the_name(seed: int) -> None:
     """The manager stops it with its machine once it has started, which takes it 9 s; then it is deaf for as long."""
     slow = helper(does="deaf", type="oneshot")

@@ -190,8 +190,8 @@ class Changes:
         Raises:
             ManagerError: as the manager says.
         """
-        if not record.helpers:
-            return
+        if not record.helpers and record.runtime_directory is None:
+            return  # the directory stays when all helpers have been removed
         marks = self._intents.marks_of(record.name)
         await self._starts.stop_all(record.name, record.helpers, marks, deadline=deadline)
 
