@@ -227,6 +227,7 @@ class Registrar:
         if intent.allocated:
             self._intents.intend(intent)
             steps.push(self._intents.withdrawal(intent.name))
+            await self._references.freed(intent.scope)  # of an earlier machine
         try:
             placement, helpers = await self._place_in_time(registration, pidfd, intent, deadline)
         except (ManagerTimeout, ManagerUnavailable):

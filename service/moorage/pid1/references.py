@@ -8,7 +8,9 @@ references, nor without a message bus: then units are forgotten, which is what e
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -28,6 +30,14 @@ RETRY_SECONDS = 5.0
 
 CHANGES_MAX = 64
 """References taken or dropped in one go; a bus has room for the calls of others as well."""
+
+QUIET_SECONDS = 0.05
+"""How long ago the last release has to be for a unit to be let go at once, s. Where many end, they are let go together
+when no more have ended for so long: the manager and the broker need 0.87 ms for each of 400 in one slice then, and
+1.39 ms if each is let go by itself (systemd 262)."""
+
+LINGER_SECONDS = 0.5
+"""For how long a unit is kept at most after its release, s, while others go on ending."""
 
 _NAME = "org.freedesktop.systemd1"
 _BUS = "org.freedesktop.DBus"
@@ -51,7 +61,11 @@ class References(Protocol):
         ...
 
     def release(self, unit: str) -> None:
-        """Have a unit kept no more; nothing happens if it was not."""
+        """Have a unit kept no more, at once or within LINGER_SECONDS; nothing happens if it was not."""
+        ...
+
+    async def freed(self, unit: str) -> None:
+        """Let a unit go at once if it was released, and wait until that is done: for SETTLE_SECONDS at most."""
         ...
 
 
@@ -67,6 +81,12 @@ class BusReferences:
         self._bus = bus
         self._wanted: dict[str, None] = {}
         self._held: set[str] = set()
+        self._missing: dict[str, None] = {}  # wanted, and not held
+        self._lingering: dict[str, None] = {}  # held, and not wanted
+        self._dropping: dict[str, None] = {}  # the same, to be let go now
+        self._released_at = -math.inf  # the last of them
+        self._drop_at = math.inf
+        self._drop_by = math.inf  # should more be released all the while
         self._changed = trio.Event()
         self._up = False
         self._progress = trio.Event()
@@ -77,20 +97,48 @@ class BusReferences:
 
     def hold(self, units: Iterable[str]) -> None:
         """See `References`."""
-        self._wanted.update(dict.fromkeys(units))
+        for unit in units:
+            self._wanted[unit] = None
+            self._lingering.pop(unit, None)
+            if unit not in self._held or unit in self._dropping:
+                self._missing[unit] = None
         self._changed.set()
 
     async def settled(self, unit: str) -> None:
         """See `References`."""
         with trio.move_on_after(SETTLE_SECONDS):
-            while self.holds(unit) and unit not in self._held:
+            while self.holds(unit) and unit in self._missing:
                 await self._progress.wait()
 
     def release(self, unit: str) -> None:
         """See `References`."""
-        if unit in self._wanted:
-            del self._wanted[unit]
+        if unit not in self._wanted:
+            return
+        del self._wanted[unit]
+        self._missing.pop(unit, None)
+        if unit in self._held and unit not in self._dropping:
+            self._linger(unit)
+        self._changed.set()
+
+    async def freed(self, unit: str) -> None:
+        """See `References`."""
+        if unit in self._lingering:
+            del self._lingering[unit]
+            self._dropping[unit] = None
             self._changed.set()
+        with trio.move_on_after(SETTLE_SECONDS):
+            while unit in self._dropping:
+                await self._progress.wait()
+
+    def _linger(self, unit: str) -> None:
+        """Let a unit go in a while, or now, if it is the first for long."""
+        present = trio.current_time()
+        if not self._lingering:
+            self._drop_by = present + LINGER_SECONDS
+        quiet = present - self._released_at >= QUIET_SECONDS and not self._lingering
+        self._lingering[unit] = None
+        self._released_at = present
+        self._drop_at = present if quiet else min(present + QUIET_SECONDS, self._drop_by)
 
     async def run(self) -> None:
         """Take and drop references for ever."""
@@ -115,14 +163,20 @@ class BusReferences:
                 while not link.closed:
                     self._changed = trio.Event()
                     await self._catch_up(link)
-                    await self._changed.wait()
+                    with trio.move_on_at(self._drop_at):
+                        await self._changed.wait()
             except BusError as error:
                 _log.debug("Failed to hold units, trying again: %s", error)
             link.close("it is not needed any more")
 
     def _lost(self, _reason: str) -> None:
         self._up = False
-        self._held.clear()  # the manager drops them with the connection
+        # The manager drops them with the connection.
+        self._held.clear()
+        self._lingering.clear()
+        self._dropping.clear()
+        self._drop_at = math.inf
+        self._missing = dict(self._wanted)
         self._tell()
         self._changed.set()
 
@@ -131,29 +185,42 @@ class BusReferences:
         self._progress = trio.Event()
 
     async def _catch_up(self, link: Bus) -> None:
-        """Have the manager keep what is wanted, and nothing else.
+        """Have the manager keep what is wanted, and nothing else but what lingers.
 
         Raises:
             BusError: the connection is lost, or too slow.
         """
         while not link.closed:
-            dropped = [unit for unit in self._held if unit not in self._wanted][:CHANGES_MAX]
-            taken = [unit for unit in self._wanted if unit not in self._held][: CHANGES_MAX - len(dropped)]
+            if trio.current_time() >= self._drop_at:
+                self._dropping |= self._lingering
+                self._lingering.clear()
+                self._drop_at = math.inf
+            dropped = list(itertools.islice(self._dropping, CHANGES_MAX))
+            wanted = (unit for unit in self._missing if unit not in self._dropping)
+            taken = list(itertools.islice(wanted, CHANGES_MAX - len(dropped)))
             if not dropped and not taken:
                 return
-            self._held.difference_update(dropped)
             calls = [_call("UnrefUnit", unit) for unit in dropped] + [
                 _call("RefUnit", unit) for unit in taken
             ]
             replies = await link.calls(calls, deadline=trio.current_time() + CALL_SECONDS)
             if link.closed:  # and with it goes what was just taken
                 return
+            for unit in dropped:
+                self._held.discard(unit)
+                del self._dropping[unit]
             for unit, reply in zip(taken, replies[len(dropped) :], strict=True):
-                if not isinstance(reply, BusError):
-                    self._held.add(unit)
-                else:  # it is gone, or we may not
-                    self._wanted.pop(unit, None)
+                self._took(unit, refused=isinstance(reply, BusError))
             self._tell()
+
+    def _took(self, unit: str, *, refused: bool) -> None:
+        self._missing.pop(unit, None)
+        if refused:  # it is gone, or we may not
+            self._wanted.pop(unit, None)
+        else:
+            self._held.add(unit)
+            if unit not in self._wanted:
+                self._linger(unit)
 
 
 def _ignore_signal(_: BusSignal) -> None:

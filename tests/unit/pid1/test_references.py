@@ -1,6 +1,6 @@
 """References to units, over a bus that the test plays."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -61,6 +61,17 @@ class FakeBus:
             self.kept.clear()
             self._lost(reason)
             self._gone.set()
+
+
+def on_a_clock(
+    test: Callable[[pytest.MonkeyPatch], Coroutine[None, None, None]],
+) -> Callable[[pytest.MonkeyPatch], None]:
+    """Run a test on a clock that jumps when nothing else can happen."""
+
+    def on_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+        trio.run(test, monkeypatch, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    return on_clock
 
 
 @asynccontextmanager
@@ -142,3 +153,65 @@ async def test_without_a_bus_nothing_is_held() -> None:
     held.hold(["a"])
     await held.run()
     assert not held.holds("a")
+
+
+@on_a_clock
+async def test_many_that_end_are_let_go_together_after_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = FakeBus()
+    async with holding(bus, monkeypatch) as held:
+        units = [str(number) for number in range(100)]
+        held.hold(units)
+        await trio.testing.wait_all_tasks_blocked()
+        for unit in units:
+            held.release(unit)
+            await trio.sleep(references.QUIET_SECONDS / 10)
+        assert bus.kept == units[1:]  # the first one did not wait
+        bus.calls_made.clear()
+        await trio.sleep(references.QUIET_SECONDS)
+        assert (bus.kept, bus.calls_made) == ([], [64, 35])
+
+
+@on_a_clock
+async def test_none_lingers_for_long_while_others_go_on_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = FakeBus()
+    async with holding(bus, monkeypatch) as held:
+        units = [str(number) for number in range(100)]
+        held.hold(units)
+        await trio.testing.wait_all_tasks_blocked()
+        step = references.LINGER_SECONDS / 50
+        for unit in units:
+            held.release(unit)
+            await trio.sleep(step)
+        assert len(bus.kept) < 60
+
+
+@on_a_clock
+async def test_a_name_that_is_needed_again_is_free_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = FakeBus()
+    async with holding(bus, monkeypatch) as held:
+        held.hold(["a", "b", "c"])
+        await trio.testing.wait_all_tasks_blocked()
+        for unit in ("a", "b", "c"):
+            held.release(unit)
+        begin = trio.current_time()
+        await held.freed("b")
+        await held.freed("other")
+        assert (bus.kept, trio.current_time()) == (["a", "c"], begin)
+        held.hold(["b"])
+        await held.settled("b")
+        assert (bus.kept, trio.current_time()) == (["a", "c", "b"], begin)
+        await trio.sleep(1)
+        assert bus.kept == ["b"]
+
+
+@on_a_clock
+async def test_what_is_released_while_it_is_taken_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = FakeBus()
+    async with holding(bus, monkeypatch) as held:
+        await trio.testing.wait_all_tasks_blocked()
+        held.hold(["a"])
+        while not bus.calls_made:
+            await trio.lowlevel.checkpoint()
+        held.release("a")
+        await trio.sleep(1)
+        assert bus.kept == []
