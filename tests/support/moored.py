@@ -364,6 +364,17 @@ async def end_moored() -> None:
     run("systemctl", "stop", "moored.socket")
 
 
+def start_listening() -> None:
+    """Start moored's socket.
+
+    Tests in a row do so more often than the service manager lets pass (StartLimitBurst=). Its count ends with a reset,
+    and with the unit itself, which need not be loaded.
+    """
+    command = for_us("systemctl", "reset-failed", "moored.socket")
+    subprocess.run(command, capture_output=True, check=False, timeout=UNTIL_SECONDS)
+    run("systemctl", "start", "moored.socket")
+
+
 class Processes:
     """Starts processes for one test, and buries them all at its end."""
 

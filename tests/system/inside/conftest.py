@@ -16,6 +16,7 @@ from moored import (
     logged,
     main_pid,
     run,
+    start_listening,
 )
 
 
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def moored() -> Generator[None]:
     """Listen; the first call starts the service. At the end it must not have met a bug of its own."""
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     before = cursor()
     yield
     text = "\n".join(logged(before))
@@ -87,6 +88,4 @@ def mortal() -> Generator[None]:
     yield
     drop_in.unlink()
     run("systemctl", "daemon-reload")
-    # Several tests in a row start it more often than the manager lets pass.
-    run("systemctl", "reset-failed", "moored.socket")
-    run("systemctl", "start", "moored.socket")
+    start_listening()

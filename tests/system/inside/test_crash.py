@@ -30,6 +30,7 @@ from moored import (
     run,
     scopes,
     show,
+    start_listening,
     units,
     until,
     verdict,
@@ -240,7 +241,7 @@ async def test_what_another_has_put_there_meanwhile_is_left_alone(
     other = spawn((*argv, "--", "sleep", "infinity"))
     await until(lambda: SCOPE in control_group(other))
     since = cursor()
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         await until(lambda: not begun(), "nothing is begun")
         assert await listed(client) == {}
@@ -260,7 +261,7 @@ async def test_a_scope_whose_record_is_lost_is_told_from_others(spawn: Processes
     run("systemctl", "stop", "moored.socket", "moored.service")
     (RECORDS / "web").unlink()
     since = cursor()
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         holder = (
             "a unit that is active, “Virtual Machine web”, with processes, "
@@ -284,7 +285,7 @@ async def test_a_control_group_without_a_unit_is_reported_and_left_alone(spawn: 
     run("systemctl", "stop", "moored.socket", "moored.service")
     move(stray, f"{MANAGER}/machine.slice/{SCOPE}")
     since = cursor()
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         said = f"{MANAGER}/machine.slice/{SCOPE} has processes, but no unit."
         await until(lambda: said in logged(since), "it is reported")

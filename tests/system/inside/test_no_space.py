@@ -18,6 +18,7 @@ from moored import (
     register,
     run,
     scopes,
+    start_listening,
     until,
     verdict,
 )
@@ -34,11 +35,11 @@ def small(moored: None) -> Generator[None]:
     """A directory of limited size for all that the service writes."""
     run("systemctl", "stop", "moored.socket", "moored.service")
     run("mount", "-t", "tmpfs", "-o", "size=128k,mode=0755", "small", str(PLACE))
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     yield
     run("systemctl", "stop", "moored.socket", "moored.service")
     run("umount", str(PLACE))
-    run("systemctl", "start", "moored.socket")
+    start_listening()
 
 
 def fill() -> None:

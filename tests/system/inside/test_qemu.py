@@ -36,6 +36,7 @@ from moored import (
     run,
     show,
     signal_moored,
+    start_listening,
     state,
     units,
     until,
@@ -372,7 +373,7 @@ async def test_moored_is_killed_while_it_registers(fate: str, ready: bool) -> No
     # What is left is at most what the service manager knows of a scope that it could not start.
     await until(lambda: not directories())
     await until(lambda: not active())
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client, running(client):
         await qmp("quit")
     await gone(f"moored killed in Register, {fate}, helper ready: {ready}")

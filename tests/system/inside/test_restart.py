@@ -32,6 +32,7 @@ from moored import (
     register,
     run,
     show,
+    start_listening,
     until,
     verdict,
 )
@@ -195,7 +196,7 @@ async def test_what_ended_while_nobody_looked(spawn: Processes) -> None:
     await until(lambda: "machine-other" in control_group(other))
     await until(lambda: leaders["timed-out"].poll() is not None)
     await until(lambda: show("machine-timed\\x2dout.scope", "ActiveState") == {"ActiveState": "failed"})
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         assert list(await listed(client)) == ["alive"]
         results = {name: (await describe(client, name)).get("verdict", {}).get("result") for name in names}
@@ -213,8 +214,6 @@ async def test_what_ended_while_nobody_looked(spawn: Processes) -> None:
 
 
 def stop_listening() -> None:
-    # Several tests in a row start it more often than a manager lets pass that keeps the unit, as that of a user does.
-    run("systemctl", "reset-failed", "moored.socket")
     run("systemctl", "stop", "moored.socket", "moored.service")
 
 
@@ -228,7 +227,7 @@ async def test_a_leader_of_another_life_is_none(spawn: Processes) -> None:
     stop_listening()
     kill(leader)
     innocent = spawn.at(leader.pid)
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         assert (await listed(client))["web"]["phase"] == "running"
         with pytest.raises(ProcessGone):
@@ -250,7 +249,7 @@ async def test_a_record_with_another_pidfd_id_is_not_believed(spawn: Processes) 
     content = record("web")
     content["leader"]["pidfd_id"] += 1
     write_record("web", content)
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         assert (await listed(client))["web"]["phase"] == "running"
         with pytest.raises(ProcessGone):
@@ -349,7 +348,7 @@ async def test_a_bad_record_is_skipped_and_the_rest_loads(
     stop_listening()
     spoil(RECORDS / "bad")
     since = cursor()
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         assert await listed(client) == {name: before[name] for name in ("a", "z")}
         with pytest.raises(NoSuchMachine):
@@ -366,7 +365,7 @@ async def test_a_record_that_was_half_written_is_removed(spawn: Processes) -> No
         await register(client, "web", spawn())
     stop_listening()
     (RECORDS / ".new-web").write_bytes(b'{"version":1,')
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         assert list(await listed(client)) == ["web"]
     assert sorted(os.listdir(RECORDS)).count(".new-web") == 0

@@ -25,6 +25,7 @@ from moored import (
     register,
     run,
     scopes,
+    start_listening,
     state,
     until,
 )
@@ -67,7 +68,7 @@ PARTS = [(call, error, part, parts) for call, error, parts in REFUSALS for part 
 @pytest.fixture
 def processes() -> Generator[Processes]:
     """Start processes; they end with the test. What a start that failed has logged is no concern here."""
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     started = Processes()
     yield started
     started.bury()

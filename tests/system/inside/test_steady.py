@@ -24,6 +24,7 @@ from moored import (
     register,
     run,
     show,
+    start_listening,
     state,
     units,
     until,
@@ -213,7 +214,7 @@ async def test_the_same_without_the_service(spawn: Processes, mortal: None, case
     end(pid)
     await assert_everything_gone()
     assert leader.wait() == -signal.SIGTERM
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         found = await verdict(client, "web")
         assert (found["cause"], found["helper"], found["helperResult"]) == ("helperEnded", "fs", result)
@@ -277,7 +278,7 @@ async def test_the_next_instance_ends_what_was_frozen(spawn: Processes, mortal: 
     if thawed:
         run("systemctl", "thaw", SCOPE)
     assert leader.poll() is None
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         found = await verdict(client, "web")
         assert (found["cause"], found["helper"], found["helperResult"]) == ("helperEnded", "fs", "success")

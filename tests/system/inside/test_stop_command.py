@@ -22,6 +22,7 @@ from moored import (
     register,
     run,
     show,
+    start_listening,
     state,
     units,
     until,
@@ -87,7 +88,7 @@ async def stop_by_systemctl() -> None:
 async def stop_without_moored() -> None:
     await end_moored()
     run("systemctl", "stop", "machine-web.scope")
-    run("systemctl", "start", "moored.socket")
+    start_listening()
 
 
 STOPS = [stop_by_call, stop_by_systemctl, stop_without_moored]

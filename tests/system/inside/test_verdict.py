@@ -35,6 +35,7 @@ from moored import (
     register,
     run,
     signal_moored,
+    start_listening,
     state,
     until,
     verdict,
@@ -286,8 +287,7 @@ async def dead_moored() -> AsyncGenerator[None]:
     """A moored that is dead for a while."""
     await end_moored()
     yield
-    run("systemctl", "reset-failed", "moored.socket")
-    run("systemctl", "start", "moored.socket")
+    start_listening()
 
 
 ENDED_BY_ITSELF = {} if USER else {"cause": "leaderEnded"}

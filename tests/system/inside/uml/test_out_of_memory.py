@@ -17,6 +17,7 @@ from moored import (
     register,
     run,
     signal_moored,
+    start_listening,
     until,
     verdict,
 )
@@ -112,8 +113,7 @@ async def test_kills_while_moored_was_dead(spawn: Processes, mortal: None) -> No
     await end_moored()
     for leader in leaders.values():
         await go(leader)
-    run("systemctl", "reset-failed", "moored.socket")
-    run("systemctl", "start", "moored.socket")
+    start_listening()
     async with await connect() as client:
         found = await verdict(client, "vm")
         assert (found["cause"], found["oomKilled"]) == ("oomKilled", True)
