@@ -105,6 +105,7 @@ class Instance:
         self.manager.down = lambda: world.random.choice((0.05, 0.3, 5.0))
         self.references = FakeReferences(world.pid1)
         self.references.delay = world.message
+        self.references.linger = lambda: world.random.choice((0.0, 0.05, 0.5))
         self.store = MortalStore(world.directory, world.faults)
         self.serving = False
         self._ending = trio.Event()

@@ -7,6 +7,7 @@ looked for and repeated once, a stop is repeated.
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal, TypeVar
@@ -373,12 +374,19 @@ class FakeManager:
 
 
 class FakeReferences:
-    """`References` over a connection of its own. Works while `run` runs."""
+    """`References` over a connection of its own. Works while `run` runs.
+
+    Attributes:
+        delay: seconds that a message takes; asked each time.
+        linger: seconds for which a unit is kept after its release; asked each time.
+    """
 
     def __init__(self, pid1: Pid1) -> None:
         self._pid1 = pid1
         self.delay: Callable[[], float] = lambda: 0.0
+        self.linger: Callable[[], float] = lambda: 0.0
         self._wanted: dict[str, None] = {}
+        self._lingering: dict[str, float] = {}
         self._held: dict[str, Unit] = {}
         self._taken: list[Unit] = []
         self._changed = trio.Event()
@@ -407,7 +415,17 @@ class FakeReferences:
         """See `References`."""
         if unit in self._wanted:
             del self._wanted[unit]
+            self._lingering[unit] = trio.current_time() + self.linger()
             self._changed.set()
+
+    async def freed(self, unit: str) -> None:
+        """See `References`."""
+        if unit in self._lingering:
+            self._lingering[unit] = -math.inf
+            self._changed.set()
+        with trio.move_on_after(1.0):
+            while unit in self._held and unit not in self._wanted:
+                await self._progress.wait()
 
     async def run(self) -> None:
         """Take and drop references for ever."""
@@ -419,7 +437,8 @@ class FakeReferences:
                 while True:
                     self._changed = trio.Event()
                     await self._catch_up(link)
-                    await self._changed.wait()
+                    with trio.move_on_at(min(self._lingering.values(), default=math.inf)):
+                        await self._changed.wait()
         finally:
             self._up = False
             link.close(unread=False)
@@ -428,9 +447,12 @@ class FakeReferences:
             self._pid1.collect()
 
     async def _catch_up(self, link: Connection) -> None:
-        for name in [each for each in self._held if each not in self._wanted]:
-            unit = self._held.pop(name)
-            await link.call(lambda unit=unit: self._drop(unit))
+        present = trio.current_time()
+        for name in [each for each, due in self._lingering.items() if due <= present]:
+            del self._lingering[name]
+            if name in self._held and name not in self._wanted:
+                unit = self._held.pop(name)
+                await link.call(lambda unit=unit: self._drop(unit))
         for name in [each for each in self._wanted if each not in self._held]:
             unit = await link.call(lambda name=name: self._take(name))
             if unit is not None:
