@@ -44,6 +44,7 @@ class FakeManager:
         version: of systemd.
         loaded: what `status` is answered from, by name.
         asked: names of the units that were asked about.
+        read: names of the properties that were asked for; none has a value.
         starting: called when a service is to be started; the job is done when it returns.
         ordered: what else was ordered, each with the unit.
         resetting: called with a unit that is to be reset.
@@ -53,6 +54,7 @@ class FakeManager:
         self.version = 257
         self.loaded: dict[str, UnitStatus] = {}
         self.asked: list[str] = []
+        self.read: set[str] = set()
         self.starting: Callable[[ServiceSpec], Any] | None = None
         self.ordered: list[tuple[str, str]] = []
         self.resetting: Callable[[str], None] = lambda _unit: None
@@ -103,6 +105,7 @@ class FakeManager:
 
     async def properties(self, unit: str, names: Sequence[str], *, deadline: float) -> dict[str, Json]:
         """See `Manager`."""
+        self.read.update(names)
         await trio.lowlevel.checkpoint()
         return {}
 

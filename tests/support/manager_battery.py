@@ -185,6 +185,8 @@ async def test_what_does_not_end_is_killed_and_has_failed(bench: Bench) -> None:
             status = await manager.status(SCOPE, deadline=soon())
             assert status is not None
             assert (status.active_state, status.result, status.control_group) == ("failed", "timeout", "")
+            said = await hints.until("changed", SCOPE, state="failed")
+            assert (said.result, said.invocation_id) == ("timeout", status.invocation_id)
         with (
             bench.process() as pidfd,
             pytest.raises(UnitExists, match=SCOPE),
@@ -226,7 +228,7 @@ async def test_a_reference_keeps_what_has_ended(bench: Bench) -> None:
             assert references.holds(SCOPE)
             hints.seen.clear()
             bench.kill(pidfd)
-            await hints.until("changed", SCOPE, state="inactive")
+            assert (await hints.until("changed", SCOPE, state="inactive")).result == "success"
             assert await active_state(manager, SCOPE) == "inactive"
             assert (await manager.stop(SCOPE, deadline=soon())).result == "done"
         # Nobody starts it again, not even a unit that is bound to it.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import count
 
 from moorage.machines.machine import Machine, Recheck
+from moorage.pid1.manager import UnitHint
 
 
 class Agenda:
@@ -40,12 +41,21 @@ class Agenda:
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else math.inf
 
-    def mark(self, machine: Machine, *, new: bool = False, ask: bool = False, removed: bool = False) -> None:
+    def mark(
+        self,
+        machine: Machine,
+        *,
+        new: bool = False,
+        ask: bool = False,
+        removed: bool = False,
+        ended: UnitHint | None = None,
+    ) -> None:
         """Have a machine looked at now; reasons that it is to be looked at for already are kept."""
         mark = self._marked_for(machine)
         mark.new |= new
         mark.ask |= ask
         mark.removed |= removed
+        mark.ended = mark.ended or ended
         self._woken()
 
     def _marked_for(self, machine: Machine) -> Recheck:

@@ -28,6 +28,7 @@ from moorage.machines.model import (
     Timestamp,
     Verdict,
 )
+from moorage.pid1.manager import UnitHint
 
 UNDER_WAY_MAX = 64
 """Stops of one machine that are under way at once, and as many leases and changes of its helpers: they go on without
@@ -75,11 +76,13 @@ class Recheck(msgspec.Struct):
         new: it was registered a moment ago: for what happened before it was watched.
         ask: the kernel's word is not enough.
         removed: the manager has forgotten its unit.
+        ended: what the manager said of its unit, which has ended for good.
     """
 
     new: bool = False
     ask: bool = False
     removed: bool = False
+    ended: UnitHint | None = None
 
 
 class Machine:

@@ -166,6 +166,7 @@ class Observer(Follower):
         if hint.active_state == "failed" or (
             hint.active_state == "inactive" and self._references.holds(hint.unit)
         ):
-            self._agenda.mark(machine, ask=True)  # it stays so until it has been looked at
+            # It stays so until it has been looked at; a scope does not even begin anew.
+            self._agenda.mark(machine, ask=True, ended=hint if machine.record.allocated else None)
         elif hint.active_state != "active" or machine.phase is not Phase.running:
             self._agenda.look_later(machine, trio.current_time() + SETTLE_SECONDS)

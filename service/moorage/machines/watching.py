@@ -28,7 +28,7 @@ from moorage.machines.registry import Registry
 from moorage.machines.retirement import Retirement
 from moorage.machines.verdicts import FORGOTTEN
 from moorage.machines.vital import lost
-from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, UnitStatus
+from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, UnitHint, UnitStatus
 
 QUESTIONS_MAX = 32
 """Machines rechecked at once. The manager works on one question at a time; what waits here does not fill its queue, so
@@ -48,6 +48,9 @@ _UNIT_COUNTERS = {
     "IPEgressBytes": "ip_egress_bytes",
 }
 """What the manager knows of a unit's consumption when its control group is gone."""
+
+_ONLY_BY_THE_MANAGER = {"ip_ingress_bytes", "ip_egress_bytes"}
+"""What no file of the control group tells."""
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +104,7 @@ class Watching:
                     _log.info("New machine %s in %s.", machine.name, machine.unit)
                     self._retirement.withdraw(machine)
                 if self._is_kept(machine) and self._look_at(machine, mark):
-                    nursery.start_soon(self._ask_about, machine)
+                    nursery.start_soon(self._ask_about, machine, mark.ended)
                 # When hundreds of leaders die at once, others wait no longer.
                 if number % QUESTIONS_MAX == 0:
                     await trio.lowlevel.checkpoint()
@@ -163,24 +166,24 @@ class Watching:
             without=lost(record.helpers, self._states) is not None,
         )
 
-    async def _ask_about(self, machine: Machine) -> None:
+    async def _ask_about(self, machine: Machine, ended: UnitHint | None) -> None:
         try:
             async with self._questions:
-                status = await self._manager.status(machine.unit, deadline=_soon())
+                unit = _ended(ended) or _unit(await self._manager.status(machine.unit, deadline=_soon()))
                 if self._is_kept(machine):
-                    await self._act(machine, status)
+                    await self._act(machine, unit)
         except (ManagerError, OSError) as error:
             _log.warning("Failed to ask about machine %s, trying again: %s", machine.name, error)
             self._look_later(machine, ASK_USEC / 1e6)
 
-    async def _act(self, machine: Machine, status: UnitStatus | None) -> None:
+    async def _act(self, machine: Machine, unit: ending.Unit) -> None:
         """Act on what became of a machine, by what the kernel and the manager say.
 
         Raises:
             ManagerError: as the manager says.
             OSError: no file descriptor is left, or no memory.
         """
-        judgement = ending.judge(self._see(machine, sure=True), _unit(status))
+        judgement = ending.judge(self._see(machine, sure=True), unit)
         match judgement:
             case ending.Ended():
                 await self._end(machine, judgement)
@@ -219,10 +222,21 @@ class Watching:
             self._retirement.retire(machine, judgement.result)
 
     async def _unit_counters(self, machine: Machine) -> Accounting:
-        """Ask for what the manager has last read of a control group, before it removed it."""
+        """Ask for what the manager has last read of a control group, before it removed it.
+
+        What a group did not count when it was read at its end, or before it was stopped, it does not count at all.
+        What it does is asked for even if it was read: while a group is removed, the kernel may say 0 of its CPU time.
+        """
         names = dict(_UNIT_COUNTERS)
         if self._manager.version >= OOM_KILLS_SINCE:
             names |= {"OOMKills": "oom_kills", "ManagedOOMKills": "managed_oom_kills"}
+        read = machine.counters if machine.final or machine.record.asked is not None else Accounting()
+        if read.cpu_usage_nsec is not None:
+            names = {
+                theirs: ours
+                for theirs, ours in names.items()
+                if ours in _ONLY_BY_THE_MANAGER or getattr(read, ours) is not None
+            }
         values = await self._manager.properties(machine.unit, tuple(names), deadline=_soon())
         return Accounting(**{names[name]: value for name, value in values.items() if isinstance(value, int)})
 
@@ -237,7 +251,17 @@ def _soon() -> float:
 def _unit(status: UnitStatus | None) -> ending.Unit:
     if status is None:
         return ending.Absent()
-    result = status.result or "success"
-    if status.active_state == "failed" and result == "success":
+    return _known(status.invocation_id, status.active_state, status.result or "success")
+
+
+def _ended(hint: UnitHint | None) -> ending.Unit | None:
+    """Return what is known of a unit that has ended by what the manager said of it; None if it is to be asked."""
+    if hint is None or not hint.invocation_id or not hint.result:
+        return None
+    return _known(hint.invocation_id, hint.active_state, hint.result)
+
+
+def _known(invocation_id: str, active_state: str, result: str) -> ending.Known:
+    if active_state == "failed" and result == "success":
         result = FORGOTTEN  # it ended before a reload of the manager, which forgets the result
-    return ending.Known(status.invocation_id, status.active_state, result)
+    return ending.Known(invocation_id, active_state, result)

@@ -273,7 +273,7 @@ class UnitHint(msgspec.Struct, frozen=True):
         active_state: what a "changed" says of the unit's state; empty if it says nothing.
         sub_state: what it says of that.
         invocation_id: what it says of that, 32 hexadecimal digits; empty if it says nothing.
-        result: what a "main" says of the service's result.
+        result: what a "main" says of the service's result, or a "changed" of a scope's; empty if it says nothing.
         main_pid: the PID of its main process, 0 for none.
     """
 

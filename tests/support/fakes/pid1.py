@@ -161,14 +161,15 @@ class Pid1:
             connection.send(item)
 
     def _flush(self, unit: Unit) -> None:
-        """Signal that a unit has changed: of a service its own part first."""
+        """Signal that a unit has changed: of a service its own part first, of a scope its result as well."""
         if unit not in self._dirty:
             return
         del self._dirty[unit]
         if unit.kind == "service":
             pid = 0 if unit.main is None else unit.main.pid
             self._send(UnitHint("main", unit.name, result=unit.result, main_pid=pid))
-        self._send(UnitHint("changed", unit.name, unit.active, unit.sub, unit.invocation))
+        result = unit.result if unit.kind == "scope" else ""
+        self._send(UnitHint("changed", unit.name, unit.active, unit.sub, unit.invocation, result))
 
     def changed(self, unit: Unit) -> None:
         """Note that there is something to be signalled of a unit."""

@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import made
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -19,11 +20,27 @@ from moorage.kernel.system import Cgroupfs, system
 from moorage.machines.errors import MachineGone
 from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.machine import Machine
-from moorage.machines.model import Cause, Helper, HelperFailure, HelperSpec, KillWhom, Phase
+from moorage.machines.model import (
+    Accounting,
+    Cause,
+    Helper,
+    HelperFailure,
+    HelperSpec,
+    KillWhom,
+    Phase,
+    Timestamp,
+)
 from moorage.machines.store import Store
 from moorage.pid1 import journal
 from moorage.pid1.manager import NoSuchUnit, ServiceSpec, UnitHint
 from moorage.pid1.references import BusReferences
+
+IP = {"IPIngressBytes", "IPEgressBytes"}
+COUNTERS = {
+    "CPUUsageNSec", "MemoryPeak",
+    "IOReadBytes", "IOWriteBytes", "IOReadOperations", "IOWriteOperations",
+}  # fmt: skip
+"""What a manager of version 257 counts for a unit."""
 
 MACHINES = 20
 """So many, since trio runs the tasks of a turn in any order: what depends on it goes wrong for some of them."""
@@ -213,6 +230,41 @@ async def test_a_failed_scope_is_reset_before_its_name_is_free(tmp_path: Path) -
         assert held == [True]
         assert web.record.verdict is not None
         assert web.record.verdict.result == "timeout"
+
+
+async def test_a_scope_whose_end_the_manager_has_told_is_not_asked_about(tmp_path: Path) -> None:
+    manager = FakeManager()
+    async with running(manager, tmp_path) as core:
+        web = made.machine("web", invocation_id="1" * 32)
+        enter(core, web)
+        manager.set(web.unit, active_state="failed", result="forgotten by now", invocation_id="1" * 32)
+        manager.tell(UnitHint("changed", web.unit, "failed", "failed", "1" * 32, "timeout"))
+        with trio.fail_after(10):
+            await web.gone.wait()
+        assert (manager.asked, manager.ordered) == ([], [("reset", web.unit)])
+        assert web.record.verdict is not None
+        assert web.record.verdict.result == "timeout"
+
+
+async def test_the_manager_is_asked_only_for_what_the_control_group_counts(tmp_path: Path) -> None:
+    manager = FakeManager()
+    ended = UnitHint("changed", "", "failed", "failed", "1" * 32, "timeout")
+    async with running(manager, tmp_path) as core:
+        for name, counters, final, asked, wanted in (
+            ("unread", Accounting(), False, None, {*COUNTERS, *IP}),
+            ("whole", Accounting(cpu_usage_nsec=1), True, None, {"CPUUsageNSec", *IP}),
+            ("stopped", Accounting(cpu_usage_nsec=1), False, Cause.stopped, {"CPUUsageNSec", *IP}),
+            ("long ago", Accounting(cpu_usage_nsec=1), False, None, {*COUNTERS, *IP}),
+        ):
+            web = made.machine(name.replace(" ", ""), invocation_id="1" * 32, asked=asked)
+            enter(core, web)
+            web.was_emptied(Timestamp(1, 1))
+            web.was_read(counters, final=final)
+            manager.read.clear()
+            manager.tell(msgspec.structs.replace(ended, unit=web.unit))
+            with trio.fail_after(10):
+                await web.gone.wait()
+            assert (name, manager.read) == (name, wanted)
 
 
 async def test_a_machine_in_place_ends_with_its_processes_though_its_unit_does_not(

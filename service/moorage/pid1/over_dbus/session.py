@@ -23,6 +23,7 @@ from moorage.pid1.over_dbus.translate import (
     NAME,
     PROPERTIES,
     ROOT,
+    SCOPE,
     SERVICE,
     UNIT,
     UNITS,
@@ -62,10 +63,11 @@ _MATCHES: Final = (
     f"type='signal',sender='{NAME}',path='{ROOT}',interface='{MANAGER}',member='JobRemoved'",
     f"type='signal',sender='{NAME}',path='{ROOT}',interface='{MANAGER}',member='UnitRemoved'",
     f"type='signal',sender='{NAME}',path='{ROOT}',interface='{MANAGER}',member='Reloading'",
-    # Of the two that come with each change of a unit, the one about what all types of units have, and of services the
-    # other one as well.
+    # Of the two that come with each change of a unit, the one about what all types of units have, and of services and
+    # scopes the other one as well.
     f"type='signal',sender='{NAME}',interface='{PROPERTIES}',member='PropertiesChanged',arg0='{UNIT}'",
     f"type='signal',sender='{NAME}',interface='{PROPERTIES}',member='PropertiesChanged',arg0='{SERVICE}'",
+    f"type='signal',sender='{NAME}',interface='{PROPERTIES}',member='PropertiesChanged',arg0='{SCOPE}'",
 )
 
 
@@ -115,6 +117,7 @@ class Session:
         self._owner: str | None = None  # of the manager's name; None without a bus
         self._callback: Callable[[UnitHint], None] = _ignore_hint
         self._interest: Callable[[str], bool] = _uninterested
+        self._result = ("", "")  # of a scope, by its path: what is said of it as a unit follows at once
 
     @property
     def kind(self) -> Literal["private", "bus"]:
@@ -228,8 +231,8 @@ class Session:
             return
         if signal.path.startswith(UNITS):
             unit = unit_of(signal.path)
-            if self._interest(unit) and (said := hint(unit, signal)) is not None:
-                self._callback(said)
+            if self._interest(unit):
+                self._pass_on(unit, signal)
         elif signal.path == ROOT and signal.interface == MANAGER:
             if signal.member == "JobRemoved":
                 if not self.jobs.idle and (body := signal.body("uoss")) is not None:
@@ -239,6 +242,15 @@ class Session:
                     self._callback(UnitHint("removed", unit))
             elif signal.member == "Reloading" and signal.body("b") == (False,):
                 self._callback(UnitHint("reloaded"))
+
+    def _pass_on(self, unit: str, signal: BusSignal) -> None:
+        if signal.is_change_of(SCOPE):
+            self._result = (signal.path, signal.changed_text("Result"))
+            return
+        path, result = self._result
+        if (said := hint(unit, signal, result if path == signal.path else "")) is not None:
+            self._result = ("", "")
+            self._callback(said)
 
     async def up(self) -> Bus:
         """Return the connection; wait for it a while if it is down.

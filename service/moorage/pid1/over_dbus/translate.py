@@ -32,6 +32,7 @@ _JOBS: Final = f"{ROOT}/job/"
 MANAGER: Final = f"{NAME}.Manager"
 UNIT: Final = f"{NAME}.Unit"
 SERVICE: Final = f"{NAME}.Service"
+SCOPE: Final = f"{NAME}.Scope"
 PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 
 _ESCAPED: Final = re.compile(rb"_([0-9a-f]{2})")
@@ -92,8 +93,14 @@ _ABOUT_PROPERTY: Final = {
 }
 
 
-def hint(unit: str, signal: BusSignal) -> UnitHint | None:
-    """Return what a signal says of a unit; None if it is about nothing that matters here."""
+def hint(unit: str, signal: BusSignal, result: str = "") -> UnitHint | None:
+    """Return what a signal says of a unit; None if it is about nothing that matters here.
+
+    Args:
+        unit: its name.
+        signal: about it.
+        result: of a scope, from the signal before.
+    """
     if signal.is_change_of(UNIT):
         return UnitHint(
             "changed",
@@ -101,6 +108,7 @@ def hint(unit: str, signal: BusSignal) -> UnitHint | None:
             active_state=signal.changed_text("ActiveState"),
             sub_state=signal.changed_text("SubState"),
             invocation_id=(signal.changed("InvocationID", "ay") or b"").hex(),
+            result=result,
         )
     if signal.is_change_of(SERVICE):
         main_pid = signal.changed_number("MainPID")
