@@ -64,14 +64,15 @@ class Recorded:
                     continue
 
     async def _converse(self, connected: trio.socket.SocketType) -> None:
-        for answer in (b"OK 0123\r\n", b"AGREE_UNIX_FD\r\n"):
-            if not await connected.recv(4096):
+        lines = b""
+        while not lines.endswith(b"BEGIN\r\n"):
+            if not (data := await connected.recv(4096)):
                 return
-            await self._send(connected, answer)
+            lines += data
+        await self._send(connected, b"OK 0123\r\nAGREE_UNIX_FD\r\n")
         buffer = b""
         while data := await connected.recv(65536):
             buffer += data
-            buffer = buffer.removeprefix(b"BEGIN\r\n")
             while len(buffer) >= _FIXED:
                 _, _, _, _, body, _, fields = struct.unpack("<BBBBIII", buffer[:_FIXED])
                 size = _FIXED + (fields + 7 & ~7) + body

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import trio
-from jeepney.auth import BEGIN, AuthenticationError, Authenticator
+from jeepney.auth import BEGIN, NEGOTIATE_UNIX_FD, make_auth_external
 
 from moorage.dbus.marshal import Unmarshallable
 from moorage.dbus.message import (
@@ -44,7 +44,7 @@ from moorage.dbus.message import (
 )
 
 AUTH_LINE_MAX: Final = 8192
-"""Bytes of one line of the authentication dialogue; jeepney's own limit, lines of the specification have < 100."""
+"""Bytes of one line of the authentication dialogue; those of the specification have fewer than 100."""
 
 BUS_CALLS_MAX: Final = 100
 """Calls over a bus without a reply yet. dbus-daemon refuses more than 128 per connection
@@ -201,7 +201,7 @@ class Bus:
         except trio.TooSlowError:
             sock.close()
             raise BusClosed(f"{address}: no answer to authentication in time") from None
-        except (OSError, AuthenticationError, Violation) as exc:
+        except (OSError, Violation) as exc:
             sock.close()
             raise BusClosed(f"{address}: {exc}") from exc
         except BaseException:
@@ -461,28 +461,33 @@ def _judge(call: BusCall, pending: _Pending) -> tuple[Any, ...] | BusError:
 
 
 async def _authenticate(sock: socket.socket) -> None:
-    """The dialogue of the specification, "Authentication Protocol": EXTERNAL, then file descriptors.
+    """Authenticate as the effective user, and negotiate the passing of file descriptors.
 
-    jeepney's object does not notice the end of the stream, so that is done here. It refuses lines that are too long
-    and anything after the line that it expects.
+    All lines are sent together, as sd-bus does, and no message before they are answered: a server made of sd-bus,
+    as PID 1 is, does not look at a message that it has read together with BEGIN until it has read something else
+    (bus_socket_read_auth(); seen with systemd 257 and 262).
     """
-    dialogue = Authenticator(enable_fds=True)
-    for line in dialogue:
-        await _send_line(sock, line)
-        await trio.lowlevel.wait_readable(sock)
+    lines = b"\0" + make_auth_external() + NEGOTIATE_UNIX_FD + BEGIN
+    while lines:
         try:
-            data = sock.recv(AUTH_LINE_MAX)
-        except BlockingIOError:
-            continue
-        if not data:
-            raise Violation("closed by the peer during authentication")
-        dialogue.feed(data)
-    await _send_line(sock, BEGIN)
-
-
-async def _send_line(sock: socket.socket, line: bytes) -> None:
-    while line:
-        try:
-            line = line[sock.send(line, socket.MSG_NOSIGNAL) :]
+            lines = lines[sock.send(lines, socket.MSG_NOSIGNAL) :]
         except BlockingIOError:
             await trio.lowlevel.wait_writable(sock)
+    received = b""
+    for expected in (b"OK ", b"AGREE_UNIX_FD"):
+        while b"\r\n" not in received:
+            if len(received) > AUTH_LINE_MAX:
+                raise Violation("a line of the authentication is too long")
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                data = sock.recv(AUTH_LINE_MAX)
+            except BlockingIOError:
+                continue
+            if not data:
+                raise Violation("closed by the peer during authentication")
+            received += data
+        line, _, received = received.partition(b"\r\n")
+        if not line.startswith(expected):
+            raise Violation(f"authentication failed: {line!r}")
+    if received:
+        raise Violation("sent more than the answers to the authentication")

@@ -61,8 +61,8 @@ def signal(number: int) -> bytes:
 class Peer:
     """The other end: reads whole messages, writes what it is told."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = trio.socket.from_stdlib_socket(sock)
+    def __init__(self, sock: socket.socket | trio.socket.SocketType) -> None:
+        self.sock = trio.socket.from_stdlib_socket(sock) if isinstance(sock, socket.socket) else sock
         self._buffer = b""
         self.fds: list[int] = []
 
@@ -138,7 +138,7 @@ async def closed(link: Bus) -> str:
         [b"\0" * 100],
         [b"x" * 20_000],
         [b"OK 0123\r\n", b"ERROR no descriptors\r\n"],
-        [b"OK 0123\r\nAGREE_UNIX_FD\r\n"],
+        [b"OK 0123\r\nAGREE_UNIX_FD\r\nwelcome"],
     ],
 )
 async def test_authentication_that_fails(tmp_path: Path, answers: list[bytes]) -> None:
@@ -151,9 +151,8 @@ async def test_authentication_that_fails(tmp_path: Path, answers: list[bytes]) -
     async def serve() -> None:
         sock, _ = await listener.accept()
         with sock:
-            for number, answer in enumerate(answers):
-                if number == 0 or answers[number - 1].endswith(b"\n"):
-                    assert await sock.recv(4096)
+            assert await sock.recv(4096)
+            for answer in answers:
                 if answer:
                     await sock.send(answer)
             if answers[-1]:
@@ -170,6 +169,37 @@ async def test_authentication_that_fails(tmp_path: Path, answers: list[bytes]) -
         assert path in caught.value.reason
     listener.close()
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("each", [1, None])
+async def test_nothing_is_read_together_with_the_end_of_the_authentication(
+    tmp_path: Path, each: int | None
+) -> None:
+    """PID 1 looks at no message that it has read together with BEGIN before it reads another one."""
+    path = f"{tmp_path}/socket"
+    listener = trio.socket.socket(trio.socket.AF_UNIX)
+    await listener.bind(path)
+    listener.listen()
+
+    async def serve() -> None:
+        sock, _ = await listener.accept()
+        with sock:
+            peer = Peer(sock)
+            lines = b""
+            while not lines.endswith(b"\r\nBEGIN\r\n"):
+                lines += await sock.recv(4096)
+            await peer.send(b"OK 0123\r\nAGREE_UNIX_FD\r\n", each=each)
+            assert (await peer.receive()).header.fields[HeaderFields.member] == "Ping"
+            await peer.send(reply(1))
+
+    with listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            with trio.fail_after(20):
+                bus = await Bus.connect(path, print, lambda _reason: None, deadline=soon())
+                nursery.start_soon(bus.run)
+                await bus.call(PING, deadline=soon())
+            bus.close("the end")
 
 
 def test_a_peer_that_never_answers_the_authentication(tmp_path: Path) -> None:
