@@ -16,7 +16,7 @@ from typing import Protocol
 
 import trio
 
-from moorage.dbus.bus import BUS_CALLS_MAX, Bus, BusError
+from moorage.dbus.bus import BUS_CALLS_MAX, Bus, BusError, CallFailed
 from moorage.dbus.message import BusCall, BusSignal
 
 CALL_SECONDS = 10.0
@@ -27,6 +27,9 @@ SETTLE_SECONDS = 1.0
 
 RETRY_SECONDS = 5.0
 """Between attempts to connect. Where there is no bus, an attempt is one connect(2) that fails."""
+
+AWAY_SECONDS = 0.1
+"""Between attempts to reach a manager that executes itself again, which takes it 0.3 s."""
 
 CHANGES_MAX = 64
 """References taken or dropped in one go; a bus has room for the calls of others as well."""
@@ -41,6 +44,7 @@ LINGER_SECONDS = 0.5
 
 _NAME = "org.freedesktop.systemd1"
 _BUS = "org.freedesktop.DBus"
+_AWAY = {f"{_BUS}.Error.{name}" for name in ("NoReply", "Disconnected", "ServiceUnknown", "NameHasNoOwner")}
 
 _log = logging.getLogger(__name__)
 
@@ -206,12 +210,19 @@ class BusReferences:
             replies = await link.calls(calls, deadline=trio.current_time() + CALL_SECONDS)
             if link.closed:  # and with it goes what was just taken
                 return
+            away = {unit for unit, reply in zip([*dropped, *taken], replies, strict=True) if _is_away(reply)}
             for unit in dropped:
-                self._held.discard(unit)
-                del self._dropping[unit]
+                if unit not in away:
+                    self._held.discard(unit)
+                    del self._dropping[unit]
             for unit, reply in zip(taken, replies[len(dropped) :], strict=True):
-                self._took(unit, refused=isinstance(reply, BusError))
+                if unit in away:  # it may have been taken, and is counted if it is taken again
+                    self._dropping[unit] = None
+                else:
+                    self._took(unit, refused=isinstance(reply, BusError))
             self._tell()
+            if away:
+                await trio.sleep(AWAY_SECONDS)
 
     def _took(self, unit: str, *, refused: bool) -> None:
         self._missing.pop(unit, None)
@@ -225,6 +236,11 @@ class BusReferences:
 
 def _ignore_signal(_: BusSignal) -> None:
     pass
+
+
+def _is_away(reply: object) -> bool:
+    """Whether the manager went before it answered; it keeps references when it executes itself again."""
+    return isinstance(reply, CallFailed) and reply.name in _AWAY
 
 
 def _call(member: str, unit: str) -> BusCall:

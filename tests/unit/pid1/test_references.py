@@ -15,13 +15,18 @@ from moorage.pid1.references import BusReferences
 
 
 class FakeBus:
-    """Keeps what clients have references to; may be away, and may refuse."""
+    """Keeps what clients have references to; may be away, and may refuse.
+
+    Attributes:
+        restarting: the manager goes before it has answered: for each call, whether it did what it was told.
+    """
 
     def __init__(self) -> None:
         self.kept: list[str] = []
         self.calls_made: list[int] = []
         self.missing: set[str] = set()
         self.away = False
+        self.restarting: list[bool] = []
         self.closed = False
         self._lost: Callable[[str], None] = lambda _: None
         self._gone = trio.Event()
@@ -44,14 +49,22 @@ class FakeBus:
     async def calls(self, calls: Sequence[BusCall], *, deadline: float) -> list[tuple[Any, ...] | BusError]:
         assert deadline > trio.current_time()
         self.calls_made.append(len(calls))
+        restarting = bool(self.restarting)
         replies: list[tuple[Any, ...] | BusError] = []
         for call in calls:
             (unit,) = call.body
             if unit in self.missing:
                 replies.append(CallFailed("org.freedesktop.systemd1.NoSuchUnit", "no such unit"))
                 continue
-            (self.kept.append if call.member == "RefUnit" else self.kept.remove)(str(unit))
-            replies.append(())
+            told = not self.restarting or self.restarting.pop()
+            gone = CallFailed("org.freedesktop.DBus.Error.NoReply", "disconnected")
+            replies.append(gone if restarting else ())
+            if call.member == "RefUnit" and told:
+                self.kept.append(str(unit))  # once more if it has it already
+            elif told and unit in self.kept:
+                self.kept.remove(str(unit))
+            elif told and not restarting:
+                replies[-1] = CallFailed("org.freedesktop.systemd1.NotReferenced", "not referenced")
         await trio.lowlevel.checkpoint()
         return replies
 
@@ -215,3 +228,29 @@ async def test_what_is_released_while_it_is_taken_is_let_go(monkeypatch: pytest.
         held.release("a")
         await trio.sleep(1)
         assert bus.kept == []
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_the_manager_has_not_answered_before_a_restart_is_done_again(
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It keeps its references over daemon-reexec, and counts them."""
+
+    async def changes(monkeypatch: pytest.MonkeyPatch) -> None:
+        bus = FakeBus()
+        async with holding(bus, monkeypatch) as held:
+            held.hold(["a", "b"])
+            await trio.testing.wait_all_tasks_blocked()
+            bus.restarting = [told, told]
+            held.release("a")
+            held.hold(["c"])
+            await trio.sleep(2)
+            assert sorted(bus.kept) == ["b", "c"]
+            assert held.holds("c")
+            for unit in "bc":
+                held.release(unit)
+            await trio.sleep(2)
+            assert bus.kept == []
+
+    on_a_clock(changes)(monkeypatch)
