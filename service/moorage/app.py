@@ -28,6 +28,7 @@ from moorage.machines.control import Control
 from moorage.machines.detached import Detached
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import FollowedHelpers, Followers, HeldUnits
+from moorage.machines.freezing import Freezing
 from moorage.machines.helpers.changes import Changes
 from moorage.machines.helpers.changing import Changing
 from moorage.machines.helpers.start import HelperStarts
@@ -52,6 +53,7 @@ from moorage.machines.services import Services
 from moorage.machines.started import StartedUnits
 from moorage.machines.starts import Starts
 from moorage.machines.store import Store
+from moorage.machines.thawing import FrozenHelpers
 from moorage.machines.watching import Watching
 from moorage.pid1 import journal
 from moorage.pid1.hints import Hints
@@ -131,7 +133,8 @@ class Core:
         helper_starts = HelperStarts(manager, leftovers, started, watcher, directories)
         self._accounts = accounts = FinalAccounts(system, journal, user=directories.user)
         self._observer = observer = Observer(registry, agenda, accounts, states, system, hints, references)
-        followers.join(observer, HeldUnits(references), FollowedHelpers(states))
+        frozen = FrozenHelpers(states, manager, hierarchy, detached)
+        followers.join(observer, HeldUnits(references), frozen, FollowedHelpers(states))
         left = LeftUnits(registry, store, manager, hints, leftovers)
         self._retirement = retirement = Retirement(
             registry, store, intents, agenda, accounts, left, followers, clock
@@ -160,6 +163,7 @@ class Core:
             registrar,
             control,
             Changing(changes, states, manager, directories, detached),
+            Freezing(registry, agenda, manager, hierarchy, detached),
             Looking(accounts, manager, hierarchy),
             retirement,
         )

@@ -174,6 +174,20 @@ class Battery:
             assert moorctl.output("kill", name, *options) == ""
             assert leader.wait(RUN_SECONDS) == -ends_by
 
+    def test_freeze_and_thaw(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name = a_name()
+        moorctl.output("register", name, "--leader", str(leaders().pid))
+        for command, freezer in (("freeze", "frozen"), ("thaw", "running")):
+            for options in ((), ("--timeout", "30s")):
+                assert moorctl.output(command, name, *options) == ""
+                [found] = moorctl.objects("status", name)
+                machine = found["machine"]
+                assert isinstance(machine, dict)
+                assert machine["freezer"] == freezer
+        assert moorctl.objects("freeze", name, "--helpers") == [{}]
+        assert "running (frozen)" in moorctl.output("status", name)
+        moorctl.output("stop", name)
+
     def test_stop_and_the_verdict(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name, leader = a_name(), leaders()
         moorctl.output("register", name, "--leader", str(leader.pid))
@@ -263,7 +277,7 @@ class Battery:
         )
         gone.wait(RUN_SECONDS)
 
-    @pytest.mark.parametrize("command", ["status", "kill", "stop", "forget"])
+    @pytest.mark.parametrize("command", ["status", "kill", "stop", "freeze", "thaw", "forget"])
     def test_no_such_machine(self, moorctl: Moorctl, command: str) -> None:
         name = a_name()
         refused(moorctl(command, name), 3, f"There is no machine {name}.", "List all machines: moorctl ")

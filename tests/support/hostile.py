@@ -18,6 +18,7 @@ from msgspec import Struct
 from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
+from moorage.wire.method import marked
 from moorage.wire.service import GetInterfaceDescriptionParameters
 from moorage.wire.types import Empty
 
@@ -120,11 +121,9 @@ def parameters_types() -> dict[str, type[Struct]]:
         (SystemdMachine, "io.systemd.Machine"),
         (GenericService, "io.systemd.service"),
     ):
-        for function in vars(interface).values():
-            mark = getattr(function, "__varlink_method__", None)
-            if mark is not None:
-                hints = typing.get_type_hints(function, include_extras=True)
-                found[f"{name}.{mark.name}"] = hints["params"]
+        for attribute, mark in marked(interface):
+            hints = typing.get_type_hints(getattr(interface, attribute), include_extras=True)
+            found[f"{name}.{mark.name}"] = hints["params"]
     return found
 
 

@@ -5,6 +5,7 @@ A module that takes these tests in has a fixture `bench`, of type `Bench`.
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 import pytest
@@ -17,6 +18,7 @@ from moorage.pid1.manager import (
     NoSuchUnit,
     ScopeSpec,
     ServiceSpec,
+    UnitBusy,
     UnitExists,
     UnitHint,
 )
@@ -92,7 +94,15 @@ class Bench(Protocol):
         ...
 
     async def freeze(self, unit: str) -> None:
-        """Freeze a unit."""
+        """Freeze a unit, which may be machine.slice, without the manager that is tried."""
+        ...
+
+    async def thaw(self, unit: str) -> None:
+        """Thaw a unit in the same way."""
+        ...
+
+    def is_frozen(self, control_group: str) -> bool:
+        """Whether the kernel says that a control group is frozen, by itself or with one above."""
         ...
 
     async def reload(self) -> None:
@@ -217,6 +227,58 @@ async def test_what_is_frozen_is_not_stopped(bench: Bench) -> None:
             assert await active_state(manager, SCOPE) == "active"
             await manager.thaw(SCOPE, deadline=soon())
             assert (await manager.stop(SCOPE, deadline=soon())).result == "done"
+
+
+async def test_what_is_frozen_and_thawed(bench: Bench) -> None:
+    group = f"/machine.slice/{SCOPE}"
+    async with on(bench) as (manager, _):
+        with bench.process() as pidfd:
+            await started(manager, pidfd)
+            for _ in range(2):
+                await manager.freeze(SCOPE, deadline=soon())
+                assert bench.is_frozen(group)
+            for _ in range(2):
+                await manager.thaw(SCOPE, deadline=soon())
+                assert not bench.is_frozen(group)
+            assert (await manager.stop(SCOPE, deadline=soon())).result == "done"
+        for order in (manager.freeze, manager.thaw):
+            with pytest.raises(NoSuchUnit):
+                await order(SCOPE, deadline=soon())
+
+
+async def test_what_is_being_stopped_is_not_frozen(bench: Bench) -> None:
+    async with on(bench) as (manager, hints):
+        with bench.process(deaf=True) as pidfd:
+            await started(manager, pidfd, TimeoutStopUSec=500_000)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(manager.stop, SCOPE, deadline=soon()))
+                await hints.until("changed", SCOPE, state="deactivating")
+                with pytest.raises(UnitBusy):
+                    await manager.freeze(SCOPE, deadline=soon())
+        await manager.reset_failed(SCOPE, deadline=soon())
+
+
+async def test_what_is_frozen_by_its_slice(bench: Bench) -> None:
+    """A unit can be frozen by itself as well, which is lifted by itself; it runs when neither is."""
+    group = f"/machine.slice/{SCOPE}"
+    async with on(bench) as (manager, _):
+        with bench.process() as pidfd:
+            await started(manager, pidfd)
+            await bench.freeze("machine.slice")
+            try:
+                assert bench.is_frozen(group)
+                with pytest.raises(UnitBusy):
+                    await manager.thaw(SCOPE, deadline=soon())
+                await manager.freeze(SCOPE, deadline=soon())
+                await bench.thaw("machine.slice")
+                assert bench.is_frozen(group)
+                await bench.freeze("machine.slice")
+                await manager.thaw(SCOPE, deadline=soon())
+                assert bench.is_frozen(group)
+            finally:
+                await bench.thaw("machine.slice")
+            assert not bench.is_frozen(group)
+            await manager.stop(SCOPE, deadline=soon())
 
 
 async def test_a_reference_keeps_what_has_ended(bench: Bench) -> None:

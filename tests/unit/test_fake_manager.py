@@ -63,11 +63,22 @@ class FakeBench:
 
     async def freeze(self, unit: str) -> None:
         await trio.lowlevel.checkpoint()
-        self._kernel.freeze(f"/machine.slice/{unit}", frozen=True)
+        self._kernel.freeze(_group(unit), frozen=True)
+
+    async def thaw(self, unit: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._kernel.freeze(_group(unit), frozen=False)
+
+    def is_frozen(self, control_group: str) -> bool:
+        return self._kernel.is_frozen(control_group)
 
     async def reload(self) -> None:
         await trio.lowlevel.checkpoint()
         self._pid1.reload(0.01)
+
+
+def _group(unit: str) -> str:
+    return "/machine.slice" if unit == "machine.slice" else f"/machine.slice/{unit}"
 
 
 @pytest.fixture(params=range(5))

@@ -50,6 +50,8 @@ MAKERS = {
     "machines.registry": {"Claim"},
     "machines.agenda": {"Recheck"},
     "machines.helpers.changing": {"Latest"},
+    "machines.helpers.changes": {"Alone"},
+    "machines.freezing": {"Alone"},
     "api.systemd_machine.host": {"Machine"},  # the host, which that interface lists as one
 }
 """Who makes objects of machines' rooms that are not services."""

@@ -51,6 +51,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.left_units",
         "moorage.machines.followers", "moorage.machines.control", "moorage.machines.detached",
         "moorage.machines.lookup", "moorage.machines.looking",
+        "moorage.machines.alone", "moorage.machines.renewal", "moorage.machines.thawing",
+        "moorage.machines.freezing",
         "moorage.machines.services",
         "moorage.machines.leader", "moorage.machines.leases", "moorage.machines.final_account",
         "moorage.machines.places", "moorage.machines.latest", "moorage.machines.vital",

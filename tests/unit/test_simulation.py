@@ -167,6 +167,28 @@ def test_a_start_is_taken_back_whose_scope_somebody_has_frozen(seed: int) -> Non
     assert list(done.violations) == []
 
 
+FREEZE: dict[str, Any] = {"by": "caller", "wait": 25, "helpers": True}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("down", [None, 20.0])
+def test_helpers_go_that_are_frozen_when_their_machine_ends(seed: int, down: float | None) -> None:
+    """The manager drops the jobs that are to stop them, also while moored is dead."""
+    steps = [step(0, "register", **registration(helpers=[helper()])), step(5, "freeze", **FREEZE)]
+    steps += [] if down is None else [step(15, "killed", down=down)]
+    done = simulation.run(seed, [*steps, step(16, "die", signal=9, reaped=0.0)])
+    assert list(done.violations) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_stop_comes_while_a_machine_is_being_frozen(seed: int) -> None:
+    steps = [step(0, "register", **registration(helpers=[helper()]))]
+    steps += [step(5 + 0.0004 * each, "freeze", **FREEZE) for each in range(6)]
+    done = simulation.run(seed, [*steps, step(5 + 0.0007 * (seed % 4), "stop", wait=200)], verbose=True)
+    assert list(done.violations) == []
+    assert any("exited" in note for note in done.notes), done.notes
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_machine_goes_on_while_its_vital_helper_does(seed: int) -> None:
     vital = helper(vital=True)

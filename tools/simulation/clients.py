@@ -34,6 +34,10 @@ SLACK_SECONDS: Final = 125.0
 
 STOP_SECONDS: Final = 200.0
 
+FREEZE_SLACK_SECONDS: Final = 52.0
+"""The same for Freeze and Thaw: a registration is waited for first, then the manager is asked which unit it is
+(ASK_USEC), and a freeze that failed is taken back (UNDO_SECONDS)."""
+
 
 class Clients:
     """Everybody who does something."""
@@ -277,10 +281,34 @@ class Clients:
             self._world.kernel.freeze(unit.group, frozen=frozen)
 
     async def _freeze(self, step: Step) -> None:
-        self._freezes(step, frozen=True)
+        if step.values.get("by") != "caller":
+            self._freezes(step, frozen=True)
+            return
+        wait = step.values["wait"]
+
+        async def freeze(instance: Instance, machine: Machine) -> None:
+            await instance.core.freeze(machine, wait, helpers=step.values["helpers"])
+            self._check_freezer(machine, frozen=True)
+
+        self._on(step, wait + FREEZE_SLACK_SECONDS, freeze)
 
     async def _thaw(self, step: Step) -> None:
-        self._freezes(step, frozen=False)
+        if step.values.get("by") != "caller":
+            self._freezes(step, frozen=False)
+            return
+        wait = step.values["wait"]
+
+        async def thaw(instance: Instance, machine: Machine) -> None:
+            await instance.core.thaw(machine, wait)
+            self._check_freezer(machine, frozen=False)
+
+        self._on(step, wait + FREEZE_SLACK_SECONDS, thaw)
+
+    def _check_freezer(self, machine: Machine, *, frozen: bool) -> None:
+        """Check that what was answered is so, at that moment."""
+        path = machine.record.control_group
+        if self._world.is_populated(machine) and self._world.kernel.is_frozen(path) != frozen:
+            self._world.wrong("freezer", f"{machine.name} was said to be {'frozen' if frozen else 'thawed'}")
 
     async def _stop_unit(self, step: Step) -> None:
         unit = self._world.pid1.units.get(UnitNames(step.name).scope)

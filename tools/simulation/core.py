@@ -112,6 +112,16 @@ class Core:
         """Send a signal."""
         await self._services.control.kill(machine, whom, signal)
 
+    async def freeze(self, machine: Machine, seconds: float, *, helpers: bool) -> None:
+        """Freeze a machine."""
+        await self._services.registrar.wait(machine.name)
+        await self._services.freezing.freeze(machine, helpers=helpers, timeout=seconds)
+
+    async def thaw(self, machine: Machine, seconds: float) -> None:
+        """Thaw a machine."""
+        await self._services.registrar.wait(machine.name)
+        await self._services.freezing.thaw(machine, timeout=seconds)
+
     def forget(self, machine: Machine) -> None:
         """Forget a machine, but not its unit."""
         self._services.retirement.forget(machine)

@@ -7,7 +7,7 @@ import os
 from fakes.units import Unit
 
 from moorage.machines.machine import Machine
-from moorage.names import UnitNames
+from moorage.names import UnitNames, machine_of_helper
 from simulation.world import Instance, World, key_of
 
 
@@ -35,6 +35,13 @@ def look_at_the_living(world: World, instance: Instance) -> None:
     for unit in world.pid1.units:
         if unit.kind == "scope" and world.is_ours(unit) and (unit.name, unit.invocation) not in invocations:
             world.wrong("orphan", f"{unit.name} is a scope of ours ({unit.active}), and of no machine")
+    named = {machine.name for machine in kept.values()} | {key[0] for key in world.forgotten}
+    for unit in world.pid1.units:
+        name = machine_of_helper(unit.name)
+        if name is None or name in named or unit.main is None or not world.is_ours(unit):
+            continue
+        if UnitNames(name).scope in unit.names("BindsTo"):
+            world.wrong("helper", f"{unit.name} runs ({unit.active}), and its machine has ended")
     if instance.core.claims():
         world.wrong("claim", "a claim is left")
     for name in os.listdir(world.directory):

@@ -17,7 +17,7 @@ PAUSES: Final = (0.0, 0.0, 0.0005, 0.002, 0.005, 0.02, 0.1, 1.0, 6.0, 40.0)
 
 WEIGHTS: Final = {
     "register": 10, "stop": 4, "die": 4, "forget": 1.5, "kill": 1, "hang_up": 2, "find": 0.5,
-    "add_helper": 2, "remove_helper": 1.5, "helper_dies": 2, "freeze": 1, "thaw": 0.5,
+    "add_helper": 2, "remove_helper": 1.5, "helper_dies": 2, "freeze": 1.5, "thaw": 1,
     "stop_unit": 1, "stranger": 1, "reload": 1, "reexec": 1.5, "lose_link": 1.5, "stall": 1.5,
     "without": 1.5, "overflow": 0.7, "restart": 1, "killed": 2.5, "fail_start": 0.7, "deaf_journal": 0.5,
 }  # fmt: skip
@@ -81,6 +81,11 @@ def _values(random: Random, kind: str) -> dict[str, Any]:
             return {"helper": _helper(random), **_hang_up(random)}
         case "remove_helper" | "helper_dies":
             return {"helper": random.choice("fg"), **_hang_up(random)}
+        case "freeze":
+            by = random.choice(("caller", "caller", "manager"))
+            return {"by": by, "helpers": random.random() < 0.5, **_wait(random), **_hang_up(random)}
+        case "thaw":
+            return {"by": random.choice(("caller", "manager")), **_wait(random), **_hang_up(random)}
         case "kill":
             return {"whom": random.choice(("leader", "all")), "signal": random.choice((9, 15))}
         case "die":
@@ -98,6 +103,10 @@ def _values(random: Random, kind: str) -> dict[str, Any]:
             return {"down": random.choice((0.0, 0.05, 3.0, 20.0))}
         case _:
             return {}
+
+
+def _wait(random: Random) -> dict[str, Any]:
+    return {"wait": random.choice((25, 25, 1, 0.001))}
 
 
 def _hang_up(random: Random) -> dict[str, Any]:

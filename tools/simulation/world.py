@@ -225,6 +225,7 @@ class World:
         # Short ones: what waits for them looks again and again, which takes the time of many runs.
         self.pid1.stop_seconds = self.pid1.start_seconds = 9.0
         self.pid1.program = self._program
+        self.pid1.freezing = lambda: self.random.choice((0.0, 0.0002, 0.002, 3.0))
         self.pid1.loses = lambda: self.random.random() < 0.3
         self.pid1.fails = self._fails
 

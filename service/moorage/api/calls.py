@@ -115,6 +115,7 @@ async def managed(
     find: Callable[[], Machine],
     gone: VarlinkError,
     *,
+    variant: str = "",
     interactive: bool | None,
     registered: Awaitable[None] | None = None,
 ) -> Machine:
@@ -128,6 +129,7 @@ async def managed(
         authority: the policy.
         find: looks the machine up, and raises an error of the interface if there is none.
         gone: error to raise if a second look finds another machine.
+        variant: variant of the method, as in the policy's table.
         interactive: the user may be asked to authenticate.
         registered: returns once no registration of that name is under way.
 
@@ -138,7 +140,8 @@ async def managed(
         await registered
     machine = find()
     details = {"name": machine.name, "verb": call.method.rpartition(".")[2].lower()}
-    await authorize(call, authority, details, owner=machine.record.registrant, interactive=interactive)
+    owner = machine.record.registrant
+    await authorize(call, authority, details, variant=variant, owner=owner, interactive=interactive)
     if find() is not machine:
         raise gone
     return machine

@@ -22,7 +22,9 @@ from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine, Work
 from moorage.machines.model import Cause, HelperEnd, KillWhom, Phase
 from moorage.machines.registry import Registry
+from moorage.machines.renewal import is_renewed
 from moorage.machines.store import Store
+from moorage.machines.thawing import is_frozen, thaw_helpers
 from moorage.machines.vital import BOND_SECONDS, is_left_to_us, lost
 from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, ManagerTimeout, NoSuchUnit
 
@@ -109,7 +111,7 @@ class Control:
             ManagerError: as the manager says.
         """
         begun: Callable[[], Awaitable[None]] = machine.gone.wait
-        if await self._is_renewed(machine) or not self._is_kept(machine):
+        if await is_renewed(machine, self._manager) or not self._is_kept(machine):
             self._agenda.mark(machine, ask=True)
         elif machine.record.placement.is_whole:
             begun = await self._begin(machine, cause, without)
@@ -163,6 +165,9 @@ class Control:
     ) -> None:
         """Send a signal to processes of a machine.
 
+        A frozen one is thawed first, for any signal but SIGKILL, which ends frozen processes: others would have to
+        wait.
+
         Args:
             machine: one of the registry's.
             whom: which of them. Where others live in its control group, all of them are its leader.
@@ -173,10 +178,17 @@ class Control:
             ProcessGone: the leader or supervisor has exited, or was never told.
             NoSuchUnit: no process is left.
             TooOld: this manager cannot kill in a part of a unit.
+            UnitBusy: the machine is frozen, and cannot be thawed now.
             ManagerError: as the manager says.
         """
         record, placement = machine.record, machine.record.placement
         if whom is not KillWhom.all or placement.shared:
+            if (
+                signal != signals.SIGKILL
+                and placement.is_whole
+                and not await is_renewed(machine, self._manager)
+            ):
+                await self._thaw(machine)
             found = record.supervisor if whom is KillWhom.supervisor else record.leader
             self._signal(machine, found, signal)
             return
@@ -184,9 +196,11 @@ class Control:
         state = self._hierarchy.events(placement.control_group + lower)
         if state is None or not state.populated:  # the manager does not mind
             raise NoSuchUnit(machine.unit)
-        if await self._is_renewed(machine):
+        if await is_renewed(machine, self._manager):
             self._agenda.mark(machine, ask=True)
             raise NoSuchUnit(machine.unit)
+        if signal != signals.SIGKILL and placement.is_whole:
+            await self._thaw(machine)
         deadline = trio.current_time() + ASK_USEC / 1e6
         below = (placement.subgroup or "") + lower
         if below:
@@ -196,22 +210,19 @@ class Control:
         else:
             await self._manager.kill(machine.unit, "all", signal, deadline=deadline)
 
-    def _is_kept(self, machine: Machine) -> bool:
-        return self._registry.get(machine.name) is machine
-
-    async def _is_renewed(self, machine: Machine) -> bool:
-        """Whether the unit of a machine is in another invocation by now: then it is to be spared.
-
-        The name of a unit that is not ours is that of its next invocation as well, and its control group may outlive
-        restarts. Between this look and an order that follows there is still a moment.
+    async def _thaw(self, machine: Machine) -> None:
+        """Thaw a machine that is to react to a signal.
 
         Raises:
             ManagerError: as the manager says.
+            OSError: no file descriptor is left, or no memory.
         """
-        if machine.record.allocated or machine.record.placement.shared or not self._is_kept(machine):
-            return False
-        status = await self._manager.status(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
-        return status is None or status.invocation_id != machine.record.invocation_id
+        if is_frozen(machine.record.control_group, self._hierarchy):
+            with contextlib.suppress(NoSuchUnit):
+                await self._manager.thaw(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
+
+    def _is_kept(self, machine: Machine) -> bool:
+        return self._registry.get(machine.name) is machine
 
     def _note_asked(self, machine: Machine, cause: Cause, without: HelperEnd | None, *, ends: bool) -> None:
         """Store why a machine is stopped, or that it was ending by itself: the next instance has to know too."""
@@ -234,10 +245,16 @@ class Control:
         stopped = False
         try:
             with work:
+                record, manager = machine.record, self._manager
+                await thaw_helpers(record, record.helpers, manager, self._hierarchy, deadline=deadline)
                 if frozen:
-                    await self._manager.thaw(machine.unit, deadline=deadline)
+                    await manager.thaw(machine.unit, deadline=deadline)
                 self._accounts.sample(machine)
-                stopped = (await self._manager.stop(machine.unit, deadline=deadline)).result == "done"
+                result = (await manager.stop(machine.unit, deadline=deadline)).result
+                if result == "frozen":  # it was just being frozen
+                    await manager.thaw(machine.unit, deadline=deadline)
+                    result = (await manager.stop(machine.unit, deadline=deadline)).result
+                stopped = result == "done"
                 if stopped:
                     machine.unit_stops()
         except NoSuchUnit:

@@ -167,6 +167,22 @@ class TooMuchUnderWay(Refused):
         super().__init__("too much is under way")
 
 
+class PartOfUnit(Refused):
+    """The machine is a part of a unit: others would have it done to them.
+
+    Attributes:
+        operation: what cannot be done.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(f"{operation} of a part of a unit")
+        self.operation = operation
+
+
+class MachineBusy(Refused):
+    """Something is done with the machine that stands in the way."""
+
+
 class NoSuchHelper(Refused):
     """The machine has no helper of this name.
 

@@ -135,7 +135,7 @@ class FinalAccounts:
         if state is not None and not state.populated:
             self.emptied(machine)
         elif state is not None:
-            machine.was_frozen(state.frozen)
+            machine.was_frozen(frozen=state.frozen)
             self.sample(machine)
 
     def emptied(self, machine: Machine) -> None:

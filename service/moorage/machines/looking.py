@@ -1,4 +1,4 @@
-"""What is looked up about a machine when somebody asks: nothing of it is kept."""
+"""What is looked up about a machine when somebody asks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import trio
 
 from moorage.kernel.cgroup import Hierarchy
 from moorage.machines.final_account import FinalAccounts
-from moorage.machines.machine import Machine
+from moorage.machines.machine import Machine, Work
 from moorage.machines.metadata import Metadata, acquire
-from moorage.machines.model import Accounting
+from moorage.machines.model import Accounting, FreezerState
+from moorage.machines.thawing import is_frozen, is_to_freeze
 from moorage.pid1.manager import ASK_USEC, Json, Manager
 
 
@@ -25,14 +26,24 @@ class Looking:
         placement = machine.record.placement
         return Accounting() if placement.shared else self._accounts.counters(placement.control_group)
 
-    def is_frozen(self, machine: Machine) -> bool:
-        """Return whether the control group of a machine that lives is frozen.
+    def freezer(self, machine: Machine) -> FreezerState:
+        """Return the state of the freezer of a machine that lives: frozen also where a slice above is.
 
         Raises:
             OSError: no file descriptor is left, or no memory.
         """
-        state = self._hierarchy.events(machine.record.control_group)
-        return state is not None and state.frozen
+        group = machine.record.control_group
+        machine.was_frozen(frozen=is_frozen(group, self._hierarchy))
+        found = self.noted_freezer(machine)
+        if found is FreezerState.running and is_to_freeze(group, self._hierarchy):
+            return FreezerState.freezing
+        return found
+
+    def noted_freezer(self, machine: Machine) -> FreezerState:
+        """Return the same without a look: by what was last read, and what is under way."""
+        if machine.frozen:
+            return FreezerState.thawing if machine.has_under_way(Work.thaw) else FreezerState.frozen
+        return FreezerState.freezing if machine.has_under_way(Work.freeze) else FreezerState.running
 
     async def limits(self, machine: Machine, names: tuple[str, ...]) -> dict[str, Json]:
         """Read properties of a machine's unit; those that are unlimited or not available are left out.

@@ -31,8 +31,8 @@ from moorage.machines.model import (
 from moorage.pid1.manager import UnitHint
 
 UNDER_WAY_MAX = 64
-"""Stops of one machine that are under way at once, and as many leases and changes of its helpers: they go on without
-their callers, so that whoever hangs up and calls again would leave any number of them behind."""
+"""Stops of one machine that are under way at once, and as many leases, changes of its helpers, and calls to freeze or
+to thaw it: they go on without their callers, so that who hangs up and calls again would leave any number of them."""
 
 
 class Work(StrEnum):
@@ -42,6 +42,8 @@ class Work(StrEnum):
     stop_without = "stop without a helper"
     lease = "lease"
     change = "change"
+    freeze = "freeze"
+    thaw = "thaw"
 
 
 class Leader(Protocol):
@@ -101,6 +103,7 @@ class Machine:
         final: they were read when the last process had gone.
         deactivating: its unit was seen to be stopped before this service was asked to stop it.
         frozen: its control group was, when that was last read.
+        helpers_frozen: some of its helpers were, or are, by a call to this service.
         result: of its unit, which has ended; kept here since the manager may forget it.
     """
 
@@ -116,6 +119,7 @@ class Machine:
         "final",
         "frozen",
         "gone",
+        "helpers_frozen",
         "leader",
         "recheck",
         "record",
@@ -136,6 +140,7 @@ class Machine:
         self.final = False
         self.deactivating = False
         self.frozen = False
+        self.helpers_frozen = False
         self.result: str | None = None
         self._stopping = False  # its unit is deactivating
         self._terminated = False  # its leader or supervisor was, since its unit is not to be stopped
@@ -190,7 +195,7 @@ class Machine:
 
     # What was seen of it
 
-    def was_frozen(self, frozen: bool) -> None:  # noqa: FBT001 - a fact
+    def was_frozen(self, *, frozen: bool) -> None:
         """Take note of whether its control group is frozen."""
         self.frozen = frozen
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from moorage.machines.control import Control
+from moorage.machines.freezing import Freezing
 from moorage.machines.helpers.changing import Changing
 from moorage.machines.looking import Looking
 from moorage.machines.lookup import Lookup
@@ -22,6 +23,7 @@ class Services(NamedTuple):
         registrar: registers.
         control: stops and signals.
         changing: changes helpers.
+        freezing: freezes and thaws.
         looking: looks things up.
         retirement: forgets.
     """
@@ -31,5 +33,6 @@ class Services(NamedTuple):
     registrar: Registrar
     control: Control
     changing: Changing
+    freezing: Freezing
     looking: Looking
     retirement: Retirement

@@ -150,7 +150,7 @@ class Watching:
             renewed = found not in {None, placement.control_group_id}
             state = None if found is None or renewed else self._hierarchy.events(placement.control_group)
             populated = state is not None and state.populated
-            machine.was_frozen(state is not None and state.frozen)
+            machine.was_frozen(frozen=state is not None and state.frozen)
         if populated:
             machine.was_populated()
         elif not renewed:

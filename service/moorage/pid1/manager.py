@@ -417,12 +417,26 @@ class Manager(Protocol):
         """
         ...
 
-    async def thaw(self, unit: str, *, deadline: float) -> None:
-        """Let a frozen unit run again, and wait for it; nothing happens to one that is not frozen.
+    async def freeze(self, unit: str, *, deadline: float) -> None:
+        """Freeze a unit that is active, and wait until the kernel says so; nothing happens to one that is frozen.
+
+        One that is frozen with a slice above stays so when the slice is thawed.
 
         Raises:
             NoSuchUnit: not loaded.
-            UnitBusy: it is being frozen.
+            UnitBusy: it is not active, has a job, or is thawed before it was frozen.
+            ManagerRefused: nothing of its type can be frozen.
+        """
+        ...
+
+    async def thaw(self, unit: str, *, deadline: float) -> None:
+        """Let a frozen unit run again, and wait for it; nothing happens to one that is not frozen.
+
+        One that is frozen with a slice above as well goes on being so. Who waits for it to be frozen gets UnitBusy.
+
+        Raises:
+            NoSuchUnit: not loaded.
+            UnitBusy: it is frozen with a slice above only, or has a job.
         """
         ...
 

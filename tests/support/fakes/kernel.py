@@ -46,6 +46,8 @@ class Group:
         path: below the root of the hierarchy.
         number: of its inode.
         count: processes in it and below that have not ended.
+        frozen: it is frozen by itself, whatever those above are.
+        freezing: it was told to freeze, and is not frozen yet.
     """
 
     def __init__(self, path: str, number: int) -> None:
@@ -53,6 +55,7 @@ class Group:
         self.number = number
         self.count = 0
         self.frozen = False
+        self.freezing = False
 
 
 class Process:
@@ -144,18 +147,27 @@ class Kernel:
         return True
 
     def freeze(self, path: str, *, frozen: bool) -> None:
-        """Freeze or thaw a group."""
-        group = self.groups[path]
-        if group.frozen == frozen:
-            return
-        group.frozen = frozen
-        self._changed(group)
-        if not frozen:
-            for process in [each for each in self.processes.values() if each.group is group]:
+        """Freeze or thaw a group, and with it those below."""
+        within = [group for group in self.groups.values() if f"{group.path}/".startswith(f"{path}/")]
+        before = {group: self.is_frozen(group.path) for group in within}
+        self.groups[path].frozen = frozen
+        for group, was in before.items():
+            if self.is_frozen(group.path) != was:
+                self._changed(group)
+        for process in self.members(path):
+            if not self.is_frozen(process.group.path):
                 pending, process.pending = process.pending, []
                 for number in pending:
                     if process.exit is None:
                         self.signal(process, number)
+
+    def is_frozen(self, path: str) -> bool:
+        """Whether a group is frozen, by itself or with one above."""
+        while path:
+            if (group := self.groups.get(path)) is not None and group.frozen:
+                return True
+            path = path.rpartition("/")[0]
+        return False
 
     def _changed(self, group: Group) -> None:
         for watch in self.watches:
@@ -208,7 +220,7 @@ class Kernel:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         if number in HARMLESS or (process.deaf and number != signals.SIGKILL):
             return
-        if process.group.frozen and number != signals.SIGKILL:
+        if self.is_frozen(process.group.path) and number != signals.SIGKILL:
             process.pending.append(number)
             return
         self.end(process, Exit(signal=number))
@@ -339,15 +351,18 @@ class FakeHierarchy:
         """See `Hierarchy`."""
         self.faults.check("fd")
         group = self.kernel.groups.get(control_group)
-        return None if group is None else Events(group.count > 0, group.frozen)
+        return None if group is None else Events(group.count > 0, self.kernel.is_frozen(control_group))
 
     def attribute(self, control_group: str, name: str) -> str | None:
         """See `Hierarchy`."""
         self.faults.check("fd")
         group = self.kernel.groups.get(control_group)
-        if group is None or name != "cgroup.controllers":
+        if group is None:
             return None
-        return "cpu memory pids"
+        return {
+            "cgroup.controllers": "cpu memory pids",
+            "cgroup.freeze": str(int(group.frozen or group.freezing)),
+        }.get(name)
 
     def identity(self, control_group: str) -> int | None:
         """See `Hierarchy`."""

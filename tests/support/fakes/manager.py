@@ -31,6 +31,7 @@ from moorage.pid1.manager import (
     ScopeSpec,
     ServiceSpec,
     TypedProperty,
+    UnitBusy,
     UnitExists,
     UnitHint,
     UnitStatus,
@@ -351,15 +352,18 @@ class FakeManager:
 
         await self._once(f"kill of {unit}", deadline, call)
 
+    async def freeze(self, unit: str, *, deadline: float) -> None:
+        """See `Manager`."""
+        operation = f"freeze of {unit}"
+        freezing = await self._ask(operation, deadline, lambda: self.pid1.freeze(self.pid1.found(unit)))
+        with _errors(operation, deadline):
+            await freezing.ended.wait()
+        if freezing.cancelled:
+            raise UnitBusy(unit, "it was thawed before it was frozen")
+
     async def thaw(self, unit: str, *, deadline: float) -> None:
         """See `Manager`."""
-
-        def call() -> None:
-            found = self.pid1.found(unit)
-            if found.group:
-                self.pid1.kernel.freeze(found.group, frozen=False)
-
-        await self._ask(f"thaw of {unit}", deadline, call)
+        await self._ask(f"thaw of {unit}", deadline, lambda: self.pid1.thaw(self.pid1.found(unit)))
 
     async def reset_failed(self, unit: str, *, deadline: float) -> None:
         """See `Manager`."""

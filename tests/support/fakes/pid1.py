@@ -19,10 +19,10 @@ from fakes.journal import FakeJournal
 from fakes.kernel import Group, Kernel, Process
 from fakes.link import Connection
 from fakes.services import Program
-from fakes.units import DOWN, UP, Job, JobKind, Mode, Transaction, Unit, Units
+from fakes.units import DOWN, UP, Freezing, Job, JobKind, Mode, Transaction, Unit, Units
 from moorage.machines.effective import slice_path
 from moorage.pid1.jobs import JobEnd
-from moorage.pid1.manager import ManagerRefused, NoSuchUnit, UnitExists, UnitHint
+from moorage.pid1.manager import ManagerRefused, NoSuchUnit, UnitBusy, UnitExists, UnitHint
 
 RACE_SECONDS: Final = 0.005
 """For how long after its start PID 1 may lose the event that a scope is empty (its own race)."""
@@ -40,6 +40,7 @@ class Pid1:
         work: seconds that one thing takes; asked each time.
         loses: whether the event that a scope is empty is lost, within RACE_SECONDS of its start.
         fails: whether the start of a unit fails for lack of something.
+        freezing: seconds that it takes to freeze a unit; asked each time.
         stop_seconds: the default of TimeoutStopUSec=.
         start_seconds: the default of TimeoutStartUSec=.
         stopped_by_call: names of units that calls have asked to stop.
@@ -55,6 +56,7 @@ class Pid1:
         self.work: Callable[[], float] = lambda: 0.0
         self.loses: Callable[[], bool] = lambda: False
         self.fails: Callable[[Unit], bool] = lambda _unit: False
+        self.freezing: Callable[[], float] = lambda: 0.0
         self.stop_seconds = self.start_seconds = 90.0
         self.stopped_by_call: list[str] = []
         self.busy_until = -math.inf
@@ -236,8 +238,7 @@ class Pid1:
     def _stop(self, unit: Unit) -> str | None:
         if unit.active in DOWN:
             return "done"
-        group = self.kernel.groups.get(unit.group)
-        if group is not None and unit.group and group.frozen:
+        if unit.freezing is not None or (unit.group and self.kernel.is_frozen(unit.group)):
             return "frozen"
         if unit.active == "deactivating":
             return None
@@ -301,6 +302,7 @@ class Pid1:
         if unit.result == "success":
             unit.result = result
         unit.timer = 0
+        self._cancel_freezing(unit)
         if unit.group:
             self.kernel.remove(unit.group)
             unit.group = ""
@@ -389,6 +391,59 @@ class Pid1:
                 each.transient = True
             self.collect()
             raise
+
+    def freeze(self, unit: Unit) -> Freezing:
+        """Begin to freeze a unit, which takes a moment (``unit_freezer_action()``).
+
+        Raises:
+            UnitBusy: something is being done with it.
+        """
+        self._check_freezable(unit)
+        if unit.freezing is not None:
+            raise UnitBusy(unit.name, "Previously requested freezer operation for unit is still in progress")
+        freezing = Freezing()
+        if not unit.group:
+            freezing.ended.set()
+            return freezing
+        unit.freezing = freezing
+        group = self.kernel.groups[unit.group]
+        group.freezing = True
+
+        def frozen() -> None:
+            if unit.freezing is freezing:
+                unit.freezing = None
+                group.freezing = False
+                self.kernel.freeze(unit.group, frozen=True)
+                freezing.ended.set()
+
+        self.later(self.freezing(), frozen)
+        return freezing
+
+    def thaw(self, unit: Unit) -> None:
+        """Thaw a unit.
+
+        Raises:
+            UnitBusy: something is being done with it, or it is frozen by its slice alone.
+        """
+        self._check_freezable(unit)
+        self._cancel_freezing(unit)
+        if not unit.group:
+            return
+        if not self.kernel.groups[unit.group].frozen and self.kernel.is_frozen(unit.group):
+            raise UnitBusy(unit.name, "Unit is frozen by a parent slice")
+        self.kernel.freeze(unit.group, frozen=False)
+
+    def _check_freezable(self, unit: Unit) -> None:
+        if unit.job is not None:
+            raise UnitBusy(unit.name, "Unit has a pending job")
+        if unit.active != "active":
+            raise UnitBusy(unit.name, "Unit is not active")
+
+    def _cancel_freezing(self, unit: Unit) -> None:
+        if unit.freezing is not None:
+            unit.freezing.cancel()
+            unit.freezing = None
+            self.kernel.groups[unit.group].freezing = False
 
     def found(self, name: str) -> Unit:
         """Return a unit that is loaded.

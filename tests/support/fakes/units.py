@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal, TypeAlias
 
+import trio
+
 from fakes.kernel import Process
 from moorage.pid1.manager import NoSuchUnit, UnitBusy
 
@@ -22,6 +24,24 @@ LISTS: Final = frozenset({*DEPENDENCIES, "Documentation"})
 
 UP: Final = frozenset({"active", "activating", "reloading"})
 DOWN: Final = frozenset({"inactive", "failed"})
+
+
+class Freezing:
+    """A unit that is being frozen.
+
+    Attributes:
+        ended: set when it is, or will not be.
+        cancelled: it was thawed, or has ended, before it was.
+    """
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Give up."""
+        self.cancelled = True
+        self.ended.set()
 
 
 class Unit:
@@ -46,6 +66,7 @@ class Unit:
         missed: the manager has lost the event that it is empty.
         oom: a process of it was killed for lack of memory.
         remains: it is active also without a process.
+        freezing: it is being frozen.
     """
 
     def __init__(self, name: str) -> None:
@@ -67,6 +88,7 @@ class Unit:
         self.missed = False
         self.oom = False
         self.remains = False
+        self.freezing: Freezing | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.active}/{self.sub}>"

@@ -88,6 +88,8 @@ ASKED: dict[str, dict[str, Any]] = {
     f"{OURS}Kill": {"name": "web", "signal": 9},
     f"{OURS}Stop": {"name": "web"},
     f"{OURS}Forget": {"name": "web"},
+    f"{OURS}Freeze": {"name": "web"},
+    f"{OURS}Thaw": {"name": "web"},
     f"{OURS}AddHelpers": {"name": "web", "helpers": HELPERS},
     f"{OURS}RemoveHelper": {"name": "web", "helper": "a"},
     f"{OURS}Reload": {"name": "web"},
@@ -156,6 +158,8 @@ def test_a_user_does_everything_with_her_own_machine(spawn: Processes) -> None:
             (f"{THEIRS}List", {"name": "yes", "acquireMetadata": "graceful"}),
             (f"{THEIRS}Kill", {"name": "yes", "signal": signal.SIGCONT}),
             (f"{OURS}Kill", {"name": "yes", "signal": signal.SIGCONT, "whom": "leader"}),
+            (f"{OURS}Freeze", {"name": "yes"}),
+            (f"{OURS}Thaw", {"name": "yes"}),
             (f"{OURS}Stop", {"name": "yes"}),
             (f"{OURS}Forget", {"name": "yes"}),
         ):

@@ -589,7 +589,7 @@ def test_what_is_no_call_ends_the_connection(message: bytes) -> None:
         ("io.moorage.Machine.", "MethodNotFound", {"method": "io.moorage.Machine."}),
         ("io.moorage.Machine.register", "MethodNotFound", {"method": "io.moorage.Machine.register"}),
         ("io.moorage.Machine.__init__", "MethodNotFound", {"method": "io.moorage.Machine.__init__"}),
-        ("io.moorage.Machine.Freeze", "MethodNotImplemented", {"method": "io.moorage.Machine.Freeze"}),
+        ("io.moorage.Machine.Subscribe", "MethodNotImplemented", {"method": "io.moorage.Machine.Subscribe"}),
         ("io.systemd.Machine.Open", "MethodNotImplemented", {"method": "io.systemd.Machine.Open"}),
         ("a\0b.c", "InterfaceNotFound", {"interface": "a\ufffdb"}),  # sd-json cannot read U+0000
         ("\u00e4.\u00e4", "InterfaceNotFound", {"interface": "\u00e4"}),

@@ -119,6 +119,12 @@ class RealBench:
     async def freeze(self, unit: str) -> None:
         await trio.run_process(["systemctl", "freeze", unit])
 
+    async def thaw(self, unit: str) -> None:
+        await trio.run_process(["systemctl", "thaw", unit])
+
+    def is_frozen(self, control_group: str) -> bool:
+        return "frozen 1" in Path(f"/sys/fs/cgroup{control_group}/cgroup.events").read_text()
+
     async def reload(self) -> None:
         await trio.run_process(["systemctl", "daemon-reload"])
 

@@ -16,8 +16,6 @@ from moorage.wire.service import Interface
 LATER = {
     "io.moorage.Machine": {
         "SetProperties",
-        "Freeze",
-        "Thaw",
         "Subscribe",
     },
     "io.systemd.Machine": {

@@ -39,6 +39,8 @@ SAMPLES: dict[type[Exception], Exception] = {
         errors.MachineGone("web"),
         errors.NotWhole(),
         errors.RegisteredByUser(),
+        errors.PartOfUnit("Freeze"),
+        errors.MachineBusy("the machine is stopping"),
         errors.TooMuchUnderWay(),
         errors.NoSuchHelper("tpm"),
         errors.NotStoppable(),

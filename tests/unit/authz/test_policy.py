@@ -15,6 +15,7 @@ from moorage.authz.policy import (
     IN_PLACE,
     METADATA,
     TABLE,
+    WITH_HELPERS,
     Ask,
     Decision,
     Policy,
@@ -44,11 +45,11 @@ def test_every_method_that_is_served_has_a_row() -> None:
     assert plain == served()
     variants = {call.partition("(") for call in TABLE.keys() - plain}
     assert {call for call, _, _ in variants} <= plain
-    assert {"".join(variant) for _, *variant in variants} == {IN_PLACE, METADATA, AS_ROOT}
+    assert {"".join(variant) for _, *variant in variants} == {IN_PLACE, METADATA, AS_ROOT, WITH_HELPERS}
 
 
 def test_whatever_deals_with_helpers_takes_the_rights_of_root() -> None:
-    names = ("AddHelpers", "RemoveHelper", "Reload", f"Register{AS_ROOT}")
+    names = ("AddHelpers", "RemoveHelper", "Reload", f"Register{AS_ROOT}", f"Freeze{WITH_HELPERS}")
     for name in names:
         row = TABLE[f"io.moorage.Machine.{name}"]
         assert (row.own, row.others) == (Ask(AS_ROOT_ACTION), Ask(AS_ROOT_ACTION)), name
@@ -101,6 +102,8 @@ def test_nobody_gets_by_a_name_what_its_variant_costs() -> None:
         "Kill",
         "Stop",
         "Forget",
+        "Freeze",
+        "Thaw",
         "AddHelpers",
         "RemoveHelper",
         "Reload",

@@ -186,6 +186,16 @@ class FakeMachine(Interface):
         )
         return wire.MachineOut(machine=kept.machine)
 
+    @method("Freeze")
+    def freeze(self, call: Call, params: wire.FreezeIn) -> None:
+        del call
+        self._living(params.name).machine.freezer = model.FreezerState.frozen
+
+    @method("Thaw")
+    def thaw(self, call: Call, params: wire.ThawIn) -> None:
+        del call
+        self._living(params.name).machine.freezer = model.FreezerState.running
+
     @method("Forget")
     def forget(self, call: Call, params: wire.NameIn) -> None:
         del call

@@ -401,6 +401,8 @@ class Writer:
                 Ask("io.systemd.service.Ping", {}),
                 Ask(f"{OURS}SetProperties", {"name": self._name(), "properties": {"MemoryMax": 2**26}}),
                 Ask(f"{OURS}Freeze", {"name": self._name()}),
+                Ask(f"{OURS}Freeze", {"name": self._name(), "helpers": True}),
+                Ask(f"{OURS}Thaw", {"name": self._name()}),
                 Ask(f"{THEIRS}Open", {"name": self._name(), "mode": "shell"}),
                 Ask(f"{THEIRS}BindMount", {"name": self._name(), "source": CANARIES}),
             )

@@ -32,7 +32,7 @@ OPEN: Final = frozenset(
     {f"{OURS}{name}" for name in ("List", "Describe", "Find")} | {f"{THEIRS}List", "io.systemd.service.Ping"}
 )
 ENDS: Final = frozenset(
-    {f"{OURS}{name}" for name in ("Stop", "Kill", "Forget")}
+    {f"{OURS}{name}" for name in ("Stop", "Kill", "Forget", "Freeze", "Thaw")}
     | {f"{THEIRS}{name}" for name in ("Terminate", "Kill", "Unregister")}
 )
 REGISTERS: Final = frozenset({f"{OURS}Register", f"{THEIRS}Register"})

@@ -44,8 +44,21 @@ class Handlers(Interface):
             raise errors.NoSuchMachine(name)
         return machine
 
-    async def managed(self, call: Call, params: wire.ManageIn, invocation_id: str | None = None) -> Machine:
-        """Return a living machine that the caller may manage."""
+    async def managed(
+        self, call: Call, params: wire.ManageIn, invocation_id: str | None = None, *, variant: str = ""
+    ) -> Machine:
+        """Return a living machine that the caller may manage.
+
+        Args:
+            call: the call.
+            params: name the machine.
+            invocation_id: that its unit must have.
+            variant: of the method, as in the policy's table.
+
+        Raises:
+            NoSuchMachine: there is none, or its unit has another invocation ID.
+            VarlinkError: the caller may not manage it.
+        """
         gone = errors.NoSuchMachine(params.name)
 
         def find() -> Machine:
@@ -59,6 +72,7 @@ class Handlers(Interface):
             self.authority,
             find,
             gone,
+            variant=variant,
             interactive=params.allowInteractiveAuthentication,
             registered=self.services.registrar.wait(params.name),
         )
@@ -70,19 +84,21 @@ class Handlers(Interface):
         helpers: Sequence[model.HelperStatus] | None = None,
         *,
         phase: model.Phase | None = None,
-        frozen: bool | None = None,
+        freezer: model.FreezerState | None = None,
     ) -> wire.Machine:
         """Convert a machine, with what its caller may know of it.
 
         Raises:
             OSError: whether it is frozen cannot be read.
         """
-        if frozen is None:
-            frozen = machine.record.verdict is None and self.services.looking.is_frozen(machine)
+        if machine.record.verdict is not None:
+            freezer = model.FreezerState.running
+        elif freezer is None:
+            freezer = self.services.looking.freezer(machine)
         return convert.machine(
             machine.record,
             phase or machine.phase,
             helpers or self.services.changing.statuses(machine),
-            frozen=frozen,
+            freezer=freezer,
             whole=self.authority.policy.tells_all(call.peer.uid, machine.record.registrant),
         )

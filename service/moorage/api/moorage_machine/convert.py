@@ -84,7 +84,7 @@ def machine(
     phase: model.Phase,
     helpers: Iterable[model.HelperStatus],
     *,
-    frozen: bool,
+    freezer: model.FreezerState,
     whole: bool,
 ) -> wire.Machine:
     """Convert a machine.
@@ -93,7 +93,7 @@ def machine(
         record: its record.
         phase: its phase.
         helpers: the states of its helpers.
-        frozen: whether its control group is frozen.
+        freezer: the state of its freezer.
         whole: include what only root and the registrant may know.
     """
     placement, identity = record.placement, record.identity
@@ -101,7 +101,7 @@ def machine(
         name=record.name,
         class_=wire.MachineClass(record.class_),
         phase=phase,
-        freezer=model.FreezerState.frozen if frozen else model.FreezerState.running,
+        freezer=freezer,
         id=identity.id,
         service=identity.service,
         uid=record.registrant,

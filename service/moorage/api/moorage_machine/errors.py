@@ -187,6 +187,10 @@ REFUSALS: Final[Table] = {
     errors.RegisteredByUser: lambda _: NotSupported(
         "helpers", "the machine was registered by a user, without the rights of root that they take"
     ),
+    errors.PartOfUnit: lambda error: NotSupported(
+        error.operation, "the machine is part of a unit, and the rest of it is not"
+    ),
+    errors.MachineBusy: lambda error: Busy(str(error)),
     errors.TooMuchUnderWay: lambda error: Busy(str(error)),
     errors.NoSuchHelper: lambda error: NoSuchHelper(error.helper),
     errors.NotStoppable: lambda _: NotSupported(

@@ -34,7 +34,9 @@ class Looks(Handlers):
         for machine in self.registry.snapshot():
             if self.registry.get(machine.name) is machine and machine.is_there:
                 listed = True
-                yield wire.MachineOut(machine=self.shown(call, machine, frozen=machine.frozen))
+                yield wire.MachineOut(
+                    machine=self.shown(call, machine, freezer=self.services.looking.noted_freezer(machine))
+                )
         if not listed:
             raise errors.NoSuchMachine  # a call must be answered; machined's answer is the same
 

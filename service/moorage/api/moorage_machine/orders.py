@@ -1,4 +1,4 @@
-"""Handlers of the orders to a machine: Kill, Stop, Forget."""
+"""Handlers of the orders to a machine: Kill, Stop, Freeze, Thaw, Forget."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from moorage.api.moorage_machine import types as wire
 from moorage.api.moorage_machine.base import Handlers
 from moorage.api.moorage_machine.errors import REFUSALS
 from moorage.api.refusals import translated
+from moorage.authz.policy import WITH_HELPERS
 from moorage.machines import model
 from moorage.machines.control import STOP_SECONDS
+from moorage.machines.freezing import FREEZE_SECONDS
 from moorage.pid1.manager import NoSuchUnit
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
@@ -50,6 +52,23 @@ class Orders(Handlers):
             timeout = STOP_SECONDS if params.timeoutUSec is None else params.timeoutUSec / 1e6
             await self.services.control.stop(machine, timeout=timeout)
         yield Last(wire.MachineOut(machine=self.shown(call, machine)))
+
+    @method("Freeze")
+    async def freeze(self, call: Call, params: wire.FreezeIn) -> None:
+        """Freeze a machine, and its helpers if that is wanted; reply when the kernel says that they are."""
+        variant = WITH_HELPERS if params.helpers else ""
+        machine = await self.managed(call, params, params.ifInvocationId, variant=variant)
+        timeout = FREEZE_SECONDS if params.timeoutUSec is None else params.timeoutUSec / 1e6
+        with translated(REFUSALS):
+            await self.services.freezing.freeze(machine, helpers=bool(params.helpers), timeout=timeout)
+
+    @method("Thaw")
+    async def thaw(self, call: Call, params: wire.ThawIn) -> None:
+        """Let a machine and its helpers run again; reply when they do."""
+        machine = await self.managed(call, params, params.ifInvocationId)
+        timeout = FREEZE_SECONDS if params.timeoutUSec is None else params.timeoutUSec / 1e6
+        with translated(REFUSALS):
+            await self.services.freezing.thaw(machine, timeout=timeout)
 
     @method("Forget")
     async def forget(self, call: Call, params: wire.ManageIn) -> None:

@@ -52,7 +52,7 @@ class Registering(Handlers):
                 leader.close()
         return wire.RegisterOut(
             machine=self.shown(
-                call, done.machine, done.helpers, phase=done.phase, frozen=self._is_frozen(done.machine)
+                call, done.machine, done.helpers, phase=done.phase, freezer=self._freezer(done.machine)
             ),
             differences=convert.differences(done.differences),
             units=[wire.PlannedUnit(**asdict(each)) for each in done.units] or None,
@@ -74,9 +74,9 @@ class Registering(Handlers):
                 replace(wanted, privileged=True), timeout=timeout, lease=lease
             )
 
-    def _is_frozen(self, machine: Machine) -> bool:
+    def _freezer(self, machine: Machine) -> model.FreezerState:
         """Return whether a machine that has just been registered is frozen; if that cannot be read, it is not yet."""
         try:
-            return self.services.looking.is_frozen(machine)
+            return self.services.looking.freezer(machine)
         except OSError:
-            return False
+            return model.FreezerState.running

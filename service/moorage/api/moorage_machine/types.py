@@ -264,6 +264,21 @@ class KillIn(ManageIn, kw_only=True):
     ifInvocationId: str | None = None  # noqa: N815
 
 
+class FreezeIn(ManageIn, kw_only=True):
+    """Parameters of Freeze."""
+
+    helpers: bool | None = None
+    ifInvocationId: str | None = None  # noqa: N815
+    timeoutUSec: TimeoutUSec | None = None  # noqa: N815
+
+
+class ThawIn(ManageIn, kw_only=True):
+    """Parameters of Thaw."""
+
+    ifInvocationId: str | None = None  # noqa: N815
+    timeoutUSec: TimeoutUSec | None = None  # noqa: N815
+
+
 class StopIn(ManageIn, kw_only=True):
     """Parameters of Stop."""
 

@@ -89,6 +89,8 @@ REFUSALS: Final[Table] = {
     errors.TooMuchUnderWay: _system(errno.EBUSY),
     errors.NotStoppable: _system(errno.EOPNOTSUPP),
     errors.TooOld: _system(errno.EOPNOTSUPP),
+    errors.MachineBusy: _system(errno.EBUSY),
+    errors.PartOfUnit: _system(errno.EOPNOTSUPP),
     # This interface has no helpers.
     errors.InvalidHelper: _system(errno.EINVAL),
     errors.HelperFailed: _system(errno.EPROTO),

@@ -52,6 +52,8 @@ for _command in (
     look.find,
     control.kill,
     control.stop,
+    control.freeze,
+    control.thaw,
     control.forget,
     host.doctor,
     helpers.check,

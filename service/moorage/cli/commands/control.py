@@ -1,8 +1,8 @@
-"""Commands that end a machine: ``moorctl kill``, ``stop`` and ``forget``."""
+"""Orders to a machine: ``moorctl kill``, ``stop``, ``freeze``, ``thaw`` and ``forget``."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -12,6 +12,9 @@ from moorage.quantities import parse_signal
 
 STOP_SECONDS: Final = 200.0
 """Default of the service's own deadline for Stop: time for SIGTERM, then for SIGKILL."""
+
+FREEZE_SECONDS: Final = 25.0
+"""The same for Freeze and Thaw."""
 
 
 @click.command()
@@ -72,6 +75,52 @@ def stop(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
     )
     if as_json:
         views.show_machine_json(reply)
+
+
+_FREEZE_TIMEOUT: Final = click.option(
+    "--timeout",
+    callback=parsed(finite_span),
+    metavar="SPAN",
+    help="How long it may take.  [default: 25s]",
+)
+
+
+@click.command()
+@NAME
+@click.option("--helpers", is_flag=True, help="Freeze its helpers too.")
+@_FREEZE_TIMEOUT
+@JSON
+@addressed
+@chosen
+def freeze(choice: Choice, name: str, helpers: bool, timeout: int | None, as_json: bool) -> None:
+    """Freeze a machine: suspend all of its processes.
+
+    Its helpers go on, unless --helpers is given. A frozen machine can be stopped.
+    """
+    _order(choice, "Freeze", {"name": name, "helpers": helpers or None}, timeout, as_json=as_json)
+
+
+@click.command()
+@NAME
+@_FREEZE_TIMEOUT
+@JSON
+@addressed
+@chosen
+def thaw(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
+    """Thaw a machine: let its processes and its helpers go on."""
+    _order(choice, "Thaw", {"name": name}, timeout, as_json=as_json)
+
+
+def _order(
+    choice: Choice, method: str, parameters: dict[str, Any], timeout: int | None, *, as_json: bool
+) -> None:
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    seconds = (FREEZE_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS
+    reply = service.call(address, method, {**parameters, "timeoutUSec": timeout}, timeout=seconds)
+    if as_json:
+        views.show_json(reply)
 
 
 @click.command()

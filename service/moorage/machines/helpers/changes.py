@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import trio
 
 from moorage.kernel.clock import Clock
+from moorage.machines.alone import Alone
 from moorage.machines.detached import Detached
 from moorage.machines.errors import MachineGone
 from moorage.machines.final_account import now
@@ -65,19 +66,11 @@ class Changes:
         self._directories = directories
         self._clock = clock
         self._detached = detached
-        # By name, since the names of units are at stake, also those of a machine that is gone.
-        self._locks: dict[str, trio.Lock] = {}
+        self._alone = Alone()
 
-    @contextlib.asynccontextmanager
-    async def alone(self, machine: str) -> AsyncGenerator[None]:
+    def alone(self, machine: str) -> contextlib.AbstractAsyncContextManager[None]:
         """Change the helpers of the machine of a name, one caller after the other."""
-        lock = self._locks.setdefault(machine, trio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.statistics().tasks_waiting and not lock.locked():
-                self._locks.pop(machine, None)
+        return self._alone.of(machine)
 
     async def add(
         self,

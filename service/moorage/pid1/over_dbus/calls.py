@@ -3,21 +3,18 @@
 Interfaces: org.freedesktop.systemd1(5).
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 import trio
 
-from moorage.dbus.bus import BadCall, BadReply, Bus, BusClosed, CallFailed, CallTimeout
+from moorage.dbus.bus import BadReply, Bus, BusClosed, CallFailed
 from moorage.dbus.message import BusCall
 from moorage.pid1.blame import Sent
 from moorage.pid1.manager import (
     AuxiliaryUnit,
     Job,
     Json,
-    ManagerRefused,
-    ManagerTimeout,
     ManagerUnavailable,
     ScopeSpec,
     ServiceSpec,
@@ -26,7 +23,9 @@ from moorage.pid1.manager import (
     UnitStatus,
     UnitType,
 )
-from moorage.pid1.over_dbus.session import Endpoints, LinkKind, Session, get, manager_call, unwrap
+from moorage.pid1.over_dbus.deadlines import errors
+from moorage.pid1.over_dbus.orders import UnitOrders
+from moorage.pid1.over_dbus.session import get, manager_call, unwrap
 from moorage.pid1.over_dbus.translate import (
     NAME,
     NO_SUCH_UNIT,
@@ -37,7 +36,6 @@ from moorage.pid1.over_dbus.translate import (
     job_id,
     path_of,
     status,
-    translated,
 )
 from moorage.pid1.properties import UnitProperties, check_text, to_json
 
@@ -51,11 +49,8 @@ _IMPOSSIBLE_REFUSED: Final = "Invalid unit name or type"
 """How ``transient_unit_from_message()`` of src/core/dbus-manager.c refuses that, and nothing else."""
 
 
-class DBusManager:
+class DBusManager(UnitOrders):
     """The manager. Works while `run` runs."""
-
-    def __init__(self, endpoints: Endpoints, link: LinkKind = "auto") -> None:
-        self._session = Session(endpoints, link)
 
     @property
     def version(self) -> int:
@@ -83,7 +78,7 @@ class DBusManager:
         """See `Manager`."""
         properties = _scope_properties(spec)
         call = _start_call(spec.unit, properties, spec.auxiliary)
-        with _errors(f"start of {spec.unit}", deadline, spec.unit, _sent(properties, spec)):
+        with errors(f"start of {spec.unit}", deadline, spec.unit, _sent(properties, spec)):
             repeated = False
             while True:
                 bus = await self._session.up()
@@ -116,7 +111,7 @@ class DBusManager:
         """
         properties = _scope_properties(spec)
         call = _start_call(spec.unit, properties, (*spec.auxiliary, AuxiliaryUnit(_IMPOSSIBLE, ())))
-        with _errors(f"check of {spec.unit}", deadline, spec.unit, _sent(properties, spec)):
+        with errors(f"check of {spec.unit}", deadline, spec.unit, _sent(properties, spec)):
             try:
                 await self._session.ask_one(call, deadline=deadline)
             except CallFailed as exc:
@@ -127,7 +122,7 @@ class DBusManager:
         """See `Manager`."""
         properties = _service_properties(spec)
         call = _start_call(spec.unit, properties, spec.auxiliary)
-        with _errors(f"start of {spec.unit}", deadline, spec.unit, _sent(properties, spec)):
+        with errors(f"start of {spec.unit}", deadline, spec.unit, _sent(properties, spec)):
             while True:
                 bus = await self._session.up()
                 try:
@@ -140,7 +135,7 @@ class DBusManager:
         """See `Manager`."""
         call = manager_call("StopUnit", "ss", (unit, "ignore-dependencies" if alone else "replace"), "o")
         sent = False
-        with _errors(f"stop of {unit}", deadline, unit):
+        with errors(f"stop of {unit}", deadline, unit):
             while True:
                 bus = await self._session.up()
                 try:
@@ -155,7 +150,7 @@ class DBusManager:
     async def reload(self, unit: str, *, deadline: float) -> Job:
         """See `Manager`."""
         call = manager_call("ReloadUnit", "ss", (unit, "replace"), "o")
-        with _errors(f"reload of {unit}", deadline, unit):
+        with errors(f"reload of {unit}", deadline, unit):
             return await self._run_job(await self._session.up(), call, unit, deadline)
 
     async def _run_job(self, bus: Bus, call: BusCall, unit: str, deadline: float) -> Job:
@@ -199,7 +194,7 @@ class DBusManager:
 
     async def status(self, unit: str, *, deadline: float) -> UnitStatus | None:
         """See `Manager`."""
-        with _errors(f"status of {unit}", deadline, unit):
+        with errors(f"status of {unit}", deadline, unit):
             return await self._status(unit, deadline)
 
     async def _status(self, unit: str, deadline: float) -> UnitStatus | None:
@@ -219,14 +214,14 @@ class DBusManager:
 
     async def units(self, pattern: str, *, deadline: float) -> list[str]:
         """See `Manager`."""
-        with _errors(f"list of {pattern}", deadline, ""):
+        with errors(f"list of {pattern}", deadline, ""):
             call = manager_call("ListUnitsByPatterns", "asas", ([], [pattern]), "a(ssssssouso)")
             (found,) = await self._session.ask_one(call, deadline=deadline)
             return [name for name, *_ in found]
 
     async def unit_of_process(self, pidfd: int, *, deadline: float) -> tuple[str, str]:
         """See `Manager`."""
-        with _errors("look-up of a process", deadline, ""):
+        with errors("look-up of a process", deadline, ""):
             return await self._unit_of_process(pidfd, deadline)
 
     async def _unit_of_process(self, pidfd: int, deadline: float) -> tuple[str, str]:
@@ -234,34 +229,9 @@ class DBusManager:
         _, unit, invocation_id = await self._session.ask_one(call, deadline=deadline)
         return unit, hexadecimal(invocation_id)
 
-    async def kill(
-        self, unit: str, whom: Literal["all", "main", "control"], signal: int, *, deadline: float
-    ) -> None:
-        """See `Manager`."""
-        with _errors(f"kill of {unit}", deadline, unit):
-            bus = await self._session.up()
-            await bus.call(manager_call("KillUnit", "ssi", (unit, whom, signal)), deadline=deadline)
-
-    async def kill_subgroup(self, unit: str, subgroup: str, signal: int, *, deadline: float) -> None:
-        """See `Manager`."""
-        with _errors(f"kill of {unit}", deadline, unit):
-            bus = await self._session.up()
-            call = manager_call("KillUnitSubgroup", "sssi", (unit, "cgroup", subgroup, signal))
-            await bus.call(call, deadline=deadline)
-
-    async def thaw(self, unit: str, *, deadline: float) -> None:
-        """See `Manager`."""
-        with _errors(f"thaw of {unit}", deadline, unit):
-            await self._session.ask_one(manager_call("ThawUnit", "s", (unit,)), deadline=deadline)
-
-    async def reset_failed(self, unit: str, *, deadline: float) -> None:
-        """See `Manager`."""
-        with _errors(f"reset of {unit}", deadline, unit):
-            await self._session.ask_one(manager_call("ResetFailedUnit", "s", (unit,)), deadline=deadline)
-
     async def property_types(self, unit_type: UnitType, *, deadline: float) -> UnitProperties:
         """See `Manager`."""
-        with _errors(f"introspection of a {unit_type}", deadline, ""):
+        with errors(f"introspection of a {unit_type}", deadline, ""):
             return await self._properties_of(unit_type, deadline)
 
     async def _properties_of(self, unit_type: str, deadline: float) -> UnitProperties:
@@ -283,7 +253,7 @@ class DBusManager:
         """See `Manager`."""
         if len(names) > NAMES_MAX:
             raise ValueError(f"more than {NAMES_MAX} properties at once")
-        with _errors(f"properties of {unit}", deadline, unit):
+        with errors(f"properties of {unit}", deadline, unit):
             types = await self._properties_of(unit.rpartition(".")[2], deadline)
             calls = [get(path_of(unit), types.interface(name), name) for name in names]
             replies = await self._session.ask(*calls, deadline=deadline) if calls else []
@@ -292,24 +262,6 @@ class DBusManager:
                 signature, value = unwrap(reply)[0]
                 values[name] = to_json(signature, value)
             return values
-
-
-@contextmanager
-def _errors(operation: str, deadline: float, unit: str, sent: Sequence[Sent] = ()) -> Generator[None]:
-    """Hold the deadline, and turn the errors of a connection into those of a manager."""
-    try:
-        with trio.fail_at(deadline):
-            yield
-    except trio.TooSlowError:
-        raise ManagerTimeout(operation) from None
-    except CallTimeout:
-        raise ManagerTimeout(operation) from None
-    except CallFailed as exc:
-        raise translated(exc, unit, sent) from exc
-    except BusClosed as exc:
-        raise ManagerUnavailable(exc.reason) from exc
-    except (BadCall, BadReply) as exc:
-        raise ManagerRefused(str(exc), type(exc).__name__) from exc
 
 
 def _start_call(

@@ -58,10 +58,10 @@ NO_SUCH_UNIT: Final = {
 }
 _BUSY: Final = {
     f"{NAME}.UnitBusy",
+    f"{NAME}.UnitInactive",
     f"{NAME}.TransactionIsDestructive",
     f"{NAME}.TransactionJobsConflicting",
     f"{NAME}.FrozenByParent",
-    f"{NAME}.FreezeCancelled",
     "System.Error.EDEADLK",
     "System.Error.EBUSY",
 }
@@ -135,6 +135,8 @@ def translated(error: CallFailed, unit: str, sent: Sequence[Sent] = ()) -> Manag
         return InvalidProperty(found.property, text, found.owner)
     if name == "org.freedesktop.DBus.Error.UnknownProperty":
         return NoSuchProperty(text)
+    if name == f"{NAME}.FreezeCancelled":
+        return UnitBusy(unit, "it was thawed before it was frozen")
     if name in _BUSY:
         return UnitBusy(unit, text)
     if name in _DENIED:
