@@ -19,7 +19,7 @@ from typing import Any, TypeVar, overload
 
 import trio
 
-from moorage.api.moorage_machine import errors as machine_errors
+from moorage import errors as machine_errors
 from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.kernel.process import process_id
 from moorage.wire.client import Client

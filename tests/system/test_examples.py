@@ -15,7 +15,9 @@ from moorage.machines.leases import LEASE_GRACE_SECONDS
 EXAMPLES = CHECKOUT / "examples"
 COMPILE_SECONDS = 60.0
 
-LAUNCHERS = ("launcher.py", "launcher.sh", "launcher")
+PYTHON = ("launcher.py", "launcher-asyncio.py", "launcher-blocking.py")
+
+LAUNCHERS = (*PYTHON, "launcher.sh", "launcher")
 """The last one is compiled on the host, without shared libraries: a sandbox has no compiler."""
 
 UNTIL_GONE = """
@@ -45,9 +47,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
 def place(sandbox: Sandbox, compiled: str) -> str:
     """Directory in the sandbox with the launchers."""
     sandbox.run(["systemctl", "start", "moored.socket"])
-    script = (
-        "mkdir -p /run/examples && cp /moorage/examples/launcher.* /run/examples/ && cd /run/examples &&"
-    )
+    script = "mkdir -p /run/examples && cp /moorage/examples/launcher* /run/examples/ && cd /run/examples &&"
     sandbox.run(["sh", "-c", f"{script} base64 -d >launcher && chmod +x launcher*"], input=compiled)
     return "/run/examples"
 
@@ -67,7 +67,7 @@ def test_a_launcher(sandbox: Sandbox, place: str, launcher: str) -> None:
     sandbox.run(["sh", "-c", UNTIL_GONE, "sh", name])
 
 
-@pytest.mark.parametrize("launcher", ["launcher.py", "launcher"])
+@pytest.mark.parametrize("launcher", [*PYTHON, "launcher"])
 def test_a_launcher_that_is_killed_leaves_nothing(sandbox: Sandbox, place: str, launcher: str) -> None:
     name = f"killed{secrets.token_hex(4)}"
     with sandbox.spawn(
@@ -79,7 +79,7 @@ def test_a_launcher_that_is_killed_leaves_nothing(sandbox: Sandbox, place: str, 
     sandbox.run(["sh", "-c", UNTIL_GONE, "sh", name])
 
 
-@pytest.mark.parametrize("launcher", ["launcher.py", "launcher"])
+@pytest.mark.parametrize("launcher", [*PYTHON, "launcher"])
 def test_a_launcher_outlives_an_upgrade(sandbox: Sandbox, place: str, launcher: str) -> None:
     name = f"kept{secrets.token_hex(4)}"
     with sandbox.spawn(

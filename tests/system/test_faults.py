@@ -88,7 +88,7 @@ HELD = """
 import subprocess, sys
 sys.path[:0] = ["/moorage/tests/support"]
 import trio
-from moorage.api.moorage_machine.errors import Timeout
+from moorage.errors import Timeout
 from moored import Processes, connect, control_group, kill, listed, living_records, register, run, scopes
 
 async def held():

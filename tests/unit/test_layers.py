@@ -14,14 +14,16 @@ PACKAGE = Path(__file__).parents[2] / "service" / "moorage"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: words
-    ("moorage.names", "moorage.quantities", "moorage.similar", "moorage.wire.errors", "moorage.wire.message",
-     "moorage.machines.model", "moorage.machines.errors", "moorage.pid1.manager", "moorage.kernel.process",
-     "moorage.kernel.peer", "moorage.kernel.clock", "moorage.launch.holder"),
+    ("moorage.names", "moorage.addresses", "moorage.errors", "moorage.quantities", "moorage.similar",
+     "moorage.steps.waits", "moorage.wire.patience",
+     "moorage.wire.errors", "moorage.wire.message", "moorage.machines.model",
+     "moorage.machines.errors", "moorage.pid1.manager", "moorage.kernel.process", "moorage.kernel.peer",
+     "moorage.kernel.clock", "moorage.launch.holder"),
     # 1: pure decisions
     (
         "moorage.wire.connection", "moorage.wire.output", "moorage.wire.idl", "moorage.wire.conformance",
         "moorage.wire.places", "moorage.wire.types", "moorage.wire.call", "moorage.wire.method",
-        "moorage.wire.service", "moorage.wire.turns",
+        "moorage.wire.service", "moorage.wire.turns", "moorage.wire.result",
         "moorage.machines.machine", "moorage.machines.registry", "moorage.machines.agenda",
         "moorage.pid1.blame", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
         "moorage.authz.policy", "moorage.authz.allowed_properties",
@@ -40,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.pid1.references", "moorage.pid1.hints",
         "moorage.machines.store", "moorage.machines.intents", "moorage.authz.polkit", "moorage.probes.namespaces",
         "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",
-        "moorage.wire.memory",
+        "moorage.wire.memory", "moorage.steps",
     ),
     # 3: what lives
     (
@@ -61,7 +63,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.authz.ownership", "moorage.pid1.oneshot",
         "moorage.machines.effective", "moorage.wire.link", "moorage.wire.answering", "moorage.wire.server",
         "moorage.wire.fairness", "moorage.wire.exchange",
-        "moorage.wire.client", "moorage.launch",
+        "moorage.wire.client", "moorage.launch", "moorage.client",
     ),
     # 4: interfaces served
     ("moorage.api", "moorage.activation"),
@@ -85,6 +87,7 @@ PACKAGES_ONLY = (
     "moorage.dbus",
     "moorage.kernel",
     "moorage.probes",
+    "moorage.steps",
 )
 """Packages that are only a docstring (and a version): they belong to no layer and must import nothing."""
 
@@ -114,14 +117,43 @@ FORBIDDEN: tuple[Arrow, ...] = (
             "authz",
             "cli",
             "dbus",
+            "client",
+            "errors",
             "launch",
             "machines",
             "pid1",
             "probes",
+            "steps",
         )
     ),
     Arrow("moorage.api", "moorage.kernel.cgroup"),
     Arrow("moorage.api", "moorage.pid1.over_dbus"),
+    # The client is a library, too: it knows what goes over the socket, and what it takes to launch.
+    *(
+        Arrow(library, f"moorage.{other}")
+        for library in ("moorage.client", "moorage.launch", "moorage.steps")
+        for other in (
+            "activation",
+            "api",
+            "app",
+            "authz",
+            "cli",
+            "dbus",
+            "machines",
+            "pid1",
+            "wire.client",
+            "wire.server",
+        )
+    ),
+    *(
+        Arrow(library, loop, (f"{library}.{loop}",))
+        for library in ("moorage.client", "moorage.launch", "moorage.steps")
+        for loop in ("asyncio", "trio")
+    ),
+    *(
+        Arrow(f"moorage.{room}", "moorage.client")
+        for room in ("api", "app", "authz", "machines", "pid1", "wire")
+    ),
     Arrow("moorage.machines", "moorage.api"),
     Arrow("moorage.machines", "moorage.wire"),
     Arrow("moorage.pid1", "moorage.machines"),

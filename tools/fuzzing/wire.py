@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fuzzing.mutation import POSITIONS, damaged, damaged_json, encode_json
 from fuzzing.target import Target, corpus
-from moorage.api.moorage_machine import errors as machine_errors
+from moorage import errors as machine_errors
 from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.api.systemd_machine.handlers import SystemdMachine

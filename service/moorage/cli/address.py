@@ -6,16 +6,10 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import click
 
-SYSTEM_SOCKET: Final = "/run/moorage/io.moorage.Machine"
-USER_SOCKET: Final = "moorage/io.moorage.Machine"
-"""Below $XDG_RUNTIME_DIR."""
-
-VARIABLE: Final = "MOORAGE_ADDRESS"
-"""Environment variable with a path to use instead of :data:`SYSTEM_SOCKET`."""
+from moorage.addresses import SYSTEM_SOCKET, USER_SOCKET, VARIABLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from typing import Final
 
 import msgspec
 
-from moorage.cli.address import VARIABLE, Address
+from moorage.addresses import VARIABLE
+from moorage.cli.address import Address
 from moorage.cli.failures import Failure
 
 SYSTEMD_MIN: Final = 257

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Final
 
-from moorage.cli.replies import Machine, Verdict
+from moorage.client.types import Machine, Verdict
 
 LACK_OF_MEMORY: Final = "killed for lack of memory"
 

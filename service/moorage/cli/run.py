@@ -21,20 +21,18 @@ from moorage.cli.endings import surprise
 from moorage.cli.failures import Exit, Failure, explain
 from moorage.cli.helper_files import Helper, as_sent
 from moorage.cli.processes import naming
-from moorage.cli.replies import Machine
-from moorage.cli.service import INTERFACE, Reply
+from moorage.cli.service import Reply
 from moorage.cli.terminal import Terminal
-from moorage.launch import (
-    HOLD_SECONDS,
-    BadCommand,
-    HolderGone,
-    Payload,
-    StartFailed,
-    hold,
-    keep_lease,
-)
+from moorage.client.dialogue import Dialogue, call_at, connect
+from moorage.client.lease import Lease
+from moorage.client.lifecycle import AFTERMATH_SECONDS, LOOK_SECONDS
+from moorage.client.methods import INTERFACE, Describe, Kill, Request, Stop
+from moorage.client.types import Machine
+from moorage.errors import NoSuchMachine
+from moorage.launch import HOLD_SECONDS, BadCommand, HolderGone, StartFailed, TooSlow
+from moorage.launch.trio import Payload, hold
 from moorage.quantities import printable
-from moorage.wire.client import CALL_SECONDS, Client
+from moorage.steps.trio import take
 from moorage.wire.errors import ProtocolError, VarlinkError
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -46,13 +44,6 @@ SIGNALS_WITH_TERMINAL: Final = (*SIGNALS, signal.SIGQUIT)
 PASSED_ON: Final = (signal.SIGUSR1, signal.SIGUSR2, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
 """Signals that mean something only to programs, such as SIGRTMIN+4 to systemd(1) in a container."""
 
-AFTERMATH_SECONDS: Final = 1.0
-"""For how long processes may take to end with their command before they count as left behind, s: the kernel hangs up
-on all that have its terminal, and on a loaded host they run a moment later than whoever waits for the command."""
-
-_LOOK_SECONDS: Final = 0.02
-"""Pause between two looks whether they have ended, s."""
-
 _OPTIONS: Final = {
     "argv": "COMMAND",
     "cwd": "--working-directory",
@@ -61,7 +52,7 @@ _OPTIONS: Final = {
     "subgroup": "--subgroup",
     "uid": "--uid",
 }
-"""What a person types for the arguments of :func:`moorage.launch.hold` and :meth:`moorage.launch.Payload.run`."""
+"""What a person types for the arguments of :func:`~moorage.launch.trio.hold` and of ``run()`` of its payload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +65,9 @@ class Order:
         register_seconds: how long to wait for the reply of Register.
         stop_seconds: how long to wait for the reply of Stop.
         directory: runtime directory that the command lines of the helpers may contain; None if no file has helpers.
-        identity: arguments of :func:`moorage.launch.hold`: user and groups.
+        identity: arguments of :func:`moorage.launch.trio.hold`: user and groups.
         argv: program and arguments.
-        settings: further arguments of :meth:`moorage.launch.Payload.run`.
+        settings: further arguments of :meth:`moorage.launch.trio.Payload.run`.
         terminal: give the program a terminal of its own.
         as_json: print the reply of the service to stderr; standard output belongs to the program.
     """
@@ -123,22 +114,22 @@ async def _run(address: Address, order: Order) -> int:
             payload = await hold(seconds=seconds, **order.identity)
         except StartFailed as error:
             raise _not_started(error, order.argv[0]) from None
-        except (OSError, HolderGone, trio.TooSlowError) as error:
+        except (OSError, HolderGone, TooSlow) as error:
             raise Failure(Exit.NOT_RUN, f"Failed to start a process: {error}.") from None
         async with payload:
             try:
-                client = await Client.connect(address.path)
+                dialogue = await take(connect(address.path))
             except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect
                 raise _not_run(error, address) from None
-            async with client:
-                reply = await _registered(client, address, order, payload)
+            with contextlib.closing(dialogue):
+                reply = await _registered(dialogue, address, order, payload)
                 if order.registration["dryRun"]:
                     (views.show_json if order.as_json else views.show_registered)(reply)
                     return Exit.OK
                 if order.as_json:
                     views.show_json(reply, err=True)
                 machine = views.machine_registered(reply)
-                return await _executed(address, order, payload, machine, terminal, client)
+                return await _executed(address, order, payload, machine, terminal, dialogue)
 
 
 def _terminal(order: Order) -> AbstractContextManager[Terminal | None]:
@@ -156,7 +147,7 @@ async def _executed(
     payload: Payload,
     machine: Machine,
     terminal: Terminal | None,
-    client: Client,
+    dialogue: Dialogue,
 ) -> int:
     """Execute the command as the payload of a machine, wait for its end, and return its exit status."""
     if order.directory not in {None, machine.runtime_directory}:
@@ -177,20 +168,21 @@ async def _executed(
         async with trio.open_nursery() as nursery:
             end = _End(address, order, machine, payload, nursery, raw=terminal is not None)
             nursery.start_soon(end.on_signals, signals)
-            if order.registration["lease"]:
-                parameters, _ = _parameters(order, payload)
-                nursery.start_soon(
-                    keep_lease, address.path, client, parameters, payload, end.lease_not_taken
-                )
-            async with end.forwarding(terminal):
-                status = await payload.wait()
-                left = False
+            lease = Lease(address.path, dialogue, *_parameters(order, payload), end.lease_not_taken)
+            try:
                 if order.registration["lease"]:
-                    left = await end.outlived()
-                    await end.stop()  # stops processes left behind; afterwards the name is free
-                end.over = True
-                await end.tell(left=left)
-            nursery.cancel_scope.cancel()
+                    nursery.start_soon(take, lease.keep())
+                async with end.forwarding(terminal):
+                    status = await payload.wait()
+                    left = False
+                    if order.registration["lease"]:
+                        left = await end.outlived()
+                        await end.stop()  # stops processes left behind; afterwards the name is free
+                    end.over = True
+                    await end.tell(left=left)
+            finally:
+                nursery.cancel_scope.cancel()
+                lease.close()
     return status if status >= 0 else 128 - status
 
 
@@ -206,15 +198,13 @@ def _parameters(order: Order, payload: Payload) -> tuple[dict[str, Any], list[in
     return {**given, **helpers, **named}, fds
 
 
-async def _registered(client: Client, address: Address, order: Order, payload: Payload) -> Reply:
+async def _registered(dialogue: Dialogue, address: Address, order: Order, payload: Payload) -> Reply:
     parameters, fds = _parameters(order, payload)
     try:
-        return await client.call(
-            f"{INTERFACE}.Register",
-            parameters,
-            reply_type=Reply,
-            fds=fds,
-            timeout=order.register_seconds,
+        return await take(
+            dialogue.call(
+                f"{INTERFACE}.Register", parameters, Reply, fds=fds, seconds=order.register_seconds
+            )
         )
     except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect
         failure = _not_run(error, address, order.helpers)
@@ -231,7 +221,7 @@ async def _execute(payload: Payload, order: Order, terminal: Terminal | None) ->
         ) from None
     except StartFailed as error:
         raise _not_started(error, order.argv[0]) from None
-    except (HolderGone, trio.TooSlowError) as error:
+    except (HolderGone, TooSlow) as error:
         raise Failure(Exit.NOT_RUN, f"Failed to execute {order.argv[0]}: {error}.") from None
 
 
@@ -326,7 +316,8 @@ class _End:
 
     async def stop(self) -> None:
         """Have the service stop the machine, and wait until it is gone."""
-        await self._ask("Stop", timeout=self._seconds)
+        machine = self._machine
+        await self._ask(Stop(machine.name, if_invocation_id=machine.invocation_id), self._seconds)
 
     async def outlived(self) -> bool:
         """Whether the machine lives on without its command, and is not being stopped.
@@ -337,7 +328,7 @@ class _End:
         while await self._lives():
             if trio.current_time() >= until:
                 return True
-            await trio.sleep(_LOOK_SECONDS)
+            await trio.sleep(LOOK_SECONDS)
         return False
 
     async def _lives(self) -> bool:
@@ -358,36 +349,28 @@ class _End:
     async def _described(self) -> Machine | None:
         """Return this very machine, or how it ended; None if the service no longer knows."""
         try:
-            async with await Client.connect(self._address.path) as client:
-                reply = await client.call(
-                    f"{INTERFACE}.Describe",
-                    {"name": self._machine.name},
-                    reply_type=Reply,
-                    timeout=CALL_SECONDS,
-                )
-            machine = views.machine_described(reply)
-        except (Failure, OSError, VarlinkError, ProtocolError):
+            described = await take(call_at(self._address.path, Describe(self._machine.name)))
+        except (OSError, VarlinkError, ProtocolError):
             return None  # only for information
+        machine = described.machine
         return machine if machine.invocation_id == self._machine.invocation_id else None
 
     async def kill(self) -> None:
         """Have the service kill all processes of the machine; if that fails, kill at least the payload."""
-        if not await self._ask("Kill", {"signal": signal.SIGKILL}):
+        machine = self._machine
+        kill = Kill(machine.name, signal=signal.SIGKILL, if_invocation_id=machine.invocation_id)
+        if not await self._ask(kill):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._payload.pidfd, signal.SIGKILL)
 
-    async def _ask(
-        self, method: str, parameters: Mapping[str, Any] | None = None, *, timeout: float = CALL_SECONDS
-    ) -> bool:
+    async def _ask(self, request: Request[Any], seconds: float | None = None) -> bool:
         """Call the service about this very machine, which may be gone already, and return whether that succeeded."""
-        named = {"name": self._machine.name, "ifInvocationId": self._machine.invocation_id}
         try:
             # Not on the connection that registered the machine: a restart of the service ends that one.
-            async with await Client.connect(self._address.path) as client:
-                await client.call(f"{INTERFACE}.{method}", {**named, **(parameters or {})}, timeout=timeout)
+            await take(call_at(self._address.path, request, seconds=seconds))
+        except NoSuchMachine:
+            pass
         except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect
-            if isinstance(error, VarlinkError) and error.error == f"{INTERFACE}.NoSuchMachine":
-                return True
             self.say(f"Error: {explain(error, self._address)}")
             return False
         return True

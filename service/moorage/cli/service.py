@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import cache
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
-import trio
 
 from moorage.cli.address import Address
 from moorage.cli.failures import Exit, Failure, explain
 from moorage.cli.properties.assignments import Signatures
-from moorage.cli.replies import PropertiesReply
-from moorage.wire.client import CALL_SECONDS, Client
-from moorage.wire.errors import VarlinkError
-
-INTERFACE: Final = "io.moorage.Machine"
+from moorage.client.dialogue import Dialogue, connect, every_reply
+from moorage.client.methods import INTERFACE, PropertyTypes
+from moorage.steps.blocking import take
+from moorage.steps.waits import Steps
+from moorage.wire.patience import CALL_SECONDS
 
 Reply = msgspec.Raw
 """The parameters of a reply, as received."""
@@ -48,8 +48,8 @@ def call(
     """
     given = {name: value for name, value in parameters.items() if value is not None}
 
-    async def talk(client: Client) -> Reply:
-        return await client.call(f"{INTERFACE}.{method}", given, reply_type=Reply, fds=fds, timeout=timeout)
+    def talk(dialogue: Dialogue) -> Steps[Reply]:
+        return dialogue.call(f"{INTERFACE}.{method}", given, Reply, fds=fds, seconds=timeout)
 
     return _run(address, talk, timeout, helpers)
 
@@ -65,14 +65,8 @@ def list_machines(address: Address, *, timeout: float = CALL_SECONDS) -> list[Re
         Failure: the call failed.
     """
 
-    async def talk(client: Client) -> list[Reply]:
-        try:
-            async with client.call_more(f"{INTERFACE}.List", reply_type=Reply, timeout=timeout) as replies:
-                return [reply async for reply in replies]
-        except VarlinkError as error:
-            if error.error == f"{INTERFACE}.NoSuchMachine":
-                return []  # varlink has no empty stream of replies
-            raise
+    def talk(dialogue: Dialogue) -> Steps[list[Reply]]:
+        return every_reply(dialogue, f"{INTERFACE}.List", Reply, timeout)
 
     return _run(address, talk, timeout)
 
@@ -96,8 +90,8 @@ def information(address: Address, *, timeout: float) -> Information:
         Failure: it could not be asked.
     """
 
-    async def talk(client: Client) -> Information:
-        return await client.call("org.varlink.service.GetInfo", reply_type=Information, timeout=timeout)
+    def talk(dialogue: Dialogue) -> Steps[Information]:
+        return dialogue.call("org.varlink.service.GetInfo", {}, Information, seconds=timeout)
 
     return _run(address, talk, timeout)
 
@@ -111,22 +105,20 @@ def signatures(address: Address, unit_type: Literal["scope", "service", "slice"]
     """
     reply = call(address, "DescribeProperties", {"type": unit_type})
     try:
-        return msgspec.json.decode(reply, type=PropertiesReply).properties
+        return msgspec.json.decode(reply, type=PropertyTypes).properties
     except msgspec.DecodeError as error:
         raise Failure(Exit.NO_SERVICE, f"The reply of the service makes no sense: {error}") from None
 
 
 def _run(
     address: Address,
-    talk: Callable[[Client], Awaitable[T]],
+    talk: Callable[[Dialogue], Steps[T]],
     timeout: float,
     helpers: Sequence[Mapping[str, Any]] = (),
 ) -> T:
-    async def session() -> T:
-        async with await Client.connect(address.path, timeout=timeout) as client:
-            return await talk(client)
-
     try:
-        return trio.run(session)
+        dialogue = take(connect(address.path, timeout))
+        with closing(dialogue):
+            return take(talk(dialogue))
     except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect
         raise explain(error, address, helpers) from None

@@ -76,7 +76,7 @@ class Terminal:
     """A pseudo terminal, pty(7), for a payload. A context manager.
 
     Attributes:
-        payload_fd: the payload's side, for :meth:`moorage.launch.Payload.run`.
+        payload_fd: the payload's side, for :meth:`moorage.launch.trio.Payload.run`.
         interactive: standard input is a terminal, so a person can type the escape.
     """
 

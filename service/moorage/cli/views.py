@@ -16,18 +16,9 @@ import msgspec
 from moorage.cli.endings import LACK_OF_MEMORY, leader_end, reason
 from moorage.cli.failures import Exit, Failure
 from moorage.cli.properties.display import limit_words, setting_name, setting_words
-from moorage.cli.replies import (
-    Accounting,
-    DescribeReply,
-    Difference,
-    HelpersReply,
-    Machine,
-    MachineReply,
-    ProcessId,
-    RegisterReply,
-    ReloadReply,
-)
 from moorage.cli.service import Reply
+from moorage.client.methods import Described, HelpersAdded, HelpersReloaded, OneMachine, Registered
+from moorage.client.types import Accounting, Difference, Machine, ProcessId
 from moorage.quantities import format_size, format_span, printable
 
 T = TypeVar("T")
@@ -80,13 +71,13 @@ def show_machine_json(reply: Reply) -> None:
 
 def show_helpers(reply: Reply) -> None:
     """Print the names of the helpers' units."""
-    for helper in _decoded(reply, HelpersReply).helpers:
+    for helper in _decoded(reply, HelpersAdded).helpers:
         click.echo(printable(helper.unit))
 
 
 def reloaded(reply: Reply) -> tuple[list[str], list[str]]:
     """Return the names of the helpers that were reloaded, and of those that cannot be reloaded."""
-    decoded = _decoded(reply, ReloadReply)
+    decoded = _decoded(reply, HelpersReloaded)
     return decoded.reloaded, decoded.skipped
 
 
@@ -102,7 +93,7 @@ def show_registered(reply: Reply) -> None:
 
 def show_units(reply: Reply) -> None:
     """Print the units of a dry run, below a line that says what they are; nothing if there are none."""
-    if _decoded(reply, RegisterReply).units:
+    if _decoded(reply, Registered).units:
         click.echo("The units would have:")
         show_planned(reply)
 
@@ -114,7 +105,7 @@ def show_planned(reply: Reply, heading: str = "") -> None:
         reply: to a dry run.
         heading: the unit whose name has been printed.
     """
-    for planned in _decoded(reply, RegisterReply).units:
+    for planned in _decoded(reply, Registered).units or ():
         if planned.unit != heading:
             click.echo(printable(planned.unit))
         for values, remark in ((planned.defaults, " (default)"), (planned.properties, "")):
@@ -125,7 +116,7 @@ def show_planned(reply: Reply, heading: str = "") -> None:
 
 def machine_registered(reply: Reply) -> Machine:
     """Return the machine that was registered, and warn of properties that are not in force as requested."""
-    decoded = _decoded(reply, RegisterReply)
+    decoded = _decoded(reply, Registered)
     for difference in decoded.differences:
         click.echo(f"Warning: {_difference(difference)}", err=True)
     return decoded.machine
@@ -142,17 +133,17 @@ def _difference(difference: Difference) -> str:
 
 def machine_described(reply: Reply) -> Machine:
     """Return the machine of a reply to Describe."""
-    return _decoded(reply, DescribeReply).machine
+    return _decoded(reply, Described).machine
 
 
 def show_name(reply: Reply) -> None:
     """Print the name of the machine."""
-    click.echo(printable(_decoded(reply, MachineReply).machine.name))
+    click.echo(printable(_decoded(reply, OneMachine).machine.name))
 
 
 def machines_of(replies: Iterable[Reply]) -> list[Machine]:
     """Return the machines of several replies, sorted by name."""
-    machines = [_decoded(reply, MachineReply).machine for reply in replies]
+    machines = [_decoded(reply, OneMachine).machine for reply in replies]
     return sorted(machines, key=lambda machine: machine.name)
 
 
@@ -215,7 +206,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def show_status(reply: Reply) -> None:
     """Print everything about a machine."""
-    decoded = _decoded(reply, DescribeReply)
+    decoded = _decoded(reply, Described)
     machine = decoded.machine
     click.echo(click.style(printable(machine.name), bold=True))
     lines = [*_details(machine), *_usage(decoded.accounting), *_limits(decoded.limits)]
@@ -237,7 +228,7 @@ def _details(machine: Machine) -> Iterator[tuple[str, str]]:
         killed = LACK_OF_MEMORY if verdict.oom_killed and LACK_OF_MEMORY not in why else None
         words = (why, killed, leader_end(verdict), f"result {verdict.result}")
         yield "Ended", ", ".join(word for word in words if word)
-        for line in verdict.log:
+        for line in verdict.log or ():
             yield "Log", line
     yield "Class", machine.class_
     for label, value in (

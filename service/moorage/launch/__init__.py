@@ -1,7 +1,20 @@
-"""The library for launchers: hold a process until its machine is registered, and keep the lease of the machine."""
+"""The library for launchers: hold a process until its machine is registered, and execute its command then.
 
-from moorage.launch.errors import BadCommand, HolderGone, StartFailed
-from moorage.launch.lease import keep_lease
-from moorage.launch.payload import HOLD_SECONDS, Payload, hold
+:mod:`moorage.launch.trio`, :mod:`moorage.launch.asyncio` and :mod:`moorage.launch.blocking` have ``hold()``, and the
+payload that it returns.
+"""
 
-__all__ = ["HOLD_SECONDS", "BadCommand", "HolderGone", "Payload", "StartFailed", "hold", "keep_lease"]
+from moorage.launch.command import Identity, Settings, Text
+from moorage.launch.errors import BadCommand, HolderGone, StartFailed, TooSlow
+from moorage.launch.payload import HOLD_SECONDS
+
+__all__ = [
+    "HOLD_SECONDS",
+    "BadCommand",
+    "HolderGone",
+    "Identity",
+    "Settings",
+    "StartFailed",
+    "Text",
+    "TooSlow",
+]

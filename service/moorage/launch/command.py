@@ -7,12 +7,56 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, TypedDict
 
 from moorage.launch import holder
 from moorage.launch.errors import BadCommand
 
 Text = str | bytes | os.PathLike[str]
+
+
+class Identity(TypedDict, total=False):
+    """How a payload waits.
+
+    Attributes:
+        uid: user that the process runs as from the start, so that things can be made for that user; by default that
+            of this process.
+        gid: group; required with `uid`.
+        groups: supplementary groups, if `uid` is given.
+        seconds: how long the process waits for its command before it ends; by default
+            :data:`moorage.launch.HOLD_SECONDS`.
+    """
+
+    uid: int | None
+    gid: int | None
+    groups: Sequence[int]
+    seconds: int
+
+
+class Settings(TypedDict, total=False):
+    """What a program is executed with.
+
+    Attributes:
+        env: environment; by default that of this process.
+        cwd: working directory, to which a relative `argv[0]` refers.
+        fds: file descriptors to pass, by their number in the payload. They stay open in this process.
+        tty: file descriptor of a terminal, which becomes the controlling terminal, and also those standard streams
+            that `fds` does not name.
+        umask: file mode creation mask.
+        subgroup: control group to create below that of the machine, and to move to first. The machine must be
+            delegated (class container, or ``Delegate=``). A control group that has processes cannot enable
+            controllers for those below it (cgroups(7), "no internal processes"), so a payload that manages control
+            groups needs this. In a user's service manager all control groups belong to the user, so there the
+            caller must make sure that the machine is delegated.
+    """
+
+    env: Mapping[str, str] | Mapping[bytes, bytes] | None
+    cwd: Text | None
+    fds: Mapping[int, int] | None
+    tty: int | None
+    umask: int | None
+    subgroup: str | None
+
 
 _ID_END: Final = 2**32 - 1
 """The last number means "no change" in setresuid(2)."""

@@ -41,3 +41,7 @@ class HolderGone(Exception):
         waited = " (it had waited too long)" if status == -signal.SIGALRM else ""
         super().__init__(f"the payload ended {how} before it was started{waited}")
         self.status = status
+
+
+class TooSlow(Exception):
+    """A step of the payload took too long: the payload has been killed, or (of a wait) has not ended yet."""

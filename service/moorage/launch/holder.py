@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, TypedDict
 
     class Command(TypedDict):
-        """A command; the fields are the arguments of :meth:`moorage.launch.Payload.run`."""
+        """A command; the fields are the arguments of :meth:`moorage.launch.trio.Payload.run`."""
 
         argv: list[bytes]
         paths: list[bytes]

@@ -16,7 +16,6 @@ would be for the wrong call. The method may have been carried out all the same.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import socket
@@ -26,46 +25,17 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 import msgspec
 import trio
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
-from moorage.wire.errors import (
-    ProtocolError,
-    TimedOut,
-    VarlinkError,
-    error_from_reply,
-    error_table,
-)
+from moorage.wire.errors import TimedOut, VarlinkError, error_table
 from moorage.wire.exchange import Exchange, Turn
-from moorage.wire.message import ReplyMessage, decode_parameters, encode_parameters
-from moorage.wire.output import close_all
-
-CALL_SECONDS = 45.0
-"""How long a reply may take (VARLINK_DEFAULT_TIMEOUT_USEC of sd-varlink.c)."""
-
-CONNECT_SECONDS = 45.0
-"""How long connecting may take. With socket activation it takes no time, unless the backlog is full."""
-
-CONNECT_RETRY_SECONDS = 0.01
-"""Pause before trying again when the backlog is full: the kernel does not report when there is room (connect(2))."""
+from moorage.wire.message import encode_parameters
+from moorage.wire.output import close_all, duplicates_of
+from moorage.wire.patience import CALL_SECONDS, CONNECT_RETRY_SECONDS, CONNECT_SECONDS
+from moorage.wire.result import result_of
 
 T = TypeVar("T")
 Parameters = Struct | Mapping[str, Any] | None
-_ANY_OBJECT = msgspec.json.Decoder(dict[str, Any])
-
-
-def _decode(
-    message: ReplyMessage, decoder: msgspec.json.Decoder[T], errors: Mapping[str, type[VarlinkError]]
-) -> T:
-    if message.error is not UNSET:
-        try:
-            parameters = decode_parameters(message.parameters, _ANY_OBJECT)
-        except msgspec.ValidationError as error:
-            raise ProtocolError(f"the parameters of the error are not an object: {error}") from None
-        raise error_from_reply(message.error, parameters, errors)
-    try:
-        return decode_parameters(message.parameters, decoder)
-    except msgspec.ValidationError as error:
-        raise ProtocolError(f"the reply does not fit its type: {error}") from None
 
 
 class Client:
@@ -227,12 +197,12 @@ class Client:
 
         Arguments and errors are those of :meth:`call`.
         """
-        text, duplicates = encode_parameters(parameters), _duplicates(fds)
+        text, duplicates = encode_parameters(parameters), duplicates_of(fds)
         with self._exchange.bounded(timeout):
             message = await self._exchange.receive(await self._exchange.send(method, text, fds=duplicates))
         received = self._exchange.take_fds()
         try:
-            return _decode(message, msgspec.json.Decoder(reply_type), self._errors), received
+            return result_of(message, msgspec.json.Decoder(reply_type), self._errors), received
         except BaseException:
             close_all(received)
             raise
@@ -295,7 +265,7 @@ class Client:
 
         Arguments and errors are those of :meth:`call`, except that errors of the method are never reported.
         """
-        text, duplicates = encode_parameters(parameters), _duplicates(fds)
+        text, duplicates = encode_parameters(parameters), duplicates_of(fds)
         with self._exchange.bounded(timeout):
             await self._exchange.send(method, text, oneway=True, fds=duplicates)
 
@@ -334,13 +304,13 @@ class Replies(Generic[T]):
         if self._ended:
             raise StopAsyncIteration
         exchange = self._exchange
-        duplicates = _duplicates(self._fds) if self._turn is None else []
+        duplicates = duplicates_of(self._fds) if self._turn is None else []
         with exchange.bounded(self._timeout):
             if self._turn is None:
                 self._turn = await exchange.send(self._method, self._parameters, more=True, fds=duplicates)
             message = await exchange.receive(self._turn)
         self._ended = not message.continues
-        return _decode(message, self._decoder, self._errors)
+        return result_of(message, self._decoder, self._errors)
 
     def take_fds(self) -> list[int]:
         """Return the file descriptors that came with the last reply; the caller owns them from now on."""
@@ -365,14 +335,3 @@ class Replies(Generic[T]):
         if self._turn is not None and not self._ended:
             self._exchange.close()
         self._ended = True
-
-
-def _duplicates(fds: Sequence[int]) -> list[int]:
-    duplicates: list[int] = []
-    try:
-        for fd in fds:
-            duplicates.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0))  # noqa: PERF401  # a loop keeps the others if one fails
-    except BaseException:
-        close_all(duplicates)
-        raise
-    return duplicates

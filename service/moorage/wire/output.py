@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -17,6 +18,22 @@ def close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         with suppress(OSError):  # the file descriptor is closed all the same (close(2))
             os.close(fd)
+
+
+def duplicates_of(fds: Sequence[int]) -> list[int]:
+    """Duplicate file descriptors, all or none of them.
+
+    Raises:
+        OSError: one of them is not open, or there is no room for more.
+    """
+    duplicates: list[int] = []
+    try:
+        for fd in fds:
+            duplicates.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0))  # noqa: PERF401  # a loop keeps the others if one fails
+    except BaseException:
+        close_all(duplicates)
+        raise
+    return duplicates
 
 
 class Output:

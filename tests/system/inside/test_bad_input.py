@@ -37,7 +37,7 @@ from moored import (
     until,
 )
 
-from moorage.api.moorage_machine import errors as machine_errors
+from moorage import errors as machine_errors
 from moorage.kernel.process import PID_MAX
 from moorage.wire.connection import FDS_MAX, INPUT_MAX
 from moorage.wire.errors import VarlinkError

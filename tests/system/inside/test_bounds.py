@@ -30,7 +30,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.errors import Busy
+from moorage.errors import Busy
 from moorage.machines.machine import UNDER_WAY_MAX
 from moorage.wire.client import Client
 from moorage.wire.connection import CALL_MAX

@@ -36,7 +36,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.errors import UnitNameTaken
+from moorage.errors import UnitNameTaken
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected
 

@@ -33,9 +33,9 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine import errors as machine_errors
-from moorage.api.moorage_machine.errors import NoSuchMachine, NotSupported, ProcessGone, Timeout
+from moorage import errors as machine_errors
 from moorage.api.systemd_machine import errors as systemd_errors
+from moorage.errors import NoSuchMachine, NotSupported, ProcessGone, Timeout
 from moorage.kernel.cgroup import identity
 from moorage.wire.client import Client
 from moorage.wire.errors import InvalidParameter

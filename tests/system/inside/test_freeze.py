@@ -34,7 +34,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.errors import Busy, NoSuchMachine, NotSupported, Timeout
+from moorage.errors import Busy, NoSuchMachine, NotSupported, Timeout
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected, InvalidParameter
 

@@ -44,7 +44,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.errors import (
+from moorage.errors import (
     HelperFailed,
     InvalidProperty,
     NoSuchHelper,

@@ -18,7 +18,7 @@ from moored import (
     units,
 )
 
-from moorage.api.moorage_machine.errors import HelperFailed, InvalidProperty, ProcessGone
+from moorage.errors import HelperFailed, InvalidProperty, ProcessGone
 from moorage.machines.compared.table import COMPARED, why_not
 from moorage.pid1.properties import UnitProperties
 

@@ -29,9 +29,10 @@ from moored import (
 )
 
 from moorage.kernel.process import owner
-from moorage.launch import StartFailed, hold
+from moorage.launch import StartFailed
 from moorage.launch import payload as launch
 from moorage.launch.holder import FDS_MAX
+from moorage.launch.trio import hold
 from moorage.wire.client import Client
 
 BOB = pwd.getpwnam("bob")
@@ -103,7 +104,7 @@ async def test_what_is_not_run_leaves_nothing() -> None:
 async def test_a_launcher_that_is_killed_leaves_nothing(spawn: Processes) -> None:
     script = """
 import trio
-from moorage.launch import hold
+from moorage.launch.trio import hold
 from moorage.kernel.process import owner
 from moorage.wire.client import Client
 async def main():
@@ -211,7 +212,8 @@ def content_of(fd: int) -> str:
 async def test_a_user_that_it_may_not_become(spawn: Processes) -> None:
     script = """
 import os, trio
-from moorage.launch import StartFailed, hold
+from moorage.launch import StartFailed
+from moorage.launch.trio import hold
 async def main():
     try:
         await hold(uid=0, gid=0)

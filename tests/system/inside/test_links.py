@@ -20,7 +20,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.errors import (
+from moorage.errors import (
     InvalidProperty,
     NoSuchMachine,
     NoSuchProperty,

@@ -35,8 +35,8 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.errors import UnitNameTaken
 from moorage.api.systemd_machine import errors as systemd_errors
+from moorage.errors import UnitNameTaken
 from moorage.wire.client import Client
 
 TIMES = 100

@@ -22,7 +22,7 @@ from moored import (
     until,
 )
 
-from moorage.api.moorage_machine.errors import HelperFailed, InvalidProperty, NoSuchProperty, UnitNameTaken
+from moorage.errors import HelperFailed, InvalidProperty, NoSuchProperty, UnitNameTaken
 from moorage.wire.errors import Disconnected, InvalidParameter
 
 SLEEP = ["/usr/bin/sleep", "infinity"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from moored import OURS, Processes, connect, control_group, kill, listed, register, run, scopes, show
 
-from moorage.api.moorage_machine.errors import InvalidProperty, JobFailed, NoSuchProperty
+from moorage.errors import InvalidProperty, JobFailed, NoSuchProperty
 from moorage.wire.client import Client
 from moorage.wire.errors import InvalidParameter, VarlinkError
 

@@ -44,7 +44,7 @@ from moored import (
 )
 
 from moorage.cli import helper_files
-from moorage.launch import Payload, hold
+from moorage.launch.trio import Payload, hold
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected
 

@@ -45,8 +45,9 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine import errors as machine_errors
-from moorage.api.moorage_machine.errors import (
+from moorage import errors as machine_errors
+from moorage.api.systemd_machine import errors as systemd_errors
+from moorage.errors import (
     JobFailed,
     MachineExists,
     NoSuchMachine,
@@ -54,7 +55,6 @@ from moorage.api.moorage_machine.errors import (
     ProcessGone,
     Timeout,
 )
-from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.wire.client import Client
 from moorage.wire.errors import ExpectedMore, InvalidParameter, System, VarlinkError
 

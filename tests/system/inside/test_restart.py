@@ -37,7 +37,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.errors import ManagerUnavailable, NoSuchMachine, ProcessGone, UnitNameTaken
+from moorage.errors import ManagerUnavailable, NoSuchMachine, ProcessGone, UnitNameTaken
 
 IDENTITY: dict[str, Any] = {
     "class": "container",

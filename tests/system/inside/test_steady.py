@@ -31,7 +31,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.errors import HelperFailed
+from moorage.errors import HelperFailed
 
 ECHO = """
 import os, signal, socket, sys

@@ -41,7 +41,7 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.errors import HelperFailed, NoSuchMachine, Timeout
+from moorage.errors import HelperFailed, NoSuchMachine, Timeout
 from moorage.names import escape
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected

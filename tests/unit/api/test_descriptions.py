@@ -2,9 +2,9 @@
 
 import pytest
 
+from moorage import errors as machine_errors
 from moorage.api import systemd_service
 from moorage.api.descriptions import load_description
-from moorage.api.moorage_machine import errors as machine_errors
 from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.api.systemd_machine.handlers import SystemdMachine

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moorage import errors as replies
 from moorage.api.leader import ForeignNumber
 from moorage.api.moorage_machine import errors as ours
 from moorage.api.refusals import Table, translated
@@ -98,15 +99,15 @@ def test_metadata_that_cannot_be_had_has_a_line(kind: type[Exception]) -> None:
     [
         (
             errors.NameTaken("web", PLACEMENT, ["class"]),
-            ours.MachineExists("web", "machine-web.scope", "1" * 32, ["class"]),
+            replies.MachineExists("web", "machine-web.scope", "1" * 32, ["class"]),
         ),
-        (errors.NameTaken("web", None), ours.MachineExists("web")),
-        (errors.NoPlace(), ours.Busy("Register")),
-        (errors.HelperLate("tpm", "a.service", ["x"]), ours.Timeout("start of a.service", "tpm", ["x"])),
+        (errors.NameTaken("web", None), replies.MachineExists("web")),
+        (errors.NoPlace(), replies.Busy("Register")),
+        (errors.HelperLate("tpm", "a.service", ["x"]), replies.Timeout("start of a.service", "tpm", ["x"])),
         (errors.InvalidHelper("[0].name"), InvalidParameter("helpers[0].name")),
-        (manager.ManagerTimeout("stop"), ours.Timeout("stop")),
+        (manager.ManagerTimeout("stop"), replies.Timeout("stop")),
         (manager.AccessDenied("no"), PermissionDenied()),
-        (manager.NoSuchUnit("a.scope"), ours.ManagerUnavailable("No such unit: a.scope")),
+        (manager.NoSuchUnit("a.scope"), replies.ManagerUnavailable("No such unit: a.scope")),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -16,9 +16,8 @@ from typing import Any
 
 import trio
 
-from moorage import names
+from moorage import errors, names
 from moorage.api.descriptions import load_description
-from moorage.api.moorage_machine import errors
 from moorage.api.moorage_machine import types as wire
 from moorage.api.wire_types import Timestamp, process_id
 from moorage.kernel import process
@@ -31,8 +30,15 @@ from moorage.wire.server import Server
 from moorage.wire.service import Interface, Service
 from moorage.wire.types import Empty
 
-KNOWN_PROPERTIES = {"TimeoutStopUSec": int, "RuntimeMaxUSec": int, "TasksMax": int, "KillMode": str}
+KNOWN_PROPERTIES = {
+    "MemoryMax": int,
+    "TimeoutStopUSec": int,
+    "RuntimeMaxUSec": int,
+    "TasksMax": int,
+    "KillMode": str,
+}
 SIGNATURES = {
+    "MemoryMax": "t",
     "TimeoutStopUSec": "t",
     "RuntimeMaxUSec": "t",
     "TasksMax": "t",
@@ -142,6 +148,8 @@ class FakeMachine(Interface):
         kept = self._kept.get(params.name)
         if kept is None:
             raise errors.NoSuchMachine(params.name)
+        if not kept.lives and kept.machine.verdict is None:
+            self._end(kept)
         return wire.DescribeOut(machine=kept.machine, accounting=wire.Accounting(), limits=kept.limits)
 
     @method("DescribeProperties")
@@ -180,11 +188,14 @@ class FakeMachine(Interface):
         kept = self._living(params.name)
         signal.pidfd_send_signal(kept.pidfd, signal.SIGTERM)
         await trio.lowlevel.wait_readable(kept.pidfd)
+        self._end(kept)
+        return wire.MachineOut(machine=kept.machine)
+
+    def _end(self, kept: Kept) -> None:
         kept.machine.phase = model.Phase.exited
         kept.machine.verdict = wire.Verdict(
             result="success", exitedAt=now(), oomKilled=False, accounting=wire.Accounting()
         )
-        return wire.MachineOut(machine=kept.machine)
 
     @method("Freeze")
     def freeze(self, call: Call, params: wire.FreezeIn) -> None:

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from moorage.cli.endings import surprise
-from moorage.cli.replies import Machine
+from moorage.client.types import Machine
 
 MACHINE: dict[str, Any] = {
     "name": "web", "class": "vm", "phase": "exited", "freezer": "running", "uid": 0, "unit": "u", "slice": "s",
-    "controlGroup": "/g", "invocationId": "a" * 32, "timestamp": {},
+    "controlGroup": "/g", "controlGroupId": 1, "invocationId": "a" * 32, "timestamp": {},
 }  # fmt: skip
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from property_types import TYPES
 
 from moorage import names
+from moorage.addresses import SYSTEM_SOCKET
 from moorage.api.descriptions import load_description
 from moorage.cli import helper_files
-from moorage.cli.address import SYSTEM_SOCKET, Address
+from moorage.cli.address import Address
 from moorage.cli.helper_files import FILE_BYTES_MAX, expand, explain, load, parse, runtime_directory
 from moorage.names import UnitNames
 

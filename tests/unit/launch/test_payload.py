@@ -24,8 +24,9 @@ import trio.testing
 from moored import until
 
 import moorage
-from moorage.launch import BadCommand, HolderGone, StartFailed, hold, holder
+from moorage.launch import BadCommand, HolderGone, StartFailed, TooSlow, holder
 from moorage.launch import payload as launch
+from moorage.launch.trio import hold
 
 GONE_SECONDS = 20.0
 """For what happens at once on an idle machine."""
@@ -248,7 +249,7 @@ class TestFileDescriptors:
     def test_a_launcher_without_standard_streams(self) -> None:
         script = """
 import os, trio
-from moorage.launch import hold
+from moorage.launch.trio import hold
 async def main():
     for fd in range(3):
         os.close(fd)
@@ -393,7 +394,7 @@ class TestNothingIsLeft:
         monkeypatch.setattr(launch, "EXEC_SECONDS", 0.01)
         async with await hold() as payload:
             signal.pidfd_send_signal(payload.pidfd, signal.SIGSTOP)
-            with pytest.raises(trio.TooSlowError):
+            with pytest.raises(TooSlow):
                 await payload.run(["true"])
             assert await payload.wait() == -signal.SIGKILL
 
@@ -423,7 +424,7 @@ class TestNothingIsLeft:
     def test_where_the_launcher_dies(self, number: int) -> None:
         script = """
 import trio
-from moorage.launch import hold
+from moorage.launch.trio import hold
 async def main():
     async with await hold() as payload:
         print(payload.pid, flush=True)
@@ -548,11 +549,12 @@ import pathlib, sys
 sys.path.insert(0, {str(tmp_path)!r})
 import trio
 from moorage.launch import payload as launch
+from moorage.launch.trio import hold
 assert launch.__file__.startswith({str(tmp_path)!r})
 for path in pathlib.Path({str(package)!r}).rglob("*.py"):
     path.write_text("raise SystemExit('another version')")
 async def main():
-    async with await launch.hold() as payload:
+    async with await hold() as payload:
         await payload.run(["echo", "became"])
         assert await payload.wait() == 0
 trio.run(main)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moorage import errors
 from moorage.api.calls import Authority, find_named, managed
 from moorage.api.descriptions import load_description
-from moorage.api.moorage_machine import convert, errors
+from moorage.api.moorage_machine import convert
 from moorage.api.moorage_machine import types as wire
 from moorage.machines import model
 from moorage.machines.machine import Machine

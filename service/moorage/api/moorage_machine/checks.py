@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moorage import names
+from moorage import errors, names
 from moorage.api.calls import AsRoot, Authority, authorize
-from moorage.api.moorage_machine import errors
 from moorage.api.moorage_machine import types as wire
 from moorage.authz import allowed_properties
 from moorage.authz.allowed_properties import MACHINE_SLICE

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import trio
 
+from moorage import errors
 from moorage.api.calls import permit
-from moorage.api.moorage_machine import convert, errors
+from moorage.api.moorage_machine import convert
 from moorage.api.moorage_machine import types as wire
 from moorage.api.moorage_machine.base import Handlers
 from moorage.api.moorage_machine.errors import REFUSALS

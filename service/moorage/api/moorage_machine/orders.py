@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from moorage import errors
 from moorage.api.calls import managed
-from moorage.api.moorage_machine import errors
 from moorage.api.moorage_machine import types as wire
 from moorage.api.moorage_machine.base import Handlers
 from moorage.api.moorage_machine.errors import REFUSALS

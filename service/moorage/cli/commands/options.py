@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from moorage.cli.address import VARIABLE, Choice
+from moorage.addresses import VARIABLE
+from moorage.cli.address import Choice
 from moorage.cli.failures import Exit, Failure
 from moorage.quantities import parse_span
 

@@ -207,7 +207,7 @@ def _process(
     gid: int | None,
     subgroup: str | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of :func:`moorage.launch.hold`, and further ones of :meth:`moorage.launch.Payload.run`."""
+    """Return an :class:`~moorage.launch.Identity` and :class:`~moorage.launch.Settings` of a payload."""
     settings = {
         "env": _environment(variables, run_as),
         "cwd": working_directory,

@@ -3,7 +3,7 @@
 import pytest
 from moored import Processes, connect, register
 
-from moorage.api.moorage_machine.errors import HelperFailed
+from moorage.errors import HelperFailed
 
 PLANTS = """
 (

@@ -13,7 +13,7 @@ import pytest
 from moored import OURS, Processes, connect, messages, register, run, show, units, until
 from sessions import CREATOR, Session
 
-from moorage.api.moorage_machine.errors import InvalidProperty
+from moorage.errors import InvalidProperty
 
 HERS = f"/run/user/{CREATOR.uid}/moorage/io.moorage.Machine"
 

@@ -22,7 +22,7 @@ from moored import (
     verdict,
 )
 
-from moorage.launch import hold
+from moorage.launch.trio import hold
 
 HIERARCHY = "/sys/fs/cgroup"
 MIB = 1024 * 1024

@@ -9,7 +9,7 @@ import pytest
 import trio
 from moored import OURS, connect, until
 
-from moorage.launch import hold
+from moorage.launch.trio import hold
 
 HIERARCHY = "/sys/fs/cgroup"
 MIB = 1024 * 1024

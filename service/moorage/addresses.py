@@ -1,0 +1,27 @@
+"""Where the service listens, for its clients and the command line."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+SYSTEM_SOCKET: Final = "/run/moorage/io.moorage.Machine"
+USER_SOCKET: Final = "moorage/io.moorage.Machine"
+"""Below $XDG_RUNTIME_DIR."""
+
+VARIABLE: Final = "MOORAGE_ADDRESS"
+"""Environment variable with a path to use instead of :data:`SYSTEM_SOCKET`."""
+
+
+def default_address() -> str:
+    """Return $MOORAGE_ADDRESS, or the path of the socket of the system's service."""
+    return os.environ.get(VARIABLE) or SYSTEM_SOCKET
+
+
+def user_address() -> str:
+    """Return the path of the socket of the user's own service.
+
+    Raises:
+        KeyError: $XDG_RUNTIME_DIR is not set, so this is no login session of that user.
+    """
+    return os.path.join(os.environ["XDG_RUNTIME_DIR"], USER_SOCKET)

@@ -1,0 +1,268 @@
+"""Methods of io.moorage.Machine, as values: the parameters of a call, its reply, and how long that may take.
+
+``client.call(Describe("web"))`` returns a :class:`Described`. What the parameters mean, says the interface.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Generic, TypeVar, get_args
+
+from msgspec import Struct, field
+
+from moorage.client.types import (
+    Accounting,
+    Difference,
+    Helper,
+    HelperStatus,
+    Machine,
+    PlannedUnit,
+    ProcessId,
+)
+from moorage.wire.patience import CALL_SECONDS
+
+INTERFACE: Final = "io.moorage.Machine"
+
+REGISTER_SECONDS: Final = 30.0
+"""The service's own deadline for Register, unless the call has another one."""
+
+HELPERS_SECONDS: Final = 90.0
+"""The same for AddHelpers and Reload."""
+
+STOP_SECONDS: Final = 200.0
+"""The same for Stop: time for SIGTERM, then for SIGKILL."""
+
+FREEZE_SECONDS: Final = 25.0
+"""The same for Freeze and Thaw."""
+
+ANSWER_SECONDS: Final = 15.0
+"""Added to the service's deadline: it must still be able to report what went wrong."""
+
+PERSON_SECONDS: Final = 300.0
+"""Added where polkit may ask a person."""
+
+T = TypeVar("T")
+
+
+class Request(Struct, Generic[T], rename="camel", omit_defaults=True):
+    """A call of a method that replies with a `T`."""
+
+    def method(self) -> str:
+        """Return the full name of the method."""
+        return f"{INTERFACE}.{type(self).__name__}"
+
+    def patience(self) -> float:
+        """Return how long the reply may take, s."""
+        return CALL_SECONDS
+
+
+def reply_type(request: type[Request[T]]) -> type[T]:
+    """Return the type of a method's replies."""
+    base: Any = request.__orig_bases__[0]  # type: ignore[attr-defined]
+    return get_args(base)[0]
+
+
+class Nothing(Struct, frozen=True):
+    """A reply without fields."""
+
+
+class Registered(Struct, rename="camel", frozen=True, kw_only=True):
+    """Reply of :class:`Register`.
+
+    Attributes:
+        machine: the machine.
+        differences: limits and protections that are not in force as requested.
+        units: of a dry run: what the machine would get.
+    """
+
+    machine: Machine
+    differences: list[Difference]
+    units: list[PlannedUnit] | None = None
+
+
+class OneMachine(Struct, rename="camel", frozen=True):
+    """Reply of :class:`List`, :class:`Find` and :class:`Stop`."""
+
+    machine: Machine
+
+
+class Described(Struct, rename="camel", frozen=True):
+    """Reply of :class:`Describe`: a machine, its use of resources, and its limits in force."""
+
+    machine: Machine
+    accounting: Accounting
+    limits: dict[str, Any]
+
+
+class PropertyTypes(Struct, rename="camel", frozen=True):
+    """Reply of :class:`DescribeProperties`: D-Bus signatures, by the names of the properties."""
+
+    properties: dict[str, str]
+
+
+class HelpersAdded(Struct, rename="camel", frozen=True):
+    """Reply of :class:`AddHelpers`."""
+
+    helpers: list[HelperStatus]
+    differences: list[Difference] | None = None
+
+
+class HelpersReloaded(Struct, rename="camel", frozen=True):
+    """Reply of :class:`Reload`: names of helpers."""
+
+    reloaded: list[str]
+    skipped: list[str]
+
+
+class PropertiesSet(Struct, rename="camel", frozen=True):
+    """Reply of :class:`SetProperties`."""
+
+    differences: list[Difference]
+
+
+class _OfMachine(Request[T]):
+    """A call about one machine."""
+
+    name: str
+
+
+class _Managing(_OfMachine[T], kw_only=True):
+    """A call that changes something, for which polkit may ask a person."""
+
+    allow_interactive_authentication: bool | None = None
+
+    def patience(self) -> float:
+        return (
+            self._deadline()
+            + ANSWER_SECONDS
+            + (PERSON_SECONDS if self.allow_interactive_authentication else 0)
+        )
+
+    def _deadline(self) -> float:
+        return CALL_SECONDS - ANSWER_SECONDS
+
+
+class Register(_Managing[Registered], kw_only=True):
+    """Register a running process as a machine, with a scope of its own, and start its helpers."""
+
+    class_: str = field(name="class")
+    leader: ProcessId | None = None
+    leader_file_descriptor: int | None = None
+    id: str | None = None
+    service: str | None = None
+    root_directory: str | None = None
+    if_indices: list[int] | None = None
+    vsock_cid: int | None = field(name="vSockCid", default=None)
+    ssh_address: str | None = None
+    ssh_private_key_path: str | None = None
+    control_address: str | None = None
+    allocate_unit: bool | None = None
+    slice: str | None = None
+    description: str | None = None
+    properties: dict[str, Any] | None = None
+    slice_properties: dict[str, Any] | None = None
+    helpers: list[Helper] | None = None
+    exec_stop: list[str] | None = None
+    exec_stop_timeout_usec: int | None = field(name="execStopTimeoutUSec", default=None)
+    lease: bool | None = None
+    dry_run: bool | None = None
+    timeout_usec: int | None = field(name="timeoutUSec", default=None)
+
+    def _deadline(self) -> float:
+        return REGISTER_SECONDS if self.timeout_usec is None else self.timeout_usec / 1e6
+
+
+class List(Request[OneMachine]):
+    """List the living machines: one in each reply; the error NoSuchMachine if there are none."""
+
+
+class Describe(_OfMachine[Described]):
+    """Describe one machine."""
+
+
+class DescribeProperties(Request[PropertyTypes]):
+    """Describe the properties that this service manager has for a type of unit."""
+
+    type: str
+
+
+class Find(Request[OneMachine], kw_only=True):
+    """Find the machine that something belongs to. Takes exactly one of the parameters."""
+
+    process: ProcessId | None = None
+    process_file_descriptor: int | None = None
+    unit: str | None = None
+    control_group: str | None = None
+    invocation_id: str | None = None
+
+
+class AddHelpers(_Managing[HelpersAdded]):
+    """Start further helpers; as a stream also reply at each change of their states before."""
+
+    helpers: list[Helper]
+
+    def _deadline(self) -> float:
+        return HELPERS_SECONDS
+
+
+class RemoveHelper(_Managing[Nothing]):
+    """Stop a helper and remove it from the machine."""
+
+    helper: str
+
+
+class Reload(_Managing[HelpersReloaded]):
+    """Reload the helpers that can be reloaded."""
+
+    def _deadline(self) -> float:
+        return HELPERS_SECONDS
+
+
+class SetProperties(_OfMachine[PropertiesSet]):
+    """Set properties of the scope."""
+
+    properties: dict[str, Any]
+    if_invocation_id: str | None = None
+
+
+class Freeze(_Managing[Nothing], kw_only=True):
+    """Suspend all processes of the machine."""
+
+    helpers: bool | None = None
+    if_invocation_id: str | None = None
+    timeout_usec: int | None = field(name="timeoutUSec", default=None)
+
+    def _deadline(self) -> float:
+        return FREEZE_SECONDS if self.timeout_usec is None else self.timeout_usec / 1e6
+
+
+class Thaw(_Managing[Nothing], kw_only=True):
+    """Resume the processes of a frozen machine."""
+
+    if_invocation_id: str | None = None
+    timeout_usec: int | None = field(name="timeoutUSec", default=None)
+
+    def _deadline(self) -> float:
+        return FREEZE_SECONDS if self.timeout_usec is None else self.timeout_usec / 1e6
+
+
+class Kill(_Managing[Nothing], kw_only=True):
+    """Send a signal, by default to all processes."""
+
+    signal: int
+    whom: str | None = None
+    subgroup: str | None = None
+    if_invocation_id: str | None = None
+
+
+class Stop(_Managing[OneMachine], kw_only=True):
+    """Thaw the machine and stop its unit; as a stream also reply when it begins to stop."""
+
+    if_invocation_id: str | None = None
+    timeout_usec: int | None = field(name="timeoutUSec", default=None)
+
+    def _deadline(self) -> float:
+        return STOP_SECONDS if self.timeout_usec is None else self.timeout_usec / 1e6
+
+
+class Forget(_Managing[Nothing]):
+    """Forget a machine. Its unit is left alone."""
