@@ -77,6 +77,6 @@ def test_the_launcher_of_the_readme(sandbox: Sandbox) -> None:
     python, shell = blocks(README, "From your launcher")
     program, count = re.subn(r'"600"', '"1"', python)
     assert count == 1
-    assert run(sandbox, f"python3 - <<'END'\n{program}END\n") == "machine-web.scope\n"
+    assert run(sandbox, f"python3 - <<'END'\n{program}END\n") == "machine-web.scope\n0\n"
     registered = run(sandbox, re.sub("^# ", "", shell, flags=re.MULTILINE) + "moorctl stop db\n")
     assert "machine-db.scope" in registered
