@@ -128,7 +128,7 @@ class Core:
         self._states = states = HelperStates(manager, hints, processes, journal, user=directories.user)
         watcher = StartWatcher(states, hints, system, journal, user=directories.user)
         leftovers = Leftovers(manager, hints, hierarchy, intents.marks)
-        started = StartedUnits(manager, hints, leftovers)
+        started = StartedUnits(manager, hints, leftovers, references)
         scopes = Scopes(manager, hints, leftovers, started, states, watcher, directories, system)
         helper_starts = HelperStarts(manager, leftovers, started, watcher, directories)
         self._accounts = accounts = FinalAccounts(system, journal, user=directories.user)

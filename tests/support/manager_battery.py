@@ -281,6 +281,31 @@ async def test_what_is_frozen_by_its_slice(bench: Bench) -> None:
             await manager.stop(SCOPE, deadline=soon())
 
 
+async def test_a_scope_is_held_from_the_moment_it_is_made(bench: Bench) -> None:
+    async with on(bench) as (manager, hints), bench.references() as references:
+        with bench.process() as pidfd:
+            types = await manager.property_types("scope", deadline=soon())
+            spec = ScopeSpec(SCOPE, (pidfd,), "machine.slice", "battery", types.convert({}))
+            made: list[list[str]] = []
+
+            def hold() -> None:
+                made.append(hints.states(SCOPE))
+                references.hold([SCOPE])
+
+            assert (await manager.start_scope(spec, deadline=soon(), made=hold)).result == "done"
+            await references.settled(SCOPE)
+            assert references.holds(SCOPE)
+            assert len(made) == 1
+            hints.seen.clear()
+            bench.kill(pidfd)
+            await hints.until("changed", SCOPE, state="inactive")
+        await references.freed(SCOPE)  # it is not released
+        assert await active_state(manager, SCOPE) == "inactive"
+        references.release(SCOPE)
+        await references.freed(SCOPE)
+        await hints.until("removed", SCOPE)
+
+
 async def test_a_reference_keeps_what_has_ended(bench: Bench) -> None:
     async with on(bench) as (manager, hints), bench.references() as references:
         with bench.process() as pidfd:

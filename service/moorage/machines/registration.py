@@ -227,7 +227,7 @@ class Registrar:
         if intent.allocated:
             self._intents.intend(intent)
             steps.push(self._intents.withdrawal(intent.name))
-            await self._references.freed(intent.scope)  # of an earlier machine
+            steps.callback(self._references.release, intent.scope)
         try:
             placement, helpers = await self._place_in_time(registration, pidfd, intent, deadline)
         except (ManagerTimeout, ManagerUnavailable):
@@ -239,7 +239,6 @@ class Registrar:
         steps.pop_all()
         if lease is not None:
             self._leases.hold(machine, lease)
-        # Or what ends at once is forgotten before it is looked at.
         await self._references.settled(machine.unit)
         return machine, helpers
 

@@ -24,6 +24,7 @@ from moorage.pid1.manager import (
     UnitExists,
     UnitStatus,
 )
+from moorage.pid1.references import References
 
 ATTEMPTS_MAX: Final = 3
 """Starts of one unit: the first, one after a failed leftover was reset, one after a unit that was just going."""
@@ -38,12 +39,16 @@ loaded five times)."""
 
 
 class StartedUnits:
-    """Starts transient units, and knows them again by their marks."""
+    """Starts transient units, and knows them again by their marks.
 
-    def __init__(self, manager: Manager, hints: Hints, leftovers: Leftovers) -> None:
+    A scope is held from the moment it is made, or what ends at once is forgotten before it is looked at.
+    """
+
+    def __init__(self, manager: Manager, hints: Hints, leftovers: Leftovers, references: References) -> None:
         self._manager = manager
         self._hints = hints
         self._leftovers = leftovers
+        self._references = references
 
     async def start(self, spec: ScopeSpec | ServiceSpec, mark: str | None = None, *, deadline: float) -> Job:
         """Start a unit and wait for its job; leftovers that hold one of the names are cleared first.
@@ -57,11 +62,13 @@ class StartedUnits:
             UnitNameTaken: by something that does not go.
             ManagerError: as the manager says.
         """
+        await self._references.freed(spec.unit)  # that of an earlier machine
+        hold = partial(self._references.hold, [spec.unit])
         for _ in range(ATTEMPTS_MAX):
             try:
                 if isinstance(spec, ServiceSpec):
                     return await self._manager.start_service(spec, deadline=deadline)
-                return await self._manager.start_scope(spec, deadline=deadline)
+                return await self._manager.start_scope(spec, deadline=deadline, made=hold)
             except UnitExists:
                 status = await self._manager.status(spec.unit, deadline=deadline)
                 if status is not None and mark in status.documentation:
@@ -137,6 +144,8 @@ class StartedUnits:
         Raises:
             ManagerError: as the manager says.
         """
+        self._references.release(unit)
+        await self._references.freed(unit)
         if await self.stop(unit, mark, alone=alone, deadline=deadline):
             await self._leftovers.wait_gone(unit, mark=mark, deadline=deadline)
 

@@ -315,11 +315,18 @@ class Manager(Protocol):
         """Major version, such as 257."""
         ...
 
-    async def start_scope(self, spec: ScopeSpec, *, deadline: float) -> Job:
+    async def start_scope(
+        self, spec: ScopeSpec, *, deadline: float, made: Callable[[], None] | None = None
+    ) -> Job:
         """Start a transient scope and wait for the end of its job; no result can be missed.
 
         If the link to the manager is lost meanwhile, the state of the unit after the reconnect decides. A start that
         has not happened is repeated, once.
+
+        Args:
+            spec: the scope, with the units that come with it.
+            deadline: on trio's clock.
+            made: called when the manager has made the unit, and has yet to start it; not where the link was lost.
 
         Raises:
             UnitExists: the name is taken; after a repetition possibly by the first call, which was read late.

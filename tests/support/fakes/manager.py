@@ -139,11 +139,16 @@ class FakeManager:
 
     # Jobs
 
-    async def _run_job(self, call: Callable[[], int], unit: str) -> Job:
+    async def _run_job(
+        self, call: Callable[[], int], unit: str, *, queued: Callable[[], None] | None = None
+    ) -> Job:
         ended = trio.Event()
         ticket = self._jobs.expect(ended.set)
         try:
-            self._jobs.claim(ticket, await (await self._up()).call(call))
+            number = await (await self._up()).call(call)
+            if queued is not None:
+                queued()
+            self._jobs.claim(ticket, number)
             await ended.wait()
             if ticket.end is None:
                 raise Lost
@@ -172,7 +177,9 @@ class FakeManager:
         except NoSuchUnit:
             return False
 
-    async def start_scope(self, spec: ScopeSpec, *, deadline: float) -> Job:
+    async def start_scope(
+        self, spec: ScopeSpec, *, deadline: float, made: Callable[[], None] | None = None
+    ) -> Job:
         """See `Manager`."""
         given = tuple(self._processes.process(pidfd) for pidfd in spec.pidfds)
         properties = [("Slice", spec.slice), ("Description", spec.description), *_values(spec.properties)]
@@ -187,7 +194,7 @@ class FakeManager:
             repeated = False
             while True:
                 try:
-                    return await self._run_job(call, spec.unit)
+                    return await self._run_job(call, spec.unit, queued=made)
                 except Lost:
                     found = await self._settle(spec.unit, deadline)
                 if found is not None and found.active_state == "failed":

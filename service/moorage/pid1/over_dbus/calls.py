@@ -74,7 +74,9 @@ class DBusManager(UnitOrders):
         """
         await self._session.run(task_status=task_status)
 
-    async def start_scope(self, spec: ScopeSpec, *, deadline: float) -> Job:
+    async def start_scope(
+        self, spec: ScopeSpec, *, deadline: float, made: Callable[[], None] | None = None
+    ) -> Job:
         """See `Manager`."""
         properties = _scope_properties(spec)
         call = _start_call(spec.unit, properties, spec.auxiliary)
@@ -83,7 +85,7 @@ class DBusManager(UnitOrders):
             while True:
                 bus = await self._session.up()
                 try:
-                    return await self._run_job(bus, call, spec.unit, deadline)
+                    return await self._run_job(bus, call, spec.unit, deadline, queued=made)
                 except BusClosed as exc:
                     if not exc.sent:
                         continue
@@ -153,12 +155,22 @@ class DBusManager(UnitOrders):
         with errors(f"reload of {unit}", deadline, unit):
             return await self._run_job(await self._session.up(), call, unit, deadline)
 
-    async def _run_job(self, bus: Bus, call: BusCall, unit: str, deadline: float) -> Job:
+    async def _run_job(
+        self,
+        bus: Bus,
+        call: BusCall,
+        unit: str,
+        deadline: float,
+        *,
+        queued: Callable[[], None] | None = None,
+    ) -> Job:
         """Make a call that is answered with a job, and wait for its end."""
         ended = trio.Event()
         ticket = self._session.jobs.expect(ended.set)
         try:
             (path,) = await bus.call(call, deadline=deadline)
+            if queued is not None:
+                queued()
             self._session.jobs.claim(ticket, job_id(path))
             await ended.wait()
             if ticket.end is None:
