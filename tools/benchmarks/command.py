@@ -4,10 +4,12 @@ What is measured, and against whom:
 
   wire      org.varlink.service.GetInfo from a raw client: latency on one kept connection, and with a connection for
             each call (from connect to reply); replies per second with one call open on each of 1, 8, 64 and 120
-            connections. moored, systemd-machined, and servers of the libraries asyncvarlink and varlink.
+            connections, and what one call costs the server with one of them (cpu.stat). moored, systemd-machined,
+            and servers of the libraries asyncvarlink and varlink.
   register  io.systemd.Machine.Register of real processes (sleep) with allocateUnit, the same bytes to moored and to
             machined: one by one on one connection, and from 16 connections with one call open on each; until the
-            reply, and until /proc/PID/cgroup shows the scope. CPU is what the control groups of PID 1, the broker
+            reply, and until /proc/PID/cgroup shows the scope, which for one by one a process of its own looks at. A
+            reply is true once the scope holds the process. CPU is what the control groups of PID 1, the broker
             and the service have used (cpu.stat) until PID 1 is at rest again. Another caller is a process of its
             own that calls GetInfo every 2 ms. Stop is io.systemd.Machine.Terminate from 16 connections, until
             the control groups are gone. Deaths: SIGKILL to all, until List has none of them, asked every 5 ms.

@@ -17,10 +17,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
 from benchmarks import helpers, rows
+from benchmarks.apart import OtherCaller
 from benchmarks.machines import (
     PREFIX,
     Leaders,
-    OtherCaller,
     kill_all,
     list_all,
     list_by_name,
@@ -125,8 +125,11 @@ class Bench:
                 for _ in range(SLICES):
                     for peer in turn:
                         with self.guarded("wire", peer):
-                            seconds = self.options.seconds / SLICES
-                            rates[peer.name].append(throughput(peer.socket, connections, seconds))
+                            used = peer.cpu()
+                            calls, rate = throughput(peer.socket, connections, self.options.seconds / SLICES)
+                            rates[peer.name].append(rate)
+                            cost = (peer.cpu() - used) / calls * 1000
+                            self.sample(f"throughput/{connections}/cpu", peer, cost)
                 for peer in turn:
                     if rates[peer.name]:
                         mean = sum(rates[peer.name]) / len(rates[peer.name])
@@ -149,7 +152,7 @@ class Bench:
         self.warm(peer)
         with Leaders(count) as leaders:
             done = register_one_by_one(peer.socket, leaders)
-            for kind, waits in (("reply", done.replies), ("held", done.holds)):
+            for kind, waits in (("reply", done.replies), ("held", done.holds), ("true", done.true)):
                 self.sample(f"serial/{count}/{kind}/p50", peer, quantile(waits, 0.5))
                 self.sample(f"serial/{count}/{kind}/p99", peer, quantile(waits, 0.99))
             self.sample(f"serial/{count}/at-reply", peer, done.held_at_reply / count)

@@ -1,6 +1,5 @@
 """Real processes, registered, watched and ended: the same calls of io.systemd.Machine to moored and to machined."""
 
-import array
 import collections
 import itertools
 import os
@@ -13,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from benchmarks.apart import Observer
 from benchmarks.wire import (
     CALL_SECONDS,
-    GET_INFO,
     RECEIVE_BYTES,
     Unmeasurable,
     check,
@@ -33,16 +32,13 @@ GONE_SECONDS = 180.0
 """Deadline for thousands of scopes to come or go; PID 1 stops a few hundred per second."""
 
 LOOK_SECONDS = 0.0002
-"""Interval for checking whether a process is in its scope: a twentieth of what the fastest peer needs."""
+"""Interval for checking after a reply whether its process is in its scope: a tenth of what the fastest peer needs."""
 
 LOOKS_MS = 1
 """The same while many are under way, when only the rate matters."""
 
 LIST_SECONDS = 0.005
 """Pause between two calls of List while waiting for the list to be right."""
-
-OTHER_SECONDS = 0.002
-"""Pause between two calls of the other caller."""
 
 LIST_ALL = encode("io.systemd.Machine.List", more=True)
 
@@ -151,32 +147,36 @@ class Registered:
     Attributes:
         replies: ms until the reply, of each; of all together where they were registered at the same time.
         holds: ms until the scope held the process, likewise.
+        true: ms until there is a reply and the scope holds the process, of each that was registered alone.
         held_at_reply: how many were in their scope when the reply came.
     """
 
     replies: list[float] = field(default_factory=list[float])
     holds: list[float] = field(default_factory=list[float])
+    true: list[float] = field(default_factory=list[float])
     held_at_reply: int = 0
 
 
 def register_one_by_one(path: str, leaders: Leaders) -> Registered:
     """Register on one connection, each once the scope of the previous one holds its process."""
     result = Registered()
-    with connect(path) as sock:
+    begun: list[float] = []
+    with connect(path) as sock, Observer(leaders.count, leaders.held) as observer:
         for number, request in enumerate(leaders.registrations()):
-            begin = time.perf_counter()
+            begun.append(time.perf_counter())
             exchange(sock.fileno(), request)
             replied = time.perf_counter()
-            result.replies.append((replied - begin) * 1000)
-            if leaders.held(number):
-                result.held_at_reply += 1
-                result.holds.append((replied - begin) * 1000)
-                continue
+            result.replies.append((replied - begun[-1]) * 1000)
+            result.held_at_reply += leaders.held(number)
             while not leaders.held(number):
                 time.sleep(LOOK_SECONDS)
                 if time.perf_counter() > replied + CALL_SECONDS:
                     raise Unmeasurable(f"{leaders.names[number]} registered, but not in its scope")
-            result.holds.append((time.perf_counter() - begin) * 1000)
+    result.holds = [(seen - begin) * 1000 for begin, seen in zip(begun, observer.seen, strict=True)]
+    # What was true at its reply may have been seen a moment later.
+    result.true = [max(pair) for pair in zip(result.replies, result.holds, strict=True)]
+    if result.held_at_reply == leaders.count:
+        result.true = result.replies
     leaders.find_groups()
     return result
 
@@ -307,58 +307,3 @@ def kill_all(path: str, leaders: Leaders) -> float:
         right = (time.perf_counter() - begin) * 1000
     leaders.wait_until_gone()
     return right
-
-
-class OtherCaller:
-    """A separate process that keeps calling GetInfo, with a short pause. A context manager.
-
-    Attributes:
-        waits: after the context, what each call took, in ms.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.waits: list[float] = []
-        self._path = path
-
-    def __enter__(self) -> Self:
-        stop, self._stop = os.pipe()
-        self._results, results = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            status = 1
-            try:
-                os.close(self._stop)
-                _call_until_closed(self._path, stop, results)
-                status = 0
-            finally:
-                os._exit(status)
-        os.close(stop)
-        os.close(results)
-        os.read(self._results, 1)  # connected, and got one reply
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._stop)
-        with os.fdopen(self._results, "rb") as results:
-            data = results.read()
-        _, status = os.waitpid(self._pid, 0)
-        if error is None and status != 0:
-            raise Unmeasurable("another caller's GetInfo failed meanwhile")
-        samples = array.array("d")
-        samples.frombytes(data)
-        self.waits = samples.tolist()
-
-
-def _call_until_closed(path: str, stop: int, results: int) -> None:
-    samples = array.array("d")
-    with connect(path) as sock:
-        exchange(sock.fileno(), GET_INFO)
-        os.write(results, b"+")
-        while not select.select([stop], [], [], OTHER_SECONDS)[0]:
-            begin = time.perf_counter()
-            exchange(sock.fileno(), GET_INFO)
-            samples.append((time.perf_counter() - begin) * 1000)
-    with os.fdopen(results, "wb") as file:
-        file.write(samples.tobytes())

@@ -139,8 +139,8 @@ def fresh_latencies(path: str, calls: int) -> list[float]:
     return samples
 
 
-def throughput(path: str, connections: int, seconds: float) -> float:
-    """Replies to GetInfo per second with one call open on each of so many connections."""
+def throughput(path: str, connections: int, seconds: float) -> tuple[int, float]:
+    """Call GetInfo with one call open on each of so many connections; return how often, and the replies per second."""
     socks: list[socket.socket] = []
     with select.epoll() as epoll:
         try:
@@ -150,10 +150,10 @@ def throughput(path: str, connections: int, seconds: float) -> float:
             for sock in socks:
                 epoll.register(sock.fileno(), select.EPOLLIN)
                 os.write(sock.fileno(), GET_INFO)
-            _rounds(epoll, seconds * WARM_UP)
+            calls = connections * 2 + _rounds(epoll, seconds * WARM_UP)
             begin = time.perf_counter()
             replies = _rounds(epoll, seconds * (1 - WARM_UP))
-            return replies / (time.perf_counter() - begin)
+            return calls + replies, replies / (time.perf_counter() - begin)
         finally:
             for sock in socks:
                 sock.close()
