@@ -30,7 +30,7 @@ from moorage.wire.method import Kind, Method
 from moorage.wire.output import close_all
 from moorage.wire.service import Service
 from moorage.wire.turns import Event
-from moorage.wire.types import Last, WithFds
+from moorage.wire.types import Feed, Last, WithFds
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class Answering:
         "_call",
         "_connection",
         "_fairness",
+        "_feed",
         "_held",
         "_scope",
         "_service",
@@ -126,6 +127,7 @@ class Answering:
         self._call: Call | None = None
         self._scope: trio.CancelScope | None = None
         self._stream: Iterator[Any] | None = None
+        self._feed: Feed[Any] | None = None
         self._held: Any = (
             None  # the last reply of the stream: sent when it is known whether another one follows
         )
@@ -145,7 +147,7 @@ class Answering:
         """Handle a call.
 
         Returns:
-            DONE if it is answered, STREAM or TASK if that takes longer.
+            DONE if it is answered, STREAM, TASK or FEED if that takes longer.
 
         Raises:
             ProtocolError: the parameters are not JSON.
@@ -171,6 +173,10 @@ class Answering:
             self._end_with_reply(call, reply)
             call.close()
             return Event.DONE
+        if kind is Kind.FEED:
+            self._call, self._feed = call, reply
+            reply.follow(self._turns.write)
+            return Event.FEED
         if isinstance(reply, AsyncGenerator):
             stream = cast("AsyncGenerator[Any, None]", reply)
             return self._start_task(call, handler, self._run_stream(call, stream))
@@ -183,6 +189,47 @@ class Answering:
             self._scope.cancel()
         elif self._stream is not None:
             self._end_stream()
+        elif self._feed is not None:
+            self._end_feed()
+
+    # -- replies that come when there are any
+
+    def feed(self) -> bool | None:
+        """Send what the feed at hand has, while there is room; return whether it has more, None if it has ended.
+
+        Raises:
+            LocalProtocolError: a message is too long.
+            OSError: the peer is gone.
+        """
+        call, feed, connection, turns = self._call, self._feed, self._connection, self._turns
+        assert call is not None
+        assert feed is not None
+        for _ in range(REPLIES_PER_TURN):
+            try:
+                messages = feed.take(turns.high_water - connection.queued)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
+                self._end_with_error(call, error)
+                self._end_feed()
+                return None
+            if not messages:
+                return False
+            connection.send_prepared(messages)
+            if connection.queued >= turns.high_water and not turns.outlet.flush():
+                break
+            if time.monotonic() > turns.turn_ends:
+                break
+        return True
+
+    def _end_feed(self) -> None:
+        feed, self._feed = self._feed, None
+        call, self._call = self._call, None
+        assert feed is not None
+        assert call is not None
+        call.close()
+        try:
+            feed.close()
+        except Exception:
+            logger.exception("Failed to end a feed of replies, ignoring:")
 
     # -- replies that need no waiting
 

@@ -195,18 +195,9 @@ class Connection:
     """
 
     __slots__ = (
-        "_arrived",
-        "_awaited",
-        "_buffer",
-        "_close_fds",
-        "_eof",
-        "_fds",
-        "_input_max",
-        "_output",
-        "_scanned",
-        "_state",
+        "_arrived", "_awaited", "_buffer", "_close_fds", "_eof", "_fds", "_input_max", "_output", "_scanned", "_state",
         "role",
-    )
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -396,7 +387,7 @@ class Connection:
         if len(text) >= INPUT_MAX or len(fds) > FDS_MAX:
             close_all(fds)
             raise NotSent(f"a call of {len(text)} bytes and {len(fds)} file descriptors")
-        self._queue(text, fds)
+        self._queue(text + b"\0", fds)
         if not oneway:
             self._awaited.append(State.STREAM if more else State.CALL)
             self._state = self._awaited[0]
@@ -415,7 +406,20 @@ class Connection:
         fds = tuple(fds)
         event = Event.REPLY_CONTINUES if continues else Event.REPLY
         self._move(event, fds)
-        self._queue(encode_reply(parameters, continues=continues), fds)
+        self._queue(encode_reply(parameters, continues=continues) + b"\0", fds)
+
+    def send_prepared(self, messages: Iterable[bytes]) -> None:
+        """Queue replies to the call at hand that others will follow, as they go over the wire; of a server.
+
+        Args:
+            messages: as :func:`moorage.wire.message.prepared_reply` returns them.
+
+        Raises:
+            LocalProtocolError: no call is waiting for such replies, or there are too many.
+        """
+        self._move(Event.REPLY_CONTINUES, ())
+        for message in messages:
+            self._queue(message, ())
 
     def send_error(self, error: str, parameters: bytes = b"{}") -> None:
         """Queue an error reply to the call at hand; of a server.
@@ -428,7 +432,7 @@ class Connection:
             LocalProtocolError: no call is waiting for a reply, or it exceeds a limit.
         """
         self._move(Event.REPLY_ERROR, ())
-        self._queue(encode_error(error, parameters), ())
+        self._queue(encode_error(error, parameters) + b"\0", ())
 
     def oneway_done(self) -> None:
         """Finish the call at hand, which wants no reply.
@@ -466,14 +470,14 @@ class Connection:
             raise LocalProtocolError(f"cannot send {event.name} in state {self._state.name}")
         self._state = after
 
-    def _queue(self, text: bytes, fds: tuple[int, ...]) -> None:
-        if len(text) >= INPUT_MAX or len(self._output) >= QUEUE_MAX:
+    def _queue(self, message: bytes, fds: tuple[int, ...]) -> None:
+        if len(message) > INPUT_MAX or len(self._output) >= QUEUE_MAX:
             close_all(fds)
             self._state = State.ERROR
             raise LocalProtocolError(
-                "message too long" if len(text) >= INPUT_MAX else "too many messages waiting to be written"
+                "message too long" if len(message) > INPUT_MAX else "too many messages waiting to be written"
             )
-        self._output.append(text + b"\0", fds)
+        self._output.append(message, fds)
 
     def _fail(self, reason: str) -> ProtocolError:
         self._state = State.ERROR

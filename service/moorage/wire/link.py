@@ -71,6 +71,9 @@ USER_HIGH_WATER = 16 * 1024
 
 _READING, _STREAMING, _CLOSED = State.READING, State.STREAMING, State.CLOSED
 _AT_SOCKET = frozenset({_READING, _STREAMING})
+_FED = frozenset({State.FEEDING, State.DEAF})
+_ANSWERED = frozenset({_READING, _CLOSED}) | _FED
+"""States in which the peer waits for no answer."""
 
 
 class ServerContext(msgspec.Struct, frozen=True):
@@ -201,24 +204,9 @@ class Link:
     """
 
     __slots__ = (
-        "_answering",
-        "_connection",
-        "_context",
-        "_finishing",
-        "_gone",
-        "_inlet",
-        "_interest",
-        "_socket",
-        "_state",
-        "_unfinished",
-        "high_water",
-        "outlet",
-        "peer",
-        "refusal",
-        "trusted",
-        "turn_ends",
-        "uid",
-    )
+        "_answering", "_connection", "_context", "_finishing", "_gone", "_inlet", "_interest", "_socket", "_state",
+        "_unfinished", "high_water", "outlet", "peer", "refusal", "trusted", "turn_ends", "uid",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -255,9 +243,14 @@ class Link:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is lost by closing it: no task is at work or waits for its end, and no replies are read."""
-        state = self._state
-        return self._gone is None and (state is _READING or (state is _STREAMING and self.outlet.stalled))
+        """Whether nothing is lost by closing it: no task is at work or waits for its end, and no replies are read.
+
+        Who is fed has to be able to connect again anyway.
+        """
+        state, stalled = self._state, self.outlet.stalled
+        return self._gone is None and (
+            state is _READING or state in _FED or (state is _STREAMING and stalled)
+        )
 
     def dispose(self, fds: Iterable[int]) -> None:
         """Close file descriptors that the peer has sent."""
@@ -285,10 +278,12 @@ class Link:
             raise
 
     def finish(self) -> None:
-        """Close as soon as everything that has arrived is answered and written."""
+        """Close as soon as everything that has arrived is answered and written, and what a feed has by now."""
         self._finishing = True
         if self._state in _AT_SOCKET:
             self.ready(IN)
+        elif self._state in _FED:
+            self.ready(0)
 
     def close(self) -> None:
         """End the connection and the call at hand. May be called again."""
@@ -322,7 +317,7 @@ class Link:
     def _move(self, event: Event) -> None:
         state = self._state = TRANSITIONS[self._state][event]
         if self.trusted:
-            if state is _READING or state is _CLOSED:
+            if state in _ANSWERED:
                 self._context.fairness.trusted_answered(self)
             else:
                 self._context.fairness.trusted_waits(self)
@@ -345,6 +340,8 @@ class Link:
         try:
             if self._state in _AT_SOCKET:
                 self._turn(events)
+            elif self._state in _FED:
+                self._turn_fed(events)
             else:
                 self._turn_beside_task(events)
         except Exception as error:  # noqa: BLE001  # one connection must not take the others with it
@@ -396,6 +393,8 @@ class Link:
                 self._move(event)
                 if event is Event.TASK:
                     return False
+                if event is Event.FEED:
+                    return True
                 if not self._advance():
                     return True
             if connection.queued > self.high_water and not self.outlet.flush():
@@ -410,6 +409,24 @@ class Link:
         if ended:
             self._move(Event.DONE)
         return ended
+
+    def _turn_fed(self, events: int) -> None:
+        if events & GONE:
+            self.close()
+            return
+        if events & IN:
+            # A call that nobody will answer, or the end of the stream; whoever has sent that may read on.
+            self._move(Event.INPUT)
+        more = not self.outlet.flush()
+        if not more:
+            if (fed := self._answering.feed()) is None:
+                self.answered()
+                return
+            more = fed | (not self.outlet.flush())
+        if self._finishing and not more:
+            self.close()
+        else:
+            self._watch(WATCHED[self._state][more])
 
     def _turn_beside_task(self, events: int) -> None:
         if events & GONE:

@@ -131,6 +131,11 @@ def encode_reply(parameters: bytes, *, continues: bool = False) -> bytes:
     return b'{"parameters":%b}' % parameters
 
 
+def prepared_reply(parameters: Any) -> bytes:
+    """Return a reply that others will follow as it goes over the wire, to be sent to any number of callers."""
+    return encode_reply(encode_parameters(parameters), continues=True) + b"\0"
+
+
 def encode_error(error: str, parameters: bytes) -> bytes:
     """Return an error reply as JSON text, without the NUL that ends it on the wire."""
     parameters = _readable(parameters)

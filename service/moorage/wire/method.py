@@ -14,6 +14,9 @@ The annotations of a handler give the Structs of its parameters and its replies,
     @method("Watch", requires_more=True)
     async def watch(self, call: Call, params: Empty) -> AsyncIterator[Seen | Last[Seen]]: ...
 
+    @method("Follow", requires_more=True)
+    def follow(self, call: Call, params: Empty) -> Feed[Seen]: ...   # whenever there is something, without a task
+
 A handler that waits for some parameters only is a plain function that returns either kind of iterator. To reply with
 an error, it raises a :class:`~moorage.wire.errors.VarlinkError`.
 """
@@ -43,7 +46,7 @@ from msgspec import Raw, Struct
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
 from moorage.wire.message import decode_parameters, repeated_key
-from moorage.wire.types import Empty, Last, WithFds
+from moorage.wire.types import Empty, Feed, Last, WithFds
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,6 +58,7 @@ class Kind(enum.Enum):
     GENERATOR = enum.auto()
     COROUTINE = enum.auto()
     ASYNC_GENERATOR = enum.auto()
+    FEED = enum.auto()
 
 
 class Mark(Struct, frozen=True):
@@ -234,6 +238,8 @@ def _kind(function: Callable[..., Any], annotation: Any) -> Kind:
         return Kind.GENERATOR
     if inspect.isasyncgenfunction(function) or origin in _ASYNC_STREAMS:
         return Kind.ASYNC_GENERATOR
+    if origin is Feed:
+        return Kind.FEED
     if inspect.iscoroutinefunction(function):
         return Kind.COROUTINE
     if inspect.isgeneratorfunction(function) or origin in _STREAMS:
@@ -246,7 +252,7 @@ def _reply_type(annotation: Any) -> type[Struct]:
     arguments = typing.get_args(annotation)
     if annotation is None or annotation is types.NoneType:
         return Empty
-    if origin in _STREAMS or origin in _ASYNC_STREAMS or origin is Last or origin is WithFds:
+    if origin in _STREAMS or origin in _ASYNC_STREAMS or origin in {Last, WithFds, Feed}:
         return _reply_type(arguments[0])
     if origin is typing.Union or origin is types.UnionType:
         found = {_reply_type(argument) for argument in arguments if argument is not types.NoneType}

@@ -18,6 +18,8 @@ class State(enum.IntEnum):
         STREAMING: the replies to a call come from an iterator, which is advanced as far as the peer reads.
         WORKING: a call is handled in a task. The socket is only watched for the peer hanging up.
         BACKLOGGED: the same, and further input has arrived. It stays in the socket until the task has ended.
+        FEEDING: replies come from a feed, whenever it has some. Like WORKING, but nobody waits for an answer.
+        DEAF: the same, and further input has arrived, which nobody will read.
         ABANDONED: the task of a oneway call goes on, although the peer has hung up.
         CLOSED: the connection has ended; a task may still be on its way out.
     """
@@ -26,6 +28,8 @@ class State(enum.IntEnum):
     STREAMING = enum.auto()
     WORKING = enum.auto()
     BACKLOGGED = enum.auto()
+    FEEDING = enum.auto()
+    DEAF = enum.auto()
     ABANDONED = enum.auto()
     CLOSED = enum.auto()
 
@@ -36,7 +40,8 @@ class Event(enum.IntEnum):
     Attributes:
         STREAM: the handler of a call has returned an iterator.
         TASK: the handler of a call waits, and runs in a task now.
-        INPUT: the socket is readable while a task is at work.
+        FEED: the handler of a call has returned a feed.
+        INPUT: the socket is readable while a task is at work, or a feed at hand.
         HANG_UP: the caller of a oneway call has closed its end.
         DONE: the call at hand is answered, or its task has ended.
         CLOSE: we close the connection.
@@ -44,6 +49,7 @@ class Event(enum.IntEnum):
 
     STREAM = enum.auto()
     TASK = enum.auto()
+    FEED = enum.auto()
     INPUT = enum.auto()
     HANG_UP = enum.auto()
     DONE = enum.auto()
@@ -54,6 +60,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
     State.READING: {
         Event.STREAM: State.STREAMING,
         Event.TASK: State.WORKING,
+        Event.FEED: State.FEEDING,
         Event.CLOSE: State.CLOSED,
     },
     State.STREAMING: {
@@ -69,6 +76,16 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
     State.BACKLOGGED: {
         Event.INPUT: State.BACKLOGGED,
         Event.HANG_UP: State.ABANDONED,
+        Event.DONE: State.READING,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.FEEDING: {
+        Event.INPUT: State.DEAF,
+        Event.DONE: State.READING,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.DEAF: {
+        Event.INPUT: State.DEAF,
         Event.DONE: State.READING,
         Event.CLOSE: State.CLOSED,
     },
@@ -88,6 +105,8 @@ WATCHED: Mapping[State, tuple[int | None, int | None]] = {
     State.STREAMING: (OUT, OUT),
     State.WORKING: (IN, IN | OUT),
     State.BACKLOGGED: (0, OUT),
+    State.FEEDING: (IN, IN | OUT),
+    State.DEAF: (0, OUT),
     State.ABANDONED: (None, None),
     State.CLOSED: (None, None),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Annotated, Generic, TypeVar
 
 from msgspec import Meta, Struct
@@ -41,3 +42,30 @@ class WithFds(Struct, Generic[T], frozen=True):
 
     reply: T
     fds: Sequence[int]
+
+
+class Feed(ABC, Generic[T]):
+    """Replies that come whenever there is something to reply, for as long as the caller stays; none is the last.
+
+    It costs no task, and nothing at all while there is nothing to reply. Its messages are ready for the wire
+    (:func:`moorage.wire.message.prepared_reply`), so that many callers can be sent the same bytes.
+    """
+
+    @abstractmethod
+    def follow(self, woken: Callable[[], None]) -> None:
+        """Have a function called when there is more, each time after :meth:`take` had nothing; called once."""
+
+    @abstractmethod
+    def take(self, room: int) -> Sequence[bytes]:
+        """Return the next messages, or none where there is nothing more to send now. Must not wait.
+
+        Args:
+            room: how many bytes there is room for. One message may exceed it.
+
+        Raises:
+            VarlinkError: this is the end of the replies.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take note that the caller is gone."""

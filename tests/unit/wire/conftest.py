@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,11 @@ import trio
 
 from moorage.wire.call import Call
 from moorage.wire.errors import ExpectedMore, PermissionDenied
+from moorage.wire.message import prepared_reply
 from moorage.wire.method import method
 from moorage.wire.server import Limits, Server
 from moorage.wire.service import Interface, Service
-from moorage.wire.types import Empty, Int, Last, Parameters, Reply, WithFds
+from moorage.wire.types import Empty, Feed, Int, Last, Parameters, Reply, WithFds
 
 # How long an example takes says something about the machine only.
 hypothesis.settings.register_profile("moorage", deadline=None)
@@ -34,6 +35,7 @@ method CountOne() -> (number: int)
 method Nothing() -> (number: int)
 method Hold() -> ()
 method Watch() -> (number: int, padding: string)
+method Follow() -> (number: int, padding: string)
 method WatchBadly() -> (number: int)
 method Open() -> (index: int)
 method Keep(index: int) -> ()
@@ -93,6 +95,35 @@ def fail(how: str) -> None:
             raise ExpectedMore
 
 
+class Numbers(Feed[Number]):
+    """What a test has put in it; an error is its end."""
+
+    def __init__(self) -> None:
+        self.waiting: list[bytes] = []
+        self.end: Exception | None = None
+        self.sent = 0
+        self.rooms: list[int] = []
+        self.closed = False
+        self.woken: Callable[[], None] = lambda: None
+
+    def follow(self, woken: Callable[[], None]) -> None:
+        self.woken = woken
+
+    def put(self, *numbers: int, padding: int = 0) -> None:
+        self.waiting += [prepared_reply(Number(number=each, padding="x" * padding)) for each in numbers]
+
+    def take(self, room: int) -> Sequence[bytes]:
+        self.rooms.append(room)
+        if not self.waiting and self.end is not None:
+            raise self.end
+        taken, self.waiting = self.waiting[:1], self.waiting[1:]
+        self.sent += len(taken)
+        return taken
+
+    def close(self) -> None:
+        self.closed = True
+
+
 @dataclass
 class Tested(Interface):
     """What the handlers were seen to do; Hold waits until it is told to go on."""
@@ -104,6 +135,8 @@ class Tested(Interface):
     finished: int = 0
     kept: list[int] = field(default_factory=list[int])
     gone: int = 0
+    fed: int = 0
+    feeds: list[Numbers] = field(default_factory=list[Numbers])
 
     def __post_init__(self) -> None:
         super().__init__(DESCRIPTION)
@@ -166,6 +199,14 @@ class Tested(Interface):
         finally:
             self.finished += 1
             self.note()
+
+    @method("Follow", requires_more=True)
+    def follow(self, call: Call, params: Empty) -> Feed[Number]:
+        feed = Numbers()
+        feed.put(*range(self.fed))
+        self.feeds.append(feed)
+        self.note()
+        return feed
 
     @method("WatchBadly")
     async def watch_badly(self, call: Call, params: Empty) -> AsyncIterator[Number]:

@@ -31,4 +31,5 @@ def test_input_is_read_between_calls_only() -> None:
     assert [state for state, (usual, _) in WATCHED.items() if usual and usual & IN] == [
         State.READING,
         State.WORKING,
+        State.FEEDING,
     ]
