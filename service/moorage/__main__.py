@@ -101,10 +101,14 @@ def main() -> int:
     try:
         check_unified()
         runtime = _runtime_directory(user=arguments.user)
+        records = arguments.state_directory or f"{runtime}/moorage/machines"
         options = Options(
             user=os.getuid() if arguments.user else None,
             link=arguments.link,
-            state_directory=arguments.state_directory or f"{runtime}/moorage/machines",
+            state_directory=records,
+            events_directory=f"{records}.events"
+            if arguments.state_directory
+            else f"{runtime}/moorage/events",
             runtime_directory=runtime,
             idle_usec=round(arguments.idle_timeout * 1e6) or None,
             log_level=arguments.log_level,

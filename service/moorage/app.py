@@ -17,15 +17,19 @@ import trio
 from moorage import __version__, activation
 from moorage.api.calls import Authority
 from moorage.api.moorage_machine.handlers import MoorageMachine
+from moorage.api.moorage_machine.wording import Wording
 from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
 from moorage.kernel.poller import Readiness
+from moorage.kernel.process import boot_id
 from moorage.kernel.system import System, system
 from moorage.machines.agenda import Agenda
+from moorage.machines.chronicle import Chronicle, Scribe
 from moorage.machines.control import Control
 from moorage.machines.detached import Detached
+from moorage.machines.event_files import EventFiles
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import FollowedHelpers, Followers, HeldUnits
 from moorage.machines.freezing import Freezing
@@ -86,6 +90,7 @@ class Options(msgspec.Struct, frozen=True):
         user: uid whose service manager is asked; None for the system's.
         link: which way to the service manager.
         state_directory: where the records are kept.
+        events_directory: where the latest events are kept.
         runtime_directory: where the service manager makes the runtime directories of its services.
         idle_usec: exit after so many µs with nothing to do; None for never.
         log_level: of syslog(3).
@@ -94,6 +99,7 @@ class Options(msgspec.Struct, frozen=True):
     user: int | None
     link: Literal["auto", "private", "bus"]
     state_directory: str
+    events_directory: str
     runtime_directory: str
     idle_usec: int | None
     log_level: int
@@ -112,6 +118,8 @@ class Core:
         self,
         manager: Manager,
         store: Store,
+        files: EventFiles,
+        scribe: Scribe,
         directories: RuntimeDirectories,
         references: References,
         system: System,
@@ -131,28 +139,26 @@ class Core:
         started = StartedUnits(manager, hints, leftovers, references)
         scopes = Scopes(manager, hints, leftovers, started, states, watcher, directories, system)
         helper_starts = HelperStarts(manager, leftovers, started, watcher, directories)
-        self._accounts = accounts = FinalAccounts(system, journal, user=directories.user)
-        self._observer = observer = Observer(registry, agenda, accounts, states, system, hints, references)
+        self._accounts = accounts = FinalAccounts(system, journal, followers, user=directories.user)
+        self._observer = observer = Observer(
+            registry, agenda, accounts, states, followers, system, hints, references)  # fmt: skip
+        self._chronicle = chronicle = Chronicle(files, scribe, registry, states, system)
         frozen = FrozenHelpers(states, manager, hierarchy, detached)
-        followers.join(observer, HeldUnits(references), frozen, FollowedHelpers(states))
+        followers.join(chronicle, observer, HeldUnits(references), frozen, FollowedHelpers(states))
         left = LeftUnits(registry, store, manager, hints, leftovers)
         self._retirement = retirement = Retirement(
-            registry, store, intents, agenda, accounts, left, followers, clock
-        )
-        control = Control(registry, store, agenda, accounts, states, manager, system, detached)
+            registry, store, intents, agenda, accounts, left, followers, clock)  # fmt: skip
+        control = Control(registry, store, agenda, accounts, states, followers, manager, system, detached)
         self._changes = changes = Changes(
-            helper_starts, store, intents, registry, states, followers, directories, clock, detached
-        )
+            helper_starts, store, intents, registry, states, followers, directories, clock, detached)  # fmt: skip
         self._watching = Watching(
-            registry, agenda, observer, accounts, retirement, control, changes, states, manager, system,
-            detached,
-        )  # fmt: skip
-        self.leases = leases = Leases(control, detached)
+            registry, agenda, observer, accounts, retirement, control, changes, states, followers, manager,
+            system, detached)  # fmt: skip
+        self.leases = leases = Leases(control, followers, detached)
         starts = Starts(registry, store, intents, agenda, observer, scopes, followers, system)
         registrar = Registrar(
             registry, intents, Holders(registry, agenda, manager, system), scopes, states, directories, starts,
-            leases, Places(trusted), references, manager, system, detached,
-        )  # fmt: skip
+            leases, Places(trusted), references, followers, manager, system, detached)  # fmt: skip
         self._recovery = Recovery(
             registry, store, intents, agenda, observer, retirement, left, starts, leases, leftovers, states,
             followers, manager, hierarchy,
@@ -162,10 +168,11 @@ class Core:
             Lookup(registry, processes),
             registrar,
             control,
-            Changing(changes, states, manager, directories, detached),
+            Changing(changes, states, followers, manager, directories, detached),
             Freezing(registry, agenda, manager, hierarchy, detached),
             Looking(accounts, manager, hierarchy),
             retirement,
+            chronicle,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -177,7 +184,10 @@ class Core:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._detached.run)
+                nursery.start_soon(self._chronicle.run)
+                self._chronicle.open()
                 self._recovery.restore()
+                self._chronicle.opened()
                 await self._watching.look()
                 self._states.miss()
                 await nursery.start(self._states.run)
@@ -192,6 +202,7 @@ class Core:
                 task_status.started()
         finally:
             self._observer.close()
+            self._chronicle.close()
 
     def serve(self) -> None:
         """Take note that calls are served from now on."""
@@ -229,7 +240,8 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         raise NoRecords(f"cannot keep records in {options.state_directory}: {error.strerror}") from None
     readiness = Readiness()
     directories = RuntimeDirectories(user=options.user is not None, root=options.runtime_directory)
-    core = Core(manager, store, directories, references, system(readiness), journal)
+    files = EventFiles(options.events_directory, boot_id())
+    core = Core(manager, store, files, Wording(), directories, references, system(readiness), journal)
     interfaces = [
         SystemdMachine(core.services, authority),
         MoorageMachine(core.services, authority, manager),
@@ -293,6 +305,7 @@ async def _wait_for_signal(end: trio.CancelScope) -> None:
 
 async def _wait_until_idle(usec: int, server: Server, core: Core, end: trio.CancelScope) -> None:
     while True:
+        await server.unconnected()  # who only waits to be told something costs nothing
         await trio.sleep(min(usec, IDLE_CHECK_USEC) / 1e6)
         quiet = trio.current_time() - server.last_activity
         if not server.connections and core.idle and quiet >= usec / 1e6:

@@ -145,3 +145,10 @@ class ManagerUnavailable(VarlinkError):
 
     error = "io.moorage.Machine.ManagerUnavailable"
     reason: str
+
+
+@dataclass(eq=False)
+class CursorExpired(VarlinkError):
+    """What came after the cursor is not known any more."""
+
+    error = "io.moorage.Machine.CursorExpired"

@@ -24,6 +24,7 @@ COMPLETE = (
     "wire.link",
     "wire.message",
     "machines.registry",
+    "machines.events",
     "machines.machine",
     "machines.watching",
 )

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from fuzzing.mutation import damaged, damaged_json, encode_json
 from fuzzing.service_manager import Recorded
 from fuzzing.target import Target, corpus
+from moorage.api.moorage_machine.wording import Wording
 from moorage.app import Core
 from moorage.kernel.poller import Readiness
 from moorage.kernel.process import boot_id
 from moorage.kernel.system import system
+from moorage.machines.event_files import EventFiles
 from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.store import BadRecord, Store, decode, encode
 from moorage.pid1 import journal
@@ -57,7 +59,10 @@ async def _start(directory: str) -> tuple[int, int]:
         store = Store(f"{directory}/machines")
         try:
             home = RuntimeDirectories(user=False, root=directory)
-            core = Core(manager, store, home, BusReferences(None), system(readiness), journal)
+            files = EventFiles(f"{directory}/events", boot_id())
+            core = Core(
+                manager, store, files, Wording(), home, BusReferences(None), system(readiness), journal
+            )
             found = sum(not isinstance(machine, BadRecord) for _, machine in store.load())
             await nursery.start(core.run)
             nursery.cancel_scope.cancel()

@@ -256,6 +256,9 @@ class Clients:
         if (lease := self._world.leases.pop(step.name, None)) is not None:
             lease.set()
 
+    async def _subscribe(self, _step: Step) -> None:
+        self._world.read(self._nursery)
+
     async def _find(self, step: Step) -> None:
         pass
 

@@ -6,6 +6,8 @@ Nothing else of the simulation knows how the core is made up.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
 
 import trio
 from fakes.journal import FakeJournal
@@ -13,12 +15,19 @@ from fakes.kernel import FakeClock, FakeHierarchy, FakeProcesses
 from fakes.manager import FakeManager, FakeReferences
 
 from moorage import app
+from moorage.api.calls import Authority
+from moorage.api.moorage_machine.handlers import MoorageMachine
+from moorage.api.moorage_machine.types import EventOut, SubscribeIn
+from moorage.api.moorage_machine.wording import Wording
+from moorage.authz.policy import Policy
 from moorage.kernel.system import System
+from moorage.machines.event_files import EventFiles
 from moorage.machines.followers import Follower
 from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.machine import Machine
 from moorage.machines.model import HelperSpec, KillWhom, Registration
 from moorage.machines.store import Store
+from moorage.wire.types import Feed
 
 
 class Ends(Follower):
@@ -43,6 +52,7 @@ class Core:
         processes: its pidfds.
         journal: of the host.
         store: its records.
+        files: its events.
         ended: called with each machine whose end it has found.
     """
 
@@ -54,13 +64,15 @@ class Core:
         processes: FakeProcesses,
         journal: FakeJournal,
         store: Store,
+        files: EventFiles,
         ended: Callable[[Machine], None],
     ) -> None:
         system = System(hierarchy, processes, FakeClock())
         home = RuntimeDirectories(user=False, root="/run")
-        self._core = app.Core(manager, store, home, references, system, journal)
+        self._core = app.Core(manager, store, files, Wording(), home, references, system, journal)
         self._services = self._core.services
         self._core.followers.join(Ends(ended))
+        self._door = MoorageMachine(self._services, Authority(Policy(None)), manager)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run for ever."""
@@ -78,6 +90,15 @@ class Core:
     def idle(self) -> bool:
         """Whether it says that there is nothing to do."""
         return self._core.idle
+
+    def subscribe(self, cursor: str | None) -> Feed[EventOut]:
+        """Begin to tell somebody what happens, as the handler of Subscribe does.
+
+        Raises:
+            CursorExpired: what came after the cursor is not known any more.
+        """
+        call: Any = SimpleNamespace(method="io.moorage.Machine.Subscribe", peer=SimpleNamespace(uid=0))
+        return self._door.subscribe(call, SubscribeIn(cursor=cursor))
 
     def machines(self) -> list[Machine]:
         """Return the machines that it keeps."""

@@ -19,7 +19,8 @@ WEIGHTS: Final = {
     "register": 10, "stop": 4, "die": 4, "forget": 1.5, "kill": 1, "hang_up": 2, "find": 0.5,
     "add_helper": 2, "remove_helper": 1.5, "helper_dies": 2, "freeze": 1.5, "thaw": 1,
     "stop_unit": 1, "stranger": 1, "reload": 1, "reexec": 1.5, "lose_link": 1.5, "stall": 1.5,
-    "without": 1.5, "overflow": 0.7, "restart": 1, "killed": 2.5, "fail_start": 0.7, "deaf_journal": 0.5,
+    "subscribe": 1, "without": 1.5, "overflow": 0.7, "restart": 1, "killed": 2.5, "fail_start": 0.7,
+    "deaf_journal": 0.5,
 }  # fmt: skip
 """What happens how often."""
 

@@ -18,6 +18,7 @@ from moorage.kernel.process import Exit
 from simulation import invariants
 from simulation.clients import Clients
 from simulation.plan import Step
+from simulation.readers import look_at_stories
 from simulation.world import Threads, World, temporary
 
 QUIET_SECONDS: Final = 700.0
@@ -63,6 +64,7 @@ async def _run(world: World, steps: Sequence[Step]) -> None:
         assert world.instance is not None
         idle = _tasks(world)
         clients = Clients(world, nursery)
+        world.read(nursery)
         for step in steps:
             await trio.sleep_until(world.began + step.at)
             world.note(str(step))
@@ -82,6 +84,7 @@ async def _run(world: World, steps: Sequence[Step]) -> None:
         await trio.sleep(OVER_SECONDS)
         instance = await _instance(world)
         invariants.look_at_the_end(world, instance, max(0, _tasks(world) - idle))
+        look_at_stories(world)
         instance.end()
         await trio.sleep(10)
         nursery.cancel_scope.cancel()

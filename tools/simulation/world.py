@@ -20,9 +20,12 @@ from fakes.services import Program
 from fakes.units import Unit
 
 from moorage.kernel.process import Exit
+from moorage.machines.event_files import EventFiles
+from moorage.machines.events import Entry, EventLog
 from moorage.machines.machine import Machine
 from moorage.machines.store import Store
 from simulation.core import Core
+from simulation.readers import Reader
 
 SHELL: Final = "/bin/sh"
 """A program that is there: helpers are checked for that."""
@@ -86,6 +89,30 @@ class MortalStore(Store):
             super().unlink(file)
 
 
+class MortalFiles(EventFiles):
+    """Files of events that an instance writes to until it is killed."""
+
+    def __init__(self, path: str, boot_id: str, faults: Faults) -> None:
+        super().__init__(path, boot_id)
+        self.killed = False
+        self._faults = faults
+
+    def append(self, log: EventLog, entry: Entry, *, begins: bool) -> None:
+        """See `EventFiles`."""
+        if not self.killed:
+            super().append(log, entry, begins=begins)
+
+    def drop(self, base: int) -> None:
+        """See `EventFiles`."""
+        if not self.killed:
+            super().drop(base)
+
+    def write(self, descriptor: int, content: bytes) -> None:
+        """See `EventFiles`."""
+        self._faults.check("space")
+        super().write(descriptor, content)
+
+
 class Instance:
     """One life of moored.
 
@@ -93,6 +120,7 @@ class Instance:
         core: of it.
         calls: the nursery of its callers, which goes with it.
         serving: it takes calls.
+        over: set at the end.
     """
 
     def __init__(self, world: World, number: int) -> None:
@@ -107,6 +135,7 @@ class Instance:
         self.references.delay = world.message
         self.references.linger = lambda: world.random.choice((0.0, 0.05, 0.5))
         self.store = MortalStore(world.directory, world.faults)
+        self.files = MortalFiles(f"{world.directory}.events", self.processes.boot_id(), world.faults)
         self.serving = False
         self._ending = trio.Event()
         self.core = Core(
@@ -116,8 +145,10 @@ class Instance:
             self.processes,
             world.pid1.journal,
             self.store,
+            self.files,
             self._ended,
         )
+        self.over = trio.Event()
         self.calls: trio.Nursery | None = None
         self.nursery: trio.Nursery | None = None
 
@@ -152,6 +183,7 @@ class Instance:
             for watch in [each for each in self.world.kernel.watches if each.hierarchy is self.hierarchy]:
                 self.world.kernel.watches.remove(watch)
             self.store.close()
+            self.over.set()
 
     async def _run_core(self, *, task_status: trio.TaskStatus[None]) -> None:
         await self.core.run(task_status=task_status)
@@ -172,7 +204,7 @@ class Instance:
         """End it as SIGKILL does: nothing that it does from now on has any effect."""
         assert self.nursery is not None
         self.serving = False
-        self.store.killed = True
+        self.store.killed = self.files.killed = True
         self.manager.lose(unread=self.world.random.random() < 0.5)
         self.manager.dead = True
         self.processes.killed = True
@@ -191,6 +223,7 @@ class World:
         ended: how often a machine was found to have ended.
         strangers: names of units that are none of ours.
         emptied: when the last process of a control group has ended, by its number.
+        readers: who are told what happens.
         down: seconds until the next instance is started.
     """
 
@@ -217,6 +250,7 @@ class World:
         self.strangers: dict[str, str] = {}
         self.emptied: dict[int, float] = {}
         self.kernel.emptied.append(self._note_emptied)
+        self.readers: list[Reader] = []
         self.failing = 0
         self.down = 0.0
         self.kernel.delay = lambda: self.random.choice((0.0, 0.0001, 0.002, 0.012))
@@ -244,6 +278,22 @@ class World:
         where = next((f"{frame.name}" for frame in reversed(frames) if "moorage" in frame.filename), "?")
         self.wrong("crash", f"{type(error).__name__} in {where}: {error}")
         self.crash = "".join(traceback.format_exception(error))
+
+    def answered_keys(self) -> set[Key]:
+        """Return the keys of the machines whose registration was answered."""
+        return {key_of(machine) for machine, _ in self.answered}
+
+    @property
+    def space_was_short(self) -> bool:
+        """Whether there was no space at any time."""
+        return "space" in self.faults.without
+
+    def read(self, nursery: trio.Nursery) -> None:
+        """Have somebody told what happens from now on."""
+        pauses = self.random.choice(((0.0,), (0.0, 0.01), (0.5, 3.0)))
+        reader = Reader(len(self.readers), Random(self.random.random()), pauses)
+        self.readers.append(reader)
+        nursery.start_soon(reader.run, self)
 
     def wrong(self, kind: str, sentence: str) -> None:
         """Note that something is not as it should be."""
@@ -311,7 +361,8 @@ class World:
                     raise
                 logging.getLogger("simulation").info("moored ends: %r", group.exceptions)
             finally:
-                self.up = trio.Event()
+                if self.up.is_set():
+                    self.up = trio.Event()
                 self.instance = None
             await trio.sleep(self.down)
 

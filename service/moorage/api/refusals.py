@@ -22,7 +22,12 @@ def translated(table: Table) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        for kind in type(error).__mro__:
-            if (make := table.get(kind)) is not None:
-                raise make(error) from None
+        if (refusal := refusal_of(error, table)) is not None:
+            raise refusal from None
         raise
+
+
+def refusal_of(error: Exception, table: Table) -> VarlinkError | None:
+    """Return the error of an interface that stands for an exception, None if the table has none."""
+    made = (table[kind](error) for kind in type(error).__mro__ if kind in table)
+    return next(made, None)

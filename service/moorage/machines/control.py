@@ -8,6 +8,7 @@ import os
 import signal as signals
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -17,7 +18,9 @@ from moorage.kernel.system import System
 from moorage.machines.agenda import Agenda
 from moorage.machines.detached import Detached
 from moorage.machines.errors import NotStoppable, TooMuchUnderWay, TooOld
+from moorage.machines.events import Kind
 from moorage.machines.final_account import FinalAccounts
+from moorage.machines.followers import Followers
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine, Work
 from moorage.machines.model import Cause, HelperEnd, KillWhom, Phase
@@ -34,6 +37,9 @@ STOP_SECONDS = 200.0
 SUBGROUPS_SINCE = 258
 """The version of systemd that has KillUnitSubgroup (its NEWS)."""
 
+_BY: Final = {Cause.stopped: "caller", Cause.lease_ended: "lease", Cause.helper_ended: "helper"}
+"""Who has a machine stopped, in the words of io.moorage.Machine."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +53,7 @@ class Control:
         agenda: Agenda,
         accounts: FinalAccounts,
         states: HelperStates,
+        followers: Followers,
         manager: Manager,
         system: System,
         detached: Detached,
@@ -56,6 +63,7 @@ class Control:
         self._agenda = agenda
         self._accounts = accounts
         self._states = states
+        self._followers = followers
         self._manager = manager
         self._hierarchy = system.hierarchy
         self._processes = system.processes
@@ -233,6 +241,7 @@ class Control:
             machine.is_stopped_late()
         else:
             machine.was_asked_to_end(cause, without)
+            self._followers.happened(machine, Kind.stopping, {"by": _BY[cause]})
         if machine.record == before or not self._is_kept(machine):
             return
         try:

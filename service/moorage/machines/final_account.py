@@ -20,6 +20,9 @@ import trio
 from moorage.kernel.clock import Clock
 from moorage.kernel.system import System
 from moorage.machines import verdicts
+from moorage.machines.events import Kind
+from moorage.machines.followers import Followers
+from moorage.machines.leader import end_of
 from moorage.machines.machine import Leader, Machine
 from moorage.machines.model import Accounting, Cause, HelperEnd, HelperFailure, Timestamp
 from moorage.names import UnitNames
@@ -101,18 +104,20 @@ class _Account:
 class FinalAccounts:
     """Takes notes of the machines that live, and completes the accounts of those that have ended."""
 
-    def __init__(self, system: System, journal: Journal, *, user: bool) -> None:
+    def __init__(self, system: System, journal: Journal, followers: Followers, *, user: bool) -> None:
         """Begin with no machine.
 
         Args:
             system: the kernel's.
             journal: of this host.
+            followers: are told when a machine is empty.
             user: the machines are those of a user's manager.
         """
         self._hierarchy = system.hierarchy
         self._clock = system.clock
         self._boot_id = system.processes.boot_id
         self._journal = journal
+        self._followers = followers
         self._user = user
         self._open: list[_Account] = []
         self._opened = trio.Event()
@@ -139,7 +144,11 @@ class FinalAccounts:
             self.sample(machine)
 
     def emptied(self, machine: Machine) -> None:
-        """Take note that a machine has no process any more, and read its counters, if that is news."""
+        """Take note that a machine was seen to have no process any more, and read its counters, if that is news."""
+        self._close_counters(machine)
+        self._followers.happened(machine, Kind.empty)
+
+    def _close_counters(self, machine: Machine) -> None:
         if machine.was_emptied(now(self._clock)):
             machine.was_read(machine.counters, final=self.sample(machine))
 
@@ -182,7 +191,7 @@ class FinalAccounts:
             machine: with no process left.
             result: of its unit; None where the manager has forgotten it.
         """
-        self.emptied(machine)
+        self._close_counters(machine)
         record, leader = machine.record, machine.take_leader()
         gone = leader is None and record.leader is not None
         group = None if leader is None else leader.elsewhere(record.control_group)
@@ -270,6 +279,8 @@ class FinalAccounts:
                 with trio.move_on_after(REAPED_SECONDS):
                     await leader.reaped.wait()
             leader.close()
+            if leader.ended:
+                self._followers.happened(machine, Kind.leader_exited, end_of(leader.exit))
             facts = msgspec.structs.replace(facts, leader_exit=leader.exit)
         if verdicts.needs_the_helper(facts) and (helper := await self._helper(machine)) is not None:
             facts = msgspec.structs.replace(facts, helper=helper)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Protocol, TypeAlias
 
+from moorage.machines.events import Kind
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine
+from moorage.machines.model import Registration
 from moorage.pid1.references import References
+
+Fact: TypeAlias = Mapping[str, object]
+"""What is known of something that has happened, besides its kind: names and values as io.moorage.Machine has them."""
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +31,12 @@ class Follower(Protocol):
     def ended(self, machine: Machine) -> None:
         """Take note of a machine that has ended, or was forgotten: then it has no verdict."""
 
+    def happened(self, machine: Machine, kind: Kind, fact: Fact) -> None:
+        """Take note of something else that has happened to a machine. It may be told more than once."""
+
+    def failed(self, registration: Registration, error: Exception) -> None:
+        """Take note of a registration that has failed, of which nothing is left."""
+
 
 class Followers:
     """All of them, told one after the other. What goes wrong with one of them is logged, and the others are told."""
@@ -38,22 +50,51 @@ class Followers:
 
     def added(self, machine: Machine) -> None:
         """Tell of a machine that has been registered, or was found again."""
-        self._tell(machine, (follower.added for follower in self._followers))
+        self._tell(machine.name, (lambda each=each: each.added(machine) for each in self._followers))
 
     def changed(self, machine: Machine) -> None:
         """Tell of a machine that has another record."""
-        self._tell(machine, (follower.changed for follower in self._followers))
+        self._tell(machine.name, (lambda each=each: each.changed(machine) for each in self._followers))
 
     def ended(self, machine: Machine) -> None:
         """Tell of a machine that has ended, or was forgotten."""
-        self._tell(machine, (follower.ended for follower in self._followers))
+        self._tell(machine.name, (lambda each=each: each.ended(machine) for each in self._followers))
 
-    def _tell(self, machine: Machine, methods: Iterable[Callable[[Machine], None]]) -> None:
-        for method in methods:
+    def happened(self, machine: Machine, kind: Kind, fact: Fact | None = None) -> None:
+        """Tell of something else that has happened to a machine: the one place to call for whoever has a fact.
+
+        Args:
+            machine: to which it has happened.
+            kind: what.
+            fact: what is known of it.
+        """
+        known = fact or {}
+        self._tell(
+            machine.name, (lambda each=each: each.happened(machine, kind, known) for each in self._followers)
+        )
+
+    @contextmanager
+    def failures(self, registration: Registration) -> Generator[None]:
+        """Tell of a registration that fails within.
+
+        Raises:
+            Exception: what it fails with.
+        """
+        try:
+            yield
+        except Exception as error:
+            name, failure = registration.name, error
+            self._tell(
+                name, (lambda each=each: each.failed(registration, failure) for each in self._followers)
+            )
+            raise
+
+    def _tell(self, name: str, calls: Iterable[Callable[[], None]]) -> None:
+        for call in calls:
             try:
-                method(machine)
+                call()
             except Exception:  # noqa: BLE001 - the machine is there, or gone, whatever its followers make of that
-                _log.exception("Failed to tell of machine %s, ignoring.", machine.name)
+                _log.exception("Failed to tell of machine %s, ignoring.", name)
 
 
 class HeldUnits(Follower):

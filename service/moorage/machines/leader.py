@@ -11,6 +11,11 @@ from moorage.kernel.processes import Processes
 from moorage.machines.machine import Machine
 
 
+def end_of(known: process.Exit | None) -> dict[str, object]:
+    """Return what is told of the end of a leader, by how it ended if that is known."""
+    return {} if known is None else {"status": known.status, "signal": known.signal}
+
+
 class WatchedLeader:
     """One leader, watched by its pidfd until its parent has reaped it: only then does the kernel say how it ended.
 
@@ -19,13 +24,20 @@ class WatchedLeader:
         reaped: set when nothing more will be known of its end.
     """
 
-    def __init__(self, pidfd: int, processes: Processes, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pidfd: int,
+        processes: Processes,
+        changed: Callable[[], None],
+        known: Callable[[process.Exit | None], None],
+    ) -> None:
         """Watch a leader.
 
         Args:
             pidfd: of it; belongs to this object from now on.
             processes: of this host.
             changed: called once, when it has ended.
+            known: called once, when its parent has reaped it, with how it ended if the kernel tells that.
 
         Raises:
             OSError: it cannot be watched; the pidfd stays the caller's.
@@ -35,6 +47,7 @@ class WatchedLeader:
         self._pidfd = pidfd
         self._processes = processes
         self._changed = changed
+        self._known = known
         self._ended = False
         processes.watch(pidfd, self._note_end, self._note_reaping)
 
@@ -77,6 +90,7 @@ class WatchedLeader:
     def _note_reaping(self) -> None:
         self.exit = self._processes.exit_of(self._pidfd)
         self.close()
+        self._known(self.exit)
 
 
 def lives(machine: Machine, processes: Processes) -> bool:

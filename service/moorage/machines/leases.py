@@ -17,6 +17,8 @@ import trio
 from moorage.machines.control import Control
 from moorage.machines.detached import Detached
 from moorage.machines.errors import NotStoppable, TooMuchUnderWay
+from moorage.machines.events import Kind
+from moorage.machines.followers import Followers
 from moorage.machines.machine import Machine, Work
 from moorage.machines.model import Cause
 from moorage.pid1.manager import ASK_USEC, ManagerError
@@ -35,8 +37,9 @@ _log = logging.getLogger(__name__)
 class Leases:
     """Ends machines with what holds them."""
 
-    def __init__(self, control: Control, detached: Detached) -> None:
+    def __init__(self, control: Control, followers: Followers, detached: Detached) -> None:
         self._control = control
+        self._followers = followers
         self._detached = detached
         self._serving = trio.Event()
         self._closed = False
@@ -49,14 +52,22 @@ class Leases:
         """End no machine any more: what holds them may be about to end with this service."""
         self._closed = True
 
-    def hold(self, machine: Machine, ended: Callable[[], Awaitable[None]]) -> None:
+    def hold(self, machine: Machine, ended: Callable[[], Awaitable[None]], *, again: bool = False) -> None:
         """Stop a machine as soon as a function has returned.
+
+        Args:
+            machine: one of the registry's.
+            ended: returns when nobody holds it any more.
+            again: it was held before, by another connection.
 
         Raises:
             TooMuchUnderWay: too many hold it.
         """
         with ExitStack() as held:
+            resumed = again and not machine.has_under_way(Work.lease)
             held.enter_context(machine.under_way(Work.lease))
+            if resumed:
+                self._followers.happened(machine, Kind.lease_resumed)
             self._detached.start(self._wait, machine, held.pop_all(), ended)
 
     async def spare(self, machines: Iterable[Machine]) -> None:
@@ -87,6 +98,7 @@ class Leases:
         """Stop a machine that nothing holds any more, however long that takes."""
         if self._closed or machine.gone.is_set():
             return
+        self._followers.happened(machine, Kind.lease_lost)
         _log.info("The lease of machine %s has ended: %s. Stopping it.", machine.name, why)
         while not self._closed and not machine.gone.is_set():
             try:

@@ -18,6 +18,7 @@ import trio
 
 from moorage.kernel.process import Exit
 from moorage.machines.errors import TooMuchUnderWay
+from moorage.machines.events import Told
 from moorage.machines.model import (
     Accounting,
     Cause,
@@ -105,6 +106,8 @@ class Machine:
         frozen: its control group was, when that was last read.
         helpers_frozen: some of its helpers were, or are, by a call to this service.
         result: of its unit, which has ended; kept here since the manager may forget it.
+        leader_gone: its leader had ended before it could be watched.
+        told: what was told of it; None while nothing is to be. Written by the chronicle.
     """
 
     __slots__ = (
@@ -121,9 +124,11 @@ class Machine:
         "gone",
         "helpers_frozen",
         "leader",
+        "leader_gone",
         "recheck",
         "record",
         "result",
+        "told",
         "watched",
     )
 
@@ -142,6 +147,8 @@ class Machine:
         self.frozen = False
         self.helpers_frozen = False
         self.result: str | None = None
+        self.leader_gone = False
+        self.told: Told | None = None
         self._stopping = False  # its unit is deactivating
         self._terminated = False  # its leader or supervisor was, since its unit is not to be stopped
         self._work: Counter[Work] = Counter()
@@ -207,6 +214,8 @@ class Machine:
         """Take note that it has processes; return whether it had none before."""
         self.watched = True
         emptied, self.emptied_at = self.emptied_at, None
+        if self.told is not None:
+            self.told.empty = False
         if emptied is not None:
             self.final = False
         return emptied is not None
@@ -223,15 +232,19 @@ class Machine:
         self.counters = counters
         self.final = final
 
-    def unit_stops(self, *, begins: bool = False) -> None:
+    def unit_stops(self, *, begins: bool = False) -> bool:
         """Take note that its unit is being stopped.
 
         Args:
             begins: it began at this moment: by others, unless this service was asked to.
+
+        Returns:
+            Whether it is known that others stop it.
         """
         self._stopping = True
         if begins and self.record.asked is None and not self._work[Work.stop]:
             self.deactivating = True
+        return self.deactivating
 
     def unit_ended(self, result: str) -> None:
         """Take note of how its unit ended. The first word is the best: the manager may forget it."""
@@ -262,6 +275,8 @@ class Machine:
     def spared(self) -> None:
         """Take note that it did not listen when it was asked to end, and that nothing else is done."""
         self._terminated = False
+        if self.told is not None:
+            self.told.stopping = False
         self._change(asked=None)
 
     def watch_leader(self, leader: Leader) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import trio
 
-from moorage.kernel.process import NotAProcess, ProcessGone
+from moorage.kernel.process import Exit, NotAProcess, ProcessGone
 from moorage.kernel.system import System
 from moorage.machines.agenda import Agenda
+from moorage.machines.events import Kind
 from moorage.machines.final_account import FinalAccounts
-from moorage.machines.followers import Follower
-from moorage.machines.helpers.status import HelperStates
-from moorage.machines.leader import WatchedLeader
+from moorage.machines.followers import Follower, Followers
+from moorage.machines.helpers.status import HelperStates, Known
+from moorage.machines.leader import WatchedLeader, end_of
 from moorage.machines.machine import Machine
 from moorage.machines.model import Phase
 from moorage.machines.registry import Registry
@@ -38,6 +39,7 @@ class Observer(Follower):
         agenda: Agenda,
         accounts: FinalAccounts,
         states: HelperStates,
+        followers: Followers,
         system: System,
         hints: Hints,
         references: References,
@@ -51,11 +53,12 @@ class Observer(Follower):
         self._agenda = agenda
         self._accounts = accounts
         self._states = states
+        self._followers = followers
         self._processes = system.processes
         self._hints = hints
         self._references = references
         self._watch = system.hierarchy.watch(self._group_changed, self.look_at_all)
-        states.watch(self._helper_ended)
+        states.watch(self._helper_ended, self._helper_changed)
         hints.follow_all(self._missed)
 
     def close(self) -> None:
@@ -95,7 +98,18 @@ class Observer(Follower):
         Raises:
             OSError: it cannot be watched; the pidfd stays the caller's.
         """
-        machine.watch_leader(WatchedLeader(pidfd, self._processes, lambda: self._part_ended(machine)))
+        machine.watch_leader(
+            WatchedLeader(
+                pidfd,
+                self._processes,
+                lambda: self._part_ended(machine),
+                lambda known: self._leader_ended(machine, known),
+            )
+        )
+
+    def _leader_ended(self, machine: Machine, known: Exit | None) -> None:
+        """Tell that the leader of a machine has ended, and how if that is known."""
+        self._followers.happened(machine, Kind.leader_exited, end_of(known))
 
     def open_leader(self, machine: Machine) -> None:
         """Watch the leader of a machine, if it was named and has not ended.
@@ -109,6 +123,7 @@ class Observer(Follower):
         try:
             pidfd = self._processes.open(leader.pid, leader.pidfd_id, leader.boot_id)
         except (ProcessGone, NotAProcess):
+            machine.leader_gone = True
             return  # a machine lives as long as its unit, not as its leader
         try:
             self.keep_leader(machine, pidfd)
@@ -148,6 +163,20 @@ class Observer(Follower):
         if machine is not None and lost(machine.record.helpers, self._states):
             self._agenda.mark(machine, ask=True)
 
+    def _helper_changed(self, unit: str, ran: str, present: Known) -> None:
+        """Tell what has become of a helper that its machine has; of others it is told once it has them."""
+        machine = self._registry.get(machine_of_helper(unit) or "")
+        helpers = () if machine is None else machine.record.helpers
+        helper = next((each for each in helpers if each.unit == unit), None)
+        if machine is None or helper is None:
+            return
+        if present.active_state == "failed":
+            self._followers.happened(
+                machine, Kind.helper_failed, {"helper": helper.name, "result": present.result}
+            )
+        elif present.active_state == "active" and ran not in {"", present.invocation_id}:
+            self._followers.happened(machine, Kind.helper_restarted, {"helper": helper.name})
+
     def _missed(self, hint: UnitHint) -> None:
         if hint.kind != "reloaded":
             for machine in self._registry:
@@ -161,8 +190,8 @@ class Observer(Follower):
         if hint.kind == "removed":
             self._agenda.mark(machine, removed=True)
             return
-        if hint.active_state == "deactivating":
-            machine.unit_stops(begins=True)
+        if hint.active_state == "deactivating" and machine.unit_stops(begins=True):
+            self._followers.happened(machine, Kind.stopping, {"by": "manager"})
         if hint.active_state == "failed" or (
             hint.active_state == "inactive" and self._references.holds(hint.unit)
         ):

@@ -23,6 +23,7 @@ from moorage.machines.asked import differing, digests
 from moorage.machines.detached import Detached
 from moorage.machines.errors import LeaderTaken, NameTaken
 from moorage.machines.final_account import now
+from moorage.machines.followers import Followers
 from moorage.machines.helpers.changing import helper_units
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.helpers.units import RuntimeDirectories, to_records
@@ -98,6 +99,7 @@ class Registrar:
         leases: Leases,
         places: Places,
         references: References,
+        followers: Followers,
         manager: Manager,
         system: System,
         detached: Detached,
@@ -112,6 +114,7 @@ class Registrar:
         self._leases = leases
         self._places = places
         self._references = references
+        self._followers = followers
         self._manager = manager
         self._system = system
         self._processes = system.processes
@@ -151,7 +154,7 @@ class Registrar:
         if differs := differing(holder.record.request, digests(registration)):
             raise NameTaken(holder.name, holder.record.placement, differs)
         if lease is not None:
-            self._leases.hold(holder, lease)
+            self._leases.hold(holder, lease, again=holder.record.lease)
         return await self._registered(registration, holder, self._states.statuses(holder.record.helpers))
 
     async def register(
@@ -208,7 +211,7 @@ class Registrar:
         async def complete() -> tuple[Machine, list[HelperStatus]]:
             return await self._complete(registration, intent, claim, pidfd, steps, deadline, lease)
 
-        with steps:
+        with self._followers.failures(registration), steps:
             async with self._places.one(registration.registrant, deadline=deadline):
                 machine, helpers = await self._detached.shielded(complete)
         return await self._registered(registration, machine, helpers)

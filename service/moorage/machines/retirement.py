@@ -7,6 +7,7 @@ its unit goes on.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 
 import trio
@@ -18,12 +19,15 @@ from moorage.machines.followers import Followers
 from moorage.machines.intents import Intents
 from moorage.machines.left_units import LeftUnits
 from moorage.machines.machine import Machine
-from moorage.machines.registry import Registry
+from moorage.machines.registry import VERDICT_KEEP_USEC, Registry
 from moorage.machines.store import Store
 from moorage.machines.verdicts import described
 
 TIDY_SECONDS = 60.0
 """How often old verdicts are dropped."""
+
+TIDIES = math.ceil(VERDICT_KEEP_USEC / 1e6 / TIDY_SECONDS) + 1
+"""How often it is looked for them after a machine has gone; by then its verdict is old, too."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,13 +54,18 @@ class Retirement:
         self._left_units = left_units
         self._followers = followers
         self._clock = clock
+        self._kept = trio.Event()  # something is to be dropped later
 
     async def run(self) -> None:
-        """Drop old verdicts for ever."""
+        """Drop old verdicts for ever; nothing is done while there are none."""
         while True:
-            await trio.sleep(TIDY_SECONDS)
-            self._remove_records(self._registry.expire(self._clock.monotonic()))
-            await self._left_units.look()
+            if not self._registry.left:
+                await self._kept.wait()
+            self._kept = trio.Event()
+            for _ in range(TIDIES):
+                await trio.sleep(TIDY_SECONDS)
+                self._remove_records(self._registry.expire(self._clock.monotonic()))
+                await self._left_units.look()
 
     def retire(self, machine: Machine, result: str | None) -> None:
         """End a machine that has no process left.
@@ -68,23 +77,24 @@ class Retirement:
         self._accounts.close(machine, result)
         self._agenda.drop(machine)
         self._remove_records(self._registry.retire(machine))
+        self._kept.set()
         self._followers.ended(machine)
 
     def keep(self, machine: Machine) -> None:
         """Keep a machine that has ended, with the verdict that its record has; it was found after a restart."""
         self._remove_records(self._registry.retire(machine))
+        self._kept.set()
 
     def complete(self, machine: Machine) -> None:
         """Store a verdict that is complete; should we end before, the next instance finds it out again."""
         assert machine.record.verdict is not None
         _log.info("Machine %s exited: %s.", machine.name, described(machine.record.verdict))
-        if self._registry.verdict(machine.name) is not machine:
-            return  # forgotten, or another one has the name
-        try:
-            self._store.save(machine.record)
-        except OSError as error:
-            _log.warning("Failed to save the verdict of machine %s, ignoring: %s", machine.name, error)
-            self._remove_record(machine.name)
+        if self._registry.verdict(machine.name) is machine:  # else forgotten, or another one has the name
+            try:
+                self._store.save(machine.record)
+            except OSError as error:
+                _log.warning("Failed to save the verdict of machine %s, ignoring: %s", machine.name, error)
+                self._remove_record(machine.name)
         self._followers.changed(machine)
 
     def forget(self, machine: Machine) -> None:
@@ -99,6 +109,7 @@ class Retirement:
             machine.gone.set()
             self._followers.ended(machine)
             self._left_units.leave(machine)
+            self._kept.set()
         _log.info("Machine %s forgotten.", machine.name)
 
     def withdraw(self, machine: Machine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from moorage.machines.chronicle import Chronicle
 from moorage.machines.control import Control
 from moorage.machines.freezing import Freezing
 from moorage.machines.helpers.changing import Changing
@@ -26,6 +27,7 @@ class Services(NamedTuple):
         freezing: freezes and thaws.
         looking: looks things up.
         retirement: forgets.
+        chronicle: tells what happens.
     """
 
     registry: Registry
@@ -36,3 +38,4 @@ class Services(NamedTuple):
     freezing: Freezing
     looking: Looking
     retirement: Retirement
+    chronicle: Chronicle

@@ -16,7 +16,9 @@ from moorage.machines import ending
 from moorage.machines.agenda import Agenda
 from moorage.machines.control import Control
 from moorage.machines.detached import Detached
+from moorage.machines.events import Kind
 from moorage.machines.final_account import FinalAccounts
+from moorage.machines.followers import Followers
 from moorage.machines.helpers.changes import Changes
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.leader import lives
@@ -33,6 +35,9 @@ from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, UnitHint, Unit
 QUESTIONS_MAX = 32
 """Machines rechecked at once. The manager works on one question at a time; what waits here does not fill its queue, so
 that other calls get in between."""
+
+PIDS_MAX = 64
+"""Processes left of a machine that are named. Of more of them none is: there is no sense in a list of thousands."""
 
 OOM_KILLS_SINCE = 262
 """A version of systemd that counts kills for lack of memory (``OOMKills``, org.freedesktop.systemd1(5))."""
@@ -68,6 +73,7 @@ class Watching:
         control: Control,
         changes: Changes,
         states: HelperStates,
+        followers: Followers,
         manager: Manager,
         system: System,
         detached: Detached,
@@ -80,6 +86,7 @@ class Watching:
         self._control = control
         self._changes = changes
         self._states = states
+        self._followers = followers
         self._manager = manager
         self._hierarchy = system.hierarchy
         self._processes = system.processes
@@ -123,6 +130,8 @@ class Watching:
             _log.warning("Failed to look at machine %s, trying again: %s", machine.name, error)
             self._look_later(machine, SETTLE_SECONDS)
             return False
+        if seen.populated or machine.leader_gone:
+            self._tell_of_leader(machine, later=mark.ask)
         judgement = ending.judge(seen, ending.Removed() if mark.removed else ending.NotAsked())
         match judgement:
             case ending.Query():
@@ -134,6 +143,16 @@ class Watching:
             case _:
                 pass
         return False
+
+    def _tell_of_leader(self, machine: Machine, *, later: bool) -> None:
+        """Tell that the leader of a machine has ended, where its parent leaves the kernel no word about how."""
+        if machine.told is None or machine.told.leader_exited:
+            return
+        ended = machine.leader is not None and machine.leader.ended
+        if machine.leader_gone or (ended and later):
+            self._followers.happened(machine, Kind.leader_exited)
+        elif ended:
+            self._look_later(machine, SETTLE_SECONDS)
 
     def _see(self, machine: Machine, *, sure: bool) -> ending.Seen:
         """Look whether a machine has processes, and take note of it.
@@ -189,9 +208,11 @@ class Watching:
                 await self._end(machine, judgement)
             case ending.Lingering():
                 machine.unit_ended(judgement.result)
+                self._tell_lingering(machine)
                 self._look_later(machine, ASK_USEC / 1e6)
             case ending.Stopping():
                 machine.unit_stops()
+                self._followers.happened(machine, Kind.stopping, {"by": "unknown"})
             case ending.StopEmpty():
                 _log.info(
                     "Scope %s of machine %s is active but empty, stopping it.", machine.unit, machine.name
@@ -206,6 +227,13 @@ class Watching:
                     self._detached.start(self._control.stop_without, machine)
             case _:
                 pass
+
+    def _tell_lingering(self, machine: Machine) -> None:
+        try:
+            pids = self._hierarchy.processes(machine.record.control_group, PIDS_MAX)
+        except OSError:  # no file descriptor is left
+            pids = None
+        self._followers.happened(machine, Kind.lingering, {"pids": pids})
 
     async def _end(self, machine: Machine, judgement: ending.Ended) -> None:
         if judgement.stays:

@@ -112,6 +112,13 @@ class Server:
         """Number of connections, without those that are being refused."""
         return len(self._links) - self._refused
 
+    async def unconnected(self) -> None:
+        """Return when there is no connection, without those that are being refused."""
+        while self.connections:
+            if self._quiet.is_set():
+                self._quiet = trio.Event()
+            await self._quiet.wait()
+
     def listen(self, listener: socket.socket, service: Service) -> None:
         """Serve a service on a socket: at once if the server runs, else as soon as it does.
 
@@ -184,7 +191,8 @@ class Server:
             link.finish()
         with trio.move_on_after(grace):
             while self._links:
-                self._quiet = trio.Event()
+                if self._quiet.is_set():
+                    self._quiet = trio.Event()
                 await self._quiet.wait()
         self.stop()
 

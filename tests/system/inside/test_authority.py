@@ -81,6 +81,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     f"{OURS}Describe": {"name": "web"},
     f"{OURS}DescribeProperties": {"type": "scope"},
     f"{OURS}Find": {"unit": "machine-web.scope"},
+    f"{OURS}Subscribe": {},
     f"{THEIRS}List": {"name": "web"},
 }
 ASKED: dict[str, dict[str, Any]] = {

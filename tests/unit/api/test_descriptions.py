@@ -16,7 +16,6 @@ from moorage.wire.service import Interface
 LATER = {
     "io.moorage.Machine": {
         "SetProperties",
-        "Subscribe",
     },
     "io.systemd.Machine": {
         "Open",
@@ -32,7 +31,7 @@ LATER = {
 
 # Errors of what comes later.
 LATER_ERRORS = {
-    "io.moorage.Machine": {"CursorExpired"},
+    "io.moorage.Machine": set[str](),
     "io.systemd.Machine": {
         "NoIPC",
         "NoSuchUser",

@@ -13,8 +13,8 @@ from moorage.client import methods, types
 from moorage.client.dialogue import ERRORS
 from moorage.wire.idl import Array, Builtin, Fields, Map, Nullable, Type, Values, parse
 
-LATER = {"Subscribe", "Event", "CursorExpired"}
-"""What nobody serves yet."""
+LATER = {"Subscribe", "Event"}
+"""What the client does not offer yet."""
 
 DESCRIBED = parse(load_description("io.moorage.Machine"))
 

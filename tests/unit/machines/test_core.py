@@ -13,11 +13,14 @@ import trio
 import trio.testing
 from fake_manager import FakeManager
 
+from moorage.api.moorage_machine.wording import Wording
 from moorage.app import Core
 from moorage.kernel.cgroup import Events
 from moorage.kernel.poller import Readiness
+from moorage.kernel.process import boot_id
 from moorage.kernel.system import Cgroupfs, system
 from moorage.machines.errors import MachineGone
+from moorage.machines.event_files import EventFiles
 from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.machine import Machine
 from moorage.machines.model import (
@@ -81,6 +84,8 @@ async def running(
     core = Core(
         manager.manager,
         store,
+        EventFiles(f"{directory}.events", boot_id()),
+        Wording(),
         RuntimeDirectories(user=False, root="/run"),
         BusReferences(None),
         system(readiness)._replace(hierarchy=hierarchy),

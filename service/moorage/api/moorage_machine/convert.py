@@ -122,11 +122,17 @@ def machine(
         controlAddress=identity.control_address if whole else None,
         timestamp=timestamp(record.timestamp),
         helpers=[helper_status(helper) for helper in helpers],
-        verdict=None if record.verdict is None else _verdict(record.verdict, whole=whole),
+        verdict=None if record.verdict is None else verdict(record.verdict, whole=whole),
     )
 
 
-def _verdict(found: model.Verdict, *, whole: bool) -> wire.Verdict:
+def verdict(found: model.Verdict, *, whole: bool) -> wire.Verdict:
+    """Convert a verdict.
+
+    Args:
+        found: how a machine ended.
+        whole: include what only root and the registrant may know.
+    """
     return wire.Verdict(
         result=found.result,
         exitedAt=timestamp(found.exited_at),

@@ -6,7 +6,8 @@ from moorage.api.moorage_machine.helpers import Helpers
 from moorage.api.moorage_machine.looks import Looks
 from moorage.api.moorage_machine.orders import Orders
 from moorage.api.moorage_machine.registering import Registering
+from moorage.api.moorage_machine.subscribing import Subscribing
 
 
-class MoorageMachine(Registering, Looks, Orders, Helpers):
+class MoorageMachine(Registering, Looks, Orders, Helpers, Subscribing):
     """All of them."""

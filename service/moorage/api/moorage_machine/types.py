@@ -224,6 +224,31 @@ class DescribeOut(Reply, kw_only=True):
     limits: dict[str, Any]
 
 
+class Event(Reply, kw_only=True):
+    """Something that has happened to a machine."""
+
+    cursor: str
+    event: str
+    name: str
+    invocationId: str | None = None  # noqa: N815
+    timestamp: Timestamp
+    data: dict[str, Any] | None = None
+
+
+class EventOut(Reply, kw_only=True):
+    """Reply of Subscribe."""
+
+    event: Event
+
+
+class SubscribeIn(Parameters, kw_only=True):
+    """Parameters of Subscribe."""
+
+    names: list[str] | None = None
+    events: list[str] | None = None
+    cursor: str | None = None
+
+
 class UnitType(StrEnum):
     """A type of unit that machines consist of."""
 

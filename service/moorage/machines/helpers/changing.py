@@ -12,6 +12,8 @@ import trio
 from moorage.machines import effective
 from moorage.machines.detached import Detached
 from moorage.machines.errors import NoSuchHelper, NotWhole, RegisteredByUser
+from moorage.machines.events import Kind
+from moorage.machines.followers import Followers
 from moorage.machines.gather import gather
 from moorage.machines.helpers.changes import Changes
 from moorage.machines.helpers.programs import check_programs
@@ -40,12 +42,14 @@ class Changing:
         self,
         changes: Changes,
         states: HelperStates,
+        followers: Followers,
         manager: Manager,
         directories: RuntimeDirectories,
         detached: Detached,
     ) -> None:
         self._changes = changes
         self._states = states
+        self._followers = followers
         self._manager = manager
         self._directories = directories
         self._detached = detached
@@ -181,6 +185,8 @@ class Changing:
         names: dict[bool, list[str]] = {True: [], False: []}
         for status, reloaded in zip(statuses, done, strict=True):
             names[reloaded].append(status.helper.name)
+            if reloaded:
+                self._followers.happened(machine, Kind.helper_reloaded, {"helper": status.helper.name})
         return names[True], names[False]
 
 

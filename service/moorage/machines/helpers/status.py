@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import trio
 
@@ -38,6 +39,21 @@ GONE = frozenset({"inactive", "failed"})
 BATCH_MAX = 32
 """Helpers asked about at once after a reconnect or a reload, so that other calls to the manager get in between."""
 
+
+class Known(NamedTuple):
+    """What the manager has reported of a service.
+
+    Attributes:
+        active_state: of it.
+        invocation_id: of its last start; empty if it never ran.
+        result: why it ended; None if that is not known.
+    """
+
+    active_state: str
+    invocation_id: str
+    result: str | None
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -49,11 +65,13 @@ class _State:
         has_state: the first half is up to date: the state of the unit.
         has_main: the second half is: what a service adds to it.
         main_process: the process of main_pid, once it was named; None before that and where there is none.
+        known: what was last passed on.
+        ran: invocation ID of the last start after which it was active; empty where that is not known.
     """
 
     __slots__ = (
-        "active_state", "has_main", "has_state", "invocation_id", "main_pid", "main_process", "result", "since_usec",
-        "sub_state",
+        "active_state", "has_main", "has_state", "invocation_id", "known", "main_pid", "main_process", "ran",
+        "result", "since_usec", "sub_state",
     )  # fmt: skip
 
     def __init__(self, since_usec: int) -> None:
@@ -63,6 +81,8 @@ class _State:
         self.result: str | None = None
         self.main_pid = 0
         self.main_process: ProcessId | None = None
+        self.known: Known | None = None
+        self.ran = ""
 
     def set_state(self, active_state: str, sub_state: str, invocation_id: str) -> None:
         self.active_state, self.sub_state = active_state, sub_state
@@ -108,11 +128,18 @@ class HelperStates:
         self._states: dict[str, _State] = {}
         self._missed = trio.Event()
         self._ended: Callable[[str], None] = lambda _: None
+        self._changed: Callable[[str, str, Known], None] = lambda _unit, _ran, _present: None
         hints.follow_all(lambda _hint: self.miss())
 
-    def watch(self, ended: Callable[[str], None]) -> None:
-        """Have a function called with each service that is found to have ended for good, perhaps more than once."""
-        self._ended = ended
+    def watch(self, ended: Callable[[str], None], changed: Callable[[str, str, Known], None]) -> None:
+        """Have functions called with each service of which something is found out.
+
+        Args:
+            ended: when it has ended for good, perhaps more than once.
+            changed: when its state has changed: with the invocation ID of the last start after which it was active,
+                empty where that is not known, and what is known now.
+        """
+        self._ended, self._changed = ended, changed
 
     def follow(self, units: Iterable[str], *, since_usec: int) -> None:
         """Begin to keep the states of services, of which nothing is known yet.
@@ -144,7 +171,15 @@ class HelperStates:
         self._tell(hint.unit, state)
 
     def _tell(self, unit: str, state: _State) -> None:
-        if state.has_state and state.active_state in GONE:
+        if not state.has_state:
+            return
+        result = state.result if state.has_main else None
+        before, state.known = state.known, Known(state.active_state, state.invocation_id, result)
+        if before is None or before[:2] != state.known[:2]:
+            self._changed(unit, state.ran, state.known)
+            if state.active_state == "active":
+                state.ran = state.invocation_id
+        if state.active_state in GONE:
             self._ended(unit)
 
     def miss(self) -> None:

@@ -1,0 +1,274 @@
+"""The chronicle: takes note of every fact about machines, once, and has it told and kept.
+
+Facts come by :mod:`moorage.machines.followers`, each from whoever has found it; here it is only decided whether it is
+news. The next instance of this service begins with what this one has told (:meth:`Chronicle.opened`), so that what
+ended meanwhile is told then, and nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
+
+import msgspec
+
+from moorage.kernel.system import System
+from moorage.machines.event_files import EventFiles
+from moorage.machines.events import Entry, EventLog, Kind, Told, cursor_of
+from moorage.machines.followers import Fact, Follower
+from moorage.machines.helpers.status import HelperStates
+from moorage.machines.machine import Machine
+from moorage.machines.model import HelperStatus, Registration, Timestamp
+from moorage.machines.registry import Registry
+from moorage.machines.subscriptions import Filter, Subscription, Subscriptions
+
+Key: TypeAlias = tuple[str, str]
+
+
+class Messages(NamedTuple):
+    """An event as it is told.
+
+    Attributes:
+        whole: to those who may know all of it.
+        public: to everybody else; the same object where there is no difference.
+    """
+
+    whole: bytes
+    public: bytes
+
+
+class Happened(msgspec.Struct, frozen=True):
+    """Something that is to be told.
+
+    Attributes:
+        cursor: of the event.
+        at: when it was noticed.
+        kind: of the event.
+        name: of the machine.
+        invocation_id: of its unit, if it has one.
+        data: what else is known.
+        machine: the machine; None where there is no record of it.
+        helpers: their states, of a machine that is new.
+        error: why a registration failed.
+    """
+
+    cursor: str
+    at: Timestamp
+    kind: Kind
+    name: str
+    invocation_id: str
+    data: Fact
+    machine: Machine | None = None
+    helpers: tuple[HelperStatus, ...] = ()
+    error: Exception | None = None
+
+
+class Scribe(Protocol):
+    """Words what is told."""
+
+    def write(self, happened: Happened) -> Messages:
+        """Return the messages about an event."""
+        ...
+
+    def write_lost(self, cursor: str, at: Timestamp, count: int) -> bytes:
+        """Return the message that events were not told.
+
+        Args:
+            cursor: of the last of them.
+            at: when it was noticed.
+            count: how many.
+        """
+        ...
+
+
+class Chronicle(Follower):
+    """Keeps the log of events."""
+
+    def __init__(
+        self,
+        files: EventFiles,
+        scribe: Scribe,
+        registry: Registry,
+        states: HelperStates,
+        system: System,
+    ) -> None:
+        self._files = files
+        self._scribe = scribe
+        self._registry = registry
+        self._states = states
+        self._clock = system.clock
+        self._boot_id = system.processes.boot_id()
+        self._subscriptions = Subscriptions(self._boot_id)
+        self._log = EventLog(self._clock.monotonic())
+        # What the instance before has told of machines that had not ended: until they are found again.
+        self._stories: dict[Key, Told] | None = None
+        self._ending: dict[Key, Machine] = {}  # those whose end is being looked into
+
+    def open(self) -> None:
+        """Go on with the log of the instance before. Machines that are added from now on were found again."""
+        self._log = self._files.load(self._clock.monotonic())
+        self._stories = self._log.stories()
+
+    def opened(self) -> None:
+        """Tell what became of machines that were not found again: they had ended, or were forgotten."""
+        stories, self._stories = self._stories, None
+        for (name, invocation_id), told in (stories or {}).items():
+            machine = self._registry.verdict(name)
+            if machine is not None and machine.record.invocation_id == invocation_id:
+                machine.told = told
+                self.changed(machine)
+            else:
+                self._write(Kind.forgotten, name, invocation_id, told.registrant)
+
+    async def run(self) -> None:
+        """Have told what happens, for ever."""
+        await self._subscriptions.run()
+
+    def close(self) -> None:
+        """Write nothing down any more."""
+        self._files.close()
+
+    def subscribe(
+        self, wanted: Filter, sees: Callable[[int], bool], cursor: str | None = None
+    ) -> Subscription:
+        """Begin to tell somebody: what happens from now on, or what came after a cursor.
+
+        Args:
+            wanted: what is to be told.
+            sees: whether it may know all of the machines of a registrant, by uid.
+            cursor: of the last event that was told.
+
+        Raises:
+            BadCursor: that is none.
+            CursorExpired: what came after it is not known any more.
+        """
+        return self._subscriptions.begin(self._log, wanted, sees, self._write_lost, cursor=cursor)
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Tell somebody no more."""
+        self._subscriptions.end(subscription)
+
+    def present(self, *, partial: bool) -> tuple[str, Timestamp]:
+        """Return the cursor of the latest event, and the time.
+
+        Args:
+            partial: the cursor is for a part of a snapshot, after which nobody can go on.
+        """
+        return cursor_of(self._boot_id, self._log.last, partial=partial), self._now()
+
+    @property
+    def ending(self) -> tuple[Machine, ...]:
+        """The machines that have ended a moment ago, and of which that will be told: it is being looked into."""
+        return tuple(self._ending.values())
+
+    # What is told of machines
+
+    def added(self, machine: Machine) -> None:
+        """Tell of a machine that is new, also to the log; of one that was found again only if the log lacks it."""
+        told = None
+        if self._stories is not None:
+            told = self._stories.pop(_key(machine), None)
+            if told is None and machine.record.timestamp.monotonic <= self._log.base:
+                told = Told(helpers={helper.name for helper in machine.record.helpers})
+        if (before := self._ending.get(_key(machine))) is not None:
+            # Nobody could tell what is told of the one from what is told of the other, in the same unit.
+            self.changed(before)
+        machine.told = told or Told()
+        if told is None:
+            helpers = tuple(self._states.statuses(machine.record.helpers))
+            self._tell(machine, Kind.machine_new, {}, helpers)
+        else:
+            self._compare_helpers(machine)
+
+    def changed(self, machine: Machine) -> None:
+        """Tell of a verdict that is complete, or of helpers that came and went."""
+        if machine.record.verdict is not None:
+            if self._ending.get(_key(machine)) is machine:
+                del self._ending[_key(machine)]
+            self._tell(machine, Kind.exited, {})
+        else:
+            self._compare_helpers(machine)
+
+    def ended(self, machine: Machine) -> None:
+        """Tell of a machine that was forgotten. Of one that has ended it is told once its verdict is complete."""
+        if machine.record.verdict is None:
+            self._tell(machine, Kind.forgotten, {})
+        else:
+            self._ending[_key(machine)] = machine
+
+    def happened(self, machine: Machine, kind: Kind, fact: Fact) -> None:
+        """Tell a fact, if it is news."""
+        if machine.told is not None and machine.told.admits(kind, str(fact.get("helper", ""))):
+            self._tell(machine, kind, fact)
+
+    def failed(self, registration: Registration, error: Exception) -> None:
+        """Tell of a registration that has failed."""
+        self._write(Kind.registration_failed, registration.name, "", registration.registrant, error=error)
+
+    def _compare_helpers(self, machine: Machine) -> None:
+        assert machine.told is not None
+        names = {helper.name for helper in machine.record.helpers}
+        for name in sorted(machine.told.helpers - names):
+            self._tell(machine, Kind.helper_removed, {"helper": name})
+        for name in sorted(names - machine.told.helpers):
+            self._tell(machine, Kind.helper_started, {"helper": name})
+
+    def _tell(
+        self, machine: Machine, kind: Kind, fact: Fact, helpers: tuple[HelperStatus, ...] = ()
+    ) -> None:
+        told, record = machine.told, machine.record
+        if told is None or told.ended:
+            return
+        if "helper" in fact:
+            names = (str(fact["helper"]),)
+        else:
+            names = tuple(helper.name for helper in record.helpers) if kind is Kind.machine_new else ()
+        told.note(kind, names)
+        self._write(
+            kind,
+            record.name,
+            record.invocation_id,
+            record.registrant,
+            fact=fact,
+            machine=machine,
+            statuses=helpers,
+            helpers=names,
+        )
+
+    def _write(
+        self,
+        kind: Kind,
+        name: str,
+        invocation_id: str,
+        registrant: int,
+        *,
+        fact: Fact | None = None,
+        machine: Machine | None = None,
+        statuses: tuple[HelperStatus, ...] = (),
+        helpers: tuple[str, ...] = (),
+        error: Exception | None = None,
+    ) -> None:
+        log, at = self._log, self._now()
+        position = max(log.last + 1, at.monotonic)
+        cursor = cursor_of(self._boot_id, position)
+        data: Mapping[str, object] = fact or {}
+        whole, public = self._scribe.write(
+            Happened(cursor, at, kind, name, invocation_id, data, machine, statuses, error)
+        )
+        entry = Entry(position, kind, name, invocation_id, registrant, helpers, whole, public)
+        begins = log.begins_segment(entry.size)
+        self._files.append(log, entry, begins=begins)
+        if dropped := log.append(entry, begins=begins):
+            self._files.drop(log.base)
+            self._subscriptions.drop(log.first, dropped)
+        self._subscriptions.wake()
+
+    def _write_lost(self, cursor: str, count: int) -> bytes:
+        return self._scribe.write_lost(cursor, self._now(), count)
+
+    def _now(self) -> Timestamp:
+        return Timestamp(self._clock.realtime(), self._clock.monotonic())
+
+
+def _key(machine: Machine) -> Key:
+    return machine.name, machine.record.invocation_id

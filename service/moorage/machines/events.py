@@ -1,0 +1,314 @@
+"""What happens to machines, told in order: kinds of events, cursors, and the log of the latest ones. Pure.
+
+An event has a position: µs since boot, or one more than the last where that is not more. So positions grow over
+restarts of this service without being stored, also where the last ones could not be stored. A cursor is the position
+of one event on the wire. What came after it is known only as long as that very event is kept: so a cursor is good
+while its event is in the log, or was the last to leave it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+import msgspec
+
+EVENTS_MAX = 64 * 1024
+"""Events kept: a day of a host on which a machine comes and goes every three seconds."""
+
+EVENT_BYTES_MAX = 16 * 1024 * 1024
+"""Bytes of them, in memory, and on disk once more."""
+
+SEGMENTS_MAX = 16
+"""Parts in which the log is kept, on disk as files. The oldest leaves as a whole, so that at most a sixteenth less is
+kept than the limits allow."""
+
+_CURSOR = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})(-snapshot)?", re.ASCII)
+_CURSOR_LENGTH_MAX = 58
+
+
+class Kind(StrEnum):
+    """Kinds of events; the values are those of io.moorage.Machine. Each has somebody who tells of it.
+
+    Whoever has a new fact to tell adds its kind here, and calls :meth:`moorage.machines.followers.Followers.happened`.
+    """
+
+    machine_new = "machineNew"
+    registration_failed = "registrationFailed"
+    leader_exited = "leaderExited"
+    empty = "empty"
+    helper_started = "helperStarted"
+    helper_failed = "helperFailed"
+    helper_restarted = "helperRestarted"
+    helper_reloaded = "helperReloaded"
+    helper_removed = "helperRemoved"
+    stopping = "stopping"
+    lingering = "lingering"
+    exited = "exited"
+    forgotten = "forgotten"
+    lease_lost = "leaseLost"
+    lease_resumed = "leaseResumed"
+
+
+class BadCursor(Exception):
+    """A text that is no cursor."""
+
+
+class CursorExpired(Exception):
+    """A cursor of which nobody knows any more, or not yet, what came after it."""
+
+
+class Told(msgspec.Struct):
+    """What was told of one machine, so that nothing is told twice, also not by the next instance of this service.
+
+    Attributes:
+        registrant: uid of its caller.
+        leader_exited: its leader has ended.
+        empty: its last process has left, and none came after it.
+        stopping: it is being stopped.
+        lingering: it was stopped, and has processes left.
+        ended: it has exited, or was forgotten.
+        helpers: names of those that it has.
+        failed: of these, those that have failed, and were not started again.
+    """
+
+    registrant: int = 0
+    leader_exited: bool = False
+    empty: bool = False
+    stopping: bool = False
+    lingering: bool = False
+    ended: bool = False
+    helpers: set[str] = msgspec.field(default_factory=set[str])
+    failed: set[str] = msgspec.field(default_factory=set[str])
+
+    def admits(self, kind: str, helper: str = "") -> bool:
+        """Whether an event is news, and not too late."""
+        match kind:
+            case _ if self.ended:
+                return False
+            case Kind.leader_exited:
+                return not self.leader_exited
+            case Kind.empty:
+                return not self.empty
+            case Kind.stopping:
+                return not (self.stopping or self.empty)
+            case Kind.lingering:
+                return not self.lingering
+            case Kind.helper_failed:
+                return helper not in self.failed
+            case _:
+                return True
+
+    def note(self, kind: str, helpers: Iterable[str] = ()) -> None:
+        """Take note that an event was told.
+
+        Args:
+            kind: of the event.
+            helpers: that it is about.
+        """
+        match kind:
+            case Kind.leader_exited:
+                self.leader_exited = True
+            case Kind.empty:
+                self.empty = True
+            case Kind.stopping:
+                self.stopping = True
+            case Kind.lingering:
+                self.lingering = True
+            case Kind.exited | Kind.forgotten:
+                self.ended = True
+            case Kind.machine_new | Kind.helper_started:
+                self.helpers.update(helpers)
+                self.failed.difference_update(helpers)
+            case Kind.helper_failed:
+                self.failed.update(helpers)
+            case Kind.helper_restarted:
+                self.failed.difference_update(helpers)
+            case Kind.helper_removed:
+                self.helpers.difference_update(helpers)
+                self.failed.difference_update(helpers)
+            case _:
+                pass
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One event, as it is kept.
+
+    Attributes:
+        position: its own, and greater than those before.
+        kind: of it; one that this version does not know where another one has written it.
+        name: of its machine.
+        invocation_id: of the machine's unit; empty where it has none.
+        registrant: uid that may know all of it.
+        helpers: names of the helpers that it is about.
+        whole: the message to those who may know all of it.
+        public: the message to everybody else; the same object where there is no difference.
+    """
+
+    position: int
+    kind: str
+    name: str
+    invocation_id: str
+    registrant: int
+    helpers: tuple[str, ...]
+    whole: bytes
+    public: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return len(self.whole) + (0 if self.public is self.whole else len(self.public))
+
+
+def cursor_of(boot_id: str, position: int, *, partial: bool = False) -> str:
+    """Return the cursor of an event.
+
+    Args:
+        boot_id: 32 hexadecimal digits, or as a UUID.
+        position: of the event.
+        partial: it is a part of a snapshot, after which nobody can go on.
+    """
+    return f"{boot_id.replace('-', '')}-{position:016x}{'-snapshot' if partial else ''}"
+
+
+def position_of(cursor: str, boot_id: str) -> int:
+    """Return the position that a cursor stands for.
+
+    Args:
+        cursor: a text from anybody.
+        boot_id: of this boot.
+
+    Raises:
+        BadCursor: it is none.
+        CursorExpired: it is of another boot, or of a part of a snapshot.
+    """
+    found = _CURSOR.fullmatch(cursor) if len(cursor) <= _CURSOR_LENGTH_MAX else None
+    if found is None:
+        raise BadCursor
+    if found[1] != boot_id.replace("-", "") or found[3]:
+        raise CursorExpired
+    return int(found[2], 16)
+
+
+class Segment(msgspec.Struct):
+    """A part of the log.
+
+    Attributes:
+        base: position of the last event before it, or a time before the first.
+        count: number of its events.
+        size: bytes of them.
+    """
+
+    base: int
+    count: int = 0
+    size: int = 0
+
+    def has_room(self, size: int) -> bool:
+        """Whether an event of that size may be added."""
+        return (
+            self.count < EVENTS_MAX // SEGMENTS_MAX and self.size + size <= EVENT_BYTES_MAX // SEGMENTS_MAX
+        )
+
+    def add(self, entry: Entry) -> None:
+        """Count an event."""
+        self.count += 1
+        self.size += entry.size
+
+
+class EventLog:
+    """The latest events, numbered from the first that this instance knows.
+
+    Args:
+        base: µs since boot: nothing is known of what came before.
+
+    Attributes:
+        first: number of the oldest event that is kept.
+    """
+
+    def __init__(self, base: int) -> None:
+        self.first = 0
+        self._entries: list[Entry] = []
+        self._segments = [Segment(base)]
+
+    @property
+    def end(self) -> int:
+        """Number that the next event will have."""
+        return self.first + len(self._entries)
+
+    @property
+    def base(self) -> int:
+        """Position of the last event before the oldest that is kept, or a time before that."""
+        return self._segments[0].base
+
+    @property
+    def last(self) -> int:
+        """Position of the latest event; the base where there is none."""
+        return self._entries[-1].position if self._entries else self.base
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """Its parts, oldest first; always at least one."""
+        return self._segments
+
+    def begins_segment(self, size: int) -> bool:
+        """Whether an event of that size begins another part."""
+        return not self._segments[-1].has_room(size)
+
+    def append(self, entry: Entry, *, begins: bool) -> list[Entry]:
+        """Add an event.
+
+        Args:
+            entry: of a position after the last.
+            begins: it begins another part.
+
+        Returns:
+            Those that leave the log to make room.
+        """
+        if begins:
+            self._segments.append(Segment(self.last))
+        self._entries.append(entry)
+        self._segments[-1].add(entry)
+        if len(self._segments) <= SEGMENTS_MAX:
+            return []
+        count = self._segments.pop(0).count
+        dropped, self._entries[:count] = self._entries[:count], []
+        self.first += count
+        return dropped
+
+    def since(self, number: int, most: int) -> list[Entry]:
+        """Return events from a number on.
+
+        Args:
+            number: not before the first that is kept.
+            most: how many of them.
+        """
+        start = number - self.first
+        return self._entries[start : start + most]
+
+    def after(self, position: int) -> int:
+        """Return the number of the event that came after the one of a position.
+
+        Raises:
+            CursorExpired: that one is not kept.
+        """
+        if position == self.base:
+            return self.first
+        index = bisect.bisect_left(self._entries, position, key=lambda entry: entry.position)
+        if index == len(self._entries) or self._entries[index].position != position:
+            raise CursorExpired
+        return self.first + index + 1
+
+    def stories(self) -> dict[tuple[str, str], Told]:
+        """Return what was told of each machine that has not ended, by its name and invocation ID."""
+        stories: dict[tuple[str, str], Told] = {}
+        for entry in self._entries:
+            key = entry.name, entry.invocation_id
+            if entry.kind == Kind.machine_new:
+                stories[key] = Told(registrant=entry.registrant)
+            if (told := stories.get(key)) is not None:
+                told.note(entry.kind, entry.helpers)
+                if told.ended:
+                    del stories[key]
+        return stories
