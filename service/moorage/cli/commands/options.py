@@ -15,8 +15,8 @@ from moorage.cli.address import Choice
 from moorage.cli.failures import Exit, Failure
 from moorage.quantities import parse_span
 
-# Trio and msgspec take most of the time that moorctl needs to start. The help, a wrong option and most completions
-# need neither, so every command imports `service` and `views` only when it makes its call.
+# Msgspec and what prints replies take most of the time that moorctl needs to start. The help, a wrong option and most
+# completions need neither, so every command imports `service` and `views` only when it makes its call.
 
 ANSWER_SECONDS: Final = 15.0
 """Added to the time that the service may take for a call: it must still be able to report what went wrong."""
