@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Final
 
 SYSTEM_SOCKET: Final = "/run/moorage/io.moorage.Machine"
@@ -18,10 +19,13 @@ def default_address() -> str:
     return os.environ.get(VARIABLE) or SYSTEM_SOCKET
 
 
-def user_address() -> str:
+def user_address(environment: Mapping[str, str] = os.environ) -> str:
     """Return the path of the socket of the user's own service.
 
     Raises:
         KeyError: $XDG_RUNTIME_DIR is not set, so this is no login session of that user.
     """
-    return os.path.join(os.environ["XDG_RUNTIME_DIR"], USER_SOCKET)
+    directory = environment.get("XDG_RUNTIME_DIR")
+    if not directory:
+        raise KeyError("XDG_RUNTIME_DIR")
+    return os.path.join(directory, USER_SOCKET)

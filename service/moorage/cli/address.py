@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import click
 
-from moorage.addresses import SYSTEM_SOCKET, USER_SOCKET, VARIABLE
+from moorage.addresses import SYSTEM_SOCKET, VARIABLE, user_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,12 @@ class Choice:
                 raise click.UsageError("--user and --address exclude each other.")
             return Address(self.path, None)
         if self.user:
-            directory = environment.get("XDG_RUNTIME_DIR")
-            if not directory:
+            try:
+                return Address(user_address(environment), "systemctl --user")
+            except KeyError:
                 raise click.UsageError(
                     "$XDG_RUNTIME_DIR is not set: --user works only within a login session of that user."
-                )
-            return Address(os.path.join(directory, USER_SOCKET), "systemctl --user")
+                ) from None
         if environment.get(VARIABLE):
             return Address(environment[VARIABLE], None)
         return Address(SYSTEM_SOCKET, "systemctl")
