@@ -54,6 +54,7 @@ from moorage.client.types import (
 )
 from moorage.errors import (
     Busy,
+    CursorExpired,
     HelperFailed,
     InvalidProperty,
     JobFailed,
@@ -87,6 +88,7 @@ __all__ = [
     "Busy",
     "Caller",
     "Cause",
+    "CursorExpired",
     "Describe",
     "DescribeProperties",
     "Described",
