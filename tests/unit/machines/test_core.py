@@ -35,7 +35,7 @@ from moorage.machines.model import (
 )
 from moorage.machines.store import Store
 from moorage.pid1 import journal
-from moorage.pid1.manager import NoSuchUnit, ServiceSpec, UnitHint
+from moorage.pid1.manager import Job, NoSuchUnit, ServiceSpec, UnitHint
 from moorage.pid1.references import BusReferences
 
 IP = {"IPIngressBytes", "IPEgressBytes"}
@@ -134,6 +134,7 @@ async def test_a_slow_reader_of_changes_gets_the_last(tmp_path: Path) -> None:
     async with running(manager, tmp_path) as core:
         web = machine("web")
         enter(core, web)
+        manager.set(web.unit, invocation_id="")
         async with aclosing(core.services.changing.add(web, [HelperSpec("fs", ("/bin/sh",))])) as changes:
             seen = [await anext(changes)]
             await trio.testing.wait_all_tasks_blocked(0.01)
@@ -177,6 +178,41 @@ async def test_helpers_are_not_added_to_a_successor(tmp_path: Path) -> None:
         with pytest.raises(MachineGone):
             await core.services.changing.remove(web, "fs")
     assert not any(name.startswith(".change-") for name in os.listdir(tmp_path))
+
+
+class Forgetful(FakeManager):
+    """Forgets units that are stopped."""
+
+    async def stop(self, unit: str, *, alone: bool = False, deadline: float) -> Job:
+        """See `Manager`."""
+        done = await super().stop(unit, alone=alone, deadline=deadline)
+        del self.loaded[unit]
+        return done
+
+
+async def test_helpers_are_taken_back_that_were_started_for_a_scope_that_had_ended(tmp_path: Path) -> None:
+    """The manager stops what is bound to a scope at its end, and nothing that is started later."""
+    manager = Forgetful()
+    unit = "machine-web-fs.service"
+
+    async def start(spec: ServiceSpec) -> None:
+        (helper,) = (each for each in spec.auxiliary if each.unit == unit)
+        (marks,) = (each.value for each in helper.properties if each.name == "Documentation")
+        manager.set("machine-web.scope", active_state="inactive")
+        manager.set(unit, documentation=marks)
+        manager.tell(UnitHint("main", unit, result="success", main_pid=os.getpid()))
+        manager.tell(UnitHint("changed", unit, "active", "running"))
+
+    manager.starting = start
+    async with running(manager, tmp_path) as core:
+        web = machine("web")
+        enter(core, web)
+        manager.set(web.unit, invocation_id="")
+        with pytest.raises(MachineGone):
+            await added(core, web)
+        assert ("stop", unit) in manager.ordered
+        assert unit not in manager.loaded
+        assert not web.record.helpers
 
 
 OWN = {"unit": "own.service", "control_group": "/own.service", "allocated": False, "invocation_id": "1" * 32}

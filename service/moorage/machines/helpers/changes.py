@@ -117,7 +117,7 @@ class Changes:
             statuses = await self._starts.add(
                 named, specs, tell, machine.gone, with_directory=change.with_place, deadline=deadline
             )
-            self._enter(machine, change)
+            await self._enter(machine, change, deadline=deadline)
         except Exception as error:
             self._drop_others(change)
             unknown = isinstance(error, (MachineGone, ManagerTimeout, ManagerUnavailable))
@@ -235,13 +235,18 @@ class Changes:
             if change.removes and helper.name in there:
                 await self._remove(machine, helper, trio.current_time() + UNDO_SECONDS)
         if not change.removes and not there.issuperset(helper.name for helper in change.helpers):
-            if await self._starts.resume(change, self._intents.mark(change)):
-                units = [helper.unit for helper in change.helpers]
-                self._states.follow(units, since_usec=change.timestamp.monotonic)
-                await self._states.catch_up(units)
-                self._enter(machine, change)
-            else:
+            mark = self._intents.mark(change)
+            if not await self._starts.resume(change, mark):
                 _log.info("Helpers of machine %s were not started, and are taken back.", machine.name)
+                return
+            units = [helper.unit for helper in change.helpers]
+            self._states.follow(units, since_usec=change.timestamp.monotonic)
+            await self._states.catch_up(units)
+            try:
+                await self._enter(machine, change, deadline=trio.current_time() + ASK_USEC / 1e6)
+            except MachineGone:
+                self._drop_others(change)
+                await self._starts.take_back(change, mark, wait=False)
 
     async def _take_back(self, change: Change) -> None:
         """Go on with taking back what could not be taken back at once."""
@@ -271,14 +276,18 @@ class Changes:
             machine.name, machine.record.invocation_id, now(self._clock), helpers, removes, with_place
         )
 
-    def _enter(self, machine: Machine, change: Change) -> None:
+    async def _enter(self, machine: Machine, change: Change, *, deadline: float) -> None:
         """Enter helpers that are there.
 
         Raises:
             MachineGone: meanwhile.
+            ManagerError: as the manager says.
             OSError: the record could not be written; the machine is as it was.
         """
+        bound = await self._starts.are_bound(machine.record, deadline=deadline)
         self._check_there(machine)
+        if not bound:
+            raise MachineGone(machine.name)
         before = machine.record.helpers, machine.record.runtime_directory
         machine.with_helpers(before[0] + change.helpers, self._directories.directory(machine.name))
         try:

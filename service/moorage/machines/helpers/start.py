@@ -21,7 +21,7 @@ from moorage.machines.helpers.units import (
 )
 from moorage.machines.helpers.watch import StartWatch, StartWatcher
 from moorage.machines.leftovers import Leftovers
-from moorage.machines.model import Change, Helper, HelperSpec, HelperStatus
+from moorage.machines.model import Change, Helper, HelperSpec, HelperStatus, Record
 from moorage.machines.started import UNDO_SECONDS, StartedUnits
 from moorage.names import UnitNames
 from moorage.pid1.manager import Job, Manager, ManagerError, ManagerTimeout, ServiceSpec
@@ -138,6 +138,19 @@ class HelperStarts:
             if job.result not in {"done", "skipped"} or watch.failed:  # its condition is never met
                 raise await self._watcher.failure(watch) or JobFailed(spec.unit, job.result, None)
             return statuses
+
+    async def are_bound(self, record: Record, *, deadline: float) -> bool:
+        """Return whether what was started for a machine goes with it: not if its unit had ended by then.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        status = await self._manager.status(record.unit, deadline=deadline)
+        return (
+            status is not None
+            and status.active_state in {"active", "reloading"}
+            and status.invocation_id == record.invocation_id
+        )
 
     async def _tried(
         self, spec: ServiceSpec, *, deadline: float
