@@ -133,3 +133,45 @@ def test_a_virtual_machine_with_a_file_server_and_a_tpm(boot: Callable[..., Sand
         assert launcher.wait(RUN_SECONDS) == 128 + signal.SIGKILL
     sandbox.run(["sh", "-c", UNTIL_GONE, "sh", "web"])
     sandbox.run(["test", "!", "-e", "/run/moorage/m/web"])
+
+
+GO = "golang-go,golang-github-emersion-go-varlink-dev"
+
+BUILD_IN_GO = """
+export GOPATH=/run/go:/usr/share/gocode GO111MODULE=off GOCACHE=/run/go/cache CGO_ENABLED=0
+mkdir -p /run/go/src/moorage /run/go/src/launcher /run/examples
+go run github.com/emersion/go-varlink/cmd/varlinkgen \\
+    -i /moorage/interfaces/io.moorage.Machine.varlink -o /run/go/src/moorage/moorage.go
+cp /moorage/examples/launcher.go /run/go/src/launcher
+go vet launcher
+go build -o /run/examples/launcher-go launcher
+"""
+
+BUILD_IN_GO_SECONDS = 300.0
+"""The compiler comes without a cache, and makes its library first."""
+
+
+@pytest.mark.parametrize("suite", ["forky"])
+def test_a_launcher_in_go(boot: Callable[..., Sandbox]) -> None:
+    """The types, the errors and the calls are made by a generator that nobody here has written."""
+    sandbox = boot("--packages", GO)
+    sandbox.run(["systemctl", "start", "moored.socket"])
+    sandbox.run(["sh", "-euc", BUILD_IN_GO], timeout=BUILD_IN_GO_SECONDS)
+    launcher = "/run/examples/launcher-go"
+    script = (
+        'sed -n s/^0:://p /proc/self/cgroup; echo talk | socat -t 20 - UNIX-CONNECT:"$HELPER"; echo "$SCOPE"'
+    )
+    done = sandbox.run([launcher, "web", "sh", "-c", f"{script}; exit 7"], check=False)
+    assert (done.returncode, done.stdout.splitlines()) == (
+        7,
+        ["/machine.slice/machine-web.scope", "talk", "machine-web.scope"],
+    ), done
+    sandbox.run(["sh", "-c", UNTIL_GONE, "sh", "web"])
+    with sandbox.spawn([launcher, "web", "sh", "-c", "echo ready; exec sleep infinity"]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        refused = sandbox.run([launcher, "web", "true"], check=False)
+        assert refused.returncode == 1
+        assert refused.stderr == "Machine web exists already, in machine-web.scope.\n"
+        process.kill()
+    sandbox.run(["sh", "-c", UNTIL_GONE, "sh", "web"])

@@ -17,9 +17,9 @@ MODULES = [
 ]
 """Those whose answers depend on the service manager, and that take no longer than a minute.
 
-By hand also test_crash, test_helpers, test_leases, test_moorctl, test_names, test_own_slice, test_restart and
-test_run: in a sandbox, after ``tests/support/her_manager.py``, with ``tools/sandbox exec --user 1000 NAME --
-systemd-run --user --scope …``."""
+By hand also test_client, test_crash, test_helpers, test_leases, test_moorctl, test_names, test_own_slice,
+test_restart and test_run: in a sandbox, after ``tests/support/her_manager.py``, with ``tools/sandbox exec --user 1000
+NAME -- systemd-run --user --scope …``."""
 
 
 @pytest.mark.parametrize("suite", ["forky"])
