@@ -10,22 +10,32 @@ gc.disable()
 
 import argparse
 import logging
+import math
 import os
+import resource
 import sys
+from functools import partial
 from typing import cast
 
 import trio
 
 from moorage import __version__, activation
 from moorage.app import NoRecords, Options, run
+from moorage.configuration.current import Configuration
+from moorage.configuration.files import locations
+from moorage.configuration.loading import Given, load
+from moorage.configuration.options import LEVELS, Settings
 from moorage.kernel.cgroup import NotUnified, check_unified
 from moorage.pid1.manager import ManagerUnavailable
 
-IDLE_USEC = 30_000_000
-"""Default of --idle-timeout, µs: as long as machined keeps running with nothing to do (DEFAULT_EXIT_USEC)."""
-
 _EXPECTED = (NotUnified, ManagerUnavailable, NoRecords, activation.NoSockets)
 """What can be wrong with where we were started: a sentence for the log, not a traceback."""
+
+# Python has fewer levels than syslog(3); the more verbose one is used.
+_LEVELS = (
+    *(logging.CRITICAL, logging.CRITICAL, logging.CRITICAL, logging.ERROR),
+    *(logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG),
+)
 
 _PREFIXES = {logging.DEBUG: "<7>", logging.INFO: "<6>", logging.WARNING: "<4>", logging.ERROR: "<3>"}
 
@@ -67,14 +77,45 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--idle-timeout",
         metavar="SECONDS",
-        type=float,
-        default=IDLE_USEC / 1e6,
-        help="exit after so long with nothing to do; 0 for never (default: %(default)g)",
+        type=_seconds,
+        help="exit after so long with nothing to do; 0 for never (default: idleTimeout of moored.conf(5))",
     )
     parser.add_argument(
-        "--log-level", type=int, choices=range(8), default=6, help="of syslog(3) (default: 6)"
+        "--log-level",
+        metavar="LEVEL",
+        type=_level,
+        help="of syslog(3), its name or number (default: logLevel of moored.conf(5))",
     )
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(text)
+    return seconds
+
+
+def _level(text: str) -> int:
+    for number, name in enumerate(LEVELS):
+        if text in {name, str(number)}:
+            return number
+    raise ValueError(text)
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Given]:
+    """Return what the command line says of the configuration."""
+    given: dict[str, Given] = {}
+    if arguments.idle_timeout is not None:
+        usec = round(arguments.idle_timeout * 1e6) or None
+        given["idle_timeout_usec"] = Given(usec, "--idle-timeout")
+    if arguments.log_level is not None:
+        given["log_level"] = Given(arguments.log_level, "--log-level")
+    return given
+
+
+def _set_level(settings: Settings) -> None:
+    logging.getLogger().setLevel(_LEVELS[settings.log_level])
 
 
 def _runtime_directory(*, user: bool) -> str:
@@ -98,6 +139,11 @@ def main() -> int:
     handler.setFormatter(_Formatter(journal="JOURNAL_STREAM" in os.environ))
     logging.basicConfig(handlers=[handler])
     logging.raiseExceptions = False  # a line that cannot be written is lost; nobody could be told of it
+    files, given = locations(user=arguments.user), _given(arguments)
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    configuration = Configuration(partial(load, files, given, descriptors))
+    configuration.follow(_set_level)
+    configuration.report()
     try:
         check_unified()
         runtime = _runtime_directory(user=arguments.user)
@@ -110,11 +156,9 @@ def main() -> int:
             if arguments.state_directory
             else f"{runtime}/moorage/events",
             runtime_directory=runtime,
-            idle_usec=round(arguments.idle_timeout * 1e6) or None,
-            log_level=arguments.log_level,
         )
         listeners = [activation.listen(arguments.listen)] if arguments.listen else activation.listeners()
-        trio.run(run, options, listeners)
+        trio.run(run, options, configuration, listeners)
     except _EXPECTED as error:
         return _fail(error)
     except BaseExceptionGroup as group:

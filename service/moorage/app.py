@@ -22,6 +22,9 @@ from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
+from moorage.configuration.current import Configuration
+from moorage.configuration.options import Settings
+from moorage.configuration.reloading import reload_at_hangup
 from moorage.kernel.poller import Readiness
 from moorage.kernel.process import boot_id
 from moorage.kernel.system import System, system
@@ -92,8 +95,6 @@ class Options(msgspec.Struct, frozen=True):
         state_directory: where the records are kept.
         events_directory: where the latest events are kept.
         runtime_directory: where the service manager makes the runtime directories of its services.
-        idle_usec: exit after so many µs with nothing to do; None for never.
-        log_level: of syslog(3).
     """
 
     user: int | None
@@ -101,8 +102,6 @@ class Options(msgspec.Struct, frozen=True):
     state_directory: str
     events_directory: str
     runtime_directory: str
-    idle_usec: int | None
-    log_level: int
 
 
 class Core:
@@ -124,6 +123,7 @@ class Core:
         references: References,
         system: System,
         journal: Journal,
+        settings: Settings = Settings(),  # noqa: B008 - frozen
     ) -> None:
         # Those who have the rights of the manager anyway.
         trusted = frozenset({0, os.geteuid()})
@@ -131,7 +131,7 @@ class Core:
         self._detached = detached = Detached()
         self._agenda = agenda = Agenda()
         self.followers = followers = Followers()
-        registry = Registry(trusted)
+        registry = Registry(trusted, settings.bounds)
         hints, intents = Hints(manager), Intents(store)
         self._states = states = HelperStates(manager, hints, processes, journal, user=directories.user)
         watcher = StartWatcher(states, hints, system, journal, user=directories.user)
@@ -154,15 +154,14 @@ class Core:
         self._watching = Watching(
             registry, agenda, observer, accounts, retirement, control, changes, states, followers, manager,
             system, detached)  # fmt: skip
-        self.leases = leases = Leases(control, followers, detached)
+        self.leases = leases = Leases(control, followers, detached, settings.lease_grace_usec / 1e6)
         starts = Starts(registry, store, intents, agenda, observer, scopes, followers, system)
         registrar = Registrar(
             registry, intents, Holders(registry, agenda, manager, system), scopes, states, directories, starts,
             leases, Places(trusted), references, followers, manager, system, detached)  # fmt: skip
         self._recovery = Recovery(
             registry, store, intents, agenda, observer, retirement, left, starts, leases, leftovers, states,
-            followers, manager, hierarchy,
-        )  # fmt: skip
+            followers, manager, hierarchy)  # fmt: skip
         self.services = Services(
             registry,
             Lookup(registry, processes),
@@ -204,6 +203,10 @@ class Core:
             self._observer.close()
             self._chronicle.close()
 
+    def apply(self, settings: Settings) -> None:
+        """Have other limits from now on."""
+        self.services.registry.bounds = settings.bounds
+
     def serve(self) -> None:
         """Take note that calls are served from now on."""
         self.leases.serve()
@@ -219,8 +222,8 @@ class Core:
         return not (len(registry) or registry.claims or len(self._accounts)) and self._agenda.is_empty
 
 
-async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
-    """Serve until SIGTERM, SIGINT, or until there is nothing left to do.
+async def run(options: Options, configuration: Configuration, listeners: Sequence[socket.socket]) -> None:
+    """Serve until SIGTERM, SIGINT, or until there is nothing left to do; read the configuration again at SIGHUP.
 
     Raises:
         ManagerUnavailable: the service manager cannot be reached at the start (in an exception group).
@@ -239,18 +242,16 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     except OSError as error:
         raise NoRecords(f"cannot keep records in {options.state_directory}: {error.strerror}") from None
     readiness = Readiness()
-    directories = RuntimeDirectories(user=options.user is not None, root=options.runtime_directory)
+    settings = configuration.settings
+    directories = _directories(options, settings)
     files = EventFiles(options.events_directory, boot_id())
-    core = Core(manager, store, files, Wording(), directories, references, system(readiness), journal)
-    interfaces = [
-        SystemdMachine(core.services, authority),
-        MoorageMachine(core.services, authority, manager),
-        GenericService(authority, log_level=options.log_level),
-    ]
-    service = Service(
-        vendor="The moorage project", product="moored", version=__version__, url="", interfaces=interfaces
+    core = Core(
+        manager, store, files, Wording(), directories, references, system(readiness), journal, settings
     )
-    server = Server()
+    service = _service(core, authority, manager, configuration)
+    server = Server(limits=settings.limits)
+    configuration.follow(core.apply)
+    configuration.follow(lambda settings: server.limit(settings.limits))
     for listener in listeners:
         server.listen(listener, service)
     # What exists by now exists until the end: the collector need not look at it again and again.
@@ -266,12 +267,12 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
         await background.start(server.serve)
         core.serve()
         background.start_soon(_feed_watchdog, notifier)
+        await background.start(reload_at_hangup, configuration, notifier)
         notifier.notify("READY=1", f"STATUS=Keeping {len(core.services.registry)} machines.")
         _log.debug("Serving over the %s link of systemd %d.", manager.link_kind, manager.version)
         async with trio.open_nursery() as until:
             until.start_soon(_wait_for_signal, until.cancel_scope)
-            if options.idle_usec is not None:
-                until.start_soon(_wait_until_idle, options.idle_usec, server, core, until.cancel_scope)
+            until.start_soon(_wait_until_idle, configuration, server, core, until.cancel_scope)
         notifier.notify("STOPPING=1")
         core.end()
         await server.drain(DRAIN_USEC / 1e6)
@@ -279,6 +280,25 @@ async def run(options: Options, listeners: Sequence[socket.socket]) -> None:
     readiness.close()
     store.close()
     notifier.close()
+
+
+def _directories(options: Options, settings: Settings) -> RuntimeDirectories:
+    return RuntimeDirectories(
+        user=options.user is not None,
+        root=options.runtime_directory,
+        bytes_max=settings.runtime_directory_size_bytes,
+    )
+
+
+def _service(core: Core, authority: Authority, manager: Manager, configuration: Configuration) -> Service:
+    interfaces = [
+        SystemdMachine(core.services, authority, configuration),
+        MoorageMachine(core.services, authority, manager, configuration),
+        GenericService(authority, configuration),
+    ]
+    return Service(
+        vendor="The moorage project", product="moored", version=__version__, url="", interfaces=interfaces
+    )
 
 
 def _raise_file_limit() -> None:
@@ -303,10 +323,15 @@ async def _wait_for_signal(end: trio.CancelScope) -> None:
             return
 
 
-async def _wait_until_idle(usec: int, server: Server, core: Core, end: trio.CancelScope) -> None:
+async def _wait_until_idle(
+    configuration: Configuration, server: Server, core: Core, end: trio.CancelScope
+) -> None:
     while True:
         await server.unconnected()  # who only waits to be told something costs nothing
-        await trio.sleep(min(usec, IDLE_CHECK_USEC) / 1e6)
+        usec = configuration.settings.idle_timeout_usec
+        await trio.sleep(min(usec or IDLE_CHECK_USEC, IDLE_CHECK_USEC) / 1e6)
+        if usec is None:
+            continue
         quiet = trio.current_time() - server.last_activity
         if not server.connections and core.idle and quiet >= usec / 1e6:
             _log.debug("Nothing to do, exiting.")

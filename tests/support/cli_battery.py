@@ -147,6 +147,15 @@ class Battery:
         ]
         assert moorctl.output("list", "--no-legend").splitlines()[0].split()[0] != "NAME"
 
+    def test_the_configuration_is_shown(self, moorctl: Moorctl) -> None:
+        lines = moorctl.output("config").splitlines()
+        assert lines[0].split() == ["OPTION", "VALUE", "SOURCE"]
+        assert lines[1].split() == ["machinesMax", "16384", "default"]
+        (shown,) = moorctl.output("config", "--json").splitlines()
+        assert json.loads(shown)["options"][0] == {
+            "name": "machinesMax", "value": "16384", "default": "16384", "source": "default"
+        }  # fmt: skip
+
     def test_find(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name, leader = a_name(), leaders()
         [reply] = moorctl.objects("register", name, "--leader", str(leader.pid))

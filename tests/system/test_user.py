@@ -8,6 +8,7 @@ import pytest
 from sandboxes import Sandbox
 
 MODULES = [
+    "test_configuration",
     "test_end",
     "test_helper_commands",
     "test_pty",

@@ -68,7 +68,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.wire.client", "moorage.launch", "moorage.client",
     ),
     # 4: interfaces served
-    ("moorage.api", "moorage.activation"),
+    ("moorage.api", "moorage.activation", "moorage.configuration"),
     # 5: programs
     ("moorage.__main__", "moorage.app", "moorage.cli"),
 )  # fmt: skip
@@ -86,6 +86,7 @@ PACKAGES_ONLY = (
     "moorage.api",
     "moorage.api.moorage_machine",
     "moorage.api.systemd_machine",
+    "moorage.configuration",
     "moorage.dbus",
     "moorage.kernel",
     "moorage.probes",
@@ -118,6 +119,7 @@ FORBIDDEN: tuple[Arrow, ...] = (
             "app",
             "authz",
             "cli",
+            "configuration",
             "dbus",
             "client",
             "errors",
@@ -172,6 +174,7 @@ FORBIDDEN: tuple[Arrow, ...] = (
             "app",
             "api",
             "activation",
+            "configuration",
             "machines",
             "pid1",
             "authz",

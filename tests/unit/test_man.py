@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from moorage.configuration.options import Settings, name_of, written
+
 CHECKOUT = Path(__file__).parents[2]
 TOOL = CHECKOUT / "tools" / "packaging" / "man.py"
 
@@ -31,7 +33,7 @@ def test_pages_are_made_without_a_warning(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["io.moorage.Machine.7", "moorage.helpers.5", "moorctl.1", "moored.8"]
+    assert names == ["io.moorage.Machine.7", "moorage.helpers.5", "moorctl.1", "moored.8", "moored.conf.5"]
     assert all(re.search(r"^\.TH ", path.read_text(), re.MULTILINE) for path in tmp_path.iterdir())
 
 
@@ -51,6 +53,12 @@ def test_the_interface_is_in_its_page_whole(sources: dict[str, str]) -> None:
     names = re.findall(r"^(?:method|error|type) (\w+)", interface, re.MULTILINE)
     page = sources["io.moorage.Machine.7"]
     assert [name for name in names if not re.search(rf"^{name}\n-+$", page, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("field", Settings.__struct_fields__)
+def test_the_options_are_in_the_page(sources: dict[str, str], field: str) -> None:
+    entry = rf"^{name_of(field)}\n    .*Default: {re.escape(written(Settings(), field))}\."
+    assert re.search(entry, sources["moored.conf.5"], re.MULTILINE)
 
 
 @pytest.mark.parametrize(

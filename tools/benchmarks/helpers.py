@@ -21,11 +21,10 @@ from jeepney.low_level import Endianness, Header, HeaderFields, Message, Message
 from benchmarks.machines import GONE_SECONDS, LOOK_SECONDS
 from benchmarks.peers import CGROUPS, COMMAND_SECONDS
 from benchmarks.wire import CALL_SECONDS, Unmeasurable, connect, encode, exchange
-from moorage.authz.allowed_properties import MACHINE_SLICE, TASKS_MAX
 from moorage.dbus.signature import split
 from moorage.kernel import process
 from moorage.machines.helpers.units import RuntimeDirectories, UnitTypes, relative_directory
-from moorage.machines.model import HelperSpec, MachineClass, Registration
+from moorage.machines.model import MACHINE_SLICE, TASKS_MAX, HelperSpec, MachineClass, Registration
 from moorage.machines.scope_units import Types, describe
 from moorage.names import UnitNames
 from moorage.pid1.manager import ScopeSpec

@@ -2,8 +2,8 @@
 
     python3 tools/packaging/man.py DIRECTORY
 
-moorctl(1) has its commands and options from click, moored(8) its options from argparse, and io.moorage.Machine(7) is
-the interface file, whose comments are its documentation.
+moorctl(1) has its commands and options from click, moored(8) its options from argparse, moored.conf(5) those of the
+configuration, and io.moorage.Machine(7) is the interface file, whose comments are its documentation.
 """
 
 import argparse
@@ -75,6 +75,16 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
         yield f"{escaped(', '.join(action.option_strings) + value)}\n{indented(escaped(text))}"
 
 
+def settings() -> Iterator[str]:
+    """Return the options of the configuration file."""
+    from moorage.configuration.options import Settings, name_of, options, written
+
+    for field, option in options().items():
+        later = " In force after a restart of the service." if option.at_restart else ""
+        text = f"{option.about} Values: {option.kind}. Default: {written(Settings(), field)}.{later}"
+        yield f"{name_of(field)}\n{indented(escaped(text))}"
+
+
 def interface() -> str:
     """Return io.moorage.Machine(7): every definition of the interface file, with its comment."""
     preamble, *definitions = re.split(r"\n\n(?=(?:#.*\n)*(?:type|method|error) )", INTERFACE.read_text())
@@ -110,6 +120,7 @@ def pages() -> dict[str, str]:
     found = {path.stem: path.read_text() for path in sorted(SOURCES.glob("*.rst"))}
     found["moorctl.1"] = found["moorctl.1"].replace(".. commands::\n", "\n".join(commands(cli.moorctl)))
     found["moored.8"] = found["moored.8"].replace(".. options::\n", "\n".join(options(parser())))
+    found["moored.conf.5"] = found["moored.conf.5"].replace(".. settings::\n", "\n".join(settings()))
     found["io.moorage.Machine.7"] = interface()
     return found
 

@@ -20,6 +20,9 @@ from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.moorage_machine.types import EventOut, SubscribeIn
 from moorage.api.moorage_machine.wording import Wording
 from moorage.authz.policy import Policy
+from moorage.configuration.current import Configuration
+from moorage.configuration.loading import Loaded
+from moorage.configuration.options import Settings
 from moorage.kernel.system import System
 from moorage.machines.event_files import EventFiles
 from moorage.machines.followers import Follower
@@ -72,7 +75,8 @@ class Core:
         self._core = app.Core(manager, store, files, Wording(), home, references, system, journal)
         self._services = self._core.services
         self._core.followers.join(Ends(ended))
-        self._door = MoorageMachine(self._services, Authority(Policy(None)), manager)
+        configuration = Configuration(lambda: Loaded(Settings(), {}, ()))
+        self._door = MoorageMachine(self._services, Authority(Policy(None)), manager, configuration)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run for ever."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,23 +10,12 @@ from msgspec import Meta
 
 from moorage.api.calls import Authority, permit
 from moorage.api.descriptions import load_description
+from moorage.configuration.current import Configuration
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter, VarlinkError
 from moorage.wire.method import method
 from moorage.wire.service import Interface
 from moorage.wire.types import Empty, Int, Parameters, Reply
-
-# Levels of syslog(3) and of Python's logging. Python has fewer; the more verbose one is used.
-_TO_PYTHON = {
-    0: logging.CRITICAL,
-    1: logging.CRITICAL,
-    2: logging.CRITICAL,
-    3: logging.ERROR,
-    4: logging.WARNING,
-    5: logging.INFO,
-    6: logging.INFO,
-    7: logging.DEBUG,
-}
 
 
 class SetLogLevelIn(Parameters, kw_only=True):
@@ -56,19 +44,17 @@ class InconsistentEnvironment(VarlinkError):
 
 
 class GenericService(Interface):
-    """The handlers of io.systemd.service."""
+    """The handlers of io.systemd.service.
 
-    def __init__(self, authority: Authority, *, log_level: int = 6) -> None:
-        """Create the interface.
+    Args:
+        authority: the policy.
+        configuration: has the level of the log.
+    """
 
-        Args:
-            authority: the policy.
-            log_level: initial level of syslog(3).
-        """
+    def __init__(self, authority: Authority, configuration: Configuration) -> None:
         super().__init__(load_description("io.systemd.service"))
         self._authority = authority
-        self._level = log_level
-        logging.getLogger().setLevel(_TO_PYTHON[log_level])
+        self._configuration = configuration
 
     @method("Ping")
     def ping(self, call: Call, params: Empty) -> None:
@@ -81,14 +67,13 @@ class GenericService(Interface):
         if params.level is None:
             raise InvalidParameter("level")
         permit(call, self._authority)
-        self._level = params.level
-        logging.getLogger().setLevel(_TO_PYTHON[params.level])
+        self._configuration.override("log_level", params.level, call.method)
 
     @method("GetLogLevel")
     def get_log_level(self, call: Call, params: Empty) -> GetLogLevelOut:
         """Return the level of the log."""
         permit(call, self._authority)
-        return GetLogLevelOut(level=self._level)
+        return GetLogLevelOut(level=self._configuration.settings.log_level)
 
     @method("GetEnvironment")
     def get_environment(self, call: Call, params: Empty) -> GetEnvironmentOut:

@@ -32,13 +32,8 @@ from typing import Final, Protocol
 
 import msgspec
 
+from moorage.machines.model import TASKS_MAX, Defaults
 from moorage.pid1.manager import InvalidProperty, Json
-
-MACHINE_SLICE: Final = "machine.slice"
-"""Where machines go by default (systemd.special(7))."""
-
-TASKS_MAX: Final = 16384
-"""Default limit of tasks, machined's own: the manager's default for a unit is too low for a whole container."""
 
 WEIGHT_MAX: Final = 100
 """``CGROUP_WEIGHT_DFL`` of the kernel, what a group has that does not ask: more would be at the expense of others."""
@@ -123,7 +118,7 @@ SCOPE: Final[Mapping[str, Values]] = {
     "MemoryHigh": Range(1, _UINT64_MAX - 1, unlimited=True),
     "MemoryMax": Range(1, _UINT64_MAX - 1, unlimited=True),
     "MemorySwapMax": Range(0, _UINT64_MAX - 1, unlimited=True),
-    "TasksMax": Range(1, TASKS_MAX),
+    "TasksMax": Range(1, TASKS_MAX),  # or what the default is, see check()
     "RuntimeMaxUSec": Range(1, RUNTIME_MAX_USEC, unlimited=True),
     # 0 is no limit in unit files, and every reload reads them.
     "TimeoutStopUSec": Range(1, STOP_MAX_USEC),
@@ -147,29 +142,33 @@ def check(
     uid: int,
     *,
     slice_properties: Mapping[str, Json] | None = None,
+    defaults: Defaults = Defaults(),  # noqa: B008 - frozen
 ) -> None:
     """Check whether a user without rights may have a scope like this.
 
     Args:
         properties: of the scope, by name.
-        slice_: where it goes; None for machine.slice.
+        slice_: where it goes; None for the default.
         uid: of the user.
         slice_properties: of a slice of its own.
+        defaults: what the scope has if the user does not say otherwise: nobody gets out of where the administrator
+            wants machines to be, nor beyond the limit that they have there.
 
     Raises:
         InvalidProperty: the first thing that takes the rights of root.
     """
     for name, value in [*properties.items(), *(slice_properties or {}).items()]:
-        values = SCOPE.get(name)
+        values = Range(1, defaults.tasks_max) if name == "TasksMax" else SCOPE.get(name)
         if values is None:
             raise InvalidProperty(name, "setting it takes the rights of root")
         if not values.allows(value):
             raise InvalidProperty(name, f"without the rights of root, it may be {values}")
-    if slice_ not in {None, MACHINE_SLICE, _slice_of(uid)}:
+    if slice_ not in {None, defaults.slice, _slice_of(uid)}:
         raise InvalidProperty(
-            "Slice", f"without the rights of root, it may be {MACHINE_SLICE}, {_slice_of(uid)}"
+            "Slice", f"without the rights of root, it may be {defaults.slice}, {_slice_of(uid)}"
         )
-    # Below machine.slice, a slice with limits could be in wait for units of others that are to be in one of its name.
+    # Below that of all machines, a slice with limits could be in wait for units of others that are to be in one of its
+    # name.
     if slice_properties is not None and slice_ != _slice_of(uid):
         raise InvalidProperty(
             "Slice", f"without the rights of root, a machine's own slice is below {_slice_of(uid)}"

@@ -17,7 +17,14 @@ from moorage.cli.endings import LACK_OF_MEMORY, leader_end, reason
 from moorage.cli.failures import Exit, Failure
 from moorage.cli.properties.display import limit_words, setting_name, setting_words
 from moorage.cli.service import Reply
-from moorage.client.methods import Described, HelpersAdded, HelpersReloaded, OneMachine, Registered
+from moorage.client.methods import (
+    ConfigurationDescribed,
+    Described,
+    HelpersAdded,
+    HelpersReloaded,
+    OneMachine,
+    Registered,
+)
 from moorage.client.types import Accounting, Difference, Machine, ProcessId
 from moorage.quantities import format_size, format_span, printable
 
@@ -202,6 +209,24 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def show_configuration(reply: Reply) -> None:
+    """Print the options of the service, and to stderr what is wrong with its files."""
+    decoded = _decoded(reply, ConfigurationDescribed)
+    rows = [("OPTION", "VALUE", "SOURCE", "AFTER RESTART")]
+    for option in decoded.options:
+        later = option.after_restart or ""
+        if later and option.after_restart_source:
+            later += f" ({option.after_restart_source})"
+        cells = (option.name, option.value, option.source or "", later)
+        rows.append(tuple(map(printable, cells)))  # pyright: ignore[reportArgumentType]
+    # Sources are not told to everybody, and most of the time no option waits for a restart.
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    for line in _aligned(list(zip(*columns, strict=True))):
+        click.echo(line)
+    for problem in decoded.problems or ():
+        click.echo(f"Warning: {printable(problem)}", err=True)
 
 
 def show_status(reply: Reply) -> None:

@@ -9,9 +9,10 @@ import msgspec
 
 from moorage import errors
 from moorage.client.dialogue import Dialogue, connect
-from moorage.client.methods import ANSWER_SECONDS, INTERFACE, REGISTER_SECONDS, Register
+from moorage.client.methods import INTERFACE, Register
 from moorage.steps.waits import Steps, pause
 from moorage.wire.errors import ProtocolError, VarlinkError
+from moorage.wire.patience import CALL_SECONDS
 
 LEASE_RETRY_SECONDS: Final = 1.0
 """Interval between attempts to take a lease again: a fifth of the time that a restarted service waits for it."""
@@ -59,7 +60,7 @@ class Lease:
                         self._parameters,
                         msgspec.Raw,
                         fds=self._fds,
-                        seconds=REGISTER_SECONDS + ANSWER_SECONDS,
+                        seconds=CALL_SECONDS,
                     )
                 except errors.ProcessGone:
                     self.close()

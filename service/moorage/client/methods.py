@@ -15,6 +15,7 @@ from moorage.client.types import (
     Helper,
     HelperStatus,
     Machine,
+    Option,
     PlannedUnit,
     ProcessId,
 )
@@ -22,17 +23,12 @@ from moorage.wire.patience import CALL_SECONDS
 
 INTERFACE: Final = "io.moorage.Machine"
 
-REGISTER_SECONDS: Final = 30.0
-"""The service's own deadline for Register, unless the call has another one."""
-
-HELPERS_SECONDS: Final = 90.0
-"""The same for AddHelpers and Reload."""
-
-STOP_SECONDS: Final = 200.0
-"""The same for Stop: time for SIGTERM, then for SIGKILL."""
+SERVICE_SECONDS: Final = 3600.0
+"""How long the service may take at most for a call without a deadline: its configuration says how long, and no
+more than this (moored.conf(5)). A service that is stuck ends the connection earlier, by its watchdog."""
 
 FREEZE_SECONDS: Final = 25.0
-"""The same for Freeze and Thaw."""
+"""The service's own deadline for Freeze and Thaw, which is no option."""
 
 ANSWER_SECONDS: Final = 15.0
 """Added to the service's deadline: it must still be able to report what went wrong."""
@@ -97,6 +93,18 @@ class PropertyTypes(Struct, rename="camel", frozen=True):
     """Reply of :class:`DescribeProperties`: D-Bus signatures, by the names of the properties."""
 
     properties: dict[str, str]
+
+
+class ConfigurationDescribed(Struct, rename="camel", frozen=True):
+    """Reply of :class:`DescribeConfiguration`.
+
+    Attributes:
+        options: all of them.
+        problems: what is wrong with the files of the configuration.
+    """
+
+    options: list[Option]
+    problems: list[str] | None = None
 
 
 class HelpersAdded(Struct, rename="camel", frozen=True):
@@ -168,7 +176,7 @@ class Register(_Managing[Registered], kw_only=True):
     timeout_usec: int | None = field(name="timeoutUSec", default=None)
 
     def _deadline(self) -> float:
-        return REGISTER_SECONDS if self.timeout_usec is None else self.timeout_usec / 1e6
+        return SERVICE_SECONDS if self.timeout_usec is None else self.timeout_usec / 1e6
 
 
 class List(Request[OneMachine]):
@@ -183,6 +191,10 @@ class DescribeProperties(Request[PropertyTypes]):
     """Describe the properties that this service manager has for a type of unit."""
 
     type: str
+
+
+class DescribeConfiguration(Request[ConfigurationDescribed]):
+    """Describe the options of the service: what is in force, and what will be after a restart."""
 
 
 class Find(Request[OneMachine], kw_only=True):
@@ -201,7 +213,7 @@ class AddHelpers(_Managing[HelpersAdded]):
     helpers: list[Helper]
 
     def _deadline(self) -> float:
-        return HELPERS_SECONDS
+        return SERVICE_SECONDS
 
 
 class RemoveHelper(_Managing[Nothing]):
@@ -214,7 +226,7 @@ class Reload(_Managing[HelpersReloaded]):
     """Reload the helpers that can be reloaded."""
 
     def _deadline(self) -> float:
-        return HELPERS_SECONDS
+        return SERVICE_SECONDS
 
 
 class SetProperties(_OfMachine[PropertiesSet]):
@@ -261,7 +273,7 @@ class Stop(_Managing[OneMachine], kw_only=True):
     timeout_usec: int | None = field(name="timeoutUSec", default=None)
 
     def _deadline(self) -> float:
-        return STOP_SECONDS if self.timeout_usec is None else self.timeout_usec / 1e6
+        return SERVICE_SECONDS if self.timeout_usec is None else self.timeout_usec / 1e6
 
 
 class Forget(_Managing[Nothing]):

@@ -192,6 +192,26 @@ class Difference(Struct, rename="camel", frozen=True, kw_only=True):
     slice: str | None = None
 
 
+class Option(Struct, rename="camel", frozen=True, kw_only=True):
+    """An option of moored.conf(5). Values are written as in that file.
+
+    Attributes:
+        name: its name.
+        value: in force.
+        default: the value if nobody sets one.
+        source: where the value comes from; None if that is not for the caller to know.
+        after_restart: the value after a restart of the service, if that is another one.
+        after_restart_source: where that comes from.
+    """
+
+    name: str
+    value: str
+    default: str
+    source: str | None = None
+    after_restart: str | None = None
+    after_restart_source: str | None = None
+
+
 class PlannedUnit(Struct, rename="camel", frozen=True, kw_only=True):
     """A unit that a machine would get.
 

@@ -35,11 +35,21 @@ _log = logging.getLogger(__name__)
 
 
 class Leases:
-    """Ends machines with what holds them."""
+    """Ends machines with what holds them.
 
-    def __init__(self, control: Control, followers: Followers, detached: Detached) -> None:
+    Args:
+        control: stops them.
+        followers: are told.
+        detached: waits for the end of what holds them.
+        grace: s; see LEASE_GRACE_SECONDS.
+    """
+
+    def __init__(
+        self, control: Control, followers: Followers, detached: Detached, grace: float = LEASE_GRACE_SECONDS
+    ) -> None:
         self._control = control
         self._followers = followers
+        self._grace = grace
         self._detached = detached
         self._serving = trio.Event()
         self._closed = False
@@ -73,7 +83,7 @@ class Leases:
     async def spare(self, machines: Iterable[Machine]) -> None:
         """End those machines whose leases another instance held, and that nobody has taken again in time."""
         await self._serving.wait()
-        for _ in range(round(LEASE_GRACE_SECONDS / GRACE_STEP_SECONDS)):
+        for _ in range(round(self._grace / GRACE_STEP_SECONDS)):
             await trio.sleep(GRACE_STEP_SECONDS)
         async with trio.open_nursery() as nursery:
             for machine in machines:

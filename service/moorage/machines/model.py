@@ -19,8 +19,13 @@ VSOCK_CID_FIRST, VSOCK_CID_LAST = (
     0xFFFFFFFE,
 )  # VSOCK_CID_IS_REGULAR of systemd: 0 to 2 and -1 are reserved
 
+MACHINE_SLICE = "machine.slice"  # where machines go by default (systemd.special(7))
+TASKS_MAX = (
+    16384  # machined's own limit of tasks: the manager's default for a unit is too low for a whole container
+)
+
 HELPERS_MAX = (
-    64  # helpers of one machine: several times what the richest desktop VM has; each is a service and a log
+    64  # of one machine: several times what the richest desktop VM has; each is a service and a log
 )
 HELPER_SOCKETS_MAX = 16  # sockets of one helper, each a file descriptor of PID 1
 
@@ -425,13 +430,25 @@ def record_of(wanted: Wanted, placement: Placement, timestamp: Timestamp) -> Rec
     return Record(**fields, placement=placement)
 
 
+class Defaults(msgspec.Struct, frozen=True):
+    """What the scope of a machine has if its caller does not say otherwise.
+
+    Attributes:
+        slice: that it is in.
+        tasks_max: its limit of tasks; of a caller without rights the highest one as well.
+    """
+
+    slice: str = MACHINE_SLICE
+    tasks_max: int = TASKS_MAX
+
+
 class Registration(msgspec.Struct, frozen=True):
     """What a caller wants registered. Field names as in :class:`Wanted`.
 
     Attributes:
         leader_pidfd: borrowed: it must stay open until the call returns.
         allocate_unit: make a scope; otherwise the machine lives where its leader is.
-        slice: where the scope goes; None for machine.slice.
+        slice: where the scope goes; None for the default.
         description: of the scope; None for one made from class and name.
         properties: further properties of the scope, by name.
         slice_properties: of a slice of its own, below ``slice``, for scope and helpers; None for no such slice.
@@ -441,6 +458,7 @@ class Registration(msgspec.Struct, frozen=True):
         lease: it is to end with the caller's connection.
         dry_run: check everything, create nothing.
         privileged: the caller has the rights of the manager: whatever it wants may be done.
+        defaults: those at the time of the call.
     """
 
     name: str
@@ -462,6 +480,12 @@ class Registration(msgspec.Struct, frozen=True):
     lease: bool = False
     dry_run: bool = False
     privileged: bool = False
+    defaults: Defaults = Defaults()
+
+    @property
+    def parent_slice(self) -> str:
+        """The slice that the scope goes into, or a slice of its own is below."""
+        return self.slice or self.defaults.slice
 
 
 def is_text(text: str) -> bool:

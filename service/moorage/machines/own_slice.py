@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Final
 
 from moorage import names
-from moorage.authz.allowed_properties import MACHINE_SLICE
 from moorage.machines.model import Registration
 from moorage.machines.properties import check_slice
 from moorage.names import UnitNames
@@ -24,10 +23,9 @@ PARAMETER: Final = "sliceProperties"
 
 def slice_of(registration: Registration) -> str:
     """Return the name of the slice that the units of a machine are to be in."""
-    parent = registration.slice or MACHINE_SLICE
     if registration.slice_properties is None:
-        return parent
-    return UnitNames(registration.name).slice(parent)
+        return registration.parent_slice
+    return UnitNames(registration.name).slice(registration.parent_slice)
 
 
 def describe(registration: Registration, types: PropertyTypes, mark: str) -> AuxiliaryUnit:

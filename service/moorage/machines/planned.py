@@ -45,7 +45,7 @@ def planned(registration: Registration, root: str, directory: str, *, user: bool
         return []
     asked = registration.properties
     stopped = any(helper.on_failure is HelperFailure.stop_machine for helper in registration.helpers)
-    scope = for_scope(registration.class_, asked, stopped_by_helper=stopped)
+    scope = for_scope(registration.class_, asked, registration.defaults.tasks_max, stopped_by_helper=stopped)
     defaults = {name: value for name, value in scope.items() if name not in asked}
     units = [_unit(UnitNames(registration.name).scope, None, defaults, asked)]
     if registration.slice_properties is not None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from moorage.authz.allowed_properties import TASKS_MAX
 from moorage.machines.errors import NoIdMapping
 from moorage.machines.model import MachineClass
 from moorage.pid1 import unit_files
@@ -47,13 +46,14 @@ SHOWN: Final = (
 
 
 def for_scope(
-    class_: MachineClass, asked: Mapping[str, Json], *, stopped_by_helper: bool
+    class_: MachineClass, asked: Mapping[str, Json], tasks_max: int, *, stopped_by_helper: bool
 ) -> dict[str, Json]:
     """Return the properties of a machine's scope: the defaults of its class, and the caller's over them.
 
     Args:
         class_: of the machine.
         asked: for by the caller.
+        tasks_max: the default limit of tasks.
         stopped_by_helper: the end of a helper stops the machine.
 
     Raises:
@@ -70,7 +70,7 @@ def for_scope(
         )
     defaults: dict[str, Json] = {}
     if "TasksMaxScale" not in asked:
-        defaults["TasksMax"] = TASKS_MAX
+        defaults["TasksMax"] = tasks_max
     # A container manager divides its control group among its payload; a VMM has no use for that (seed 000).
     if class_ is MachineClass.container and "DelegateControllers" not in asked:
         defaults["Delegate"] = True

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import trio
 
-from moorage.authz.allowed_properties import MACHINE_SLICE
 from moorage.authz.allowed_properties import check as check_rights
 from moorage.authz.ownership import NotOwned, check_unit, is_in_namespace_of, runs_as
 from moorage.kernel.process import ProcessGone
@@ -193,6 +192,7 @@ class Registrar:
                 registration.slice,
                 registration.registrant,
                 slice_properties=registration.slice_properties,
+                defaults=registration.defaults,
             )
         intent = self._intent(registration, deadline)
         claim = self._registry.begin(registration.name, registration.leader, registration.registrant)
@@ -370,5 +370,5 @@ class Registrar:
             above = None if rehearsed else group.rpartition("/")[0]
             units.append(effective.Unit(registration.slice_properties, above, slice=slice_))
         units += helper_units(record, registration.helpers, helpers, rehearsed=rehearsed)
-        parent, user = registration.slice or MACHINE_SLICE, self._directories.user
-        return await effective.compare(self._manager, units, parent, user=user)
+        user = self._directories.user
+        return await effective.compare(self._manager, units, registration.parent_slice, user=user)

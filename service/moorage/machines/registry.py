@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import trio
 
 from moorage.kernel.process import ProcessId
@@ -25,6 +26,24 @@ VERDICTS_PER_UID_MAX = 128
 
 VERDICT_KEEP_USEC = 10 * 60 * 1_000_000
 """For how long a verdict is kept, µs: a launcher that restarts after a crash comes back within minutes."""
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """How many machines there may be.
+
+    Attributes:
+        machines: in all.
+        machines_per_uid: of one uid without rights.
+        verdicts: that are kept.
+        verdicts_per_uid: of such a uid.
+        verdict_keep_usec: for how long, µs.
+    """
+
+    machines: int = MACHINES_MAX
+    machines_per_uid: int = MACHINES_PER_UID_MAX
+    verdicts: int = VERDICTS_MAX
+    verdicts_per_uid: int = VERDICTS_PER_UID_MAX
+    verdict_keep_usec: int = VERDICT_KEEP_USEC
 
 
 class Claim:
@@ -49,13 +68,16 @@ class Registry:
 
     Args:
         trusted: uids to which only the limits in all apply.
+        bounds: how many there may be.
 
     Attributes:
+        bounds: how many there may be from now on; of what there is already, nothing goes because of them but verdicts.
         shared: number of machines that only their leaders tell: others live in their control groups.
     """
 
-    def __init__(self, trusted: frozenset[int] = frozenset({0})) -> None:
+    def __init__(self, trusted: frozenset[int] = frozenset({0}), bounds: Bounds = Bounds()) -> None:  # noqa: B008
         self._trusted = trusted
+        self.bounds = bounds
         self.shared = 0
         self._by_name: dict[str, Machine] = {}
         self._by_unit: dict[str, Machine] = {}  # those that are the whole of their unit
@@ -108,9 +130,9 @@ class Registry:
             raise LeaderTaken(holder.name, holder.record.placement)
         if (other := self._claimed_leaders.get(leader)) is not None:
             raise LeaderTaken(other, None)
-        if len(self._by_name) + len(self._claims) >= MACHINES_MAX:
+        if len(self._by_name) + len(self._claims) >= self.bounds.machines:
             raise Full
-        if registrant not in self._trusted and self._count(registrant) >= MACHINES_PER_UID_MAX:
+        if registrant not in self._trusted and self._count(registrant) >= self.bounds.machines_per_uid:
             raise Full
         claim = Claim(name, leader, registrant)
         self._claims[name] = claim
@@ -195,14 +217,14 @@ class Registry:
         self._verdicts.pop(machine.name, None)
         self._verdicts[machine.name] = machine
         dropped = [
-            self._verdicts.pop(next(iter(self._verdicts))) for _ in range(len(self._verdicts) - VERDICTS_MAX)
+            self._verdicts.pop(next(iter(self._verdicts)))
+            for _ in range(len(self._verdicts) - self.bounds.verdicts)
         ]
         registrant = machine.record.registrant
         if registrant not in self._trusted:
             own = [each for each in self._verdicts.values() if each.record.registrant == registrant]
-            dropped += [
-                self._verdicts.pop(each.name) for each in own[: max(0, len(own) - VERDICTS_PER_UID_MAX)]
-            ]
+            excess = max(0, len(own) - self.bounds.verdicts_per_uid)
+            dropped += [self._verdicts.pop(each.name) for each in own[:excess]]
         return dropped
 
     def expire(self, now_monotonic: int) -> list[Machine]:
@@ -215,7 +237,7 @@ class Registry:
             machine
             for machine in self._verdicts.values()
             if machine.record.verdict is not None
-            and machine.record.verdict.exited_at.monotonic + VERDICT_KEEP_USEC <= now_monotonic
+            and machine.record.verdict.exited_at.monotonic + self.bounds.verdict_keep_usec <= now_monotonic
         ]
         for machine in old:
             del self._verdicts[machine.name]

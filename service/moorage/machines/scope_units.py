@@ -54,6 +54,7 @@ def describe(
     scope = properties.for_scope(
         registration.class_,
         registration.properties,
+        registration.defaults.tasks_max,
         stopped_by_helper=any(
             helper.on_failure is HelperFailure.stop_machine for helper in registration.helpers
         ),

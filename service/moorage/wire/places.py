@@ -51,6 +51,10 @@ class Places(Generic[T]):
     def __len__(self) -> int:
         return self._count
 
+    def limit(self, total: int, per_uid: int) -> None:
+        """Have other limits from now on."""
+        self._total, self._per_uid = total, per_uid
+
     def refusal(self, uid: int, own_closing: int = 0, all_closing: int = 0) -> tuple[int, T | None]:
         """Look for a place.
 

@@ -107,6 +107,15 @@ class Server:
         self._quiet = trio.Event()
         self._stopped = trio.Event()
 
+    def limit(self, limits: Limits) -> None:
+        """Have other limits from now on. Of the connections that there are already, none is closed for them.
+
+        Args:
+            limits: for the peers. Those for what is unread, and for how long, are the ones that the server began with.
+        """
+        self.limits = limits
+        self._users.limit(limits.connections, limits.connections_per_uid)
+
     @property
     def connections(self) -> int:
         """Number of connections, without those that are being refused."""

@@ -80,6 +80,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     f"{OURS}List": {},
     f"{OURS}Describe": {"name": "web"},
     f"{OURS}DescribeProperties": {"type": "scope"},
+    f"{OURS}DescribeConfiguration": {},
     f"{OURS}Find": {"unit": "machine-web.scope"},
     f"{OURS}Subscribe": {},
     f"{THEIRS}List": {"name": "web"},

@@ -257,7 +257,7 @@ def test_started_means_ready(moored: None) -> None:
     assert state == {
         "ActiveState": "active",
         "StatusText": "Keeping 0 machines.",
-        "Type": "notify",
+        "Type": "notify-reload",
         "NotifyAccess": "main",
     }
 

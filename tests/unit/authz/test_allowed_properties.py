@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from moorage.authz import allowed_properties as rights
 from moorage.authz.allowed_properties import SCOPE, Choice, Range, check, is_below_slice_of
+from moorage.machines.model import TASKS_MAX, Defaults
 from moorage.pid1.manager import InvalidProperty
 
 ALICE = 1000
@@ -93,7 +93,7 @@ def test_choices(name: str, values: Choice) -> None:
 
 
 def test_nothing_is_more_than_the_default() -> None:
-    for name, default in (("CPUWeight", 100), ("IOWeight", 100), ("TasksMax", rights.TASKS_MAX)):
+    for name, default in (("CPUWeight", 100), ("IOWeight", 100), ("TasksMax", TASKS_MAX)):
         assert allows(name, default)
         assert not allows(name, default + 1)
     # A stop ends, and does not keep a shutdown longer than any other unit does.
@@ -129,6 +129,18 @@ def test_slices() -> None:
         with pytest.raises(InvalidProperty) as failure:
             check({}, slice_, ALICE)
         assert failure.value.property == "Slice"
+
+
+def test_other_defaults() -> None:
+    defaults = Defaults("vms.slice", 100)
+    for slice_ in (None, "vms.slice", "user-1000.slice"):
+        check({"TasksMax": 100}, slice_, ALICE, defaults=defaults)
+    for properties, slice_ in (({}, "machine.slice"), ({}, "vms-x.slice"), ({"TasksMax": 101}, None)):
+        with pytest.raises(InvalidProperty):
+            check(properties, slice_, ALICE, defaults=defaults)
+    with pytest.raises(InvalidProperty, match=r"vms\.slice, user-1000\.slice"):
+        check({}, "machine.slice", ALICE, defaults=defaults)
+    check({"TasksMax": 20_000}, None, ALICE, defaults=Defaults(tasks_max=20_000))
 
 
 def test_a_slice_of_its_own() -> None:

@@ -160,6 +160,12 @@ class FakeMachine(Interface):
         further = {"NoNewPrivileges": "b"} if params.type == wire.UnitType.service else {}
         return wire.DescribePropertiesOut(properties=SIGNATURES | further)
 
+    @method("DescribeConfiguration")
+    def describe_configuration(self, call: Call, params: Empty) -> wire.DescribeConfigurationOut:
+        del call, params
+        option = wire.Option(name="machinesMax", value="16384", default="16384", source="default")
+        return wire.DescribeConfigurationOut(options=[option])
+
     @method("Find")
     def find(self, call: Call, params: wire.FindIn) -> wire.MachineOut:
         pid = None

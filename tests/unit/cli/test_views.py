@@ -44,6 +44,42 @@ def test_an_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Ended: it was killed for lack of memory, leader ended by SIGKILL, result oom-kill" in lines
 
 
+def option(name: str, **values: str) -> dict[str, str]:
+    return {"name": name, "value": "5", "default": "7", "inAnotherVersion": "x", **values}
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ([option("a"), option("longer", value="10min")], ["OPTION  VALUE", "a       5", "longer  10min"]),
+        ([option("a", source="default")], ["OPTION  VALUE  SOURCE", "a       5      default"]),
+        (
+            [
+                option("a", source="/etc/a:1"),
+                option("b", source="default", afterRestart="6", afterRestartSource="/etc/a:2"),
+            ],
+            [
+                "OPTION  VALUE  SOURCE    AFTER RESTART",
+                "a       5      /etc/a:1",
+                "b       5      default   6 (/etc/a:2)",
+            ],
+        ),
+        ([option("a", afterRestart="6")], ["OPTION  VALUE  AFTER RESTART", "a       5      6"]),
+        (
+            [option("a", source="/etc/\x1b[1m:1")],
+            ["OPTION  VALUE  SOURCE", "a       5      /etc/\\x1b[1m:1"],
+        ),
+    ],
+)
+def test_a_configuration(
+    capsys: pytest.CaptureFixture[str], options: list[dict[str, str]], lines: list[str]
+) -> None:
+    views.show_configuration(raw({"options": options, "problems": ["/etc/a:3: wrong\x1b[1m"]}))
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == lines
+    assert shown.err == "Warning: /etc/a:3: wrong\\x1b[1m\n"
+
+
 def test_an_end_of_which_little_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     lines = status(
         capsys, {"phase": "exited", "verdict": {"result": "success", "exitedAt": {}, "accounting": {}}}

@@ -2,22 +2,19 @@
 
 import pytest
 
-from moorage.cli.commands import control, machine, options
+from moorage.cli.commands import control, options
 from moorage.client import methods
-from moorage.machines import control as stopping
-from moorage.machines import freezing, registration
-from moorage.machines.helpers import changing
+from moorage.configuration.options import HOUR, SECOND
+from moorage.machines import freezing
 
 
 @pytest.mark.parametrize(
     ("ours", "service"),
     [
-        (methods.REGISTER_SECONDS, registration.REGISTER_SECONDS),
-        (methods.STOP_SECONDS, stopping.STOP_SECONDS),
+        (methods.SERVICE_SECONDS, HOUR / SECOND),
+        (methods.SERVICE_SECONDS, options.SERVICE_SECONDS),
         (methods.FREEZE_SECONDS, freezing.FREEZE_SECONDS),
-        (methods.HELPERS_SECONDS, changing.HELPERS_SECONDS),
-        (methods.STOP_SECONDS, control.STOP_SECONDS),
-        (methods.REGISTER_SECONDS, machine.REGISTER_SECONDS),
+        (methods.FREEZE_SECONDS, control.FREEZE_SECONDS),
         (methods.ANSWER_SECONDS, options.ANSWER_SECONDS),
     ],
 )
@@ -29,10 +26,11 @@ def test_they_are_the_same(ours: float, service: float) -> None:
     ("request_", "seconds"),
     [
         (methods.Describe("web"), 45),
-        (methods.Register("web", class_="vm"), 45),
+        (methods.Kill("web", signal=9), 45),
+        (methods.Register("web", class_="vm"), 3615),
         (methods.Register("web", class_="vm", timeout_usec=2_000_000), 17),
-        (methods.Stop("web"), 215),
-        (methods.Stop("web", allow_interactive_authentication=True), 515),
+        (methods.Stop("web"), 3615),
+        (methods.Stop("web", allow_interactive_authentication=True), 3915),
         (methods.Thaw("web", timeout_usec=500_000), 15.5),
     ],
 )

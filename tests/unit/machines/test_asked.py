@@ -7,7 +7,7 @@ import pytest
 
 from moorage.kernel.process import ProcessId
 from moorage.machines.asked import differing, digests
-from moorage.machines.model import HelperSpec, Identity, MachineClass, Registration
+from moorage.machines.model import Defaults, HelperSpec, Identity, MachineClass, Registration
 
 PLAIN = Registration(
     name="web", class_=MachineClass.vm, registrant=1, leader=ProcessId(2, 3, "4" * 32), leader_pidfd=5, leader_uid=6,
@@ -38,6 +38,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
 CALL = {
     "name": "other", "registrant": 7, "leader": ProcessId(8, 9, "a" * 32), "leader_pidfd": 10, "leader_uid": 11,
     "supervisor": ProcessId(12, 13, "b" * 32), "dry_run": True, "privileged": True,
+    "defaults": Defaults("other.slice", 5),
 }  # fmt: skip
 """What says whose call it is, and how it is to be carried out."""
 

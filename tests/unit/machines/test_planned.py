@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from moorage.kernel.process import ProcessId
-from moorage.machines.model import HelperSpec, MachineClass, Registration
+from moorage.machines.model import Defaults, HelperSpec, MachineClass, Registration
 from moorage.machines.planned import PlannedUnit, planned
 from moorage.machines.properties import sandbox
 
@@ -33,6 +33,13 @@ def test_a_scope_has_the_defaults_of_its_class_and_what_was_asked_for() -> None:
     assert plan(class_=MachineClass.container, properties={"TasksMax": 5}) == [
         PlannedUnit(scope, None, {"Delegate": True}, {"TasksMax": 5})
     ]
+
+
+def test_the_defaults_are_those_of_the_registration() -> None:
+    defaults = Defaults("vms.slice", 7)
+    assert plan(defaults=defaults)[0].defaults == {"TasksMax": 7}
+    assert plan(defaults=defaults, slice_properties={})[1].unit == "vms-web.slice"
+    assert plan(defaults=defaults, slice="a.slice", slice_properties={})[1].unit == "a-web.slice"
 
 
 def test_a_machine_in_place_gets_no_units() -> None:

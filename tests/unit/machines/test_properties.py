@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from moorage.machines.model import MachineClass
+from moorage.machines.model import TASKS_MAX, MachineClass
 from moorage.machines.properties import (
     COMMANDS,
     REFUSED_ON_HELPERS,
@@ -34,20 +34,20 @@ from moorage.pid1.manager import InvalidProperty, Json
     ],
 )
 def test_defaults_of_scopes(class_: MachineClass, asked: dict[str, Json], expected: dict[str, Json]) -> None:
-    assert for_scope(class_, asked, stopped_by_helper=False) == expected
+    assert for_scope(class_, asked, TASKS_MAX, stopped_by_helper=False) == expected
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED_ON_SCOPES))
 def test_refused_on_scopes_by_name(name: str) -> None:
     with pytest.raises(InvalidProperty) as failure:
-        for_scope(MachineClass.vm, {name: True}, stopped_by_helper=False)
+        for_scope(MachineClass.vm, {name: True}, TASKS_MAX, stopped_by_helper=False)
     assert (failure.value.property, failure.value.owner) == (name, None)
 
 
 def test_a_scope_of_a_user_is_not_stopped_by_a_helper() -> None:
-    for_scope(MachineClass.vm, {"User": "alice"}, stopped_by_helper=False)
+    for_scope(MachineClass.vm, {"User": "alice"}, TASKS_MAX, stopped_by_helper=False)
     with pytest.raises(InvalidProperty, match="User"):
-        for_scope(MachineClass.vm, {"User": "alice"}, stopped_by_helper=True)
+        for_scope(MachineClass.vm, {"User": "alice"}, TASKS_MAX, stopped_by_helper=True)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED_ON_SLICES))

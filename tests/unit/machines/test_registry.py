@@ -19,6 +19,7 @@ from moorage.machines.registry import (
     VERDICT_KEEP_USEC,
     VERDICTS_MAX,
     VERDICTS_PER_UID_MAX,
+    Bounds,
     Claim,
     Registry,
 )
@@ -219,6 +220,31 @@ def test_a_user_has_a_part_of_the_machines_and_verdicts() -> None:
         dropped += registry.retire(ended(one, at=number))
     assert [one.name for one in dropped] == ["m1", "m2"]
     assert registry.verdict("root") is not None
+
+
+def test_other_bounds_hold_from_then_on_and_take_nothing_but_verdicts() -> None:
+    registry = Registry()
+    for number in range(1, 6):
+        registry.add(machine(f"m{number}", number, registrant=1000))
+    registry.bounds = Bounds(
+        machines=3, machines_per_uid=2, verdicts=2, verdicts_per_uid=1, verdict_keep_usec=7
+    )
+    assert len(registry) == 5
+    with pytest.raises(Full):
+        registry.begin("more", leader(10))
+    dropped: list[Machine] = []
+    for number in range(1, 5):
+        one = registry.get(f"m{number}")
+        assert one is not None
+        dropped += registry.retire(ended(one, at=number))
+    assert [one.name for one in dropped] == ["m1", "m2", "m3"]
+    registry.abandon(registry.begin("more", leader(10), 1000))
+    registry.begin("root", leader(10))
+    registry.begin("more", leader(11), 1000)
+    with pytest.raises(Full):
+        registry.begin("most", leader(12), 0)
+    assert registry.expire(4 + 6) == []
+    assert [one.name for one in registry.expire(4 + 7)] == ["m4"]
 
 
 def test_who_is_trusted_has_no_less_than_all() -> None:

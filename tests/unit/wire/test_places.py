@@ -22,6 +22,18 @@ def test_each_has_a_limit_and_so_have_all() -> None:
     assert len(places) == 2
 
 
+def test_other_limits_hold_from_then_on() -> None:
+    places = Places[Occupant](total=4, per_uid=2)
+    for uid in (1, 1, 2):
+        places.take(Occupant(uid, idle=False))
+    places.limit(total=3, per_uid=3)
+    assert places.refusal(1) == (errno.EBUSY, None)
+    places.limit(total=4, per_uid=1)
+    assert places.refusal(2) == (errno.EUSERS, None)
+    assert places.refusal(3) == (0, None)
+    assert len(places) == 3
+
+
 def test_who_has_most_loses_the_oldest_that_is_idle() -> None:
     places = Places[Occupant](total=4, per_uid=4)
     busy, oldest, younger = Occupant(1, idle=False), Occupant(1), Occupant(1)

@@ -723,6 +723,25 @@ async def test_connections_of_one_user(
         await running.settled()
 
 
+async def test_other_limits_hold_for_who_comes_then(
+    serve: Serve, read_messages: ReadMessages, read_until_end: ReadUntilEnd
+) -> None:
+    async with serve(Limits(connections_per_uid=1), trusted=False) as running:
+        with running.connect() as first, running.connect() as second:
+            first.send(GET_INFO)
+            await read_messages(first, 1)
+            second.send(GET_INFO)
+            assert json.loads((await read_until_end(second))[:-1]) == system(errno.EUSERS)
+            running.server.limit(Limits(connections_per_uid=2))
+            with running.connect() as third:
+                third.send(GET_INFO)
+                assert json.loads((await read_messages(third, 1))[0]) == GET_INFO_REPLY
+                running.server.limit(Limits(connections=1))
+                for raw in (first, third):
+                    raw.send(GET_INFO)
+                    assert json.loads((await read_messages(raw, 1))[0]) == GET_INFO_REPLY
+
+
 async def test_connections_in_all_and_those_that_wait_to_be_refused(
     serve: Serve, read_messages: ReadMessages, read_until_end: ReadUntilEnd
 ) -> None:

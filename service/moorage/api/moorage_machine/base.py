@@ -9,11 +9,13 @@ from moorage.api.calls import Authority, find_named, managed
 from moorage.api.descriptions import load_description
 from moorage.api.moorage_machine import convert
 from moorage.api.moorage_machine import types as wire
+from moorage.configuration.current import Configuration
 from moorage.machines import model
 from moorage.machines.machine import Machine
 from moorage.machines.services import Services
 from moorage.pid1.manager import Manager
 from moorage.wire.call import Call
+from moorage.wire.errors import InvalidParameter
 from moorage.wire.service import Interface
 
 
@@ -24,15 +26,33 @@ class Handlers(Interface):
         services: what is done with machines.
         authority: the policy.
         manager: has the properties of units.
+        configuration: has deadlines and defaults.
         registry: which machines there are.
     """
 
-    def __init__(self, services: Services, authority: Authority, manager: Manager) -> None:
+    def __init__(
+        self, services: Services, authority: Authority, manager: Manager, configuration: Configuration
+    ) -> None:
         super().__init__(load_description("io.moorage.Machine"))
         self.services = services
         self.registry = services.registry
         self.authority = authority
         self.manager = manager
+        self.configuration = configuration
+
+    def seconds(self, timeout_usec: int | None, default_usec: float) -> float:
+        """Return how long a call may take, in s.
+
+        Args:
+            timeout_usec: its parameter ``timeoutUSec``; None if the caller leaves it to us.
+            default_usec: what it is then.
+
+        Raises:
+            InvalidParameter: the caller may not have so much.
+        """
+        if timeout_usec is not None and timeout_usec > self.configuration.settings.timeout_max_usec:
+            raise InvalidParameter("timeoutUSec")
+        return (default_usec if timeout_usec is None else timeout_usec) / 1e6
 
     def known(self, name: str) -> Machine:
         """Return a machine, living or gone.

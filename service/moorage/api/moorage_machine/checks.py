@@ -8,8 +8,8 @@ from moorage import errors, names
 from moorage.api.calls import AsRoot, Authority, authorize
 from moorage.api.moorage_machine import types as wire
 from moorage.authz import allowed_properties
-from moorage.authz.allowed_properties import MACHINE_SLICE
 from moorage.authz.policy import IN_PLACE
+from moorage.configuration.options import Settings
 from moorage.machines import model
 from moorage.machines.helpers.spec import bad_argument
 from moorage.names import UnitNames
@@ -19,12 +19,14 @@ from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
 
 
-def check_registration(params: wire.RegisterIn) -> None:
+def check_registration(params: wire.RegisterIn, settings: Settings) -> None:
     """Check the parameters of a registration, except its identity and its helpers.
 
     Raises:
         InvalidParameter: one of them is malformed, or does not go with another one.
     """
+    if params.execStopTimeoutUSec is not None and params.execStopTimeoutUSec > settings.timeout_max_usec:
+        raise InvalidParameter("execStopTimeoutUSec")
     if not names.is_machine_name(params.name):
         raise InvalidParameter("name")
     if params.execStop and (place := bad_argument(params.execStop)) is not None:
@@ -32,7 +34,7 @@ def check_registration(params: wire.RegisterIn) -> None:
     if params.slice is not None and not names.is_slice_name(params.slice):
         raise InvalidParameter("slice")
     if params.sliceProperties is not None and not names.is_slice_name(
-        UnitNames(params.name).slice(params.slice or MACHINE_SLICE)
+        UnitNames(params.name).slice(params.slice or settings.slice)
     ):
         raise InvalidParameter("sliceProperties")  # the name of the slice would be too long
     if params.description is not None and not (
@@ -53,7 +55,12 @@ def check_registration(params: wire.RegisterIn) -> None:
 
 
 async def authorize_registration(
-    call: Call, authority: Authority, params: wire.RegisterIn, details: Mapping[str, str], as_root: AsRoot
+    call: Call,
+    authority: Authority,
+    params: wire.RegisterIn,
+    details: Mapping[str, str],
+    as_root: AsRoot,
+    defaults: model.Defaults,
 ) -> None:
     """Authorise a registration.
 
@@ -70,6 +77,7 @@ async def authorize_registration(
             params.slice,
             call.peer.uid,
             slice_properties=params.sliceProperties,
+            defaults=defaults,
         )
     except InvalidProperty as error:
         excess = error

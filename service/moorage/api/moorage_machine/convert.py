@@ -9,12 +9,19 @@ from msgspec.structs import asdict
 from moorage.api.leader import Leader
 from moorage.api.moorage_machine import types as wire
 from moorage.api.wire_types import process_id, timestamp
+from moorage.configuration.current import Entry
 from moorage.machines import model
 from moorage.machines.limits import Difference
 
 
 def registration(
-    params: wire.RegisterIn, registrant: int, identity: model.Identity, leader: Leader, *, privileged: bool
+    params: wire.RegisterIn,
+    registrant: int,
+    identity: model.Identity,
+    leader: Leader,
+    defaults: model.Defaults,
+    *,
+    privileged: bool,
 ) -> model.Registration:
     """Convert a registration."""
     return model.Registration(
@@ -37,6 +44,7 @@ def registration(
         lease=bool(params.lease),
         dry_run=bool(params.dryRun),
         privileged=privileged,
+        defaults=defaults,
     )
 
 
@@ -72,6 +80,29 @@ def helper_status(found: model.HelperStatus) -> wire.HelperStatus:
         invocationId=found.invocation_id or None,
         sockets=list(found.helper.sockets),
     )
+
+
+def options(entries: Iterable[Entry], *, sources: bool) -> list[wire.Option]:
+    """Convert the options of the configuration.
+
+    Args:
+        entries: all of them.
+        sources: include where their values come from.
+    """
+    found: list[wire.Option] = []
+    for entry in entries:
+        after, source = entry.after or (None, None)
+        found.append(
+            wire.Option(
+                name=entry.name,
+                value=entry.value,
+                default=entry.default,
+                source=entry.source if sources else None,
+                afterRestart=after,
+                afterRestartSource=source if sources else None,
+            )
+        )
+    return found
 
 
 def differences(found: Iterable[Difference]) -> list[wire.Difference]:

@@ -31,7 +31,8 @@ class Helpers(Handlers):
             raise InvalidParameter("helpers")
         statuses: Sequence[model.HelperStatus] = ()
         with translated(REFUSALS):
-            async with aclosing(self.services.changing.add(machine, specs)) as changes:
+            timeout = self.configuration.settings.helpers_timeout_usec / 1e6
+            async with aclosing(self.services.changing.add(machine, specs, timeout=timeout)) as changes:
                 async for statuses in changes:
                     if call.more:
                         yield wire.HelpersOut(helpers=[convert.helper_status(each) for each in statuses])
@@ -55,5 +56,6 @@ class Helpers(Handlers):
         """Reload the helpers that can be reloaded."""
         machine = await self.managed(call, params)
         with translated(REFUSALS):
-            reloaded, skipped = await self.services.changing.reload(machine)
+            timeout = self.configuration.settings.helpers_timeout_usec / 1e6
+            reloaded, skipped = await self.services.changing.reload(machine, timeout=timeout)
         return wire.ReloadOut(reloaded=reloaded, skipped=skipped)

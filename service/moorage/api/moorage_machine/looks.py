@@ -1,4 +1,4 @@
-"""Handlers of the calls that only look: List, Describe, DescribeProperties, Find."""
+"""Handlers of the calls that only look: List, Describe, DescribeProperties, DescribeConfiguration, Find."""
 
 from __future__ import annotations
 
@@ -79,6 +79,17 @@ class Looks(Handlers):
             properties={
                 name: signature for name, signature in types.settable.items() if "h" not in signature
             }
+        )
+
+    @method("DescribeConfiguration")
+    def describe_configuration(self, call: Call, params: Empty) -> wire.DescribeConfigurationOut:
+        """Return the options in force; to root and the owner also where they come from, and what is wrong."""
+        permit(call, self.authority)
+        whole = self.authority.policy.is_root(call.peer.uid)
+        found = self.configuration
+        return wire.DescribeConfigurationOut(
+            options=convert.options(found.entries(), sources=whole),
+            problems=(found.problems or None) if whole else None,
         )
 
     @method("Find")

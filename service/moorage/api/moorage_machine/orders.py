@@ -12,7 +12,6 @@ from moorage.api.moorage_machine.errors import REFUSALS
 from moorage.api.refusals import translated
 from moorage.authz.policy import WITH_HELPERS
 from moorage.machines import model
-from moorage.machines.control import STOP_SECONDS
 from moorage.machines.freezing import FREEZE_SECONDS
 from moorage.pid1.manager import NoSuchUnit
 from moorage.wire.call import Call
@@ -44,29 +43,29 @@ class Orders(Handlers):
         self, call: Call, params: wire.StopIn
     ) -> AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
         """Stop a machine; reply when it is gone, with ``more`` also when it begins to stop."""
+        timeout = self.seconds(params.timeoutUSec, self.configuration.settings.stop_timeout_usec)
         machine = await self.managed(call, params, params.ifInvocationId)
         with translated(REFUSALS):
             if call.more:
                 await self.services.control.begin_stop(machine, wait=0)
                 yield wire.MachineOut(machine=self.shown(call, machine))
-            timeout = STOP_SECONDS if params.timeoutUSec is None else params.timeoutUSec / 1e6
             await self.services.control.stop(machine, timeout=timeout)
         yield Last(wire.MachineOut(machine=self.shown(call, machine)))
 
     @method("Freeze")
     async def freeze(self, call: Call, params: wire.FreezeIn) -> None:
         """Freeze a machine, and its helpers if that is wanted; reply when the kernel says that they are."""
+        timeout = self.seconds(params.timeoutUSec, FREEZE_SECONDS * 1e6)
         variant = WITH_HELPERS if params.helpers else ""
         machine = await self.managed(call, params, params.ifInvocationId, variant=variant)
-        timeout = FREEZE_SECONDS if params.timeoutUSec is None else params.timeoutUSec / 1e6
         with translated(REFUSALS):
             await self.services.freezing.freeze(machine, helpers=bool(params.helpers), timeout=timeout)
 
     @method("Thaw")
     async def thaw(self, call: Call, params: wire.ThawIn) -> None:
         """Let a machine and its helpers run again; reply when they do."""
+        timeout = self.seconds(params.timeoutUSec, FREEZE_SECONDS * 1e6)
         machine = await self.managed(call, params, params.ifInvocationId)
-        timeout = FREEZE_SECONDS if params.timeoutUSec is None else params.timeoutUSec / 1e6
         with translated(REFUSALS):
             await self.services.freezing.thaw(machine, timeout=timeout)
 

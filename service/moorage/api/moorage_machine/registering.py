@@ -17,7 +17,7 @@ from moorage.authz.ownership import UnitNotOwned
 from moorage.machines import model
 from moorage.machines.helpers.programs import is_program
 from moorage.machines.machine import Machine
-from moorage.machines.registration import REGISTER_SECONDS, Registered
+from moorage.machines.registration import Registered
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
 from moorage.wire.method import method
@@ -29,11 +29,13 @@ class Registering(Handlers):
     @method("Register")
     async def register(self, call: Call, params: wire.RegisterIn) -> wire.RegisterOut:
         """Register a machine, in a scope of its own or where its leader is."""
-        check_registration(params)
+        settings = self.configuration.settings
+        timeout = self.seconds(params.timeoutUSec, settings.register_timeout_usec)
+        check_registration(params, settings)
         about = identity(params)
         details = {"name": params.name, "class": params.class_, "verb": "register"}
         as_root = AsRoot(call, self.authority, details, interactive=params.allowInteractiveAuthentication)
-        await authorize_registration(call, self.authority, params, details, as_root)
+        await authorize_registration(call, self.authority, params, details, as_root, settings.defaults)
         pidfd, blamed = None, "leader"
         if params.leaderFileDescriptor is not None:
             blamed = "leaderFileDescriptor"
@@ -42,12 +44,12 @@ class Registering(Handlers):
             leader = await open_leader(call, self.services.registrar, params.leader, pidfd, blamed, as_root)
             try:
                 wanted = convert.registration(
-                    params, call.peer.uid, about, leader, privileged=as_root.granted
+                    params, call.peer.uid, about, leader, settings.defaults, privileged=as_root.granted
                 )
                 await self.services.changing.check(wanted.helpers, wanted.name)
                 if wanted.exec_stop and not await is_program(wanted.exec_stop[0]):
                     raise InvalidParameter("execStop[0]")
-                done = await self._registered(call, wanted, params.timeoutUSec, as_root)
+                done = await self._registered(call, wanted, timeout, as_root)
             finally:
                 leader.close()
         return wire.RegisterOut(
@@ -59,11 +61,10 @@ class Registering(Handlers):
         )
 
     async def _registered(
-        self, call: Call, wanted: model.Registration, timeout_usec: int | None, as_root: AsRoot
+        self, call: Call, wanted: model.Registration, timeout: float, as_root: AsRoot
     ) -> Registered:
         """Register; ask for the rights of root if that fails because the unit belongs to another user."""
         registrar = self.services.registrar
-        timeout = REGISTER_SECONDS if timeout_usec is None else timeout_usec / 1e6
         lease = call.wait_gone if wanted.lease else None
         try:
             return await registrar.find_or_register(wanted, timeout=timeout, lease=lease)

@@ -9,13 +9,12 @@ from msgspec import Meta, field
 
 from moorage.api.identity import IdentityIn
 from moorage.api.wire_types import ProcessId, Signal, Timestamp
+from moorage.configuration.options import HOUR
 from moorage.machines import model
 from moorage.wire.types import Int, Parameters, Reply
 
-TIMEOUT_MAX_USEC = 600_000_000
-"""Longest deadline that a caller may set, in µs: no start or stop that takes longer ends well."""
-
-TimeoutUSec = Annotated[int, Meta(ge=1, le=TIMEOUT_MAX_USEC)]
+TimeoutUSec = Annotated[int, Meta(ge=1, le=HOUR)]
+"""A deadline that a caller sets, in µs. The configuration has the longest one, which is an hour at most."""
 
 
 class MachineClass(StrEnum):
@@ -268,6 +267,24 @@ class DescribePropertiesOut(Reply, kw_only=True, omit_defaults=False):
     """Reply of DescribeProperties: D-Bus signatures, by the names of the properties."""
 
     properties: dict[str, str]
+
+
+class Option(Reply, kw_only=True):
+    """An option of the configuration."""
+
+    name: str
+    value: str
+    default: str
+    source: str | None = None
+    afterRestart: str | None = None  # noqa: N815
+    afterRestartSource: str | None = None  # noqa: N815
+
+
+class DescribeConfigurationOut(Reply, kw_only=True):
+    """Reply of DescribeConfiguration."""
+
+    options: list[Option]
+    problems: list[str] | None = None
 
 
 class FindIn(Parameters, kw_only=True):

@@ -31,6 +31,7 @@ from moorage.api.systemd_machine.types import (
 from moorage.api.wire_types import ProcessId, process_id, timestamp
 from moorage.authz.ownership import NotOwned
 from moorage.authz.policy import IN_PLACE, METADATA
+from moorage.configuration.current import Configuration
 from moorage.kernel import process
 from moorage.machines import model
 from moorage.machines.machine import Machine
@@ -49,8 +50,9 @@ TERMINATE_SECONDS = 5.0
 class SystemdMachine(Interface):
     """The handlers of io.systemd.Machine."""
 
-    def __init__(self, services: Services, authority: Authority) -> None:
+    def __init__(self, services: Services, authority: Authority, configuration: Configuration) -> None:
         super().__init__(load_description("io.systemd.Machine"))
+        self._configuration = configuration
         self._services = services
         self._registry = services.registry
         self._authority = authority
@@ -72,6 +74,7 @@ class SystemdMachine(Interface):
             variant="" if params.allocateUnit else IN_PLACE,
             interactive=params.allowInteractiveAuthentication,
         )
+        settings = self._configuration.settings
         given, blamed = params.leaderProcessId, "leaderProcessId"
         if given is None:
             blamed = "leader"
@@ -95,10 +98,12 @@ class SystemdMachine(Interface):
             allocate_unit=bool(params.allocateUnit),
             identity=about,
             privileged=self._authority.policy.is_root(call.peer.uid),
+            defaults=settings.defaults,
         )
+        timeout = settings.register_timeout_usec / 1e6
         try:
             with translated(REFUSALS):
-                done = await self._services.registrar.register(wanted)
+                done = await self._services.registrar.register(wanted, timeout=timeout)
         finally:
             leader.close()
         placement = done.machine.record.placement

@@ -56,6 +56,7 @@ for _command in (
     control.thaw,
     control.forget,
     host.doctor,
+    host.config,
     helpers.check,
     helpers.add_helpers,
     helpers.remove_helper,

@@ -7,14 +7,20 @@ from typing import Any, Final
 import click
 
 from moorage.cli.address import Choice
-from moorage.cli.commands.options import ANSWER_SECONDS, JSON, NAME, addressed, chosen, finite_span, parsed
+from moorage.cli.commands.options import (
+    ANSWER_SECONDS,
+    JSON,
+    NAME,
+    SERVICE_SECONDS,
+    addressed,
+    chosen,
+    finite_span,
+    parsed,
+)
 from moorage.quantities import parse_signal
 
-STOP_SECONDS: Final = 200.0
-"""Default of the service's own deadline for Stop: time for SIGTERM, then for SIGKILL."""
-
 FREEZE_SECONDS: Final = 25.0
-"""The same for Freeze and Thaw."""
+"""Default of the service's own deadline for Freeze and Thaw."""
 
 
 @click.command()
@@ -54,7 +60,7 @@ def kill(choice: Choice, name: str, signal: int, whom: str, as_json: bool) -> No
     "--timeout",
     callback=parsed(finite_span),
     metavar="SPAN",
-    help="How long to wait until it has ended.  [default: 3min 20s]",
+    help="How long to wait until it has ended.  [default: stopTimeout of moored.conf(5), 3min 20s]",
 )
 @JSON
 @addressed
@@ -71,7 +77,7 @@ def stop(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
         address,
         "Stop",
         {"name": name, "timeoutUSec": timeout},
-        timeout=(STOP_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS,
+        timeout=(SERVICE_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS,
     )
     if as_json:
         views.show_machine_json(reply)

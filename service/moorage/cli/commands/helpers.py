@@ -13,16 +13,13 @@ import click
 
 from moorage.cli.address import Address, Choice
 from moorage.cli.commands.machine import register_seconds
-from moorage.cli.commands.options import ANSWER_SECONDS, JSON, NAME, addressed, chosen
+from moorage.cli.commands.options import ANSWER_SECONDS, JSON, NAME, SERVICE_SECONDS, addressed, chosen
 from moorage.cli.failures import Exit, Failure
 from moorage.quantities import printable
 
 if TYPE_CHECKING:
     from moorage.cli import helper_files
     from moorage.cli.service import Reply
-
-CHANGE_SECONDS: Final = 90.0
-"""Default of the service's own deadline for adding or reloading helpers."""
 
 REMOVE_SECONDS: Final = 200.0
 """Default of the service's own deadline for stopping a helper."""
@@ -200,7 +197,7 @@ def add_helpers(
         raise click.UsageError("There are no helpers to add: give FILE or --helper.")
     parameters = {"name": name, "helpers": sent}
     reply = service.call(
-        address, "AddHelpers", parameters, timeout=CHANGE_SECONDS + ANSWER_SECONDS, helpers=sent
+        address, "AddHelpers", parameters, timeout=SERVICE_SECONDS + ANSWER_SECONDS, helpers=sent
     )
     (views.show_json if as_json else views.show_helpers)(reply)
 
@@ -235,7 +232,7 @@ def reload(choice: Choice, name: str, as_json: bool) -> None:
     address = choice.resolve()
     from moorage.cli import service, views
 
-    reply = service.call(address, "Reload", {"name": name}, timeout=CHANGE_SECONDS + ANSWER_SECONDS)
+    reply = service.call(address, "Reload", {"name": name}, timeout=SERVICE_SECONDS + ANSWER_SECONDS)
     if as_json:
         views.show_json(reply)
         return

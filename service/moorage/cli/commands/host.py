@@ -1,4 +1,4 @@
-"""The command that looks at the host: ``moorctl doctor``."""
+"""Commands that look at the host and the service: ``moorctl doctor`` and ``config``."""
 
 from __future__ import annotations
 
@@ -38,3 +38,20 @@ def doctor(choice: Choice, as_json: bool) -> int:
         if finding.remedy is not None:
             click.echo(f"{'':8} -> {printable(finding.remedy)}")
     return Exit.REFUSED if failed(findings) else Exit.OK
+
+
+@click.command()
+@JSON
+@addressed
+@chosen
+def config(choice: Choice, as_json: bool) -> None:
+    """Show the configuration of the service: what is in force, and where it comes from.
+
+    Of an option that a restart will change, it also shows the value after that. What is wrong with the files follows,
+    on standard error. Users other than root see the values only.
+    """
+    address = choice.resolve()
+    from moorage.cli import service, views
+
+    reply = service.call(address, "DescribeConfiguration", {})
+    (views.show_json if as_json else views.show_configuration)(reply)

@@ -9,10 +9,7 @@ from typing import Any, Final, Literal
 import click
 
 from moorage.cli.address import Address
-from moorage.cli.commands.options import ANSWER_SECONDS, F, finite_span, parsed
-
-REGISTER_SECONDS: Final = 30.0
-"""Default of the service's own deadline for Register."""
+from moorage.cli.commands.options import ANSWER_SECONDS, SERVICE_SECONDS, F, finite_span, parsed
 
 
 def _complete_slice(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -34,7 +31,7 @@ _OPTIONS: Final = (
         "slice_",
         metavar="SLICE",
         callback=_complete_slice,
-        help="Slice to put the scope in.  [default: machine.slice]",
+        help="Slice to put the scope in.  [default: slice of moored.conf(5), machine.slice]",
     ),
     click.option("--description", metavar="TEXT", help="Description of the scope."),
     click.option(
@@ -72,7 +69,7 @@ _OPTIONS: Final = (
         "--timeout",
         callback=parsed(finite_span),
         metavar="SPAN",
-        help="How long registering may take.  [default: 30s]",
+        help="How long registering may take.  [default: registerTimeout of moored.conf(5), 30s]",
     ),
 )
 
@@ -156,4 +153,4 @@ def register_seconds(timeout: int | None) -> float:
     Args:
         timeout: of the registration, in µs; None for the service's default.
     """
-    return (REGISTER_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS
+    return (SERVICE_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS

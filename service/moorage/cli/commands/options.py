@@ -21,6 +21,10 @@ from moorage.quantities import parse_span
 ANSWER_SECONDS: Final = 15.0
 """Added to the time that the service may take for a call: it must still be able to report what went wrong."""
 
+SERVICE_SECONDS: Final = 3600.0
+"""How long a call may take at most whose time is left to the service: the largest value of its options for that,
+moored.conf(5). A service that is stuck ends the connection earlier, by its watchdog."""
+
 COMPLETION_SECONDS: Final = 2.0
 """Nobody waits longer after pressing Tab; the service may have to be started within that time, too."""
 

@@ -12,11 +12,11 @@ from typing import Any, Final
 import click
 
 from moorage.cli.address import Choice
-from moorage.cli.commands.control import STOP_SECONDS
 from moorage.cli.commands.helpers import HELPER, helper_of, program, read_helpers
 from moorage.cli.commands.machine import describing, register_seconds, registration
 from moorage.cli.commands.options import (
     ANSWER_SECONDS,
+    SERVICE_SECONDS,
     F,
     addressed,
     checked_fd,
@@ -178,7 +178,7 @@ def run(
             registration=parameters | stopping | {"lease": lease or None},
             helpers=[*given.helpers, *(helper_of(text) for text in helpers)],
             register_seconds=register_seconds(options["timeout"]),
-            stop_seconds=STOP_SECONDS + ANSWER_SECONDS,
+            stop_seconds=SERVICE_SECONDS + ANSWER_SECONDS,
             directory=directory if given.helpers else None,
             identity=identity,
             argv=argv,

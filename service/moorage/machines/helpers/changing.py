@@ -161,8 +161,14 @@ class Changing:
         slice_, user = machine.record.placement.slice, self._directories.user
         return await effective.compare(self._manager, units, slice_, user=user)
 
-    async def reload(self, machine: Machine) -> tuple[list[str], list[str]]:
+    async def reload(
+        self, machine: Machine, *, timeout: float = HELPERS_SECONDS
+    ) -> tuple[list[str], list[str]]:
         """Reload the helpers of a machine that can be reloaded: a scope cannot pass it on.
+
+        Args:
+            machine: one of the registry's.
+            timeout: in seconds.
 
         Returns:
             Names of those that were, and of those that were not.
@@ -170,7 +176,7 @@ class Changing:
         Raises:
             ManagerError: as the manager says.
         """
-        deadline = trio.current_time() + HELPERS_SECONDS
+        deadline = trio.current_time() + timeout
         statuses = self.statuses(machine)
 
         async def reload(status: HelperStatus) -> bool:

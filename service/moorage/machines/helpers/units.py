@@ -45,10 +45,12 @@ class RuntimeDirectories(msgspec.Struct, frozen=True):
     Attributes:
         user: it is the manager of a user.
         root: ``/run``, or the user's ``$XDG_RUNTIME_DIR``.
+        bytes_max: in the runtime directory of a machine whose sockets are not for root.
     """
 
     user: bool
     root: str
+    bytes_max: int = DIRECTORY_BYTES_MAX
 
     @property
     def base(self) -> str:
@@ -173,7 +175,7 @@ def _runtime(machine: MachineRef, directories: RuntimeDirectories) -> dict[str, 
     if directories.user or machine.owner == 0:
         commands: dict[str, Json] = {"ExecStart": [[_program("true"), ["true"], False]]}
     else:
-        commands = _mounted(directory, machine.owner)
+        commands = _mounted(directory, machine.owner, directories.bytes_max)
     return {
         **_bound(machine, f"Runtime directory of machine {machine.described}"),
         # Before the stopper only to keep it loaded for as long as there may be helpers.
@@ -186,7 +188,7 @@ def _runtime(machine: MachineRef, directories: RuntimeDirectories) -> dict[str, 
     }
 
 
-def _mounted(directory: str, owner: int) -> dict[str, Json]:
+def _mounted(directory: str, owner: int, bytes_max: int) -> dict[str, Json]:
     """Properties of a service that mounts a file system on its runtime directory.
 
     What is below stays root's, so that there is no moment in which others can write to the file system of ``/run``. It
@@ -198,7 +200,7 @@ def _mounted(directory: str, owner: int) -> dict[str, Json]:
     twice as long. Where it would bound nobody there is none: root can fill ``/run`` anyway, and what a user's manager
     makes is on that user's own bounded file system.
     """
-    bounds = f"size={DIRECTORY_BYTES_MAX},nr_inodes={DIRECTORY_INODES_MAX}"
+    bounds = f"size={bytes_max},nr_inodes={DIRECTORY_INODES_MAX}"
     options = f"nosuid,nodev,noexec,mode=0700,uid={owner},{bounds}"
     mount: list[Json] = ["mount", "-t", "tmpfs", "-o", options, "moorage", directory]
     return {
