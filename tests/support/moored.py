@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+import service_manager
 import trio
 
 from moorage import errors as machine_errors
@@ -59,7 +60,9 @@ UNTIL_SECONDS = 20.0
 """Longest wait for anything that should come at once: a loaded machine of two cores is slow, but not that slow."""
 
 TURN_SECONDS = 0.005
-"""Pause between two looks at what tells nobody that it changed."""
+"""First pause between two looks at what tells nobody that it changed."""
+TURN_SECONDS_MAX = 0.03
+"""Longest one: each is a tenth of what was waited for by then, as looks are work for those who are waited for."""
 
 _CLONE3 = 435  # on every architecture
 
@@ -92,6 +95,7 @@ async def until(condition: Callable[[], Any], what: str = "", *, seconds: float 
         AssertionError: it was not true in time.
     """
     result: Any = None
+    began = trio.current_time()
     with trio.move_on_after(seconds):
         while True:
             result = condition()
@@ -99,7 +103,8 @@ async def until(condition: Callable[[], Any], what: str = "", *, seconds: float 
                 result = await result
             if result:
                 return result
-            await trio.sleep(TURN_SECONDS)
+            waited = trio.current_time() - began
+            await trio.sleep(min(max(TURN_SECONDS, waited / 10), TURN_SECONDS_MAX))
     raise AssertionError(
         f"not within {seconds} s: {what or inspect.getsource(condition).strip()}; is {result!r}"
     )
@@ -197,17 +202,12 @@ MOORCTL = ("--user",) if USER else ()
 
 def scopes() -> list[str]:
     """Names of the scopes of machines that the service manager has loaded, in whatever state."""
-    text = run("systemctl", "list-units", "--all", "--plain", "--no-legend", "machine-*.scope")
-    return [line.split()[0] for line in text.splitlines()]
+    return service_manager.loaded("machine-*.scope")
 
 
 def units() -> list[str]:
     """Names of all units of machines that are loaded, in whatever state."""
-    text = run(
-        "systemctl", "list-units", "--all", "--plain", "--no-legend", "machine-*.scope", "machine-*.service",
-        "machine-*.socket",
-    )  # fmt: skip
-    return [line.split()[0] for line in text.splitlines()]
+    return service_manager.loaded("machine-*.scope", "machine-*.service", "machine-*.socket")
 
 
 def directories() -> list[str]:
@@ -245,7 +245,7 @@ def messages(unit: str, since: str | None = None) -> list[str]:
 
 def state(unit: str) -> str:
     """``ActiveState=`` of a unit."""
-    return show(unit, "ActiveState")["ActiveState"]
+    return service_manager.property_of(unit, "Unit", "ActiveState")
 
 
 def control_group(process: Process | int) -> str:
@@ -281,7 +281,7 @@ def living_records() -> list[str]:
 
 def main_pid() -> int:
     """PID of moored, 0 when it does not run."""
-    return int(show("moored.service", "MainPID")["MainPID"])
+    return service_manager.property_of("moored.service", "Service", "MainPID")
 
 
 def signal_moored(number: int) -> None:
