@@ -33,7 +33,8 @@ def _nothing_left(flavour: Flavour) -> Generator[None]:
     yield
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
-    assert (sorted(os.listdir("/proc/self/fd")), threading.active_count()) == (fds, threads)
+    assert sorted(os.listdir("/proc/self/fd")) == fds
+    assert threading.active_count() <= threads  # trio lets idle ones of earlier tests go
 
 
 @pytest.fixture

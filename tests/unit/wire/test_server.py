@@ -373,10 +373,12 @@ async def test_stream_waits_for_a_slow_reader(serve: Serve) -> None:
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert 0 < running.interface.made < count
             assert running.interface.made * size < 4 * OUTPUT_HIGH_WATER
-            received = bytearray()
-            while received.count(0) < count:
+            received, replies = bytearray(), 0
+            while replies < count:
                 await trio.lowlevel.wait_readable(raw)
-                received += raw.recv(1000)
+                data = raw.recv(1000)
+                received += data
+                replies += data.count(0)
             numbers = [json.loads(reply)["parameters"]["number"] for reply in received.split(b"\0")[:-1]]
             assert numbers == list(range(count))
             assert running.interface.finished == 1
