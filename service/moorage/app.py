@@ -29,6 +29,7 @@ from moorage.kernel.poller import Readiness
 from moorage.kernel.process import boot_id
 from moorage.kernel.system import System, system
 from moorage.machines.agenda import Agenda
+from moorage.machines.changing_limits import ChangingLimits
 from moorage.machines.chronicle import Chronicle, Scribe
 from moorage.machines.control import Control
 from moorage.machines.detached import Detached
@@ -163,16 +164,14 @@ class Core:
             registry, store, intents, agenda, observer, retirement, left, starts, leases, leftovers, states,
             followers, manager, hierarchy)  # fmt: skip
         self.services = Services(
-            registry,
-            Lookup(registry, processes),
-            registrar,
-            control,
+            registry, Lookup(registry, processes), registrar, control,
             Changing(changes, states, followers, manager, directories, detached),
+            ChangingLimits(registry, intents.marks_of, manager, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
             Looking(accounts, manager, hierarchy),
             retirement,
             chronicle,
-        )
+        )  # fmt: skip
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the machines; started once what was kept on disk has been compared with what is there.

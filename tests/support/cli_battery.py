@@ -183,6 +183,24 @@ class Battery:
             assert moorctl.output("kill", name, *options) == ""
             assert leader.wait(RUN_SECONDS) == -ends_by
 
+    def test_set_property(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        """No controller of tasks is there, neither in a sandbox nor in the fake."""
+        name = a_name()
+        moorctl.output("register", name, "--leader", str(leaders().pid))
+        done = moorctl("set-property", name, "TasksMax=77")
+        assert (done.returncode, done.stdout) == (0, ""), done
+        assert "Warning: TasksMax=77 has no effect: " in done.stderr
+        [found] = moorctl.objects("set-property", name, "TasksMax=5", "--dry-run")
+        assert [each["property"] for each in found["differences"]] == ["TasksMax"]  # type: ignore[attr-defined]
+        [found] = moorctl.objects("status", name)
+        assert found["limits"]["TasksMax"] == 77  # type: ignore[index]
+        refused(moorctl("set-property", name), 2, "PROPERTY=VALUE")
+        refused(moorctl("set-property", name, "TasksMax=many"), 2, "TasksMax")
+        refused(moorctl("set-property", name, "TasksMx=5"), 2, "did you mean TasksMax")
+        refused(moorctl("set-property", name, "TasksMax=5", "--helper", "fs"), 1, "no helper fs")
+        refused(moorctl("set-property", "nobody", "TasksMax=5"), 3)
+        moorctl.output("stop", name)
+
     def test_freeze_and_thaw(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name = a_name()
         moorctl.output("register", name, "--leader", str(leaders().pid))

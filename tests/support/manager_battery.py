@@ -13,6 +13,7 @@ import trio
 
 from moorage.pid1.manager import (
     AuxiliaryUnit,
+    InvalidProperty,
     Json,
     Manager,
     NoSuchUnit,
@@ -227,6 +228,41 @@ async def test_what_is_frozen_is_not_stopped(bench: Bench) -> None:
             assert await active_state(manager, SCOPE) == "active"
             await manager.thaw(SCOPE, deadline=soon())
             assert (await manager.stop(SCOPE, deadline=soon())).result == "done"
+
+
+async def changed(manager: Manager, *, check: bool = False, **properties: Json) -> None:
+    types = await manager.property_types("scope", deadline=soon())
+    await manager.set_properties(SCOPE, types.convert(properties), check=check, deadline=soon())
+
+
+async def in_force(manager: Manager) -> tuple[Json, Json]:
+    found = await manager.properties(SCOPE, ["TasksMax", "DevicePolicy"], deadline=soon())
+    return found["TasksMax"], found["DevicePolicy"]
+
+
+async def test_properties_are_set_all_or_none(bench: Bench) -> None:
+    async with on(bench) as (manager, hints):
+        with bench.process() as pidfd:
+            await started(manager, pidfd, TasksMax=100, DevicePolicy="auto")
+            await changed(manager, check=True, TasksMax=77, DevicePolicy="closed")
+            assert await in_force(manager) == (100, "auto")
+            await changed(manager, TasksMax=77, DevicePolicy="closed")
+            assert await in_force(manager) == (77, "closed")
+            for check in (False, True):
+                with pytest.raises(InvalidProperty) as caught:
+                    await changed(manager, check=check, TasksMax=5, DevicePolicy="open")
+                assert "DevicePolicy" in caught.value.property
+                with pytest.raises(InvalidProperty) as caught:
+                    await changed(manager, check=check, TasksMax=5, TimeoutStopUSec=5_000_000)
+                assert caught.value.property == "TimeoutStopUSec"
+            await bench.reload()
+            await hints.until("reloaded")
+            assert await in_force(manager) == (77, "closed")
+            await manager.stop(SCOPE, deadline=soon())
+            await hints.until("removed", SCOPE)
+        for check in (False, True):
+            with pytest.raises(NoSuchUnit):
+                await changed(manager, check=check, TasksMax=5)
 
 
 async def test_what_is_frozen_and_thawed(bench: Bench) -> None:

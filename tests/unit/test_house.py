@@ -53,6 +53,7 @@ MAKERS = {
     "machines.helpers.changing": {"Latest"},
     "machines.helpers.changes": {"Alone"},
     "machines.freezing": {"Alone"},
+    "machines.changing_limits": {"Alone"},
     "api.systemd_machine.host": {"Machine"},  # the host, which that interface lists as one
 }
 """Who makes objects of machines' rooms that are not services."""

@@ -56,7 +56,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.control", "moorage.machines.detached",
         "moorage.machines.lookup", "moorage.machines.looking",
         "moorage.machines.alone", "moorage.machines.renewal", "moorage.machines.thawing",
-        "moorage.machines.freezing",
+        "moorage.machines.freezing", "moorage.machines.changing_limits",
         "moorage.machines.services",
         "moorage.machines.leader", "moorage.machines.leases", "moorage.machines.final_account",
         "moorage.machines.places", "moorage.machines.latest", "moorage.machines.vital",

@@ -148,7 +148,7 @@ async def managed(
 
 
 class AsRoot:
-    """Whether the caller of a registration has the rights of root.
+    """Whether a caller has the rights of root.
 
     Polkit is asked at most once, and only if it matters.
 
@@ -157,7 +157,13 @@ class AsRoot:
     """
 
     def __init__(
-        self, call: Call, authority: Authority, details: Mapping[str, str], *, interactive: bool | None
+        self,
+        call: Call,
+        authority: Authority,
+        details: Mapping[str, str],
+        *,
+        interactive: bool | None,
+        variant: str = AS_ROOT,
     ) -> None:
         self.granted = authority.policy.is_root(call.peer.uid)
         self._asked = self.granted
@@ -165,6 +171,7 @@ class AsRoot:
         self._authority = authority
         self._details = details
         self._interactive = interactive
+        self._variant = variant
 
     async def require(self) -> None:
         """Ask polkit, unless that is done or not needed.
@@ -175,7 +182,11 @@ class AsRoot:
         if not self._asked:
             self._asked = True
             await authorize(
-                self._call, self._authority, self._details, variant=AS_ROOT, interactive=self._interactive
+                self._call,
+                self._authority,
+                self._details,
+                variant=self._variant,
+                interactive=self._interactive,
             )
             self.granted = True
 

@@ -21,6 +21,9 @@ AS_ROOT: Final = "(helpers, other properties or slices, processes of others)"
 """Variant of Register: beyond what a user may have done. No list could make services of the system's manager harmless
 in the hands of a hostile user: whoever may set up one of them is as good as root, as with systemd-run(1)."""
 
+OTHER_PROPERTIES: Final = "(helpers, other properties)"
+"""Variant of SetProperties: beyond what a user may set on a scope."""
+
 WITH_HELPERS: Final = "(helpers)"
 """Variant of Freeze: does something with services of the system's manager, too."""
 
@@ -84,10 +87,11 @@ TABLE: Final[Mapping[str, Row]] = {
     f"io.systemd.Machine.Register{IN_PLACE}": _asked("org.freedesktop.machine1.register-machine"),
     **_rows(
         "io.moorage.Machine",
-        ("Kill", "Stop", "Forget", "Freeze", "Thaw"),
+        ("Kill", "Stop", "Forget", "Freeze", "Thaw", "SetProperties"),
         _asked("io.moorage.manage-machines", own=True),
     ),
     f"io.moorage.Machine.Freeze{WITH_HELPERS}": _asked(AS_ROOT_ACTION),
+    f"io.moorage.Machine.SetProperties{OTHER_PROPERTIES}": _asked(AS_ROOT_ACTION),
     # Services of the system's manager, whosever machine they are for.
     **_rows("io.moorage.Machine", ("AddHelpers", "RemoveHelper", "Reload"), _asked(AS_ROOT_ACTION)),
     **_rows(

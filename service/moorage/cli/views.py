@@ -23,6 +23,7 @@ from moorage.client.methods import (
     HelpersAdded,
     HelpersReloaded,
     OneMachine,
+    PropertiesSet,
     Registered,
 )
 from moorage.client.types import Accounting, Difference, Machine, ProcessId
@@ -123,10 +124,14 @@ def show_planned(reply: Reply, heading: str = "") -> None:
 
 def machine_registered(reply: Reply) -> Machine:
     """Return the machine that was registered, and warn of properties that are not in force as requested."""
-    decoded = _decoded(reply, Registered)
-    for difference in decoded.differences:
+    warn_of_differences(reply)
+    return _decoded(reply, Registered).machine
+
+
+def warn_of_differences(reply: Reply) -> None:
+    """Warn of properties that are not in force as requested."""
+    for difference in _decoded(reply, PropertiesSet).differences:
         click.echo(f"Warning: {_difference(difference)}", err=True)
-    return decoded.machine
 
 
 def _difference(difference: Difference) -> str:

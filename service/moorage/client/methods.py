@@ -28,7 +28,7 @@ SERVICE_SECONDS: Final = 3600.0
 more than this (moored.conf(5)). A service that is stuck ends the connection earlier, by its watchdog."""
 
 FREEZE_SECONDS: Final = 25.0
-"""The service's own deadline for Freeze and Thaw, which is no option."""
+"""The service's own deadline for SetProperties, Freeze and Thaw, which is no option."""
 
 ANSWER_SECONDS: Final = 15.0
 """Added to the service's deadline: it must still be able to report what went wrong."""
@@ -229,11 +229,16 @@ class Reload(_Managing[HelpersReloaded]):
         return SERVICE_SECONDS
 
 
-class SetProperties(_OfMachine[PropertiesSet]):
-    """Set properties of the scope."""
+class SetProperties(_Managing[PropertiesSet]):
+    """Set properties of the scope, or of a helper: all of them or none."""
 
     properties: dict[str, Any]
+    helper: str | None = None
     if_invocation_id: str | None = None
+    dry_run: bool | None = None
+
+    def _deadline(self) -> float:
+        return FREEZE_SECONDS
 
 
 class Freeze(_Managing[Nothing], kw_only=True):

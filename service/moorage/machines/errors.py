@@ -179,6 +179,18 @@ class PartOfUnit(Refused):
         self.operation = operation
 
 
+class ForeignUnit(Refused):
+    """The machine is in a unit that was not made for it: what is changed of that outlives the machine.
+
+    Attributes:
+        operation: what cannot be done.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(f"{operation} of a unit of others")
+        self.operation = operation
+
+
 class MachineBusy(Refused):
     """Something is done with the machine that stands in the way."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from moorage.machines.changing_limits import ChangingLimits
 from moorage.machines.chronicle import Chronicle
 from moorage.machines.control import Control
 from moorage.machines.freezing import Freezing
@@ -24,6 +25,7 @@ class Services(NamedTuple):
         registrar: registers.
         control: stops and signals.
         changing: changes helpers.
+        limits: changes properties.
         freezing: freezes and thaws.
         looking: looks things up.
         retirement: forgets.
@@ -35,6 +37,7 @@ class Services(NamedTuple):
     registrar: Registrar
     control: Control
     changing: Changing
+    limits: ChangingLimits
     freezing: Freezing
     looking: Looking
     retirement: Retirement

@@ -424,6 +424,27 @@ class Manager(Protocol):
         """
         ...
 
+    async def set_properties(
+        self, unit: str, properties: Sequence[TypedProperty], *, check: bool = False, deadline: float
+    ) -> None:
+        """Set properties of a unit that is there, all of them or none, for as long as it is.
+
+        When this returns the manager has written what there is to write to the control group. A list is added to,
+        unless it is empty.
+
+        Args:
+            unit: its name.
+            properties: what to set.
+            check: have all of them judged, and set nothing.
+            deadline: on trio's clock.
+
+        Raises:
+            NoSuchUnit: not loaded.
+            InvalidProperty: the manager's judgement on one of the properties, or one that is fixed by the start.
+            AccessDenied, ManagerRefused: as the manager says.
+        """
+        ...
+
     async def freeze(self, unit: str, *, deadline: float) -> None:
         """Freeze a unit that is active, and wait until the kernel says so; nothing happens to one that is frozen.
 

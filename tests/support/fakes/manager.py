@@ -39,6 +39,12 @@ from moorage.pid1.manager import (
 
 LINK_WAIT_SECONDS: Final = 15.0
 
+LIVE: Final = ("CPU", "Memory", "Tasks", "IO", "Device", "IP", "Allowed", "ManagedOOM")
+"""How the names of properties begin that can be changed while a unit is there."""
+
+VALUES: Final[Mapping[str, Sequence[object]]] = {"DevicePolicy": ("auto", "closed", "strict")}
+"""The values that some of them may have."""
+
 T = TypeVar("T")
 
 
@@ -324,10 +330,14 @@ class FakeManager:
                 "MainPID": 0 if found.main is None else found.main.pid,
                 "InvocationID": list(bytes.fromhex(found.invocation)),
             }
+            kept: dict[str, Any] = found.properties
+            values.update({name: kept[name] for name in names if name in kept})
             for name in names:
+                if name in values:
+                    continue
                 if name.endswith(("NSec", "Peak", "Bytes", "Operations", "Kills")):
                     values[name] = None
-                elif name not in values:
+                else:
                     raise NoSuchProperty(name)
             return {name: values[name] for name in names}
 
@@ -358,6 +368,23 @@ class FakeManager:
                 self.pid1.kernel.signal(process, signal)
 
         await self._once(f"kill of {unit}", deadline, call)
+
+    async def set_properties(
+        self, unit: str, properties: Sequence[TypedProperty], *, check: bool = False, deadline: float
+    ) -> None:
+        """See `Manager`."""
+
+        def call() -> None:
+            found = self.pid1.found(unit)
+            for name, _, value in properties:
+                if not name.startswith(LIVE):
+                    raise InvalidProperty(name, "it cannot be changed once the unit has been started")
+                if value not in VALUES.get(name, (value,)):
+                    raise InvalidProperty(name, "Failed to set unit properties: Invalid argument")
+            if not check:
+                found.set((name, value) for name, _, value in properties)
+
+        await self._ask(f"change of {unit}", deadline, call)
 
     async def freeze(self, unit: str, *, deadline: float) -> None:
         """See `Manager`."""

@@ -14,9 +14,7 @@ from moorage.wire.service import Interface
 
 # What comes later; it is described already, and answered with MethodNotImplemented.
 LATER = {
-    "io.moorage.Machine": {
-        "SetProperties",
-    },
+    "io.moorage.Machine": set[str](),
     "io.systemd.Machine": {
         "Open",
         "MapFrom",

@@ -14,6 +14,7 @@ from moorage.authz.policy import (
     AS_ROOT_ACTION,
     IN_PLACE,
     METADATA,
+    OTHER_PROPERTIES,
     TABLE,
     WITH_HELPERS,
     Ask,
@@ -45,11 +46,24 @@ def test_every_method_that_is_served_has_a_row() -> None:
     assert plain == served()
     variants = {call.partition("(") for call in TABLE.keys() - plain}
     assert {call for call, _, _ in variants} <= plain
-    assert {"".join(variant) for _, *variant in variants} == {IN_PLACE, METADATA, AS_ROOT, WITH_HELPERS}
+    assert {"".join(variant) for _, *variant in variants} == {
+        IN_PLACE,
+        METADATA,
+        AS_ROOT,
+        WITH_HELPERS,
+        OTHER_PROPERTIES,
+    }
 
 
 def test_whatever_deals_with_helpers_takes_the_rights_of_root() -> None:
-    names = ("AddHelpers", "RemoveHelper", "Reload", f"Register{AS_ROOT}", f"Freeze{WITH_HELPERS}")
+    names = (
+        "AddHelpers",
+        "RemoveHelper",
+        "Reload",
+        f"Register{AS_ROOT}",
+        f"Freeze{WITH_HELPERS}",
+        f"SetProperties{OTHER_PROPERTIES}",
+    )
     for name in names:
         row = TABLE[f"io.moorage.Machine.{name}"]
         assert (row.own, row.others) == (Ask(AS_ROOT_ACTION), Ask(AS_ROOT_ACTION)), name
@@ -104,6 +118,7 @@ def test_nobody_gets_by_a_name_what_its_variant_costs() -> None:
         "Forget",
         "Freeze",
         "Thaw",
+        "SetProperties",
         "AddHelpers",
         "RemoveHelper",
         "Reload",

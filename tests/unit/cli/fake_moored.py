@@ -203,6 +203,23 @@ class FakeMachine(Interface):
             result="success", exitedAt=now(), oomKilled=False, accounting=wire.Accounting()
         )
 
+    @method("SetProperties")
+    def set_properties(self, call: Call, params: wire.SetPropertiesIn) -> wire.DifferencesOut:
+        del call
+        kept = self._living(params.name)
+        if params.helper is not None:
+            raise errors.NoSuchHelper(params.helper)
+        for name, value in params.properties.items():
+            if name not in KNOWN_PROPERTIES or not isinstance(value, KNOWN_PROPERTIES[name]):
+                raise errors.InvalidProperty(name, "not what it should be")
+        if not params.dryRun:
+            kept.limits.update(params.properties)
+        found = [
+            wire.Difference(property=name, wanted=str(value), reason="there is no such controller")
+            for name, value in params.properties.items()
+        ]
+        return wire.DifferencesOut(differences=found)
+
     @method("Freeze")
     def freeze(self, call: Call, params: wire.FreezeIn) -> None:
         del call

@@ -69,6 +69,10 @@ REFUSALS: Final[Table] = {
     errors.PartOfUnit: lambda error: NotSupported(
         error.operation, "the machine is part of a unit, and the rest of it is not"
     ),
+    errors.ForeignUnit: lambda error: NotSupported(
+        error.operation,
+        "the unit was not made for the machine, and may outlive it: see systemctl set-property",
+    ),
     errors.MachineBusy: lambda error: Busy(str(error)),
     errors.TooMuchUnderWay: lambda error: Busy(str(error)),
     errors.NoSuchHelper: lambda error: NoSuchHelper(error.helper),

@@ -306,6 +306,21 @@ class KillIn(ManageIn, kw_only=True):
     ifInvocationId: str | None = None  # noqa: N815
 
 
+class SetPropertiesIn(ManageIn, kw_only=True):
+    """Parameters of SetProperties."""
+
+    properties: dict[str, Any]
+    helper: str | None = None
+    ifInvocationId: str | None = None  # noqa: N815
+    dryRun: bool | None = None  # noqa: N815
+
+
+class DifferencesOut(Reply, kw_only=True, omit_defaults=False):
+    """Reply of SetProperties."""
+
+    differences: list[Difference]
+
+
 class FreezeIn(ManageIn, kw_only=True):
     """Parameters of Freeze."""
 

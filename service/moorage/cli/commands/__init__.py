@@ -10,7 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from moorage import __version__
-from moorage.cli.commands import control, helpers, host, look, register, run
+from moorage.cli.commands import control, helpers, host, limits, look, register, run
 from moorage.cli.commands.options import addressed
 from moorage.cli.failures import Exit, Failure
 
@@ -52,6 +52,7 @@ for _command in (
     look.find,
     control.kill,
     control.stop,
+    limits.set_property,
     control.freeze,
     control.thaw,
     control.forget,

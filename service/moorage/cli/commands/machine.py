@@ -120,16 +120,28 @@ def registration(
         "controlAddress": control_address,
         "slice": slice_,
         "description": description,
-        "properties": _converted(address, "--property", "scope", properties),
-        "sliceProperties": _converted(address, "--slice-property", "slice", slice_properties),
+        "properties": converted(address, "--property", "scope", properties),
+        "sliceProperties": converted(address, "--slice-property", "slice", slice_properties),
         "dryRun": dry_run or None,
         "timeoutUSec": timeout,
     }
 
 
-def _converted(
-    address: Address, option: str, unit_type: Literal["scope", "slice"], properties: Sequence[str]
+def converted(
+    address: Address, option: str, unit_type: Literal["scope", "service", "slice"], properties: Sequence[str]
 ) -> dict[str, Any] | None:
+    """Return properties that were given as in a unit file, as the service takes them; None for none.
+
+    Args:
+        address: of the service, which says which properties there are.
+        option: that they were given with, for errors.
+        unit_type: of what they are.
+        properties: each as NAME=VALUE.
+
+    Raises:
+        click.BadParameter: a property does not exist, or its value cannot be converted.
+        Failure: the service did not describe its properties.
+    """
     if not properties:
         return None
     from moorage.cli import service

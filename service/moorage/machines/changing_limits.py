@@ -1,0 +1,192 @@
+"""Properties of machines that run, and of their helpers, changed: all that one call names, or none.
+
+The service manager changes them at once, and keeps them as drop-ins beside the transient unit, which go with it: they
+outlive its reloads and restarts, and those of this service, which stores nothing of them. What a launcher asked for in
+Register stays what it asked for: the same call again is a repetition, and its differences tell what was changed since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
+from typing import Final, NamedTuple
+
+import trio
+
+from moorage.machines import effective
+from moorage.machines.alone import Alone
+from moorage.machines.detached import Detached
+from moorage.machines.errors import ForeignUnit, MachineBusy, MachineGone, NoSuchHelper
+from moorage.machines.helpers.status import ENDED
+from moorage.machines.limits import Difference
+from moorage.machines.machine import Machine
+from moorage.machines.model import Phase
+from moorage.machines.properties import REFUSED_ON_SCOPES, check_helper
+from moorage.machines.registry import Registry
+from moorage.machines.thawing import helper_group
+from moorage.pid1.manager import (
+    InvalidProperty,
+    Json,
+    Manager,
+    NoSuchProperty,
+    NoSuchUnit,
+    TypedProperty,
+    UnitType,
+)
+
+SET_SECONDS: Final = 25.0
+"""Deadline for a change of properties, that of a call on D-Bus; the manager needs a millisecond."""
+
+
+class _Target(NamedTuple):
+    """The unit that is changed."""
+
+    unit: str
+    kind: UnitType
+    control_group: str
+    main_pid: int | None = None
+
+
+class ChangingLimits:
+    """Changes properties. A change once begun goes on without its caller."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        marks_of: Callable[[str], str],
+        manager: Manager,
+        detached: Detached,
+        *,
+        user: bool,
+    ) -> None:
+        """Change nothing yet.
+
+        Args:
+            registry: which machines there are.
+            marks_of: returns what all marks of the units of a machine begin with, by its name.
+            manager: has the units.
+            detached: runs what outlives its caller.
+            user: the manager is that of a user.
+        """
+        self._registry = registry
+        self._marks_of = marks_of
+        self._manager = manager
+        self._detached = detached
+        self._user = user
+        # So that what a caller is told of is what that caller has set.
+        self._alone = Alone()
+
+    async def set(
+        self,
+        machine: Machine,
+        properties: Mapping[str, Json],
+        *,
+        helper: str | None = None,
+        dry_run: bool = False,
+    ) -> list[Difference]:
+        """Set properties of a machine's scope, or of one of its helpers.
+
+        Args:
+            machine: one of the registry's.
+            properties: by name; the caller may set them.
+            helper: name of the helper; None for the scope.
+            dry_run: check everything, change nothing.
+
+        Returns:
+            What is not in force as it was asked for; of a rehearsal, what would not be.
+
+        Raises:
+            ForeignUnit: the unit was not made for the machine.
+            NoSuchHelper: the machine has none of this name.
+            MachineBusy: the machine is being stopped, or the helper has ended.
+            MachineGone: the machine has ended meanwhile, or was forgotten.
+            NoSuchProperty, InvalidProperty: nothing was changed.
+            ManagerTimeout: others were busy with it, or the manager; it may have been done all the same, whole.
+            ManagerError: as the manager says.
+        """
+        deadline = trio.current_time() + SET_SECONDS
+        async with self._alone.of(machine.name, f"change of {machine.unit}", deadline=deadline):
+            return await self._detached.shielded(
+                partial(self._set, machine, properties, helper, deadline, dry_run=dry_run)
+            )
+
+    async def _set(
+        self,
+        machine: Machine,
+        properties: Mapping[str, Json],
+        helper: str | None,
+        deadline: float,
+        *,
+        dry_run: bool,
+    ) -> list[Difference]:
+        with _of(helper):
+            self._check(machine)
+            target = await self._target(machine, properties, helper, deadline)
+            types = await self._manager.property_types(target.kind, deadline=deadline)
+            converted = types.convert(properties)
+            self._check(machine)
+            await self._set_on(machine, target, converted, deadline, dry_run=dry_run)
+        unit = effective.Unit(properties, None if dry_run else target.control_group, helper, target.main_pid)
+        slice_ = machine.record.placement.slice
+        found = await effective.compare(self._manager, [unit], slice_, user=self._user)
+        # Of a helper in a user's manager also what it lacks in any case is told, which was told when it started.
+        return [each for each in found if each.property in properties]
+
+    async def _set_on(
+        self,
+        machine: Machine,
+        target: _Target,
+        converted: tuple[TypedProperty, ...],
+        deadline: float,
+        *,
+        dry_run: bool,
+    ) -> None:
+        try:
+            await self._manager.set_properties(target.unit, converted, check=dry_run, deadline=deadline)
+        except NoSuchUnit:
+            self._check(machine)
+            raise MachineBusy(f"{target.unit} has ended") from None
+
+    async def _target(
+        self, machine: Machine, properties: Mapping[str, Json], helper: str | None, deadline: float
+    ) -> _Target:
+        """Return the unit that is to be changed."""
+        record = machine.record
+        if helper is None:
+            if not record.allocated:
+                raise ForeignUnit("SetProperties")
+            for name in properties:
+                if name in REFUSED_ON_SCOPES:
+                    raise InvalidProperty(name, REFUSED_ON_SCOPES[name])
+            return _Target(record.unit, "scope", record.control_group)
+        found = next((each for each in record.helpers if each.name == helper), None)
+        if found is None:
+            raise NoSuchHelper(helper)
+        check_helper(helper, properties)
+        status = await self._manager.status(found.unit, deadline=deadline)
+        # A unit of somebody else may have the name by now.
+        marks = self._marks_of(machine.name)
+        if (
+            status is None
+            or status.active_state in ENDED
+            or not any(each.startswith(marks) for each in status.documentation)
+        ):
+            raise MachineBusy(f"helper {helper} has ended")
+        return _Target(found.unit, "service", helper_group(record, found), status.main_pid or None)
+
+    def _check(self, machine: Machine) -> None:
+        if self._registry.get(machine.name) is not machine:
+            raise MachineGone(machine.name)
+        if machine.phase is not Phase.running:
+            raise MachineBusy(f"the machine is {machine.phase.value}")
+
+
+@contextlib.contextmanager
+def _of(helper: str | None) -> Generator[None]:
+    """Have refusals name the helper whose property they are about."""
+    try:
+        yield
+    except (NoSuchProperty, InvalidProperty) as error:
+        error.owner = helper
+        raise
