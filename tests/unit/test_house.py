@@ -1,4 +1,4 @@
-"""The bars of the house, so that it stays one. What is over a bar is listed with its figure, which may only fall."""
+"""The bars of the house, so that it stays one."""
 
 import ast
 import importlib.util
@@ -31,11 +31,6 @@ MODULE_LINES = 500
 CLASS_LINES = 300
 CLASS_METHODS = 25
 FUNCTION_LINES = 60
-
-OVER = {
-    "machines.model": 611,
-}
-"""What is larger than it should be, in lines or methods. To be emptied: a figure is lowered with what it is of."""
 
 SERVICES = re.compile(
     r"moorage\.(machines\.(?!model|errors|verdicts|ending|limits|asked|events)\w+|authz\.polkit|wire\.server)$"
@@ -97,9 +92,8 @@ def sizes() -> Iterator[Sized]:
 
 
 def test_nothing_grows_over_the_bars() -> None:
-    found = {each.name: each.size for each in sizes() if each.size > each.bar}
-    grown = {name: size for name, size in found.items() if size > OVER.get(name, 0)}
-    assert not grown, "divide it, by its reasons to change"
+    over = {each.name: each.size for each in sizes() if each.size > each.bar}
+    assert not over, "divide it, by its reasons to change"
 
 
 def test_only_the_registry_has_tables_of_machines() -> None:

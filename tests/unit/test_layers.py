@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: words
     ("moorage.names", "moorage.addresses", "moorage.errors", "moorage.quantities", "moorage.similar",
      "moorage.steps.waits", "moorage.wire.patience",
-     "moorage.wire.errors", "moorage.wire.message", "moorage.machines.model",
+     "moorage.wire.errors", "moorage.wire.message", "moorage.machines.model", "moorage.machines.texts",
      "moorage.machines.errors", "moorage.pid1.manager", "moorage.kernel.process", "moorage.kernel.peer",
      "moorage.kernel.clock", "moorage.launch.holder"),
     # 1: pure decisions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moorage.machines import model
+from moorage.machines import model, texts
 from moorage.wire.errors import InvalidParameter
 from moorage.wire.types import Int, Parameters
 
@@ -29,15 +29,15 @@ def identity(params: IdentityIn) -> model.Identity:
     Raises:
         InvalidParameter: a field is malformed.
     """
-    if params.id is not None and not model.is_id128(params.id):
+    if params.id is not None and not texts.is_id128(params.id):
         raise InvalidParameter("id")
     for field in ("service", "sshAddress", "controlAddress"):
         text: str | None = getattr(params, field)
-        if text is not None and not model.is_text(text):
+        if text is not None and not texts.is_text(text):
             raise InvalidParameter(field)
     for field in ("rootDirectory", "sshPrivateKeyPath"):
         path: str | None = getattr(params, field)
-        if path is not None and not model.is_path(path):
+        if path is not None and not texts.is_path(path):
             raise InvalidParameter(field)
     indices = tuple(params.ifIndices or ())
     if len(indices) > model.IF_INDICES_MAX or not all(0 < index <= IF_INDEX_MAX for index in indices):

@@ -1,8 +1,7 @@
-"""What a machine is, and the rules for its names. Pure data and pure functions."""
+"""What a machine is. Pure data."""
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from typing import Any
 
@@ -12,24 +11,20 @@ from moorage.kernel.process import ProcessId
 from moorage.names import UnitNames
 from moorage.pid1.manager import Json
 
-TEXT_MAX = 4096  # free text of a caller (service, addresses, paths): PATH_MAX, since most of them are paths
-IF_INDICES_MAX = 256  # more network interfaces than any machine has; bounds what a record can grow to
-VSOCK_CID_FIRST, VSOCK_CID_LAST = (
-    3,
-    0xFFFFFFFE,
-)  # VSOCK_CID_IS_REGULAR of systemd: 0 to 2 and -1 are reserved
+IF_INDICES_MAX = 256
+"""More network interfaces than any machine has; bounds what a record can grow to."""
+VSOCK_CID_FIRST, VSOCK_CID_LAST = 3, 0xFFFFFFFE
+"""0 to 2 and -1 are reserved (``VSOCK_CID_IS_REGULAR()`` of systemd)."""
 
-MACHINE_SLICE = "machine.slice"  # where machines go by default (systemd.special(7))
-TASKS_MAX = (
-    16384  # machined's own limit of tasks: the manager's default for a unit is too low for a whole container
-)
+MACHINE_SLICE = "machine.slice"
+"""Where machines go by default (systemd.special(7))."""
+TASKS_MAX = 16384
+"""machined's own limit of tasks: the manager's default for a unit is too low for a whole container."""
 
-HELPERS_MAX = (
-    64  # of one machine: several times what the richest desktop VM has; each is a service and a log
-)
-HELPER_SOCKETS_MAX = 16  # sockets of one helper, each a file descriptor of PID 1
-
-_ID128 = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+HELPERS_MAX = 64
+"""Helpers of one machine: several times what the richest desktop VM has; each is a service and a log."""
+HELPER_SOCKETS_MAX = 16
+"""Sockets of one helper, each a file descriptor of PID 1."""
 
 
 class MachineClass(StrEnum):
@@ -486,18 +481,3 @@ class Registration(msgspec.Struct, frozen=True):
     def parent_slice(self) -> str:
         """The slice that the scope goes into, or a slice of its own is below."""
         return self.slice or self.defaults.slice
-
-
-def is_text(text: str) -> bool:
-    """Whether free text of a caller may be kept: bounded, and without control characters or lone surrogates."""
-    return 0 < len(text) <= TEXT_MAX and text.isprintable()
-
-
-def is_path(path: str) -> bool:
-    """Whether a path is absolute and free of what makes paths lie."""
-    return is_text(path) and path.startswith("/") and ".." not in path.split("/")
-
-
-def is_id128(text: str) -> bool:
-    """Whether a string is a 128 bit ID, plain or as a UUID, and not null (sd-id128(3))."""
-    return bool(_ID128.fullmatch(text)) and text.strip("0-") != ""

@@ -21,7 +21,7 @@ from moorage.api.descriptions import load_description
 from moorage.api.moorage_machine import types as wire
 from moorage.api.wire_types import Timestamp, process_id
 from moorage.kernel import process
-from moorage.machines import model
+from moorage.machines import model, texts
 from moorage.names import UnitNames
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
@@ -73,7 +73,7 @@ class FakeMachine(Interface):
             raise InvalidParameter("name")
         if params.slice is not None and not names.is_slice_name(params.slice):
             raise InvalidParameter("slice")
-        if params.id is not None and not model.is_id128(params.id):
+        if params.id is not None and not texts.is_id128(params.id):
             raise InvalidParameter("id")
         assert params.leaderFileDescriptor is not None
         pidfd = call.take_fd(params.leaderFileDescriptor, "leaderFileDescriptor")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage import names
-from moorage.machines import model
+from moorage.machines import texts
 from moorage.names import UnitNames
 
 NAMES = st.text("abzAZ019_@:.\\-", min_size=1, max_size=70)
@@ -130,7 +130,7 @@ def test_no_slices(name: str) -> None:
 
 @given(ANY)
 def test_a_path_is_absolute_and_straight(path: str) -> None:
-    if model.is_path(path):
+    if texts.is_path(path):
         assert path.startswith("/")
         assert "/../" not in path + "/"
         assert "\0" not in path
@@ -138,35 +138,35 @@ def test_a_path_is_absolute_and_straight(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/a", "/a/", "/a//b", "/a/..b", "/a b", "/ä", "/" + "a" * (model.TEXT_MAX - 1)]
+    "path", ["/", "/a", "/a/", "/a//b", "/a/..b", "/a b", "/ä", "/" + "a" * (texts.TEXT_MAX - 1)]
 )
 def test_paths(path: str) -> None:
-    assert model.is_path(path)
+    assert texts.is_path(path)
 
 
 @pytest.mark.parametrize(
-    "path", ["", "a", "..", "/..", "/a/../b", "/a\0", "/a\n", "/a\ud800", "/" + "a" * model.TEXT_MAX]
+    "path", ["", "a", "..", "/..", "/a/../b", "/a\0", "/a\n", "/a\ud800", "/" + "a" * texts.TEXT_MAX]
 )
 def test_no_paths(path: str) -> None:
-    assert not model.is_path(path)
+    assert not texts.is_path(path)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "\0", "a\n", "\x1b[0m", "\x7f", "\ud800", "\u202e", "a" * (model.TEXT_MAX + 1)]
+    "text", ["", "\0", "a\n", "\x1b[0m", "\x7f", "\ud800", "\u202e", "a" * (texts.TEXT_MAX + 1)]
 )
 def test_no_texts(text: str) -> None:
-    assert not model.is_text(text)
+    assert not texts.is_text(text)
 
 
 def test_ids() -> None:
     plain = "0123456789abcdefABCDEF0123456789"
-    assert model.is_id128(plain)
-    assert model.is_id128("01234567-89ab-cdef-ABCD-EF0123456789")
+    assert texts.is_id128(plain)
+    assert texts.is_id128("01234567-89ab-cdef-ABCD-EF0123456789")
     for bad in ("", "0" * 32, "00000000-0000-0000-0000-000000000000", plain[:-1], plain + "0", plain[:-1] + "g",
                 plain[:-1] + "\u0660", plain + "----", " " + plain[:-1]):  # fmt: skip
-        assert not model.is_id128(bad), bad
+        assert not texts.is_id128(bad), bad
 
 
 @given(ANY)
 def test_an_id_has_32_digits(text: str) -> None:
-    assert not model.is_id128(text) or len(bytes.fromhex(text.replace("-", ""))) == 16
+    assert not texts.is_id128(text) or len(bytes.fromhex(text.replace("-", ""))) == 16

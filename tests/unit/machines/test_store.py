@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.kernel.process import ProcessId, boot_id
-from moorage.machines import model, store
+from moorage.machines import model, store, texts
 from moorage.machines.intents import Intents, encode_change
 from moorage.machines.model import (
     Accounting,
@@ -148,7 +148,7 @@ def test_any_intent_comes_back(intent: Intent) -> None:
 
 
 def test_the_largest_record_is_small_enough() -> None:
-    text = "\N{SNOWMAN}" * model.TEXT_MAX
+    text = "\N{SNOWMAN}" * texts.TEXT_MAX
     machine = msgspec.structs.replace(
         FULL,
         identity=Identity("4" * 32, text, text, (2**31 - 1,) * model.IF_INDICES_MAX, 7, text, text, text),

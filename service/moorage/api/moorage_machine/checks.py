@@ -10,7 +10,7 @@ from moorage.api.moorage_machine import types as wire
 from moorage.authz import allowed_properties
 from moorage.authz.policy import IN_PLACE
 from moorage.configuration.options import Settings
-from moorage.machines import model
+from moorage.machines import model, texts
 from moorage.machines.helpers.spec import bad_argument
 from moorage.names import UnitNames
 from moorage.pid1 import unit_files
@@ -38,7 +38,7 @@ def check_registration(params: wire.RegisterIn, settings: Settings) -> None:
     ):
         raise InvalidParameter("sliceProperties")  # the name of the slice would be too long
     if params.description is not None and not (
-        model.is_text(params.description) and unit_files.LINE.broken_by(params.description) is None
+        texts.is_text(params.description) and unit_files.LINE.broken_by(params.description) is None
     ):
         raise InvalidParameter("description")
     if params.allocateUnit is False:

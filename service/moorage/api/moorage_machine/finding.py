@@ -5,7 +5,7 @@ from __future__ import annotations
 from moorage.api.leader import check_number
 from moorage.api.moorage_machine import types as wire
 from moorage.kernel import process
-from moorage.machines import model
+from moorage.machines import texts
 from moorage.machines.lookup import Lookup
 from moorage.machines.machine import Machine
 from moorage.machines.registry import Registry
@@ -28,11 +28,11 @@ def find(call: Call, params: wire.FindIn, registry: Registry, lookup: Lookup) ->
     if params.unit is not None:
         return registry.by_unit(params.unit)
     if params.controlGroup is not None:
-        if not model.is_path(params.controlGroup):
+        if not texts.is_path(params.controlGroup):
             raise InvalidParameter("controlGroup")
         return registry.by_control_group(params.controlGroup.rstrip("/"))
     if params.invocationId is not None:
-        if not model.is_id128(params.invocationId):
+        if not texts.is_id128(params.invocationId):
             raise InvalidParameter("invocationId")
         return registry.by_invocation(params.invocationId.replace("-", "").lower())
     if params.processFileDescriptor is not None:

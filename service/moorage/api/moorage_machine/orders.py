@@ -11,7 +11,7 @@ from moorage.api.moorage_machine.base import Handlers
 from moorage.api.moorage_machine.errors import REFUSALS
 from moorage.api.refusals import translated
 from moorage.authz.policy import WITH_HELPERS
-from moorage.machines import model
+from moorage.machines import model, texts
 from moorage.machines.freezing import FREEZE_SECONDS
 from moorage.pid1.manager import NoSuchUnit
 from moorage.wire.call import Call
@@ -26,7 +26,7 @@ class Orders(Handlers):
     @method("Kill")
     async def kill(self, call: Call, params: wire.KillIn) -> None:
         """Send a signal to processes of a machine."""
-        if params.subgroup is not None and not model.is_path("/" + params.subgroup.lstrip("/")):
+        if params.subgroup is not None and not texts.is_path("/" + params.subgroup.lstrip("/")):
             raise InvalidParameter("subgroup")
         whom = params.whom or model.KillWhom.all
         if params.subgroup is not None and whom is not model.KillWhom.all:

@@ -33,7 +33,7 @@ from moorage.authz.ownership import NotOwned
 from moorage.authz.policy import IN_PLACE, METADATA
 from moorage.configuration.current import Configuration
 from moorage.kernel import process
-from moorage.machines import model
+from moorage.machines import model, texts
 from moorage.machines.machine import Machine
 from moorage.machines.services import Services
 from moorage.wire.call import Call
@@ -65,7 +65,7 @@ class SystemdMachine(Interface):
         if params.class_ is model.MachineClass.host:
             raise InvalidParameter("class")
         about = identity(params)
-        if params.controlAddress is not None and not model.is_path(params.controlAddress):
+        if params.controlAddress is not None and not texts.is_path(params.controlAddress):
             raise InvalidParameter("controlAddress")
         await authorize(
             call,
@@ -218,7 +218,7 @@ class SystemdMachine(Interface):
         elif (
             not 0 < given.pid <= process.PID_MAX
             or (given.pidfdId or 0) < 0
-            or (given.bootId is not None and not model.is_id128(given.bootId))
+            or (given.bootId is not None and not texts.is_id128(given.bootId))
         ):
             raise InvalidParameter("pid")
         else:

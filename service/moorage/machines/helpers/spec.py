@@ -11,7 +11,8 @@ from typing import Final
 
 from moorage.machines.errors import InvalidHelper
 from moorage.machines.helpers.units import RuntimeDirectories
-from moorage.machines.model import HELPER_SOCKETS_MAX, HELPERS_MAX, Helper, HelperSpec, is_path
+from moorage.machines.model import HELPER_SOCKETS_MAX, HELPERS_MAX, Helper, HelperSpec
+from moorage.machines.texts import is_path
 from moorage.names import SUN_PATH_MAX, is_helper_name, is_socket_name
 from moorage.pid1 import unit_files
 
