@@ -181,6 +181,19 @@ def test_helpers_go_that_are_frozen_when_their_machine_ends(seed: int, down: flo
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_many_change_one_machine_at_once(seed: int) -> None:
+    """The last one wins, whole, whatever happens to the link meanwhile."""
+    steps = [step(0, "register", **registration())]
+    for number in range(1, 12):
+        values: dict[str, Any] = {"value": number, "bad": number % 4 == 0, "dry_run": number % 5 == 0}
+        steps.append(step(5 + 0.0003 * number * (seed % 3), "set", **values))
+    steps.append(step(5.002, "lose_link", unread=bool(seed % 2)))
+    done = simulation.run(seed, sorted(steps, key=lambda each: each.at))
+    assert list(done.violations) == []
+    assert done.changed == {"machine-a.scope"}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_stop_comes_while_a_machine_is_being_frozen(seed: int) -> None:
     steps = [step(0, "register", **registration(helpers=[helper()]))]
     steps += [step(5 + 0.0004 * each, "freeze", **FREEZE) for each in range(6)]

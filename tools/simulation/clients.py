@@ -22,7 +22,7 @@ from moorage.machines.model import (
     Registration,
 )
 from moorage.names import UnitNames
-from moorage.pid1.manager import ManagerError
+from moorage.pid1.manager import Json, ManagerError
 from simulation.plan import Step
 from simulation.world import SHELL, Instance, World, key_of
 
@@ -282,6 +282,19 @@ class Clients:
         unit = self._world.pid1.units.get(UnitNames(step.name).scope)
         if unit is not None and unit.group and unit.active == "active":
             self._world.kernel.freeze(unit.group, frozen=frozen)
+
+    async def _set(self, step: Step) -> None:
+        value = step.values["value"]
+        properties: dict[str, Json] = {"MemoryMax": value, "TasksMax": value}
+        if step.values["bad"]:
+            properties["DevicePolicy"] = "open"
+
+        async def change(instance: Instance, machine: Machine) -> None:
+            if machine.record.allocated:
+                self._world.changed.add(machine.unit)
+            await instance.core.set(machine, properties, dry_run=step.values["dry_run"])
+
+        self._on(step, 25 + FREEZE_SLACK_SECONDS, change)
 
     async def _freeze(self, step: Step) -> None:
         if step.values.get("by") != "caller":

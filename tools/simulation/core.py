@@ -30,6 +30,7 @@ from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.machine import Machine
 from moorage.machines.model import HelperSpec, KillWhom, Registration
 from moorage.machines.store import Store
+from moorage.pid1.manager import Json
 from moorage.wire.types import Feed
 
 
@@ -136,6 +137,11 @@ class Core:
     async def kill(self, machine: Machine, whom: KillWhom, signal: int) -> None:
         """Send a signal."""
         await self._services.control.kill(machine, whom, signal)
+
+    async def set(self, machine: Machine, properties: dict[str, Json], *, dry_run: bool) -> None:
+        """Set properties of its scope."""
+        await self._services.registrar.wait(machine.name)
+        await self._services.limits.set(machine, properties, dry_run=dry_run)
 
     async def freeze(self, machine: Machine, seconds: float, *, helpers: bool) -> None:
         """Freeze a machine."""

@@ -110,6 +110,16 @@ def _is_abandoned(world: World, unit: Unit) -> bool:
     )
 
 
+def look_at_changes(world: World) -> None:
+    """Check that what was set together is there together, and only where somebody wanted it."""
+    for unit in world.pid1.units:
+        memory, tasks = unit.properties.get("MemoryMax"), unit.properties.get("TasksMax")
+        if "DevicePolicy" in unit.properties or (memory is not None and memory != tasks):
+            world.wrong("mixed", f"{unit.name} has a part of what was set")
+        if memory is not None and unit.name not in world.changed:
+            world.wrong("foreign", f"{unit.name} has properties that were set for another one")
+
+
 def look_at_strangers(world: World) -> None:
     """Check that nothing of somebody else's was stopped."""
     whole = {machine.unit for machine, _ in world.answered if machine.record.placement.is_whole}

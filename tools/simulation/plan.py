@@ -17,7 +17,7 @@ PAUSES: Final = (0.0, 0.0, 0.0005, 0.002, 0.005, 0.02, 0.1, 1.0, 6.0, 40.0)
 
 WEIGHTS: Final = {
     "register": 10, "stop": 4, "die": 4, "forget": 1.5, "kill": 1, "hang_up": 2, "find": 0.5,
-    "add_helper": 2, "remove_helper": 1.5, "helper_dies": 2, "freeze": 1.5, "thaw": 1,
+    "add_helper": 2, "remove_helper": 1.5, "helper_dies": 2, "freeze": 1.5, "thaw": 1, "set": 1.5,
     "stop_unit": 1, "stranger": 1, "reload": 1, "reexec": 1.5, "lose_link": 1.5, "stall": 1.5,
     "subscribe": 1, "without": 1.5, "overflow": 0.7, "restart": 1, "killed": 2.5, "fail_start": 0.7,
     "deaf_journal": 0.5,
@@ -87,6 +87,9 @@ def _values(random: Random, kind: str) -> dict[str, Any]:
             return {"by": by, "helpers": random.random() < 0.5, **_wait(random), **_hang_up(random)}
         case "thaw":
             return {"by": random.choice(("caller", "manager")), **_wait(random), **_hang_up(random)}
+        case "set":
+            bad, dry_run = random.random() < 0.2, random.random() < 0.2
+            return {"value": random.randrange(1, 999), "bad": bad, "dry_run": dry_run, **_hang_up(random)}
         case "kill":
             return {"whom": random.choice(("leader", "all")), "signal": random.choice((9, 15))}
         case "die":

@@ -73,6 +73,7 @@ async def _run(world: World, steps: Sequence[Step]) -> None:
         instance = await _instance(world)
         invariants.look_at_the_living(world, instance)
         invariants.look_at_strangers(world)
+        invariants.look_at_changes(world)
         for unit in list(world.strangers):
             world.end_stranger(unit)
         for process in list(world.kernel.processes.values()):

@@ -222,6 +222,7 @@ class World:
         forgotten_by_root: of these, those whose units count towards no limit.
         ended: how often a machine was found to have ended.
         strangers: names of units that are none of ours.
+        changed: names of units of which properties were to be changed.
         emptied: when the last process of a control group has ended, by its number.
         readers: who are told what happens.
         down: seconds until the next instance is started.
@@ -248,6 +249,7 @@ class World:
         self.ended: Counter[Key] = Counter()
         self.ended_in: set[tuple[int, Key]] = set()
         self.strangers: dict[str, str] = {}
+        self.changed: set[str] = set()
         self.emptied: dict[int, float] = {}
         self.kernel.emptied.append(self._note_emptied)
         self.readers: list[Reader] = []
