@@ -33,7 +33,8 @@ CLASS_METHODS = 25
 FUNCTION_LINES = 60
 
 SERVICES = re.compile(
-    r"moorage\.(machines\.(?!model|errors|verdicts|ending|limits|asked|events)\w+|authz\.polkit|wire\.server)$"
+    r"moorage\.(machines\.(?!model|errors|verdicts|ending|limits|asked|events|in_force|foreseen|inspection)\w+"
+    r"|authz\.polkit|wire\.server)$"
 )
 
 MAKERS = {

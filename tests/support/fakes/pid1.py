@@ -20,7 +20,7 @@ from fakes.kernel import Group, Kernel, Process
 from fakes.link import Connection
 from fakes.services import Program
 from fakes.units import DOWN, UP, Freezing, Job, JobKind, Mode, Transaction, Unit, Units
-from moorage.machines.effective import slice_path
+from moorage.machines.foreseen import slice_path
 from moorage.pid1.jobs import JobEnd
 from moorage.pid1.manager import ManagerRefused, NoSuchUnit, UnitBusy, UnitExists, UnitHint
 

@@ -7,7 +7,8 @@ import pytest
 
 from moorage.kernel import cgroup
 from moorage.machines.compared.table import differences
-from moorage.machines.effective import Foreseen, Group, slice_path
+from moorage.machines.foreseen import Foreseen, slice_path
+from moorage.machines.in_force import Group
 from moorage.machines.limits import Device, Facts
 from moorage.pid1.manager import Json
 
