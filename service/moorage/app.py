@@ -243,7 +243,7 @@ async def run(options: Options, configuration: Configuration, listeners: Sequenc
     readiness = Readiness()
     settings = configuration.settings
     directories = _directories(options, settings)
-    files = EventFiles(options.events_directory, boot_id())
+    files = EventFiles(options.events_directory, boot_id(), settings.events)
     core = Core(
         manager, store, files, Wording(), directories, references, system(readiness), journal, settings
     )

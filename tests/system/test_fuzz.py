@@ -13,7 +13,7 @@ SEED = 4
 MORE_SECONDS = 700.0
 """For the sandbox, and to make smaller what is found."""
 
-TARGETS = ("calls", "replies", "records", "manager", "helpers", "os-release", "live")
+TARGETS = ("calls", "replies", "records", "manager", "helpers", "configuration", "os-release", "live")
 FEW = 50
 """Inputs that each of them is through with on the slowest machine."""
 

@@ -36,7 +36,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fuzzing import containers, helper_files, live, loop, manager, records, wire
+from fuzzing import configuration, containers, helper_files, live, loop, manager, records, wire
 from fuzzing.target import Target
 
 TARGETS: Sequence[Target[Any]] = (
@@ -45,6 +45,7 @@ TARGETS: Sequence[Target[Any]] = (
     records.TARGET,
     manager.TARGET,
     helper_files.TARGET,
+    configuration.TARGET,
     containers.TARGET,
 )
 

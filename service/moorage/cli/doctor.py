@@ -81,7 +81,10 @@ def examine(address: Address, *, root: Path = Path("/")) -> Iterator[Finding]:
     listening = _socket(address)
     yield listening
     if listening.state is State.good:
-        yield _service(address)
+        serving = _service(address)
+        yield serving
+        if serving.state is State.good:
+            yield _configuration(address)
 
 
 def failed(findings: Sequence[Finding]) -> bool:
@@ -280,3 +283,27 @@ def _service(address: Address) -> Finding:
     return Finding(
         subject, State.good, f"{info.product} {info.version}, serves {', '.join(info.interfaces)}"
     )
+
+
+def _configuration(address: Address) -> Finding:
+    subject = "configuration"
+    from moorage.cli.service import call
+    from moorage.client.methods import ConfigurationDescribed
+
+    try:
+        reply = call(address, "DescribeConfiguration", {}, timeout=ANSWER_SECONDS)
+        found = msgspec.json.decode(reply, type=ConfigurationDescribed)
+    except (Failure, msgspec.DecodeError) as error:
+        return Finding(subject, State.unknown, str(error).splitlines()[0])
+    if found.problems:
+        count = f"{len(found.problems)} problem{'' if len(found.problems) == 1 else 's'}"
+        remedy = f"See: {address.moorctl} config"
+        return Finding(
+            subject, State.limited, f"{count} in its files, the first is {found.problems[0]}", remedy
+        )
+    changed = sum(option.value != option.default for option in found.options)
+    words = f"{changed} of {len(found.options)} options are not at their defaults"
+    waiting = [option.name for option in found.options if option.after_restart is not None]
+    if waiting:
+        words += f"; a restart will change {', '.join(waiting)}"
+    return Finding(subject, State.good, words)

@@ -17,6 +17,14 @@ from typing import Annotated, Any, Final, Protocol
 import msgspec
 
 from moorage.machines.control import STOP_SECONDS
+from moorage.machines.events import (
+    EVENT_BYTES_CEILING,
+    EVENT_BYTES_MAX,
+    EVENTS_CEILING,
+    EVENTS_MAX,
+    SEGMENTS_MAX,
+    Extent,
+)
 from moorage.machines.helpers.changing import HELPERS_SECONDS
 from moorage.machines.helpers.units import DIRECTORY_BYTES_MAX
 from moorage.machines.leases import LEASE_GRACE_SECONDS
@@ -240,6 +248,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     verdict_keep_usec: Annotated[int, Option(Span(SECOND, 4 * WEEK), "How long a verdict is kept.")] = (
         VERDICT_KEEP_USEC
     )
+    events_max: Annotated[
+        int,
+        Option(
+            Count(SEGMENTS_MAX, EVENTS_CEILING), "Events kept for those who missed them.", at_restart=True
+        ),
+    ] = EVENTS_MAX
+    events_size_bytes: Annotated[
+        int,
+        Option(
+            Size(MEBIBYTE, EVENT_BYTES_CEILING),
+            "The same in bytes of memory, and as much again in /run.",
+            at_restart=True,
+        ),
+    ] = EVENT_BYTES_MAX
     connections_max: Annotated[
         int, Option(Count(16, NUMBER_MAX), "Connections of all users together, without root's.")
     ] = Limits().connections
@@ -306,6 +328,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             verdicts_per_uid=self.verdicts_per_user_max,
             verdict_keep_usec=self.verdict_keep_usec,
         )
+
+    @property
+    def events(self) -> Extent:
+        """How many events are kept."""
+        return Extent(events=self.events_max, size=self.events_size_bytes)
 
     @property
     def limits(self) -> Limits:

@@ -19,13 +19,21 @@ from typing import TypeVar
 import msgspec
 from msgspec import Raw
 
-from moorage.machines.events import EVENT_BYTES_MAX, EVENTS_MAX, SEGMENTS_MAX, Entry, EventLog
+from moorage.machines.events import (
+    EVENT_BYTES_CEILING,
+    EVENTS_CEILING,
+    SEGMENTS_MAX,
+    Entry,
+    EventLog,
+    Extent,
+)
 
 VERSION = 1
 """Version of the files. A reader takes its own and older ones."""
 
-FILE_MAX = 2 * EVENT_BYTES_MAX // SEGMENTS_MAX
-"""Bytes of one file that are read: its events, and as much again for the names around them."""
+FILE_MAX = 2 * EVENT_BYTES_CEILING // SEGMENTS_MAX
+"""Bytes of one file that are read: its events, and as much again for the names around them. The instance that wrote it
+may have kept more than this one does."""
 
 T = TypeVar("T")
 
@@ -64,10 +72,12 @@ class EventFiles:
     Args:
         path: of the directory, made where it is not there.
         boot_id: of this boot.
+        extent: how much is kept.
     """
 
-    def __init__(self, path: str, boot_id: str) -> None:
+    def __init__(self, path: str, boot_id: str, extent: Extent = Extent()) -> None:  # noqa: B008 - frozen
         self._path = path
+        self._extent = extent
         self._boot_id = boot_id
         self._directory: int | None = None
         self._file: int | None = None
@@ -182,7 +192,7 @@ class EventFiles:
         except OSError as error:
             _log.warning("Failed to open %s, keeping events in memory only: %s", self._path, error)
             self._directory = None
-            return EventLog(present)
+            return EventLog(present, self._extent)
         log: EventLog | None = None
         for name in names:
             try:
@@ -193,6 +203,8 @@ class EventFiles:
                 self.drop(int(name, 16) + 1)
         if log is None:
             return self._fresh(present)
+        log.trim()
+        self.drop(log.base)
         if len(log.segments) == len(self._names()):
             self._resume(f"{log.segments[-1].base:016x}")
         return log
@@ -203,7 +215,7 @@ class EventFiles:
             self._begin(present)
         except OSError as error:
             self._spoil(error)
-        return EventLog(present)
+        return EventLog(present, self._extent)
 
     def _names(self) -> list[str]:
         assert self._directory is not None
@@ -236,7 +248,11 @@ class EventFiles:
             raise _Bad("it is of another boot")
         if header.base != int(name, 16):
             raise _Bad("it has the name of another one")
-        log = before if before is not None and before.last == header.base else EventLog(header.base)
+        log = (
+            before
+            if before is not None and before.last == header.base
+            else EventLog(header.base, self._extent)
+        )
         if not (begins := log is before):
             self._remove(header.base)
         for entry in _entries(lines[1:], header.base):
@@ -287,7 +303,7 @@ def _stored(entry: Entry) -> _Line:
 
 
 def _entries(lines: list[bytes], base: int) -> Iterator[Entry]:
-    if len(lines) > EVENTS_MAX // SEGMENTS_MAX:
+    if len(lines) > EVENTS_CEILING // SEGMENTS_MAX:
         raise _Bad(f"it has {len(lines)} events")
     last = base
     for text in lines:

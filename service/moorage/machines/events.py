@@ -21,6 +21,12 @@ EVENTS_MAX = 64 * 1024
 EVENT_BYTES_MAX = 16 * 1024 * 1024
 """Bytes of them, in memory, and on disk once more."""
 
+EVENTS_CEILING = 1024 * 1024
+"""The most events that may be asked for."""
+
+EVENT_BYTES_CEILING = 256 * 1024 * 1024
+"""The most bytes of them."""
+
 SEGMENTS_MAX = 16
 """Parts in which the log is kept, on disk as files. The oldest leaves as a whole, so that at most a sixteenth less is
 kept than the limits allow."""
@@ -192,6 +198,18 @@ def position_of(cursor: str, boot_id: str) -> int:
     return int(found[2], 16)
 
 
+class Extent(msgspec.Struct, frozen=True):
+    """How much is kept.
+
+    Attributes:
+        events: how many; at least one for each part.
+        size: bytes of them.
+    """
+
+    events: int = EVENTS_MAX
+    size: int = EVENT_BYTES_MAX
+
+
 class Segment(msgspec.Struct):
     """A part of the log.
 
@@ -205,11 +223,9 @@ class Segment(msgspec.Struct):
     count: int = 0
     size: int = 0
 
-    def has_room(self, size: int) -> bool:
+    def has_room(self, size: int, extent: Extent) -> bool:
         """Whether an event of that size may be added."""
-        return (
-            self.count < EVENTS_MAX // SEGMENTS_MAX and self.size + size <= EVENT_BYTES_MAX // SEGMENTS_MAX
-        )
+        return self.count < extent.events // SEGMENTS_MAX and self.size + size <= extent.size // SEGMENTS_MAX
 
     def add(self, entry: Entry) -> None:
         """Count an event."""
@@ -222,13 +238,15 @@ class EventLog:
 
     Args:
         base: µs since boot: nothing is known of what came before.
+        extent: how much is kept.
 
     Attributes:
         first: number of the oldest event that is kept.
     """
 
-    def __init__(self, base: int) -> None:
+    def __init__(self, base: int, extent: Extent = Extent()) -> None:  # noqa: B008 - frozen
         self.first = 0
+        self._extent = extent
         self._entries: list[Entry] = []
         self._segments = [Segment(base)]
 
@@ -254,7 +272,7 @@ class EventLog:
 
     def begins_segment(self, size: int) -> bool:
         """Whether an event of that size begins another part."""
-        return not self._segments[-1].has_room(size)
+        return not self._segments[-1].has_room(size, self._extent)
 
     def append(self, entry: Entry, *, begins: bool) -> list[Entry]:
         """Add an event.
@@ -270,12 +288,26 @@ class EventLog:
             self._segments.append(Segment(self.last))
         self._entries.append(entry)
         self._segments[-1].add(entry)
-        if len(self._segments) <= SEGMENTS_MAX:
-            return []
-        count = self._segments.pop(0).count
+        return self.trim() if begins else []
+
+    def trim(self) -> list[Entry]:
+        """Have the oldest parts leave as long as there is too much; return their events.
+
+        Only a log of an instance that kept more has more than one part too many.
+        """
+        count = 0
+        while len(self._segments) > 1 and self._has_too_much(count):
+            count += self._segments.pop(0).count
         dropped, self._entries[:count] = self._entries[:count], []
         self.first += count
         return dropped
+
+    def _has_too_much(self, leaving: int) -> bool:
+        return (
+            len(self._segments) > SEGMENTS_MAX
+            or len(self._entries) - leaving > self._extent.events
+            or sum(segment.size for segment in self._segments) > self._extent.size
+        )
 
     def since(self, number: int, most: int) -> list[Entry]:
         """Return events from a number on.

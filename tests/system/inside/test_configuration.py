@@ -35,6 +35,7 @@ from moored import (
 
 from moorage.api.moorage_machine.errors import Busy, NoSuchMachine, Timeout
 from moorage.configuration.files import BYTES_MAX
+from moorage.errors import CursorExpired
 from moorage.wire.errors import InvalidParameter
 
 NAME = "user.conf" if USER else "moored.conf"
@@ -78,6 +79,12 @@ def called(argv: Sequence[str], user: int | None = None) -> subprocess.Completed
 def shown() -> dict[str, dict[str, str]]:
     """What moorctl config tells of each option."""
     return {option["name"]: option for option in json.loads(run("moorctl", "config", "--json"))["options"]}
+
+
+def doctor() -> dict[str, str]:
+    """What moorctl doctor says of the configuration."""
+    findings = [json.loads(line) for line in run("moorctl", "doctor", "--json").splitlines()]
+    return next(finding for finding in findings if finding["subject"] == "configuration")
 
 
 def value(name: str) -> tuple[str, str]:
@@ -136,6 +143,9 @@ def test_what_is_wrong_is_in_the_journal_and_the_rest_in_force() -> None:
         assert value("leaseGrace") == ("5s", "default")
         done = called(for_us("moorctl", "config"))
         assert done.stderr.splitlines() == [f"Warning: {line}" for line in said]
+        finding = doctor()
+        assert finding["state"] == "limited"
+        assert finding["words"] == f"7 problems in its files, the first is {said[0]}"
     assert show("moored.service", "Result")["Result"] == "success"
 
 
@@ -204,8 +214,10 @@ def test_what_needs_a_restart_says_so_and_gets_it() -> None:
     assert (option["afterRestart"], option["afterRestartSource"]) == ("7s", f"{MAIN}:1")
     row = next(line for line in run("moorctl", "config").splitlines() if line.startswith("leaseGrace"))
     assert row.split(maxsplit=3) == ["leaseGrace", "5s", "default", f"7s ({MAIN}:1)"]
+    assert doctor()["words"].endswith("; a restart will change leaseGrace")
     run("systemctl", "restart", "moored.service")
     assert value("leaseGrace") == ("7s", f"{MAIN}:1")
+    assert doctor()["words"].startswith("1 of ")
     assert "afterRestart" not in shown()["leaseGrace"]
 
 
@@ -233,6 +245,30 @@ async def test_verdicts_go_when_there_may_be_fewer(spawn: Processes) -> None:
         with pytest.raises(NoSuchMachine):
             await describe(client, "one")
         assert (await describe(client, "two"))["phase"] == "exited"
+
+
+async def test_fewer_events_are_kept_after_a_restart(spawn: Processes) -> None:
+    async def after(cursor: str | None) -> str:
+        parameters = {"cursor": cursor} if cursor else {}
+        async with (
+            await connect() as client,
+            client.call_more(f"{OURS}Subscribe", parameters) as replies,
+        ):
+            async for reply in replies:
+                return reply["event"]["cursor"]
+        raise AssertionError("no event")
+
+    write(MAIN, 'eventsMax = 16\neventsSize = "1M"\n')
+    run("systemctl", "restart", "moored.service")
+    before = await after(None)
+    async with await connect() as client:
+        for number in range(10):
+            leader = spawn()
+            await register(client, f"m{number}", leader)
+            kill(leader)
+            await verdict(client, f"m{number}")
+    with pytest.raises(CursorExpired):
+        await after(before)
 
 
 async def test_the_command_line_counts_more() -> None:

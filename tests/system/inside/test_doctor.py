@@ -33,6 +33,7 @@ def test_a_service_that_can_be_called() -> None:
     assert status == 0, findings
     assert findings["service"]["state"] == "ok"
     assert "io.moorage.Machine" in findings["service"]["words"]
+    assert findings["configuration"]["state"] == "ok"
     assert findings["polkit"] == {
         "subject": "polkit",
         "state": "ok",

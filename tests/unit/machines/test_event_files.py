@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moorage.machines.event_files import FILE_MAX, VERSION, EventFiles
-from moorage.machines.events import EVENTS_MAX, SEGMENTS_MAX, Entry, EventLog, Kind
+from moorage.machines.events import EVENTS_MAX, SEGMENTS_MAX, Entry, EventLog, Extent, Kind
 
 BOOT = "0123456789abcdef" * 2
 START = 1000
@@ -94,6 +94,24 @@ def test_files_are_as_many_as_the_log_has_parts(tmp_path: Path) -> None:
     again = loaded(tmp_path)
     assert (again.base, again.last, len(kept(again))) == (log.base, log.last, log.end - log.first)
     assert [each.base for each in again.segments] == [each.base for each in log.segments]
+
+
+def test_an_instance_may_keep_less_than_the_one_before(tmp_path: Path) -> None:
+    files = EventFiles(str(tmp_path), BOOT, Extent(events=160))
+    log = files.load(0)
+    for position in range(1, 141):
+        put(files, log, entry(position))
+    files.close()
+    assert len(list(tmp_path.iterdir())) == 14
+    files = EventFiles(str(tmp_path), BOOT, Extent(events=32))
+    log = files.load(1000)
+    assert (log.base, log.last, len(kept(log))) == (110, 140, 30)
+    assert len(list(tmp_path.iterdir())) == 3, "what is not kept is not on disk either"
+    for position in range(141, 161):
+        put(files, log, entry(position))
+    files.close()
+    again = EventFiles(str(tmp_path), BOOT, Extent(events=160)).load(1000)
+    assert [each.position for each in kept(again)] == [each.position for each in kept(log)]
 
 
 def test_an_event_that_was_being_written_has_not_happened(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from moorage.machines.events import (
     CursorExpired,
     Entry,
     EventLog,
+    Extent,
     Kind,
     Told,
     cursor_of,
@@ -95,6 +96,27 @@ def test_the_log_is_bounded(size: int, most: int) -> None:
     assert log.after(log.base) == log.first
     with pytest.raises(CursorExpired):
         log.after(log.base - 1)
+
+
+def test_as_much_is_kept_as_is_wanted() -> None:
+    log = EventLog(0, Extent(events=32))
+    for position in range(1, 100):
+        add(log, entry(position))
+    assert 30 <= log.end - log.first <= 32
+    log = EventLog(0, Extent(size=1600))
+    for position in range(1, 100):
+        add(log, entry(position, size=50))
+    assert 28 <= log.end - log.first <= 32
+
+
+def test_a_log_of_who_kept_more_is_trimmed() -> None:
+    log = EventLog(0, Extent(events=32))
+    for part in range(10):
+        for number in range(10):
+            log.append(entry(1 + 10 * part + number), begins=number == 0)
+    assert len(log.trim()) < 20
+    assert (log.base, log.last, log.end - log.first) == (70, 100, 30)
+    assert log.after(70) == log.first
 
 
 def test_stories_are_those_of_machines_that_have_not_ended() -> None:
