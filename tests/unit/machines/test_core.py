@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import AsyncGenerator
+import subprocess
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from moorage.api.moorage_machine.wording import Wording
 from moorage.app import Core
 from moorage.kernel.cgroup import Events
 from moorage.kernel.poller import Readiness
-from moorage.kernel.process import boot_id
+from moorage.kernel.process import ProcessGone, boot_id, process_id
 from moorage.kernel.system import Cgroupfs, system
 from moorage.machines.errors import MachineGone
 from moorage.machines.event_files import EventFiles
@@ -30,12 +31,14 @@ from moorage.machines.model import (
     HelperFailure,
     HelperSpec,
     KillWhom,
+    MachineClass,
     Phase,
+    Registration,
     Timestamp,
 )
 from moorage.machines.store import Store
 from moorage.pid1 import journal
-from moorage.pid1.manager import Job, NoSuchUnit, ServiceSpec, UnitHint
+from moorage.pid1.manager import Job, ManagerRefused, NoSuchUnit, ScopeSpec, ServiceSpec, UnitHint
 from moorage.pid1.references import BusReferences
 
 IP = {"IPIngressBytes", "IPEgressBytes"}
@@ -213,6 +216,51 @@ async def test_helpers_are_taken_back_that_were_started_for_a_scope_that_had_end
         assert ("stop", unit) in manager.ordered
         assert unit not in manager.loaded
         assert not web.record.helpers
+
+
+class Restarting(Forgetful):
+    """Makes the scope of the first call, loses the link before it answers, and is called once more."""
+
+    def __init__(self, leader: subprocess.Popen[bytes]) -> None:
+        super().__init__()
+        self._leader = leader
+
+    async def start_scope(self, spec: ScopeSpec, *, deadline: float, made: object = None) -> Job:
+        """See `Manager`."""
+        (marks,) = (each.value for each in spec.properties if each.name == "Documentation")
+        self.set(spec.unit, documentation=marks)
+        self._leader.kill()
+        self._leader.wait()
+        await trio.lowlevel.checkpoint()
+        raise ManagerRefused("No such process", "org.freedesktop.DBus.Error.UnixProcessIdUnknown")
+
+
+@pytest.fixture
+def leader() -> Generator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as started:
+        yield started
+        started.kill()
+
+
+async def test_the_scope_of_a_repeated_start_whose_leader_has_died_is_taken_back(
+    tmp_path: Path, leader: subprocess.Popen[bytes]
+) -> None:
+    """The second call is refused, since the process is gone; nobody has answered the first one."""
+    manager = Restarting(leader)
+    pidfd = os.pidfd_open(leader.pid)
+    try:
+        registration = Registration(
+            name="web", class_=MachineClass.vm, registrant=0, leader=process_id(pidfd), leader_pidfd=pidfd,
+            leader_uid=0, supervisor=None, allocate_unit=True, privileged=True,
+        )  # fmt: skip
+        async with running(manager, tmp_path) as core:
+            with pytest.raises(ProcessGone):
+                await core.services.registrar.register(registration)
+    finally:
+        os.close(pidfd)
+    assert manager.ordered == [("stop", "machine-web.scope")]
+    assert manager.loaded == {}
+    assert not any(name.startswith(".start-") for name in os.listdir(tmp_path))
 
 
 OWN = {"unit": "own.service", "control_group": "/own.service", "allocated": False, "invocation_id": "1" * 32}
