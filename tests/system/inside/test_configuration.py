@@ -33,9 +33,8 @@ from moored import (
     verdict,
 )
 
-from moorage.api.moorage_machine.errors import Busy, NoSuchMachine, Timeout
 from moorage.configuration.files import BYTES_MAX
-from moorage.errors import CursorExpired
+from moorage.errors import Busy, CursorExpired, NoSuchMachine, Timeout
 from moorage.wire.errors import InvalidParameter
 
 NAME = "user.conf" if USER else "moored.conf"
