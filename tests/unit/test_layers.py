@@ -17,8 +17,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("moorage.names", "moorage.addresses", "moorage.errors", "moorage.quantities", "moorage.similar",
      "moorage.steps.waits", "moorage.wire.patience",
      "moorage.wire.errors", "moorage.wire.message", "moorage.machines.model", "moorage.machines.texts",
-     "moorage.machines.errors", "moorage.pid1.manager", "moorage.kernel.process", "moorage.kernel.peer",
-     "moorage.kernel.clock", "moorage.launch.holder"),
+     "moorage.machines.accounting", "moorage.machines.errors", "moorage.pid1.manager", "moorage.kernel.process",
+     "moorage.kernel.peer", "moorage.kernel.clock", "moorage.launch.holder"),
     # 1: pure decisions
     (
         "moorage.wire.connection", "moorage.wire.output", "moorage.wire.idl", "moorage.wire.conformance",
@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.pid1.blame", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
         "moorage.authz.policy", "moorage.authz.allowed_properties",
         "moorage.machines.limits", "moorage.machines.compared", "moorage.machines.properties",
-        "moorage.machines.ending", "moorage.machines.verdicts", "moorage.machines.events",
+        "moorage.machines.ending", "moorage.machines.verdicts", "moorage.machines.use", "moorage.machines.events",
         "moorage.probes.owner", "moorage.probes.effective", "moorage.dbus.signature",
         "moorage.dbus.marshal", "moorage.dbus.unmarshal", "moorage.dbus.message",
         "moorage.machines.asked", "moorage.machines.own_slice", "moorage.machines.planned",
@@ -38,7 +38,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 2: adapters to the outside
     (
         "moorage.dbus.bus", "moorage.pid1.journal", "moorage.kernel.poller", "moorage.pid1.over_dbus",
-        "moorage.kernel.cgroup", "moorage.kernel.cgroup_watch", "moorage.kernel.processes", "moorage.kernel.system",
+        "moorage.kernel.block", "moorage.kernel.cgroup", "moorage.kernel.cgroup_watch",
+        "moorage.kernel.processes", "moorage.kernel.system",
         "moorage.pid1.references", "moorage.pid1.hints",
         "moorage.machines.store", "moorage.machines.intents", "moorage.machines.event_files",
         "moorage.machines.in_force", "moorage.machines.foreseen",

@@ -26,7 +26,7 @@ from moorage.client.methods import (
     PropertiesSet,
     Registered,
 )
-from moorage.client.types import Accounting, Difference, Machine, ProcessId
+from moorage.client.types import Accounting, Difference, Machine, Pressures, ProcessId
 from moorage.quantities import format_size, format_span, printable
 
 T = TypeVar("T")
@@ -239,7 +239,12 @@ def show_status(reply: Reply) -> None:
     decoded = _decoded(reply, Described)
     machine = decoded.machine
     click.echo(click.style(printable(machine.name), bold=True))
-    lines = [*_details(machine), *_usage(decoded.accounting), *_limits(decoded.limits)]
+    lines = [
+        *_details(machine),
+        *_usage(decoded.accounting),
+        *_pressure(decoded.pressure),
+        *_limits(decoded.limits),
+    ]
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
         text = printable(value)
@@ -306,12 +311,18 @@ def _moment(usec: int | None) -> str:
 
 def _usage(usage: Accounting) -> Iterator[tuple[str, str]]:
     if usage.cpu_usage_nsec is not None:
-        yield "CPU", format_span(usage.cpu_usage_nsec // 1000, units=2)
+        parts = (("user", usage.cpu_user_nsec), ("system", usage.cpu_system_nsec))
+        shown = [f"{name} {format_span(each // 1000, units=2)}" for name, each in parts if each is not None]
+        if usage.cpu_throttled_nsec:
+            shown.append(f"throttled for {format_span(usage.cpu_throttled_nsec // 1000, units=2)}")
+        rest = f" ({', '.join(shown)})" if shown else ""
+        yield "CPU", format_span(usage.cpu_usage_nsec // 1000, units=2) + rest
     yield from _joined(
         "Memory", usage.memory_current, (("peak", usage.memory_peak), ("swap", usage.memory_swap_current))
     )
     if usage.tasks_current is not None:
-        yield "Tasks", str(usage.tasks_current)
+        peak = "" if usage.tasks_peak is None else f" (peak {usage.tasks_peak})"
+        yield "Tasks", f"{usage.tasks_current}{peak}"
     yield from _pair("IO", "read", usage.io_read_bytes, "written", usage.io_write_bytes)
     yield from _pair("IP", "in", usage.ip_ingress_bytes, "out", usage.ip_egress_bytes)
     if usage.oom_kills or usage.managed_oom_kills:
@@ -319,6 +330,18 @@ def _usage(usage: Accounting) -> Iterator[tuple[str, str]]:
             "OOM kills",
             f"{usage.oom_kills or 0} by the kernel, {usage.managed_oom_kills or 0} by systemd-oomd",
         )
+
+
+def _pressure(found: Pressures | None) -> Iterator[tuple[str, str]]:
+    if found is None:
+        return
+    shown = [
+        f"{name} {each.some.avg10:.0f}%"
+        for name, each in (("CPU", found.cpu), ("memory", found.memory), ("IO", found.io))
+        if each is not None and each.some is not None
+    ]
+    if shown:
+        yield "Pressure", f"{', '.join(shown)} of the last 10s"
 
 
 def _joined(

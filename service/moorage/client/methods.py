@@ -17,6 +17,7 @@ from moorage.client.types import (
     Machine,
     Option,
     PlannedUnit,
+    Pressures,
     ProcessId,
 )
 from moorage.wire.patience import CALL_SECONDS
@@ -87,6 +88,8 @@ class Described(Struct, rename="camel", frozen=True):
     machine: Machine
     accounting: Accounting
     limits: dict[str, Any]
+    pressure: Pressures | None = None
+    io: dict[str, Any] | None = None
 
 
 class PropertyTypes(Struct, rename="camel", frozen=True):

@@ -232,18 +232,49 @@ class Accounting(Struct, rename="camel", frozen=True, kw_only=True):
     """Resources that a machine has used: in bytes, the CPU time in ns. None: the kernel keeps no such counter."""
 
     cpu_usage_nsec: int | None = field(name="cpuUsageNSec", default=None)
+    cpu_user_nsec: int | None = field(name="cpuUserNSec", default=None)
+    cpu_system_nsec: int | None = field(name="cpuSystemNSec", default=None)
+    cpu_throttled_nsec: int | None = field(name="cpuThrottledNSec", default=None)
     memory_current: int | None = None
     memory_peak: int | None = None
     memory_swap_current: int | None = None
+    memory_swap_peak: int | None = None
     tasks_current: int | None = None
+    tasks_peak: int | None = None
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
     io_read_operations: int | None = None
     io_write_operations: int | None = None
     ip_ingress_bytes: int | None = None
+    ip_ingress_packets: int | None = None
     ip_egress_bytes: int | None = None
+    ip_egress_packets: int | None = None
     oom_kills: int | None = None
     managed_oom_kills: int | None = None
+
+
+class PressureLine(Struct, rename="camel", frozen=True, kw_only=True):
+    """The share of time, in percent, for which tasks waited, over 10, 60 and 300 s; and in all, in µs."""
+
+    avg10: float
+    avg60: float
+    avg300: float
+    total_usec: int = field(name="totalUSec")
+
+
+class Pressure(Struct, rename="camel", frozen=True, kw_only=True):
+    """Pressure of one resource: at least one task waited, or all of them at once."""
+
+    some: PressureLine | None = None
+    full: PressureLine | None = None
+
+
+class Pressures(Struct, rename="camel", frozen=True, kw_only=True):
+    """Pressure of all resources. None: the kernel does not tell."""
+
+    cpu: Pressure | None = None
+    memory: Pressure | None = None
+    io: Pressure | None = None
 
 
 class Verdict(Struct, rename="camel", frozen=True, kw_only=True):

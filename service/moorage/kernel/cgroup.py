@@ -39,10 +39,15 @@ class Usage(msgspec.Struct, frozen=True):
     """Counters of a group; None where the controller is not there. CPU in ns, memory and I/O in bytes."""
 
     cpu_usage_nsec: int | None
+    cpu_user_nsec: int | None
+    cpu_system_nsec: int | None
+    cpu_throttled_nsec: int | None
     memory_current: int | None
     memory_peak: int | None
     memory_swap_current: int | None
+    memory_swap_peak: int | None
     tasks_current: int | None
+    tasks_peak: int | None
     io_read_bytes: int | None
     io_write_bytes: int | None
     io_read_operations: int | None
@@ -179,7 +184,7 @@ def processes(control_group: str, most: int) -> list[int] | None:
 
 def usage(control_group: str) -> Usage:
     """Read the counters of a group; all None if it is gone."""
-    cpu = _pairs(_read(control_group, "cpu.stat")).get(b"usage_usec")
+    cpu = {name: usec * 1000 for name, usec in _pairs(_read(control_group, "cpu.stat")).items()}
     totals: dict[bytes, int] = {}
     io = _read(control_group, "io.stat")
     for line in (io or b"").splitlines():
@@ -188,10 +193,15 @@ def usage(control_group: str) -> Usage:
             if value.isdigit():
                 totals[key] = totals.get(key, 0) + int(value)
     return Usage(
-        cpu_usage_nsec=None if cpu is None else cpu * 1000,
+        cpu_usage_nsec=cpu.get(b"usage_usec"),
+        cpu_user_nsec=cpu.get(b"user_usec"),
+        cpu_system_nsec=cpu.get(b"system_usec"),
+        cpu_throttled_nsec=cpu.get(b"throttled_usec"),
         memory_current=_number(_read(control_group, "memory.current")),
         memory_peak=_number(_read(control_group, "memory.peak")),
         memory_swap_current=_number(_read(control_group, "memory.swap.current")),
+        memory_swap_peak=_number(_read(control_group, "memory.swap.peak")),
+        tasks_peak=_number(_read(control_group, "pids.peak")),
         tasks_current=_number(_read(control_group, "pids.current")),
         io_read_bytes=None if io is None else totals.get(b"rbytes", 0),
         io_write_bytes=None if io is None else totals.get(b"wbytes", 0),

@@ -20,11 +20,12 @@ import trio
 from moorage.kernel.clock import Clock
 from moorage.kernel.system import System
 from moorage.machines import verdicts
+from moorage.machines.accounting import Accounting
 from moorage.machines.events import Kind
 from moorage.machines.followers import Followers
 from moorage.machines.leader import end_of
 from moorage.machines.machine import Leader, Machine
-from moorage.machines.model import Accounting, Cause, HelperEnd, HelperFailure, Timestamp
+from moorage.machines.model import Cause, HelperEnd, HelperFailure, Timestamp
 from moorage.names import UnitNames
 from moorage.pid1.journal import Journal, UnitEnd
 
@@ -59,12 +60,15 @@ LOOKS_MAX = 2
 _COUNTERS = {
     "CPU_USAGE_NSEC": "cpu_usage_nsec",
     "MEMORY_PEAK": "memory_peak",
+    "MEMORY_SWAP_PEAK": "memory_swap_peak",
     "IO_METRIC_READ_BYTES": "io_read_bytes",
     "IO_METRIC_WRITE_BYTES": "io_write_bytes",
     "IO_METRIC_READ_OPERATIONS": "io_read_operations",
     "IO_METRIC_WRITE_OPERATIONS": "io_write_operations",
     "IP_METRIC_INGRESS_BYTES": "ip_ingress_bytes",
+    "IP_METRIC_INGRESS_PACKETS": "ip_ingress_packets",
     "IP_METRIC_EGRESS_BYTES": "ip_egress_bytes",
+    "IP_METRIC_EGRESS_PACKETS": "ip_egress_packets",
 }
 """What the journal calls the counters."""
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Final
+
 import trio
 
+from moorage.kernel.block import name_of
 from moorage.kernel.cgroup import Hierarchy
+from moorage.machines.accounting import Accounting
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.machine import Machine, Work
 from moorage.machines.metadata import Metadata, acquire
-from moorage.machines.model import Accounting, FreezerState
+from moorage.machines.model import FreezerState
 from moorage.machines.thawing import is_frozen, is_to_freeze
+from moorage.machines.use import RESOURCES, Pressure, pressure, traffic
 from moorage.pid1.manager import ASK_USEC, Json, Manager
+
+NETWORK: Final = {
+    "IPIngressBytes": "ip_ingress_bytes",
+    "IPIngressPackets": "ip_ingress_packets",
+    "IPEgressBytes": "ip_egress_bytes",
+    "IPEgressPackets": "ip_egress_packets",
+}
+"""Properties of units that count the traffic of their network, and what they are called here."""
 
 
 class Looking:
@@ -25,6 +39,50 @@ class Looking:
         """Read the counters of a machine that lives; of one that shares its control group there are none."""
         placement = machine.record.placement
         return Accounting() if placement.shared else self._accounts.counters(placement.control_group)
+
+    async def network(self, machine: Machine) -> Accounting:
+        """Return what the service manager has counted of the traffic of a machine's unit, where it was asked to.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        if not machine.record.placement.is_whole:
+            return Accounting()
+        deadline = trio.current_time() + ASK_USEC / 1e6
+        values = await self._manager.properties(machine.unit, tuple(NETWORK), deadline=deadline)
+        return Accounting(**{NETWORK[name]: each for name, each in values.items() if isinstance(each, int)})
+
+    def pressure(self, machine: Machine) -> dict[str, Pressure]:
+        """Read the pressure of each resource that the kernel tells of, by its name.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        found: dict[str, Pressure] = {}
+        for each in () if machine.record.placement.shared else RESOURCES:
+            try:
+                text = self._hierarchy.attribute(machine.record.control_group, f"{each}.pressure")
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:  # the kernel was told not to keep account of it
+                    raise
+                continue
+            if text and (read := pressure(text)) is not None:
+                found[each] = read
+        return found
+
+    def traffic(self, machine: Machine) -> dict[str, dict[str, int | str]]:
+        """Read what a machine has read from and written to each block device, by its name.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        if machine.record.placement.shared:
+            return {}
+        text = self._hierarchy.attribute(machine.record.control_group, "io.stat") or ""
+        return {
+            name_of(numbers) or numbers: {"majMin": numbers, **counters}
+            for numbers, counters in traffic(text).items()
+        }
 
     def freezer(self, machine: Machine) -> FreezerState:
         """Return the state of the freezer of a machine that lives: frozen also where a slice above is.

@@ -17,10 +17,10 @@ import msgspec
 import trio
 
 from moorage.kernel.process import Exit
+from moorage.machines.accounting import Accounting
 from moorage.machines.errors import TooMuchUnderWay
 from moorage.machines.events import Told
 from moorage.machines.model import (
-    Accounting,
     Cause,
     Helper,
     HelperEnd,

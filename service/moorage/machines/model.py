@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from moorage.kernel.process import ProcessId
+from moorage.machines.accounting import Accounting
 from moorage.names import UnitNames
 from moorage.pid1.manager import Json
 
@@ -194,40 +195,6 @@ class Change(msgspec.Struct, frozen=True):
     helpers: tuple[Helper, ...]
     removes: bool = False
     with_place: bool = False
-
-
-class Accounting(msgspec.Struct, frozen=True):
-    """Counters of a control group; what could not be had is None, never 0.
-
-    Attributes:
-        cpu_usage_nsec: CPU time, ns.
-        memory_current: bytes.
-        memory_peak: bytes.
-        memory_swap_current: bytes.
-        tasks_current: number of tasks.
-        io_read_bytes: summed over devices.
-        io_write_bytes: summed over devices.
-        io_read_operations: summed over devices.
-        io_write_operations: summed over devices.
-        ip_ingress_bytes: counted by the service manager, where it was asked to.
-        ip_egress_bytes: the same.
-        oom_kills: processes killed by the kernel's OOM killer.
-        managed_oom_kills: processes killed by systemd-oomd.
-    """
-
-    cpu_usage_nsec: int | None = None
-    memory_current: int | None = None
-    memory_peak: int | None = None
-    memory_swap_current: int | None = None
-    tasks_current: int | None = None
-    io_read_bytes: int | None = None
-    io_write_bytes: int | None = None
-    io_read_operations: int | None = None
-    io_write_operations: int | None = None
-    ip_ingress_bytes: int | None = None
-    ip_egress_bytes: int | None = None
-    oom_kills: int | None = None
-    managed_oom_kills: int | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -36,9 +36,10 @@ from moorage.machines.model import (
 )
 from moorage.names import is_machine_name
 
-VERSION = 6
+VERSION = 7
 """Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for
-lack of memory where that was not known; before 6 nothing was known of who else lives in its unit."""
+lack of memory where that was not known; before 6 nothing was known of who else lives in its unit; before 7
+less was told of what it used."""
 
 RECORD_MAX = 256 * 1024
 """Bytes; a record with every text at its limit, and all its helpers, stays below 200 KiB."""

@@ -10,7 +10,8 @@ import signal
 import msgspec
 
 from moorage.kernel.process import Exit
-from moorage.machines.model import Accounting, Cause, HelperEnd, Timestamp, Verdict
+from moorage.machines.accounting import Accounting
+from moorage.machines.model import Cause, HelperEnd, Timestamp, Verdict
 
 FORGOTTEN = "forgotten"
 """Result of a unit of which the manager knows no more than that it failed, or that it is another one by now."""

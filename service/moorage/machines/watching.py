@@ -13,6 +13,7 @@ import trio
 
 from moorage.kernel.system import System
 from moorage.machines import ending
+from moorage.machines.accounting import Accounting
 from moorage.machines.agenda import Agenda
 from moorage.machines.control import Control
 from moorage.machines.detached import Detached
@@ -24,7 +25,6 @@ from moorage.machines.helpers.status import HelperStates
 from moorage.machines.leader import lives
 from moorage.machines.leftovers import stop_thawed
 from moorage.machines.machine import Machine, Recheck
-from moorage.machines.model import Accounting
 from moorage.machines.observer import SETTLE_SECONDS, Observer
 from moorage.machines.registry import Registry
 from moorage.machines.retirement import Retirement

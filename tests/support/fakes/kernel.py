@@ -373,7 +373,7 @@ class FakeHierarchy:
         """See `Hierarchy`."""
         self.faults.check("fd")
         there = control_group in self.kernel.groups
-        return Usage(1000 if there else None, *(None,) * 10)
+        return Usage(1000 if there else None, *(None,) * 15)
 
     def processes(self, control_group: str, most: int) -> list[int] | None:
         """See `Hierarchy`."""

@@ -32,6 +32,7 @@ OUR_ERRORS = {
 SCALARS: dict[str, type[inspect.Type]] = {
     "bool": inspect.BoolType,
     "int": inspect.IntType,
+    "float": inspect.FloatType,
     "string": inspect.StrType,
 }
 

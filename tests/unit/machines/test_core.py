@@ -20,12 +20,12 @@ from moorage.kernel.cgroup import Events
 from moorage.kernel.poller import Readiness
 from moorage.kernel.process import ProcessGone, boot_id, process_id
 from moorage.kernel.system import Cgroupfs, system
+from moorage.machines.accounting import Accounting
 from moorage.machines.errors import MachineGone
 from moorage.machines.event_files import EventFiles
 from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.machine import Machine
 from moorage.machines.model import (
-    Accounting,
     Cause,
     Helper,
     HelperFailure,

@@ -10,9 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec.structs import replace
 
 from moorage.kernel.process import ProcessId
+from moorage.machines.accounting import Accounting
 from moorage.machines.errors import Full, LeaderTaken, NameTaken
 from moorage.machines.machine import Machine
-from moorage.machines.model import Accounting, Phase, Timestamp, Verdict
+from moorage.machines.model import Phase, Timestamp, Verdict
 from moorage.machines.registry import (
     MACHINES_MAX,
     MACHINES_PER_UID_MAX,

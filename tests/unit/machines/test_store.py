@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines import model, store, texts
+from moorage.machines.accounting import Accounting
 from moorage.machines.intents import Intents, encode_change
 from moorage.machines.model import (
-    Accounting,
     Cause,
     Change,
     Helper,
@@ -35,7 +35,12 @@ from moorage.pid1 import journal
 
 VERDICT = Verdict(
     "oom-kill", Timestamp(10, 11), oom_killed=True,
-    accounting=Accounting(12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 21, 24),
+    accounting=Accounting(
+        cpu_usage_nsec=12, memory_current=13, memory_peak=14, memory_swap_current=15, tasks_current=16,
+        io_read_bytes=17, io_write_bytes=18, io_read_operations=19, io_write_operations=20, ip_ingress_bytes=22,
+        ip_egress_bytes=23, oom_kills=21, managed_oom_kills=24, cpu_user_nsec=27, cpu_system_nsec=28,
+        cpu_throttled_nsec=29, memory_swap_peak=30, tasks_peak=31, ip_ingress_packets=32, ip_egress_packets=33,
+    ),
     cause=Cause.helper_ended, leader_status=25, leader_signal=26, helper="fs", helper_result="exit-code",
     log=("one", "two"),
 )  # fmt: skip

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.kernel.process import Exit
-from moorage.machines.model import Accounting, Cause, HelperEnd, Timestamp
+from moorage.machines.accounting import Accounting
+from moorage.machines.model import Cause, HelperEnd, Timestamp
 from moorage.machines.verdicts import Facts, Told, described, merged, needs_the_helper, verdict_of
 
 AT = Timestamp(1000, 100)

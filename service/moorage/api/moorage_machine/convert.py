@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import asdict
 
@@ -11,7 +11,9 @@ from moorage.api.moorage_machine import types as wire
 from moorage.api.wire_types import process_id, timestamp
 from moorage.configuration.current import Entry
 from moorage.machines import model
+from moorage.machines.accounting import Accounting
 from moorage.machines.limits import Difference
+from moorage.machines.use import Pressure, PressureLine
 
 
 def registration(
@@ -178,20 +180,44 @@ def verdict(found: model.Verdict, *, whole: bool) -> wire.Verdict:
     )
 
 
-def accounting(found: model.Accounting) -> wire.Accounting:
+def pressures(found: Mapping[str, Pressure]) -> wire.Pressures | None:
+    """Convert the pressure of resources, by their names; None of none."""
+    return wire.Pressures(**{name: _pressure(each) for name, each in found.items()}) if found else None
+
+
+def _pressure(found: Pressure) -> wire.Pressure:
+    return wire.Pressure(some=_pressure_line(found.some), full=_pressure_line(found.full))
+
+
+def _pressure_line(found: PressureLine | None) -> wire.PressureLine | None:
+    if found is None:
+        return None
+    return wire.PressureLine(
+        avg10=found.avg10, avg60=found.avg60, avg300=found.avg300, totalUSec=found.total_usec
+    )
+
+
+def accounting(found: Accounting) -> wire.Accounting:
     """Convert counters."""
     return wire.Accounting(
         cpuUsageNSec=found.cpu_usage_nsec,
+        cpuUserNSec=found.cpu_user_nsec,
+        cpuSystemNSec=found.cpu_system_nsec,
+        cpuThrottledNSec=found.cpu_throttled_nsec,
         memoryCurrent=found.memory_current,
         memoryPeak=found.memory_peak,
         memorySwapCurrent=found.memory_swap_current,
+        memorySwapPeak=found.memory_swap_peak,
         tasksCurrent=found.tasks_current,
+        tasksPeak=found.tasks_peak,
         ioReadBytes=found.io_read_bytes,
         ioWriteBytes=found.io_write_bytes,
         ioReadOperations=found.io_read_operations,
         ioWriteOperations=found.io_write_operations,
         ipIngressBytes=found.ip_ingress_bytes,
+        ipIngressPackets=found.ip_ingress_packets,
         ipEgressBytes=found.ip_egress_bytes,
+        ipEgressPackets=found.ip_egress_packets,
         oomKills=found.oom_kills,
         managedOomKills=found.managed_oom_kills,
     )

@@ -14,7 +14,9 @@ from moorage.api.moorage_machine.base import Handlers
 from moorage.api.moorage_machine.errors import REFUSALS
 from moorage.api.moorage_machine.finding import find
 from moorage.api.refusals import translated
+from moorage.machines.accounting import Accounting
 from moorage.machines.properties import SHOWN
+from moorage.machines.verdicts import merged
 from moorage.pid1.manager import ASK_USEC, NoSuchProperty, NoSuchUnit
 from moorage.wire.call import Call
 from moorage.wire.method import method
@@ -51,12 +53,20 @@ class Looks(Handlers):
             with translated(REFUSALS):
                 try:
                     limits = await looking.limits(machine, SHOWN)
+                    network = await looking.network(machine)
                 except (NoSuchUnit, NoSuchProperty):
-                    limits = {}  # the unit is just going, or its type has none of them
+                    limits, network = (
+                        {},
+                        Accounting(),
+                    )  # the unit is just going, or its type has none of them
             if machine.record.verdict is None:
-                counters = convert.accounting(looking.counters(machine))
+                counters = merged(looking.counters(machine), network)
                 return wire.DescribeOut(
-                    machine=self.shown(call, machine), accounting=counters, limits=limits
+                    machine=self.shown(call, machine),
+                    accounting=convert.accounting(counters),
+                    limits=limits,
+                    pressure=convert.pressures(looking.pressure(machine)),
+                    io=looking.traffic(machine) or None,
                 )
         await machine.completed.wait()
         assert machine.record.verdict is not None

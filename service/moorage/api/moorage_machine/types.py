@@ -52,18 +52,49 @@ class Accounting(Reply, kw_only=True):
     """Counters of a machine's control group; those that are not available are left out."""
 
     cpuUsageNSec: Int | None = None  # noqa: N815
+    cpuUserNSec: Int | None = None  # noqa: N815
+    cpuSystemNSec: Int | None = None  # noqa: N815
+    cpuThrottledNSec: Int | None = None  # noqa: N815
     memoryCurrent: Int | None = None  # noqa: N815
     memoryPeak: Int | None = None  # noqa: N815
     memorySwapCurrent: Int | None = None  # noqa: N815
+    memorySwapPeak: Int | None = None  # noqa: N815
     tasksCurrent: Int | None = None  # noqa: N815
+    tasksPeak: Int | None = None  # noqa: N815
     ioReadBytes: Int | None = None  # noqa: N815
     ioWriteBytes: Int | None = None  # noqa: N815
     ioReadOperations: Int | None = None  # noqa: N815
     ioWriteOperations: Int | None = None  # noqa: N815
     ipIngressBytes: Int | None = None  # noqa: N815
+    ipIngressPackets: Int | None = None  # noqa: N815
     ipEgressBytes: Int | None = None  # noqa: N815
+    ipEgressPackets: Int | None = None  # noqa: N815
     oomKills: Int | None = None  # noqa: N815
     managedOomKills: Int | None = None  # noqa: N815
+
+
+class PressureLine(Reply, kw_only=True, omit_defaults=False):
+    """For how long tasks waited for a resource."""
+
+    avg10: float
+    avg60: float
+    avg300: float
+    totalUSec: Int  # noqa: N815
+
+
+class Pressure(Reply, kw_only=True):
+    """Pressure of one resource."""
+
+    some: PressureLine | None = None
+    full: PressureLine | None = None
+
+
+class Pressures(Reply, kw_only=True):
+    """Pressure of all resources; what the kernel does not tell is left out."""
+
+    cpu: Pressure | None = None
+    memory: Pressure | None = None
+    io: Pressure | None = None
 
 
 class Verdict(Reply, kw_only=True):
@@ -221,6 +252,8 @@ class DescribeOut(Reply, kw_only=True):
     machine: Machine
     accounting: Accounting
     limits: dict[str, Any]
+    pressure: Pressures | None = None
+    io: dict[str, Any] | None = None
 
 
 class Event(Reply, kw_only=True):

@@ -1,0 +1,79 @@
+"""What the kernel's files say of the use of resources: pressure, and the traffic of each block device.
+
+Formats: Documentation/accounting/psi.rst and Documentation/admin-guide/cgroup-v2.rst of the kernel. What a kernel to
+come writes in another way is left out.
+
+Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+
+class PressureLine(msgspec.Struct, frozen=True):
+    """For how long tasks waited for a resource.
+
+    Attributes:
+        avg10: share of the last 10 s, in percent.
+        avg60: of the last 60 s.
+        avg300: of the last 300 s.
+        total_usec: in all, µs.
+    """
+
+    avg10: float
+    avg60: float
+    avg300: float
+    total_usec: int
+
+
+class Pressure(msgspec.Struct, frozen=True):
+    """Pressure of one resource.
+
+    Attributes:
+        some: at least one task waited.
+        full: all of them waited at once.
+    """
+
+    some: PressureLine | None = None
+    full: PressureLine | None = None
+
+
+RESOURCES: Final = ("cpu", "memory", "io")
+"""What there is pressure of."""
+
+_TRAFFIC: Final = {
+    "rbytes": "readBytes", "wbytes": "writeBytes", "rios": "readOperations", "wios": "writeOperations",
+    "dbytes": "discardBytes", "dios": "discardOperations",
+}  # fmt: skip
+"""Counters of io.stat, by what they are called here."""
+
+
+def pressure(text: str) -> Pressure | None:
+    """Read the file of one resource; None if it says nothing."""
+    lines: dict[str, PressureLine] = {}
+    for line in text.splitlines():
+        kind, *words = line.split()
+        values = dict(word.split("=", 1) for word in words if "=" in word)
+        try:
+            lines[kind] = PressureLine(
+                float(values["avg10"]), float(values["avg60"]), float(values["avg300"]), int(values["total"])
+            )
+        except (KeyError, ValueError):
+            continue
+    some, full = lines.get("some"), lines.get("full")
+    return None if some is None and full is None else Pressure(some, full)
+
+
+def traffic(text: str) -> dict[str, dict[str, int]]:
+    """Read io.stat: counters for each block device, by its numbers ("8:0")."""
+    found: dict[str, dict[str, int]] = {}
+    for line in text.splitlines():
+        device, *words = line.split()
+        pairs = (word.split("=", 1) for word in words if "=" in word)
+        counters = {_TRAFFIC[key]: int(value) for key, value in pairs if key in _TRAFFIC and value.isdigit()}
+        if counters:
+            found[device] = counters
+    return found
