@@ -24,7 +24,7 @@ from moorage.app import NoRecords, Options, run
 from moorage.configuration.current import Configuration
 from moorage.configuration.files import locations
 from moorage.configuration.loading import Given, load
-from moorage.configuration.options import LEVELS, Settings
+from moorage.configuration.settings import LEVELS, Settings
 from moorage.kernel.cgroup import NotUnified, check_unified
 from moorage.pid1.manager import ManagerUnavailable
 

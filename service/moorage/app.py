@@ -23,8 +23,8 @@ from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
 from moorage.configuration.current import Configuration
-from moorage.configuration.options import Settings
 from moorage.configuration.reloading import reload_at_hangup
+from moorage.configuration.settings import Settings
 from moorage.kernel.poller import Readiness
 from moorage.kernel.process import boot_id
 from moorage.kernel.system import System, system

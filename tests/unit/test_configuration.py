@@ -6,8 +6,9 @@ from pathlib import Path
 
 from moorage.cli.commands.options import SERVICE_SECONDS
 from moorage.configuration.files import Locations
-from moorage.configuration.loading import Loaded, load
-from moorage.configuration.options import HOUR, SECOND, Settings, Span, name_of, options, written
+from moorage.configuration.loading import load
+from moorage.configuration.options import OPTIONS, Span, name_of, written
+from moorage.configuration.settings import HOUR, SECOND, Loaded, Settings
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs" / "configuration.md").read_text()
@@ -18,7 +19,7 @@ def test_the_table_has_each_option_as_it_is() -> None:
     assert rows == [
         f"| `{name_of(field)}` | {option.kind} | {written(Settings(), field)} "
         f"| {'restart' if option.at_restart else 'reload'} | {option.about} |"
-        for field, option in options().items()
+        for field, option in OPTIONS.items()
     ]
 
 
@@ -33,7 +34,7 @@ def test_the_example_has_each_option_with_its_default(tmp_path: Path) -> None:
     assert (found.settings, found.problems) == (Settings(), ())
     assert list(found.sources) == list(Settings.__struct_fields__)
     remarks = text.split("\n\n")[1:]
-    for remark, option in zip(remarks, options().values(), strict=True):
+    for remark, option in zip(remarks, OPTIONS.values(), strict=True):
         assert remark.startswith(f"# {option.about}\n")
         assert f"# {option.kind}.".lower() in remark.lower()
         assert ("after a restart" in remark) == option.at_restart
@@ -42,7 +43,7 @@ def test_the_example_has_each_option_with_its_default(tmp_path: Path) -> None:
 def test_the_command_line_waits_for_as_long_as_the_service_may_take() -> None:
     spans = [
         option.kind.most
-        for field, option in options().items()
+        for field, option in OPTIONS.items()
         if field.endswith("_timeout_usec") and field != "idle_timeout_usec" and isinstance(option.kind, Span)
     ]
     assert len(spans) == 3

@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from moorage.configuration.options import Settings, name_of, written
+from moorage.configuration.options import name_of, written
+from moorage.configuration.settings import Settings
 
 CHECKOUT = Path(__file__).parents[2]
 TOOL = CHECKOUT / "tools" / "packaging" / "man.py"

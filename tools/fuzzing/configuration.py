@@ -9,8 +9,10 @@ from pathlib import Path
 from fuzzing.mutation import damaged
 from fuzzing.target import Target, corpus
 from moorage.configuration.files import Locations
-from moorage.configuration.loading import PROBLEMS_MAX, load
-from moorage.configuration.options import Settings, fields, name_of, options, written
+from moorage.configuration.loading import load
+from moorage.configuration.merging import PROBLEMS_MAX
+from moorage.configuration.options import FIELDS, OPTIONS, name_of, written
+from moorage.configuration.settings import Settings
 
 SECONDS_MAX = 2.0
 """Deadline for one file: a thousand times what the largest good one takes."""
@@ -29,7 +31,7 @@ def _examine(content: bytes) -> str:
         assert time.process_time() - begin < SECONDS_MAX
     assert len(found.problems) <= PROBLEMS_MAX + 1
     assert all(str(problem).isprintable() for problem in found.problems)
-    for field, option in options().items():
+    for field, option in OPTIONS.items():
         value = getattr(found.settings, field)
         text = written(found.settings, field)
         # What is in force is in range, and can be written down.
@@ -39,7 +41,7 @@ def _examine(content: bytes) -> str:
         if source is not None:
             line = int(source.rpartition(":")[2])
             assert 1 <= line <= content.count(b"\n") + 1
-        assert fields()[name_of(field)] == field
+        assert FIELDS[name_of(field)] == field
     return "taken with problems" if found.problems else "taken"
 
 

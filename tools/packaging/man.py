@@ -77,9 +77,10 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def settings() -> Iterator[str]:
     """Return the options of the configuration file."""
-    from moorage.configuration.options import Settings, name_of, options, written
+    from moorage.configuration.options import OPTIONS, name_of, written
+    from moorage.configuration.settings import Settings
 
-    for field, option in options().items():
+    for field, option in OPTIONS.items():
         later = " In force after a restart of the service." if option.at_restart else ""
         text = f"{option.about} Values: {option.kind}. Default: {written(Settings(), field)}.{later}"
         yield f"{name_of(field)}\n{indented(escaped(text))}"

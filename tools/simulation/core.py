@@ -21,8 +21,7 @@ from moorage.api.moorage_machine.types import EventOut, SubscribeIn
 from moorage.api.moorage_machine.wording import Wording
 from moorage.authz.policy import Policy
 from moorage.configuration.current import Configuration
-from moorage.configuration.loading import Loaded
-from moorage.configuration.options import Settings
+from moorage.configuration.settings import Loaded, Settings
 from moorage.kernel.system import System
 from moorage.machines.event_files import EventFiles
 from moorage.machines.followers import Follower

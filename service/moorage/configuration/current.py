@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-from moorage.configuration.loading import DEFAULT, Loaded
-from moorage.configuration.options import Settings, changed, name_of, options, written
+from moorage.configuration.settings import DEFAULT, Loaded, Settings
 
 _log = logging.getLogger(__name__)
 
@@ -75,11 +74,13 @@ class Configuration:
         Returns:
             Names of the options that wait for one.
         """
+        from moorage.configuration.options import OPTIONS, name_of
+
         self._loaded = loaded
         waiting: list[str] = []
         now: dict[str, Any] = {}
-        for field in Settings.__struct_fields__:
-            waits = field in self._overridden or options()[field].at_restart
+        for field, option in OPTIONS.items():
+            waits = field in self._overridden or option.at_restart
             if waits and getattr(loaded.settings, field) != getattr(self.settings, field):
                 waiting.append(name_of(field))
                 continue
@@ -104,9 +105,11 @@ class Configuration:
 
     def entries(self) -> Iterator[Entry]:
         """Describe all options."""
+        from moorage.configuration.options import OPTIONS, changed, name_of, written
+
         defaults, later = Settings(), self._loaded
         differing = set(changed(self.settings, later.settings))
-        for field in Settings.__struct_fields__:
+        for field in OPTIONS:
             after = None
             if field in differing:
                 after = written(later.settings, field), later.sources.get(field, DEFAULT)

@@ -67,6 +67,11 @@ class Listing(msgspec.Struct, frozen=True):
     drop_ins: tuple[str, ...]
     errors: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to read, and nothing to tell."""
+        return self.main is None and not self.drop_ins and not self.errors
+
 
 def locations(*, user: bool, environment: Mapping[str, str] = os.environ) -> Locations:
     """Return where the files of an instance are.

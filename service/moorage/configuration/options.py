@@ -1,55 +1,20 @@
-"""The options of moored.conf(5): one declaration each, with its unit, its range and its default.
+"""The options of moored.conf(5): what each means, and which values it may have.
 
-What each default is good for is said where it is declared, in the room that applies it; ``docs/limits.md`` has the
-reasons together, and ``docs/configuration.md`` what the options mean.
-
-Nothing here is needed to start with the defaults but the defaults: the table is made when it is first asked for.
+Only whoever reads a file, or is asked what is in force, needs this.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from moorage.machines.control import STOP_SECONDS
-from moorage.machines.events import (
-    EVENT_BYTES_CEILING,
-    EVENT_BYTES_MAX,
-    EVENTS_CEILING,
-    EVENTS_MAX,
-    SEGMENTS_MAX,
-    Extent,
-)
-from moorage.machines.helpers.changing import HELPERS_SECONDS
-from moorage.machines.helpers.units import DIRECTORY_BYTES_MAX
-from moorage.machines.leases import LEASE_GRACE_SECONDS
-from moorage.machines.model import MACHINE_SLICE, TASKS_MAX, Defaults
-from moorage.machines.registration import REGISTER_SECONDS
-from moorage.machines.registry import (
-    MACHINES_MAX,
-    MACHINES_PER_UID_MAX,
-    VERDICT_KEEP_USEC,
-    VERDICTS_MAX,
-    VERDICTS_PER_UID_MAX,
-    Bounds,
-)
-from moorage.wire.server import Limits
-
-IDLE_USEC: Final = 30_000_000
-"""How long the service keeps running with nothing to do, µs: as long as machined does (DEFAULT_EXIT_USEC)."""
-
-TIMEOUT_MAX_USEC: Final = 600_000_000
-"""Longest deadline that a caller may set, µs: no start or stop that takes longer ends well."""
-
-LEVELS: Final = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
-"""The levels of syslog(3), by their numbers, in the words of ``LogLevel=`` of systemd-system.conf(5)."""
-
-INFO: Final = LEVELS.index("info")
+from moorage.configuration.settings import HOUR, LEVELS, SECOND, Settings
+from moorage.machines.events import EVENT_BYTES_CEILING, EVENTS_CEILING, SEGMENTS_MAX
+from moorage.names import is_slice_name
+from moorage.quantities import INFINITY, format_exact_size, format_span, parse_size, parse_span
 
 NUMBER_MAX: Final = 65_536
 """The most of anything that is counted: each takes a file descriptor or a record. moored.service may open as many."""
@@ -57,9 +22,7 @@ NUMBER_MAX: Final = 65_536
 TASKS_CEILING: Final = 4_194_304
 """``PID_MAX_LIMIT`` of the kernel, proc_sys_kernel(5): more tasks than that there cannot be."""
 
-SECOND: Final = 1_000_000
 MINUTE: Final = 60 * SECOND
-HOUR: Final = 60 * MINUTE
 WEEK: Final = 7 * 24 * HOUR
 YEAR: Final = 31_557_600 * SECOND
 MEBIBYTE: Final = 1024 * 1024
@@ -126,8 +89,6 @@ class Span(msgspec.Struct, frozen=True):
 
     def parse(self, value: object) -> int | None:
         """Return the span in µs."""
-        from moorage.quantities import parse_span
-
         with contextlib.suppress(ValueError):
             usec = parse_span(value) if isinstance(value, str) else 0
             if self.endless if usec is None else self.least <= usec <= self.most:
@@ -136,8 +97,6 @@ class Span(msgspec.Struct, frozen=True):
 
     def write(self, value: int | None) -> str:
         """Write the span."""
-        from moorage.quantities import INFINITY, format_span
-
         return INFINITY if value is None else format_span(value)
 
     def __str__(self) -> str:
@@ -158,8 +117,6 @@ class Size(msgspec.Struct, frozen=True):
 
     def parse(self, value: object) -> int:
         """Return the number of bytes."""
-        from moorage.quantities import parse_size
-
         with contextlib.suppress(ValueError):
             size = parse_size(value) if isinstance(value, str) else 0
             if self.least <= size <= self.most:
@@ -168,8 +125,6 @@ class Size(msgspec.Struct, frozen=True):
 
     def write(self, value: int) -> str:
         """Write the size."""
-        from moorage.quantities import format_exact_size
-
         return format_exact_size(value)
 
     def __str__(self) -> str:
@@ -200,8 +155,6 @@ class Slice(msgspec.Struct, frozen=True):
 
     def parse(self, value: object) -> str:
         """Return the name."""
-        from moorage.names import is_slice_name
-
         if isinstance(value, str) and is_slice_name(value):
             return value
         raise ValueError('must be the name of a slice in quotation marks, such as "vms.slice"')
@@ -229,140 +182,61 @@ class Option(msgspec.Struct, frozen=True):
     at_restart: bool = False
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """A value for each option. The names in the file are these in camel case, without the unit at their end."""
-
-    machines_max: Annotated[
-        int,
-        Option(Count(1, NUMBER_MAX), "Machines in all. Each takes a file descriptor, and a record in /run."),
-    ] = MACHINES_MAX
-    machines_per_user_max: Annotated[
-        int, Option(Count(1, NUMBER_MAX), "Machines of one user; root has as many as there may be.")
-    ] = MACHINES_PER_UID_MAX
-    verdicts_max: Annotated[
-        int, Option(Count(1, NUMBER_MAX), "Machines that have ended, and whose verdicts are kept.")
-    ] = VERDICTS_MAX
-    verdicts_per_user_max: Annotated[int, Option(Count(1, NUMBER_MAX), "The same of one user.")] = (
-        VERDICTS_PER_UID_MAX
-    )
-    verdict_keep_usec: Annotated[int, Option(Span(SECOND, 4 * WEEK), "How long a verdict is kept.")] = (
-        VERDICT_KEEP_USEC
-    )
-    events_max: Annotated[
-        int,
-        Option(
-            Count(SEGMENTS_MAX, EVENTS_CEILING), "Events kept for those who missed them.", at_restart=True
-        ),
-    ] = EVENTS_MAX
-    events_size_bytes: Annotated[
-        int,
-        Option(
-            Size(MEBIBYTE, EVENT_BYTES_CEILING),
-            "The same in bytes of memory, and as much again in /run.",
-            at_restart=True,
-        ),
-    ] = EVENT_BYTES_MAX
-    connections_max: Annotated[
-        int, Option(Count(16, NUMBER_MAX), "Connections of all users together, without root's.")
-    ] = Limits().connections
-    connections_per_user_max: Annotated[
-        int, Option(Count(1, NUMBER_MAX), "Connections of one user. Each lease needs one.")
-    ] = Limits().connections_per_uid
-    trusted_connections_max: Annotated[
-        int, Option(Count(16, NUMBER_MAX), "Connections of root, and of the user whose instance it is.")
-    ] = Limits().trusted_connections
-    register_timeout_usec: Annotated[
-        int, Option(Span(SECOND, HOUR), "How long a start may take if the launcher does not say so.")
-    ] = round(REGISTER_SECONDS * SECOND)
-    stop_timeout_usec: Annotated[
-        int, Option(Span(SECOND, HOUR), "How long a stop may take if the caller does not say so.")
-    ] = round(STOP_SECONDS * SECOND)
-    timeout_max_usec: Annotated[
-        int, Option(Span(SECOND, HOUR), "The longest time that a caller may give a call.")
-    ] = TIMEOUT_MAX_USEC
-    helpers_timeout_usec: Annotated[
-        int, Option(Span(SECOND, HOUR), "How long it may take to add or to reload helpers.")
-    ] = round(HELPERS_SECONDS * SECOND)
-    lease_grace_usec: Annotated[
-        int,
-        Option(
-            Span(SECOND, 10 * MINUTE),
-            "How long launchers have, after a restart of the service, to take their leases again.",
-            at_restart=True,
-        ),
-    ] = round(LEASE_GRACE_SECONDS * SECOND)
-    idle_timeout_usec: Annotated[
-        int | None,
-        Option(
-            Span(SECOND, YEAR, endless=True),
-            "Exit after so long without machines and callers; the next call starts the service again.",
-        ),
-    ] = IDLE_USEC
-    slice: Annotated[str, Option(Slice(), "Slice of new machines whose launcher names none.")] = (
-        MACHINE_SLICE
-    )
-    tasks_max: Annotated[
-        int,
-        Option(
-            Count(1, TASKS_CEILING),
-            "TasksMax= of new machines whose launcher sets none, and the highest that users may set.",
-        ),
-    ] = TASKS_MAX
-    runtime_directory_size_bytes: Annotated[
-        int,
-        Option(
-            Size(MEBIBYTE, 1024 * 1024 * MEBIBYTE),
-            "Size of the file system on the runtime directory of a machine that is not root's.",
-            at_restart=True,
-        ),
-    ] = DIRECTORY_BYTES_MAX
-    log_level: Annotated[int, Option(Level(), "The least important messages that are logged.")] = INFO
-
-    @property
-    def bounds(self) -> Bounds:
-        """How many machines there may be."""
-        return Bounds(
-            machines=self.machines_max,
-            machines_per_uid=self.machines_per_user_max,
-            verdicts=self.verdicts_max,
-            verdicts_per_uid=self.verdicts_per_user_max,
-            verdict_keep_usec=self.verdict_keep_usec,
-        )
-
-    @property
-    def events(self) -> Extent:
-        """How many events are kept."""
-        return Extent(events=self.events_max, size=self.events_size_bytes)
-
-    @property
-    def limits(self) -> Limits:
-        """How many connections there may be."""
-        return Limits(
-            connections=self.connections_max,
-            connections_per_uid=self.connections_per_user_max,
-            trusted_connections=self.trusted_connections_max,
-        )
-
-    @property
-    def defaults(self) -> Defaults:
-        """What the scope of a machine has if its caller does not say otherwise."""
-        return Defaults(slice=self.slice, tasks_max=self.tasks_max)
-
-
-@functools.cache
-def options() -> Mapping[str, Option]:
-    """Return the options by the names of their fields."""
-    hints = typing.get_type_hints(Settings, include_extras=True)
-    return {
-        field: next(each for each in hints[field].__metadata__ if isinstance(each, Option))
-        for field in Settings.__struct_fields__
-    }
-
-
-@functools.cache
-def fields() -> Mapping[str, str]:
-    """Return the fields of :class:`Settings` by the names that they have in the file."""
-    return {name_of(field): field for field in Settings.__struct_fields__}
+OPTIONS: Final[Mapping[str, Option]] = {
+    "machines_max": Option(
+        Count(1, NUMBER_MAX), "Machines in all. Each takes a file descriptor, and a record in /run."
+    ),
+    "machines_per_user_max": Option(
+        Count(1, NUMBER_MAX), "Machines of one user; root has as many as there may be."
+    ),
+    "verdicts_max": Option(Count(1, NUMBER_MAX), "Machines that have ended, and whose verdicts are kept."),
+    "verdicts_per_user_max": Option(Count(1, NUMBER_MAX), "The same of one user."),
+    "verdict_keep_usec": Option(Span(SECOND, 4 * WEEK), "How long a verdict is kept."),
+    "events_max": Option(
+        Count(SEGMENTS_MAX, EVENTS_CEILING), "Events kept for those who missed them.", at_restart=True
+    ),
+    "events_size_bytes": Option(
+        Size(MEBIBYTE, EVENT_BYTES_CEILING),
+        "The same in bytes of memory, and as much again in /run.",
+        at_restart=True,
+    ),
+    "connections_max": Option(Count(16, NUMBER_MAX), "Connections of all users together, without root's."),
+    "connections_per_user_max": Option(
+        Count(1, NUMBER_MAX), "Connections of one user. Each lease needs one."
+    ),
+    "trusted_connections_max": Option(
+        Count(16, NUMBER_MAX), "Connections of root, and of the user whose instance it is."
+    ),
+    "register_timeout_usec": Option(
+        Span(SECOND, HOUR), "How long a start may take if the launcher does not say so."
+    ),
+    "stop_timeout_usec": Option(
+        Span(SECOND, HOUR), "How long a stop may take if the caller does not say so."
+    ),
+    "timeout_max_usec": Option(Span(SECOND, HOUR), "The longest time that a caller may give a call."),
+    "helpers_timeout_usec": Option(Span(SECOND, HOUR), "How long it may take to add or to reload helpers."),
+    "lease_grace_usec": Option(
+        Span(SECOND, 10 * MINUTE),
+        "How long launchers have, after a restart of the service, to take their leases again.",
+        at_restart=True,
+    ),
+    "idle_timeout_usec": Option(
+        Span(SECOND, YEAR, endless=True),
+        "Exit after so long without machines and callers; the next call starts the service again.",
+    ),
+    "slice": Option(Slice(), "Slice of new machines whose launcher names none."),
+    "tasks_max": Option(
+        Count(1, TASKS_CEILING),
+        "TasksMax= of new machines whose launcher sets none, and the highest that users may set.",
+    ),
+    "runtime_directory_size_bytes": Option(
+        Size(MEBIBYTE, 1024 * 1024 * MEBIBYTE),
+        "Size of the file system on the runtime directory of a machine that is not root's.",
+        at_restart=True,
+    ),
+    "log_level": Option(Level(), "The least important messages that are logged."),
+}
+"""The options by the fields of :class:`Settings`."""
 
 
 def name_of(field: str) -> str:
@@ -371,11 +245,15 @@ def name_of(field: str) -> str:
     return first + "".join(map(str.title, rest))
 
 
+FIELDS: Final[Mapping[str, str]] = {name_of(field): field for field in OPTIONS}
+"""The fields by the names that they have in the file."""
+
+
 def written(settings: Settings, field: str) -> str:
     """Return a value as the file has it, without quotation marks."""
-    return options()[field].kind.write(getattr(settings, field))
+    return OPTIONS[field].kind.write(getattr(settings, field))
 
 
 def changed(one: Settings, other: Settings) -> Sequence[str]:
     """Return the fields in which two differ."""
-    return [field for field in Settings.__struct_fields__ if getattr(one, field) != getattr(other, field)]
+    return [field for field in OPTIONS if getattr(one, field) != getattr(other, field)]

@@ -4,7 +4,7 @@ import pytest
 
 from moorage.cli.commands import control, options
 from moorage.client import methods
-from moorage.configuration.options import HOUR, SECOND
+from moorage.configuration.settings import HOUR, SECOND
 from moorage.machines import freezing
 
 

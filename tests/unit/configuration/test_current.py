@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 
 from moorage.configuration.current import Configuration, Entry
-from moorage.configuration.loading import Loaded, Problem
-from moorage.configuration.options import INFO, Settings
+from moorage.configuration.settings import INFO, Loaded, Problem, Settings
 
 
 def loaded(settings: Settings, sources: Mapping[str, str] | None = None, *problems: Problem) -> Loaded:

@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.configuration.files import BYTES_MAX, Locations
-from moorage.configuration.loading import PROBLEMS_MAX, Given, Loaded, Malformed, load, parse, statements
-from moorage.configuration.options import INFO, Settings, fields, name_of, options, written
+from moorage.configuration.loading import Given, load
+from moorage.configuration.merging import PROBLEMS_MAX
+from moorage.configuration.options import FIELDS, OPTIONS, name_of, written
+from moorage.configuration.settings import INFO, Loaded, Settings
+from moorage.configuration.toml import Malformed, parse, statements
 
 PLENTY = 1_000_000
 
@@ -78,7 +81,7 @@ def test_the_last_file_counts(
         merged |= content
     settings = loaded(directory).settings
     assert settings == msgspec.structs.replace(
-        Settings(), **{fields()[name]: value for name, value in merged.items()}
+        Settings(), **{FIELDS[name]: value for name, value in merged.items()}
     )
 
 
@@ -264,11 +267,11 @@ def test_each_key_is_found_in_its_line(parts: list[tuple[str, str, bool]]) -> No
 
 @pytest.mark.parametrize("field", Settings.__struct_fields__)
 def test_what_is_written_is_read(field: str) -> None:
-    kind, default = options()[field].kind, getattr(Settings(), field)
+    kind, default = OPTIONS[field].kind, getattr(Settings(), field)
     text = written(Settings(), field)
     value: Any = int(text) if text.isdigit() else text
     assert kind.parse(value) == default, "the default is in its range"
-    assert fields()[name_of(field)] == field
+    assert FIELDS[name_of(field)] == field
     assert str(kind)
 
 

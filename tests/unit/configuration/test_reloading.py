@@ -13,9 +13,8 @@ import trio.testing
 
 from moorage.activation import Notifier
 from moorage.configuration.current import Configuration
-from moorage.configuration.loading import Loaded, Problem
-from moorage.configuration.options import Settings
 from moorage.configuration.reloading import READ_SECONDS, reload, reload_at_hangup
+from moorage.configuration.settings import Loaded, Problem, Settings
 
 
 class Heard(Notifier):

@@ -9,7 +9,7 @@ from moorage.api.calls import AsRoot, Authority, authorize
 from moorage.api.moorage_machine import types as wire
 from moorage.authz import allowed_properties
 from moorage.authz.policy import IN_PLACE
-from moorage.configuration.options import Settings
+from moorage.configuration.settings import Settings
 from moorage.machines import model, texts
 from moorage.machines.helpers.spec import bad_argument
 from moorage.names import UnitNames

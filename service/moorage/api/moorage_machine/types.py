@@ -9,7 +9,7 @@ from msgspec import Meta, field
 
 from moorage.api.identity import IdentityIn
 from moorage.api.wire_types import ProcessId, Signal, Timestamp
-from moorage.configuration.options import HOUR
+from moorage.configuration.settings import HOUR
 from moorage.machines import model
 from moorage.wire.types import Int, Parameters, Reply
 
