@@ -32,11 +32,12 @@ def reason(verdict: Verdict) -> str | None:
 def leader_end(verdict: Verdict) -> str | None:
     """Return how the leader of a machine ended; None if that is unknown."""
     if verdict.leader_signal is not None:
-        return f"leader ended by {_signal(verdict.leader_signal)}"
+        return f"leader ended by {signal_name(verdict.leader_signal)}"
     return None if verdict.leader_status is None else f"leader ended with status {verdict.leader_status}"
 
 
-def _signal(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return the name of a signal, or words for one that has none."""
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal

@@ -129,6 +129,11 @@ _WORDS: Final[Mapping[str, _Words]] = {
         without="It took too long: {operation}.",
         hint="{instead}",
     ),
+    _MACHINE + "CursorExpired": _Words(
+        Exit.REFUSED,
+        "What happened after that cursor is not kept any more.",
+        hint="See what is: {moorctl} events",
+    ),
     _MACHINE + "ManagerUnavailable": _Words(
         Exit.REFUSED, "The service manager refused or did not answer: {reason}."
     ),
@@ -182,6 +187,9 @@ _OPTIONS: Final[Mapping[str, str]] = {
     "properties": "--property",
     "helpers": "--helper or --helpers",
     "timeoutUSec": "--timeout",
+    "cursor": "--since-cursor",
+    "names": "--name",
+    "events": "--event",
 }
 """Parameters whose option is not simply their name with dashes."""
 
@@ -194,6 +202,8 @@ _RIGHT: Final[Mapping[str, str]] = {
     "invocationId": _ID128,
     "leaderFileDescriptor": "It must be a process, but neither a thread, a kernel thread nor the service manager.",
     "controlGroup": "It must be a path below /sys/fs/cgroup that begins with a slash, as in /proc/PID/cgroup.",
+    "cursor": "It must be a cursor that `moorctl events --json` has printed.",
+    "events": "docs/events.md lists the kinds of events.",
     "timeoutUSec": "The maximum is 10 minutes.",
     "helpers": "A machine has at most 64 helpers.",
     "name of a helper": "Each helper needs a unique name, made of the characters that names of machines may have.",

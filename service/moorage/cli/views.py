@@ -170,6 +170,22 @@ def show_list(replies: Sequence[Reply], *, legend: bool) -> None:
             click.echo(line)
 
 
+def show_list_again(replies: Sequence[Reply], *, legend: bool, first: bool) -> None:
+    """Print a table of machines in place of the last one: on a terminal, where that was; else below it.
+
+    Args:
+        replies: one for each machine.
+        legend: print the heading and the count.
+        first: there is none before.
+    """
+    if sys.stdout.isatty():
+        click.clear()
+    elif not first:
+        click.echo()
+    show_list(replies, legend=legend)
+    sys.stdout.flush()
+
+
 def _row(machine: Machine) -> tuple[str, ...]:
     cells = (
         machine.name,

@@ -259,15 +259,18 @@ class Replies(Generic[T]):
         self._begun = False
         self._over = False
 
-    def next(self) -> Steps[T | None]:
+    def next(self, seconds: float | None = None) -> Steps[T | None]:
         """Return the next reply; None after the last one. The call is sent with the first.
+
+        Args:
+            seconds: until it must have arrived, if not as long as the others.
 
         Raises:
             VarlinkError: see :meth:`Dialogue.call`.
         """
         if self._over:
             return None
-        dialogue, until = self._dialogue, monotonic() + self._seconds
+        dialogue, until = self._dialogue, monotonic() + (self._seconds if seconds is None else seconds)
         owned = [] if self._begun else duplicates_of(self._fds)
         with dialogue.turn(self, owned):
             if not self._begun:

@@ -129,32 +129,42 @@ class Chronicle(Follower):
         self._files.close()
 
     def subscribe(
-        self, wanted: Filter, sees: Callable[[int], bool], cursor: str | None = None
+        self,
+        wanted: Filter,
+        sees: Callable[[int], bool],
+        *,
+        cursor: str | None = None,
+        oldest: bool = False,
     ) -> Subscription:
-        """Begin to tell somebody: what happens from now on, or what came after a cursor.
+        """Begin to tell somebody: what happens from now on, or what came after a cursor, or all that is kept.
 
         Args:
             wanted: what is to be told.
             sees: whether it may know all of the machines of a registrant, by uid.
             cursor: of the last event that was told.
+            oldest: begin with the oldest event that is kept.
 
         Raises:
             BadCursor: that is none.
             CursorExpired: what came after it is not known any more.
         """
-        return self._subscriptions.begin(self._log, wanted, sees, self._write_lost, cursor=cursor)
+        return self._subscriptions.begin(
+            self._log, wanted, sees, self._write_lost, cursor=cursor, oldest=oldest
+        )
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Tell somebody no more."""
         self._subscriptions.end(subscription)
 
-    def present(self, *, partial: bool) -> tuple[str, Timestamp]:
+    def present(self, *, partial: bool = False, oldest: bool = False) -> tuple[str, Timestamp]:
         """Return the cursor of the latest event, and the time.
 
         Args:
             partial: the cursor is for a part of a snapshot, after which nobody can go on.
+            oldest: the cursor is that before the oldest event that is kept.
         """
-        return cursor_of(self._boot_id, self._log.last, partial=partial), self._now()
+        position = self._log.base if oldest else self._log.last
+        return cursor_of(self._boot_id, position, partial=partial), self._now()
 
     @property
     def ending(self) -> tuple[Machine, ...]:

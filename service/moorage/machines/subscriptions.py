@@ -146,8 +146,9 @@ class Subscriptions:
         lost: Callable[[str, int], bytes],
         *,
         cursor: str | None = None,
+        oldest: bool = False,
     ) -> Subscription:
-        """Begin to tell somebody: what happens from now on, or what came after a cursor.
+        """Begin to tell somebody: what happens from now on, or what came after a cursor, or all that is kept.
 
         Args:
             log: of events.
@@ -155,12 +156,15 @@ class Subscriptions:
             sees: whether it may know all of the machines of a registrant, by uid.
             lost: returns the message that events were lost, by the cursor of the last of them and their number.
             cursor: of the last event that was told.
+            oldest: begin with the oldest event that is kept.
 
         Raises:
             BadCursor: that is none.
             CursorExpired: what came after it is not known any more.
         """
-        number = log.end if cursor is None else log.after(position_of(cursor, self._boot_id))
+        number = log.first if oldest else log.end
+        if cursor is not None:
+            number = log.after(position_of(cursor, self._boot_id))
 
         def message(count: int) -> bytes:
             return lost(cursor_of(self._boot_id, log.base), count)

@@ -54,7 +54,7 @@ class Subscribing(Handlers):
 
     @method("Subscribe", requires_more=True)
     def subscribe(self, call: Call, params: wire.SubscribeIn) -> Feed[wire.EventOut]:
-        """Tell what happens from now on, after a snapshot, or what came after a cursor."""
+        """Tell what happens from now on, after a snapshot; or what came after a cursor; or all that is known."""
         permit(call, self.authority)
         wanted = Filter(_names(params.names), _kinds(params.events))
         chronicle, uid = self.services.chronicle, call.peer.uid
@@ -63,12 +63,21 @@ class Subscribing(Handlers):
             return self.authority.policy.tells_all(uid, registrant)
 
         try:
-            subscription = chronicle.subscribe(wanted, sees, params.cursor)
+            if params.oldest and params.cursor is not None:
+                raise InvalidParameter("oldest")
+            subscription = chronicle.subscribe(
+                wanted, sees, cursor=params.cursor, oldest=bool(params.oldest)
+            )
         except BadCursor:
             raise InvalidParameter("cursor") from None
         except CursorExpired:
             raise errors.CursorExpired from None
-        snapshot = iter(()) if params.cursor is not None else self._snapshot(wanted, sees)
+        snapshot: Iterator[bytes] = iter(())
+        if params.oldest:
+            before, at = chronicle.present(oldest=True)
+            snapshot = iter((message("snapshotDone", before, at),))
+        elif params.cursor is None:
+            snapshot = self._snapshot(wanted, sees)
         return EventFeed(chronicle, subscription, snapshot)
 
     def _snapshot(self, wanted: Filter, sees: Callable[[int], bool]) -> Iterator[bytes]:
@@ -78,7 +87,7 @@ class Subscribing(Handlers):
         """
         registry, chronicle = self.services.registry, self.services.chronicle
         partial, at = chronicle.present(partial=True)
-        done, _ = chronicle.present(partial=False)
+        done, _ = chronicle.present()
         machines = [
             machine
             for machine in (*registry.snapshot(), *chronicle.ending)

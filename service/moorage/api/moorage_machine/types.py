@@ -279,6 +279,7 @@ class SubscribeIn(Parameters, kw_only=True):
     names: list[str] | None = None
     events: list[str] | None = None
     cursor: str | None = None
+    oldest: bool | None = None
 
 
 class UnitType(StrEnum):

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from moorage import __version__
-from moorage.cli.commands import control, helpers, host, limits, look, register, run
+from moorage.cli.commands import control, events, helpers, host, limits, look, register, run
 from moorage.cli.commands.options import addressed
 from moorage.cli.failures import Exit, Failure
 
@@ -50,6 +50,8 @@ for _command in (
     look.list_,
     look.status,
     look.find,
+    events.events,
+    events.wait,
     control.kill,
     control.stop,
     limits.set_property,

@@ -12,14 +12,25 @@ from moorage.cli.commands.options import JSON, NAME, PID, addressed, chosen, ope
 
 @click.command("list")
 @click.option("--no-legend", is_flag=True, help="Print neither the heading nor the count.")
+@click.option(
+    "-w", "--watch", is_flag=True, help="List them again whenever something happens, until Ctrl-C."
+)
 @JSON
 @addressed
 @chosen
-def list_(choice: Choice, no_legend: bool, as_json: bool) -> None:
+def list_(choice: Choice, no_legend: bool, watch: bool, as_json: bool) -> None:
     """List all machines."""
+    if watch and as_json:
+        raise click.UsageError("--watch and --json exclude each other; use: moorctl events --follow --json")
     address = choice.resolve()
     from moorage.cli import service, views
 
+    if watch:
+        from moorage.cli import following
+
+        for count, _ in enumerate(following.moments(address)):
+            views.show_list_again(service.list_machines(address), legend=not no_legend, first=count == 0)
+        return
     replies = service.list_machines(address)
     if as_json:
         for reply in replies:

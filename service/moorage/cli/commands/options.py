@@ -89,7 +89,8 @@ def addressed(command: F) -> F:
     return user(path(command))
 
 
-def _complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the names of machines that begin with what is typed."""
     from moorage.cli import service, views
 
     try:
@@ -105,7 +106,7 @@ def _complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str)
 
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
-NAME: Final = click.argument("name", shell_complete=_complete_name)
+NAME: Final = click.argument("name", shell_complete=complete_name)
 chosen: Final = click.make_pass_decorator(Choice, ensure=True)
 
 

@@ -1,0 +1,98 @@
+"""Commands that tell what happens: ``moorctl events`` and ``wait``."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Final
+
+import click
+
+from moorage.cli.address import Choice
+from moorage.cli.commands.options import JSON, NAME, addressed, chosen, complete_name, finite_span, parsed
+
+STATES: Final = ("running", "stopping", "empty", "exited")
+"""What one can wait for, in the order of a machine's life."""
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C.")
+@click.option(
+    "--since-cursor", "cursor", metavar="CURSOR", help="Begin after the event that had this cursor."
+)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_name,
+    help="Only of this machine; may be repeated.",
+)
+@click.option("--event", "kinds", multiple=True, metavar="KIND", help="Only of this kind; may be repeated.")
+@JSON
+@addressed
+@chosen
+def events(
+    choice: Choice,
+    follow: bool,
+    cursor: str | None,
+    names: tuple[str, ...],
+    kinds: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Show what has happened to machines.
+
+    The service keeps the latest 65536 events. With --follow, a list of the machines comes first, unless a cursor is
+    given. The kinds of events are in io.moorage.Machine(7). --json shows the cursor of each event.
+    """
+    address = choice.resolve()
+    from moorage.cli import following, happenings
+
+    told = (
+        following.Following(
+            address, {"names": names or None, "events": kinds or None}, cursor=cursor
+        ).events()
+        if follow
+        else following.wanted_by(following.kept(address, cursor), frozenset(names), frozenset(kinds))
+    )
+    for each in told:
+        if as_json:
+            happenings.show_json(each)
+        else:
+            happenings.show(each.event)
+
+
+@click.command()
+@NAME
+@click.option(
+    "--until",
+    "state",
+    type=click.Choice(STATES),
+    default="exited",
+    show_default=True,
+    help="What to wait for: it, or what comes after it.",
+)
+@click.option(
+    "--timeout", callback=parsed(finite_span), metavar="SPAN", help="How long to wait.  [default: for ever]"
+)
+@JSON
+@addressed
+@chosen
+def wait(choice: Choice, name: str, state: str, timeout: int | None, as_json: bool) -> None:
+    """Wait for the end of a machine, or for another moment in its life.
+
+    The exit status is that of its leader, as far as it is known, or 128 and the number of the signal that ended it; 1
+    if the machine ended with another result than "success". With --until running, the machine need not exist yet.
+    """
+    address = choice.resolve()
+    from moorage.cli import happenings, waiting
+
+    until = math.inf if timeout is None else time.monotonic() + timeout / 1e6
+    end = waiting.wait(address, name, state, until)
+    if end is None:
+        return
+    if as_json:
+        happenings.show_json(end)
+    status = happenings.exit_status(end.event)
+    if status:
+        raise click.exceptions.Exit(status)
