@@ -168,7 +168,7 @@ class Core:
             Changing(changes, states, followers, manager, directories, detached),
             ChangingLimits(registry, intents.marks_of, manager, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
-            Looking(accounts, manager, hierarchy),
+            Looking(accounts, manager, hierarchy, clock),
             retirement,
             chronicle,
         )  # fmt: skip

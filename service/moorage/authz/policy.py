@@ -74,7 +74,11 @@ _ROOT: Final = Row(own=False, others=False)
 TABLE: Final[Mapping[str, Row]] = {
     # The bare facts are no secret: the manager tells them of every unit, and the kernel of every process. What is one
     # (Policy.tells_all) is left out. machined does not leave out anything.
-    **_rows("io.moorage.Machine", ("List", "Describe", "DescribeProperties", "Find", "Subscribe"), _OPEN),
+    **_rows(
+        "io.moorage.Machine",
+        ("List", "Describe", "DescribeProperties", "Find", "Measure", "Subscribe"),
+        _OPEN,
+    ),
     # Which limits there are, anybody finds out by trying. The paths of files, and what is wrong in them, are left out.
     "io.moorage.Machine.DescribeConfiguration": _OPEN,
     "io.systemd.Machine.List": _OPEN,

@@ -19,6 +19,7 @@ from moorage.client.types import (
     PlannedUnit,
     Pressures,
     ProcessId,
+    Sample,
 )
 from moorage.wire.patience import CALL_SECONDS
 
@@ -90,6 +91,12 @@ class Described(Struct, rename="camel", frozen=True):
     limits: dict[str, Any]
     pressure: Pressures | None = None
     io: dict[str, Any] | None = None
+
+
+class Measured(Struct, rename="camel", frozen=True):
+    """Reply of :class:`Measure`."""
+
+    sample: Sample
 
 
 class PropertyTypes(Struct, rename="camel", frozen=True):
@@ -184,6 +191,12 @@ class Register(_Managing[Registered], kw_only=True):
 
 class List(Request[OneMachine]):
     """List the living machines: one in each reply; the error NoSuchMachine if there are none."""
+
+
+class Measure(Request[Measured]):
+    """Measure the living machines, or those that are named: one in each reply."""
+
+    names: list[str] | None = None
 
 
 class Describe(_OfMachine[Described]):

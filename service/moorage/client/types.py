@@ -277,6 +277,24 @@ class Pressures(Struct, rename="camel", frozen=True, kw_only=True):
     io: Pressure | None = None
 
 
+class HelperSample(Struct, rename="camel", frozen=True, kw_only=True):
+    """What a helper uses."""
+
+    helper: str
+    accounting: Accounting
+
+
+class Sample(Struct, rename="camel", frozen=True, kw_only=True):
+    """What a machine, and each of its helpers that runs, uses at a moment."""
+
+    name: str
+    invocation_id: str
+    timestamp: Timestamp
+    accounting: Accounting
+    pressure: Pressures | None = None
+    helpers: list[HelperSample] | None = None
+
+
 class Verdict(Struct, rename="camel", frozen=True, kw_only=True):
     """How a machine ended. None: it is not known.
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
 from moorage.kernel.block import name_of
 from moorage.kernel.cgroup import Hierarchy
+from moorage.kernel.clock import Clock
 from moorage.machines.accounting import Accounting
-from moorage.machines.final_account import FinalAccounts
+from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.machine import Machine, Work
 from moorage.machines.metadata import Metadata, acquire
-from moorage.machines.model import FreezerState
-from moorage.machines.thawing import is_frozen, is_to_freeze
+from moorage.machines.model import FreezerState, Timestamp
+from moorage.machines.thawing import helper_group, is_frozen, is_to_freeze
 from moorage.machines.use import RESOURCES, Pressure, pressure, traffic
 from moorage.pid1.manager import ASK_USEC, Json, Manager
 
@@ -27,18 +28,54 @@ NETWORK: Final = {
 """Properties of units that count the traffic of their network, and what they are called here."""
 
 
+class Sample(NamedTuple):
+    """What a machine uses at a moment.
+
+    Attributes:
+        timestamp: the moment.
+        accounting: its counters.
+        pressure: of each resource that the kernel tells of, by its name.
+        helpers: counters of each helper that runs, by its name.
+    """
+
+    timestamp: Timestamp
+    accounting: Accounting
+    pressure: dict[str, Pressure]
+    helpers: dict[str, Accounting]
+
+
 class Looking:
     """Looks into machines, and at their units and control groups."""
 
-    def __init__(self, accounts: FinalAccounts, manager: Manager, hierarchy: Hierarchy) -> None:
+    def __init__(
+        self, accounts: FinalAccounts, manager: Manager, hierarchy: Hierarchy, clock: Clock
+    ) -> None:
         self._accounts = accounts
         self._manager = manager
         self._hierarchy = hierarchy
+        self._clock = clock
 
     def counters(self, machine: Machine) -> Accounting:
         """Read the counters of a machine that lives; of one that shares its control group there are none."""
         placement = machine.record.placement
         return Accounting() if placement.shared else self._accounts.counters(placement.control_group)
+
+    def sample(self, machine: Machine) -> Sample:
+        """Read what a machine that lives uses now, and what each of its helpers does that runs.
+
+        Only the kernel is asked: what the service manager alone counts, the IP traffic, is left out.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        record = machine.record
+        helpers = {
+            helper.name: self._accounts.counters(group)
+            for helper in record.helpers
+            if (state := self._hierarchy.events(group := helper_group(record, helper))) and state.populated
+        }
+        at = now(self._clock)
+        return Sample(at, self.counters(machine), self.pressure(machine), helpers)
 
     async def network(self, machine: Machine) -> Accounting:
         """Return what the service manager has counted of the traffic of a machine's unit, where it was asked to.

@@ -82,6 +82,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     f"{OURS}DescribeProperties": {"type": "scope"},
     f"{OURS}DescribeConfiguration": {},
     f"{OURS}Find": {"unit": "machine-web.scope"},
+    f"{OURS}Measure": {},
     f"{OURS}Subscribe": {},
     f"{THEIRS}List": {"name": "web"},
 }

@@ -384,6 +384,7 @@ class Writer:
             (
                 Ask(f"{OURS}List", {}, {"more": True}),
                 Ask(f"{OURS}Describe", {"name": self._name()}),
+                Ask(f"{OURS}Measure", {}, {"more": True}),
                 Ask(f"{OURS}Find", {"process": {"pid": pid}}),
                 Ask(f"{OURS}Find", {"unit": f"machine-{KEPT}.scope"}),
                 Ask(f"{OURS}Find", {"controlGroup": f"/machine.slice/machine-{KEPT}.scope/.."}),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from moorage.api.moorage_machine.helpers import Helpers
 from moorage.api.moorage_machine.limits import Limits
 from moorage.api.moorage_machine.looks import Looks
+from moorage.api.moorage_machine.measuring import Measuring
 from moorage.api.moorage_machine.orders import Orders
 from moorage.api.moorage_machine.registering import Registering
 from moorage.api.moorage_machine.subscribing import Subscribing
 
 
-class MoorageMachine(Registering, Looks, Orders, Limits, Helpers, Subscribing):
+class MoorageMachine(Registering, Looks, Orders, Limits, Helpers, Measuring, Subscribing):
     """All of them."""

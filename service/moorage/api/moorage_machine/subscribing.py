@@ -19,7 +19,7 @@ from moorage.wire.method import method
 from moorage.wire.types import Feed
 
 NAMES_MAX = 1024
-"""Names that one subscription may be about; whoever is interested in more machines is in all."""
+"""Names that one subscription, or one Measure, may be about; whoever is interested in more machines is in all."""
 
 KINDS = frozenset(SNAPSHOT_KINDS | set(Kind))
 

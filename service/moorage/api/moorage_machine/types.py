@@ -273,6 +273,36 @@ class EventOut(Reply, kw_only=True):
     event: Event
 
 
+class MeasureIn(Parameters, kw_only=True):
+    """Parameters of Measure."""
+
+    names: list[str] | None = None
+
+
+class HelperSample(Reply, kw_only=True):
+    """What a helper uses."""
+
+    helper: str
+    accounting: Accounting
+
+
+class Sample(Reply, kw_only=True):
+    """What a machine uses at a moment."""
+
+    name: str
+    invocationId: str  # noqa: N815
+    timestamp: Timestamp
+    accounting: Accounting
+    pressure: Pressures | None = None
+    helpers: list[HelperSample] | None = None
+
+
+class SampleOut(Reply, kw_only=True):
+    """Reply of Measure."""
+
+    sample: Sample
+
+
 class SubscribeIn(Parameters, kw_only=True):
     """Parameters of Subscribe."""
 

@@ -1,0 +1,76 @@
+"""Handler of Measure."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import trio
+
+from moorage import errors
+from moorage.api.calls import find_named, permit
+from moorage.api.moorage_machine import convert
+from moorage.api.moorage_machine import types as wire
+from moorage.api.moorage_machine.base import Handlers
+from moorage.api.moorage_machine.subscribing import NAMES_MAX
+from moorage.api.wire_types import timestamp
+from moorage.machines.machine import Machine
+from moorage.wire.call import Call
+from moorage.wire.errors import InvalidParameter
+from moorage.wire.method import method
+from moorage.wire.types import Last
+
+
+class Measuring(Handlers):
+    """Measures machines."""
+
+    @method("Measure", requires_more=True)
+    async def measure(
+        self, call: Call, params: wire.MeasureIn
+    ) -> AsyncIterator[wire.SampleOut | Last[wire.SampleOut]]:
+        """Measure the living machines, or those that are named; each when there is room for it on the connection."""
+        permit(call, self.authority)
+        held: wire.SampleOut | None = None
+        for machine in self._wanted(params.names):
+            # A dozen files are read of each, which takes longer than any other reply: everybody gets in between.
+            await trio.lowlevel.checkpoint()
+            if self.registry.get(machine.name) is machine and machine.is_there:
+                if held is not None:
+                    yield held
+                held = wire.SampleOut(sample=self._sample(machine))
+        if held is None:
+            raise errors.NoSuchMachine  # a call must be answered, as that of List
+        yield Last(held)
+
+    def _wanted(self, wanted: list[str] | None) -> Sequence[Machine]:
+        """Return the machines that are to be measured.
+
+        Raises:
+            InvalidParameter: a name that cannot be that of a machine, or too many names.
+            NoSuchMachine: there is none of a name.
+        """
+        if wanted is None:
+            return self.registry.snapshot()
+        if not 0 < len(wanted) <= NAMES_MAX:
+            raise InvalidParameter("names")
+        found: dict[str, Machine] = {}
+        for number, name in enumerate(wanted):
+            machine = find_named(self.registry, name, f"names[{number}]")
+            if machine is None:
+                raise errors.NoSuchMachine(name)
+            found[name] = machine
+        return list(found.values())
+
+    def _sample(self, machine: Machine) -> wire.Sample:
+        found = self.services.looking.sample(machine)
+        helpers = [
+            wire.HelperSample(helper=name, accounting=convert.accounting(each))
+            for name, each in found.helpers.items()
+        ]
+        return wire.Sample(
+            name=machine.name,
+            invocationId=machine.record.invocation_id,
+            timestamp=timestamp(found.timestamp),
+            accounting=convert.accounting(found.accounting),
+            pressure=convert.pressures(found.pressure),
+            helpers=helpers or None,
+        )
