@@ -20,9 +20,6 @@ TOOL = CHECKOUT / "tools" / "sandbox"
 VERSIONS = {"trixie": 257, "forky": 262}
 """Every system test runs on each of these suites; the number is the version of systemd."""
 
-VMM = "qemu-system-x86,virtiofsd,swtpm"
-"""Packages of a virtual machine monitor and its helpers; the same everywhere, as each set is an image of its own."""
-
 RUN_SECONDS = 50.0
 """No single command in a sandbox takes longer unless its test says so: just under pytest's faulthandler_timeout."""
 UP_SECONDS = 1200.0

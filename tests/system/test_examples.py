@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sandboxes import CHECKOUT, RUN_SECONDS, VMM, Sandbox
+from sandboxes import CHECKOUT, RUN_SECONDS, Sandbox
 
 from moorage.machines.leases import LEASE_GRACE_SECONDS
 
@@ -108,7 +108,7 @@ def test_a_file_of_helpers_can_be_told(sandbox: Sandbox, file: Path) -> None:
 
 def test_a_virtual_machine_with_a_file_server_and_a_tpm(boot: Callable[..., Sandbox]) -> None:
     """Nothing of it was written here: QEMU finds both at the sockets that the service manager has bound."""
-    sandbox = boot("--packages", VMM)
+    sandbox = boot()
     sandbox.run(["systemctl", "start", "moored.socket"])
     sandbox.run(["mkdir", "-p", "/srv/web"])
     command = [

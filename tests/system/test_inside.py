@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sandboxes import VMM, Sandbox, modules
+from sandboxes import Sandbox, modules
 
 MODULES = modules(Path(__file__).parent / "inside")
 
 SANDBOXES = {
-    "test_qemu": ("--packages", VMM, "--read-only", "--no-broker", "--mask", "tmp.mount"),
+    "test_qemu": ("--read-only", "--no-broker", "--mask", "tmp.mount"),
 }
 """Modules that need another one than the usual, with its options."""
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from sandboxes import CHECKOUT, UP_SECONDS, Sandbox
 
+pytestmark = pytest.mark.xdist_group("packages")  # or each worker builds them
+
 BUILD_SUITE = "trixie"
 """The packages hold no compiled code: what the older suite builds serves both."""
 MACHINES = 20

@@ -247,7 +247,7 @@ def test_a_boot_that_was_killed_can_be_taken_down(system: tuple[str, str]) -> No
     ("options", "told"),
     [
         pytest.param(("--kind=nspawn", "--bind=/nowhere/at/all:/mnt"), "/nowhere/at/all", id="nspawn"),
-        pytest.param(("--kind=uml", "--size=64k"), "No space left on device", id="uml"),
+        pytest.param(("--kind=uml", "--size=4k"), "No space left on device", id="uml"),
     ],
 )
 def test_a_boot_that_fails_tells_why_and_leaves_nothing(options: tuple[str, str], told: str) -> None:

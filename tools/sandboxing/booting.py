@@ -13,7 +13,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sandboxing import nspawn, uml
+from sandboxing import layers, nspawn, uml
 from sandboxing.host import CHECKOUT, SandboxError, install, runs_systemd, unified_hierarchy
 from sandboxing.images import Image, build
 from sandboxing.inside import enter, environment
@@ -65,7 +65,10 @@ def up(image: Image, sandbox: Sandbox, options: Options) -> None:
             f"tools/sandbox down {sandbox.name}"
         ) from None
     try:
-        leader = _booted(image, sandbox, options)
+        layer = layers.layer_of(image)
+        (sandbox.directory / "layer").write_text(str(layer))  # by then it is not removed any more
+        layers.install(image, layer)
+        leader = _booted(image, layer, sandbox, options)
         record = Record(image.suite, leader, options.nofile, options.kind)
         sandbox.record.write_text(json.dumps(asdict(record)))
     except BaseException:
@@ -73,7 +76,7 @@ def up(image: Image, sandbox: Sandbox, options: Options) -> None:
         raise
 
 
-def _booted(image: Image, sandbox: Sandbox, options: Options) -> int:
+def _booted(image: Image, layer: Path, sandbox: Sandbox, options: Options) -> int:
     """Start a sandbox, wait until the boot is complete, and return the PID of its leader."""
     deadline = time.monotonic() + BOOT_SECONDS
     directory = sandbox.directory
@@ -91,7 +94,7 @@ def _booted(image: Image, sandbox: Sandbox, options: Options) -> int:
         sandbox.cgroup.mkdir()
         prefix = ["sh", "-euc", 'echo $$ >"$0/cgroup.procs"; exec "$@"', str(sandbox.cgroup)]
     prefix += ["unshare", "--mount", "--propagation", "private"]
-    arguments = [str(directory), str(image.path), str(unified_hierarchy()), str(CHECKOUT), options.size]
+    arguments = [*map(str, (directory, image.path, layer, unified_hierarchy(), CHECKOUT)), options.size]
     with (directory / "console.log").open("wb") as console:
         boot = Boot(sandbox, prefix, arguments, console, deadline)
         if options.kind == "nspawn":

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sandboxing.host import CHECKOUT, INSTALL_SECONDS, PATH, install, run
@@ -37,6 +37,8 @@ PACKAGES = (
     "python3-hatchling", "python3-hypothesis", "python3-pip", "python3-pytest",
     # what tests look at it with
     "iproute2", "jq", "passwd", "procps", "socat", "strace", "util-linux",
+    # a virtual machine monitor and its helpers
+    "qemu-system-x86", "swtpm", "virtiofsd",
 )  # fmt: skip
 
 UML_PACKAGES = ("kmod", "user-mode-linux")
@@ -73,28 +75,42 @@ TO_BUILD = {"mmdebstrap": "mmdebstrap", "setpriv": "util-linux", "unshare": "uti
 
 @dataclass(frozen=True)
 class Image:
-    """A Debian root in the cache, named by a digest of its recipe."""
+    """A Debian root in the cache, named by a digest of its recipe.
+
+    Attributes:
+        suite: of Debian.
+        packages: without dependencies.
+        peers: wheels, as name==version.
+        further: packages on top of an image that has the others.
+    """
 
     suite: str
     packages: tuple[str, ...]
     peers: tuple[str, ...]
+    further: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> "Image":
+        """The image that this one is built on, with what every sandbox has."""
+        return replace(self, further=())
 
     @property
     def path(self) -> Path:
         """The root directory."""
-        recipe = [self.packages, self.peers, USERS, NOT_IN_A_SANDBOX, FILES]
+        recipe = [self.packages, self.peers, USERS, NOT_IN_A_SANDBOX, FILES, self.further]
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         return CACHE / f"{self.suite}-{digest[:12]}"
 
 
-def image_of(suite: str, extra: Sequence[str]) -> Image:
+def image_of(suite: str, further: Sequence[str]) -> Image:
     """Return the image of a suite with further packages."""
     lock = (CHECKOUT / "requirements-dev.lock").read_text()
     peers = [re.search(rf"^{peer}==\S+", lock, re.MULTILINE) for peer in PEERS]
     return Image(
         suite,
-        tuple(sorted({*PACKAGES, *(UML_PACKAGES if suite == UML_SUITE else ()), *extra})),
+        tuple(sorted({*PACKAGES, *(UML_PACKAGES if suite == UML_SUITE else ())})),
         tuple(found.group() for found in peers if found is not None),
+        tuple(sorted({*further})),
     )
 
 
@@ -106,6 +122,8 @@ def build(image: Image) -> None:
     """
     if image.path.exists():
         return
+    if image.further:
+        build(image.base)
     install(TO_BUILD, missing_files())
     CACHE.mkdir(parents=True, exist_ok=True)
     with Path(f"{image.path}.lock").open("w") as lock:
@@ -116,23 +134,29 @@ def build(image: Image) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         wheels = Path(f"{image.path}.wheels")
         try:
-            download = [
-                sys.executable,
-                "-m",
-                "pip",
-                "--quiet",
-                "download",
-                "--no-deps",
-                "--only-binary=:all:",
-            ]
-            run([*download, "--dest", str(wheels), *image.peers], timeout=INSTALL_SECONDS)
+            if image.further:
+                command = mmdebstrap(image, unfinished, *on_top(image))
+            else:
+                download(image.peers, wheels)
+                command = mmdebstrap(image, unfinished, *from_nothing(image, wheels))
             # It inherits the lock: if we are killed, nobody else begins before its last process is gone.
-            run(mmdebstrap(image, unfinished, wheels), timeout=BUILD_SECONDS, keep=[lock.fileno()])
-            furnish(unfinished)
+            run(command, timeout=BUILD_SECONDS, keep=[lock.fileno()])
+            if not image.further:
+                furnish(unfinished)
             unfinished.rename(image.path)
         finally:
             shutil.rmtree(wheels, ignore_errors=True)
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def download(peers: Sequence[str], directory: Path) -> None:
+    """Download wheels.
+
+    Raises:
+        SandboxError: pip failed.
+    """
+    pip = [sys.executable, "-m", "pip", "--quiet", "download", "--no-deps", "--only-binary=:all:"]
+    run([*pip, "--dest", str(directory), *peers], timeout=INSTALL_SECONDS)
 
 
 def missing_files() -> Iterator[str]:
@@ -143,30 +167,42 @@ def missing_files() -> Iterator[str]:
         yield "python3-pip"
 
 
-def mmdebstrap(image: Image, root: Path, wheels: Path) -> list[str]:
+def mmdebstrap(image: Image, root: Path, *options: str) -> list[str]:
     """Return the command that makes the root."""
+    return [
+        # In namespaces of its own, so that neither mounts nor processes survive when it, or we, are killed.
+        *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"),
+        *("--pid", "--mount-proc", "--fork", "--kill-child", "--"),
+        *("mmdebstrap", "--quiet", "--mode=root", "--format=directory"),
+        f"--include={','.join(image.further or image.packages)}",
+        '--aptopt=Acquire::Check-Valid-Until "false"',  # a frozen mirror is good enough
+        '--aptopt=Acquire::Languages "none"',
+        *options,
+        *(image.suite, str(root)),
+    ]
+
+
+def from_nothing(image: Image, wheels: Path) -> Iterator[str]:
+    """Yield the options of mmdebstrap for an image with what every sandbox has."""
     pip = (
         'chroot "$1" python3 -m pip install --quiet --no-deps --no-index --find-links=/wheels '
         "--break-system-packages --root-user-action=ignore " + " ".join(image.peers)
     )
     users = [f'chroot "$1" useradd -m -s /bin/bash -u {uid} {name}' for name, uid in USERS.items()]
     hooks = [f'cp -r "{wheels}" "$1/wheels"', f"env -i PATH={PATH} {pip}", 'rm -r "$1/wheels"', *users]
-    return [
-        # In namespaces of its own, so that neither mounts nor processes survive when it, or we, are killed.
-        *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"),
-        *("--pid", "--mount-proc", "--fork", "--kill-child", "--"),
-        *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"),
-        f"--include={','.join(image.packages)}",
-        '--aptopt=Acquire::Check-Valid-Until "false"',  # a frozen mirror is good enough
-        '--aptopt=Acquire::Languages "none"',
-        *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "info", "locale", "man")),
-        *(
-            f"--dpkgopt=path-{what}"
-            for what in (f"exclude={UML_MODULES}/*", f"include={UML_MODULES}/*/overlay.ko")
-        ),
-        *(f"--customize-hook={hook}" for hook in hooks),
-        *(image.suite, str(root)),
-    ]
+    yield "--variant=minbase"
+    yield from (f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "info", "locale", "man"))
+    yield from (
+        f"--dpkgopt=path-{what}"
+        for what in (f"exclude={UML_MODULES}/*", f"include={UML_MODULES}/*/overlay.ko")
+    )
+    yield from (f"--customize-hook={hook}" for hook in hooks)
+
+
+def on_top(image: Image) -> Iterator[str]:
+    """Yield the options of mmdebstrap for an image on top of its base, whose configuration of dpkg it keeps."""
+    yield "--variant=custom"
+    yield f'--setup-hook=cp -a "{image.base.path}/." "$1"'
 
 
 def furnish(root: Path) -> None:

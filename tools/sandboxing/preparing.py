@@ -15,31 +15,22 @@ BOOT_SECONDS = 60.0
 
 PREPARE = r"""
 set -eu
-state=$1 image=$2 cgroup=$3 checkout=$4 size=$5
-shift 5
+state=$1 image=$2 layer=$3 cgroup=$4 checkout=$5 size=$6
+shift 6
 root=$state/root
 mount -t tmpfs -o "size=$size,mode=0755" sandbox "$state/rw"
 mkdir "$state/rw/upper" "$state/rw/work"
-mount -t overlay -o "lowerdir=$image,upperdir=$state/rw/upper,workdir=$state/rw/work" sandbox "$root" || {
+mount -t overlay -o "lowerdir=$layer:$image,upperdir=$state/rw/upper,workdir=$state/rw/work" sandbox "$root" || {
     echo 'No overlay here, copying the image instead.'
     mount -t tmpfs -o "size=$size,mode=0755" sandbox "$root"
-    cp -a "$image/." "$root/"
+    cp -a "$image/." "$layer/." "$root/"
 }
 mkdir "$root/moorage"
-mount --bind -o ro "$checkout" "$root/moorage"
-env -i PATH=/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 DEB_PYTHON_INSTALL_LAYOUT=deb chroot "$root" \
-    python3 -m pip install --quiet --no-deps --no-index --no-build-isolation --break-system-packages \
-    --root-user-action=ignore --prefix=/usr /moorage
-for manager in system user; do
-    [ ! -d "$checkout/units/$manager" ] || cp "$checkout/units/$manager"/* "$root/usr/lib/systemd/$manager/"
-done
-[ ! -d "$checkout/units/polkit" ] || cp "$checkout/units/polkit"/* "$root/usr/share/polkit-1/actions/"
-umount "$root/moorage"
 cp -r "$state/etc/." "$root/etc/"
 """
 """Script that runs in the private mount namespace and the control group of the sandbox; each kind appends its own.
 
-Its arguments are $1 to $5 as named, then those of the program that boots the sandbox.
+Its arguments are $1 to $6 as named, then those of the program that boots the sandbox.
 """
 
 
