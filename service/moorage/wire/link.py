@@ -388,6 +388,10 @@ class Link:
                 answering.refuse(call, self.refusal)
                 self._finishing = True
                 return False
+            if self._unfinished:
+                # What is in the buffer now is another call, with a time of its own.
+                self._unfinished = False
+                self._context.deadlines.clear((self, "unfinished"))
             event = answering.answer(call)
             if event is not Event.DONE:
                 self._move(event)

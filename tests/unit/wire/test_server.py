@@ -647,6 +647,27 @@ async def test_a_call_that_came_in_pieces_may_take_its_time(
             assert await read_messages(pieces, 1) == [b'{"parameters":{}}']
 
 
+async def test_a_call_that_came_with_the_end_of_another_has_its_own_time(
+    serve: Serve, read_messages: ReadMessages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends without a pause, and whose calls are cut anywhere, is not taken for one who never finishes."""
+    monkeypatch.setattr(link, "UNFINISHED_SECONDS", 0.1)
+    async with serve(trusted=False) as running:
+        with running.connect() as steady:
+            steady.send(GET_INFO[:10])
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(2):
+                with running.connect() as never:  # its time begins later, and is over sooner
+                    never.send(GET_INFO[:10])
+                    while running.server.connections < 2:
+                        await trio.lowlevel.checkpoint()
+                    while running.server.connections == 2:
+                        steady.send(GET_INFO[10:] + GET_INFO[:10])
+                        await read_messages(steady, 1)
+            steady.send(GET_INFO[10:])
+            await read_messages(steady, 1)
+
+
 async def test_calls_of_one_user_that_wait(
     serve: Serve, read_messages: ReadMessages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
