@@ -25,6 +25,7 @@ from moorage.authz.polkit import Polkit
 from moorage.configuration.current import Configuration
 from moorage.configuration.reloading import reload_at_hangup
 from moorage.configuration.settings import Settings
+from moorage.kernel.memory import keep_small
 from moorage.kernel.poller import Readiness
 from moorage.kernel.process import boot_id
 from moorage.kernel.system import System, system
@@ -267,6 +268,7 @@ async def run(options: Options, configuration: Configuration, listeners: Sequenc
         core.serve()
         background.start_soon(_feed_watchdog, notifier)
         await background.start(reload_at_hangup, configuration, notifier)
+        background.start_soon(keep_small)
         notifier.notify("READY=1", f"STATUS=Keeping {len(core.services.registry)} machines.")
         _log.debug("Serving over the %s link of systemd %d.", manager.link_kind, manager.version)
         async with trio.open_nursery() as until:

@@ -21,8 +21,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
      "moorage.kernel.peer", "moorage.kernel.clock", "moorage.launch.holder"),
     # 1: pure decisions
     (
-        "moorage.wire.connection", "moorage.wire.output", "moorage.wire.idl", "moorage.wire.conformance",
-        "moorage.wire.places", "moorage.wire.types", "moorage.wire.call", "moorage.wire.method",
+        "moorage.wire.connection", "moorage.wire.input", "moorage.wire.output", "moorage.wire.idl",
+        "moorage.wire.conformance", "moorage.wire.places", "moorage.wire.types", "moorage.wire.call",
+        "moorage.wire.method",
         "moorage.wire.service", "moorage.wire.turns", "moorage.wire.result",
         "moorage.machines.machine", "moorage.machines.registry", "moorage.machines.agenda",
         "moorage.pid1.blame", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
@@ -40,12 +41,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.dbus.bus", "moorage.pid1.journal", "moorage.kernel.poller", "moorage.pid1.over_dbus",
         "moorage.kernel.block", "moorage.kernel.cgroup", "moorage.kernel.cgroup_watch",
         "moorage.kernel.processes", "moorage.kernel.system",
-        "moorage.pid1.references", "moorage.pid1.hints",
+        "moorage.kernel.memory", "moorage.pid1.references", "moorage.pid1.hints",
         "moorage.machines.store", "moorage.machines.intents", "moorage.machines.event_files",
         "moorage.machines.in_force", "moorage.machines.foreseen",
         "moorage.authz.polkit", "moorage.probes.namespaces",
         "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",
-        "moorage.wire.memory", "moorage.steps",
+        "moorage.steps",
     ),
     # 3: what lives
     (
@@ -67,7 +68,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.authz.ownership", "moorage.pid1.oneshot",
         "moorage.machines.effective", "moorage.machines.inspection",
         "moorage.wire.link", "moorage.wire.answering", "moorage.wire.server",
-        "moorage.wire.fairness", "moorage.wire.exchange",
+        "moorage.wire.outlet", "moorage.wire.fairness", "moorage.wire.exchange",
         "moorage.wire.client", "moorage.launch", "moorage.client",
     ),
     # 4: interfaces served

@@ -28,7 +28,7 @@ class Peer(msgspec.Struct, frozen=True):
     uid: int
     gid: int
     _socket: socket.socket
-    _known: list[ProcessId] = msgspec.field(default_factory=list[ProcessId])
+    _known: ProcessId | None = None
 
     def pidfd(self) -> int:
         """Open the peer (SO_PEERPIDFD, Linux 6.5).
@@ -61,13 +61,15 @@ class Peer(msgspec.Struct, frozen=True):
             NotAProcess: it is not visible in this PID namespace.
             OSError: no file descriptor is left.
         """
-        if not self._known:
-            pidfd = self.pidfd()
-            try:
-                self._known.append(process_id(pidfd))
-            finally:
-                os.close(pidfd)
-        return self._known[0]
+        if self._known is not None:
+            return self._known
+        pidfd = self.pidfd()
+        try:
+            known = process_id(pidfd)
+        finally:
+            os.close(pidfd)
+        msgspec.structs.force_setattr(self, "_known", known)
+        return known
 
 
 def peer_of(connection: socket.socket) -> Peer:

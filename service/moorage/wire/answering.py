@@ -27,6 +27,7 @@ from moorage.wire.errors import ExpectedMore, ProtocolError, System, VarlinkErro
 from moorage.wire.fairness import Fairness
 from moorage.wire.message import CallMessage, encode_parameters
 from moorage.wire.method import Kind, Method
+from moorage.wire.outlet import Outlet, Owner
 from moorage.wire.output import close_all
 from moorage.wire.service import Service
 from moorage.wire.turns import Event
@@ -45,32 +46,16 @@ class HandlerError(Exception):
     """A handler replied in a way that its call does not allow: a bug of the service."""
 
 
-class Outlet(Protocol):
-    """The writing side of the connection."""
-
-    def flush(self) -> bool:
-        """Write the queued replies; return whether nothing is left."""
-        ...
-
-    async def wait_written(self) -> None:
-        """Return when all queued replies are written."""
-        ...
-
-
-class Turns(Caller, Protocol):
+class Turns(Caller, Owner, Protocol):
     """The connection that calls arrive on: its socket, and its turns among the others.
 
     Attributes:
-        uid: uid of the peer.
-        trusted: whether the peer is trusted.
         closed: whether the connection has ended.
         high_water: bytes waiting to be written at which no further reply is made.
         turn_ends: when the current turn has to end, in seconds of time.monotonic().
         outlet: writes the replies.
     """
 
-    uid: int
-    trusted: bool
     high_water: int
     turn_ends: float
 
@@ -83,21 +68,16 @@ class Turns(Caller, Protocol):
         """Write the queued replies as far as possible, and the rest when the socket is ready."""
         ...
 
-    def fail(self, error: Exception) -> None:
-        """End the connection because of an error."""
-        ...
-
     def answered(self) -> None:
         """Go on: the task of the call at hand has ended."""
         ...
 
 
 class Answering:
-    """Handles the calls of one connection, one at a time.
+    """Handles the calls of one connection, one at a time. What may reply is given the turns of the connection.
 
     Args:
-        turns: the turns of the connection.
-        connection: the connection itself.
+        connection: the connection.
         service: has the handlers.
         fairness: has the slots of users for tasks.
         tasks: nursery for handlers that wait.
@@ -113,13 +93,11 @@ class Answering:
         "_service",
         "_stream",
         "_tasks",
-        "_turns",
     )
 
     def __init__(
-        self, turns: Turns, connection: Connection, service: Service, fairness: Fairness, tasks: trio.Nursery
+        self, connection: Connection, service: Service, fairness: Fairness, tasks: trio.Nursery
     ) -> None:
-        self._turns = turns
         self._connection = connection
         self._service = service
         self._fairness = fairness
@@ -137,13 +115,13 @@ class Answering:
         """Whether the caller wants no reply to the call at hand."""
         return self._call is not None and self._call.oneway
 
-    def refuse(self, message: CallMessage, refusal: VarlinkError) -> None:
+    def refuse(self, turns: Turns, message: CallMessage, refusal: VarlinkError) -> None:
         """Answer a call with an error, whatever it is."""
-        call = Call(message, self._turns, self._connection.take_fds())
-        self._end_with_error(call, refusal)
+        call = Call(message, turns, self._connection.take_fds())
+        self._end_with_error(turns, call, refusal)
         call.close()
 
-    def answer(self, message: CallMessage) -> Event:
+    def answer(self, turns: Turns, message: CallMessage) -> Event:
         """Handle a call.
 
         Returns:
@@ -152,7 +130,7 @@ class Answering:
         Raises:
             ProtocolError: the parameters are not JSON.
         """
-        call = Call(message, self._turns, self._connection.take_fds())
+        call = Call(message, turns, self._connection.take_fds())
         try:
             handler = self._service.find(message.method)
             if handler.requires_more and not message.more:
@@ -160,26 +138,28 @@ class Answering:
             parameters = handler.decode(message.parameters)
             kind = handler.kind
             if kind is Kind.COROUTINE:
-                return self._start_task(call, handler, self._run_one(call, handler, parameters))
+                return self._start_task(
+                    turns, call, handler, self._run_one(turns, call, handler, parameters)
+                )
             reply = handler.function(call, parameters)
         except ProtocolError:
             call.close()
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
-            self._end_with_error(call, error)
+            self._end_with_error(turns, call, error)
             call.close()
             return Event.DONE
         if kind is Kind.PLAIN:
-            self._end_with_reply(call, reply)
+            self._end_with_reply(turns, call, reply)
             call.close()
             return Event.DONE
         if kind is Kind.FEED:
             self._call, self._feed = call, reply
-            reply.follow(self._turns.write)
+            reply.follow(turns.write)
             return Event.FEED
         if isinstance(reply, AsyncGenerator):
             stream = cast("AsyncGenerator[Any, None]", reply)
-            return self._start_task(call, handler, self._run_stream(call, stream))
+            return self._start_task(turns, call, handler, self._run_stream(turns, call, stream))
         self._call, self._stream = call, reply
         return Event.STREAM
 
@@ -194,27 +174,27 @@ class Answering:
 
     # -- replies that come when there are any
 
-    def feed(self) -> bool | None:
+    def feed(self, turns: Turns) -> bool | None:
         """Send what the feed at hand has, while there is room; return whether it has more, None if it has ended.
 
         Raises:
             LocalProtocolError: a message is too long.
             OSError: the peer is gone.
         """
-        call, feed, connection, turns = self._call, self._feed, self._connection, self._turns
+        call, feed, connection = self._call, self._feed, self._connection
         assert call is not None
         assert feed is not None
         for _ in range(REPLIES_PER_TURN):
             try:
                 messages = feed.take(turns.high_water - connection.queued)
             except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
-                self._end_with_error(call, error)
+                self._end_with_error(turns, call, error)
                 self._end_feed()
                 return None
             if not messages:
                 return False
             connection.send_prepared(messages)
-            if connection.queued >= turns.high_water and not turns.outlet.flush():
+            if connection.queued >= turns.high_water and not turns.outlet.flush(turns):
                 break
             if time.monotonic() > turns.turn_ends:
                 break
@@ -233,14 +213,14 @@ class Answering:
 
     # -- replies that need no waiting
 
-    def advance(self) -> bool:
+    def advance(self, turns: Turns) -> bool:
         """Make replies of the stream at hand while there is room; return whether it has ended.
 
         Raises:
             HandlerError: the handler replied against the protocol.
             OSError: the peer is gone.
         """
-        call, stream, connection, turns = self._call, self._stream, self._connection, self._turns
+        call, stream, connection = self._call, self._stream, self._connection
         assert call is not None
         assert stream is not None
         for _ in range(REPLIES_PER_TURN):
@@ -250,17 +230,17 @@ class Answering:
                 if self._held is None:
                     raise HandlerError(f"{call.method} ended without a reply") from None
                 last, self._held = self._held, None
-                self._end_with_reply(call, last)
+                self._end_with_reply(turns, call, last)
                 self._end_stream()
                 return True
             except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
                 self._send_held(call)
-                self._end_with_error(call, error)
+                self._end_with_error(turns, call, error)
                 self._end_stream()
                 return True
             self._send_held(call)
             self._held = reply
-            if connection.queued > turns.high_water and not turns.outlet.flush():
+            if connection.queued > turns.high_water and not turns.outlet.flush(turns):
                 break
             if time.monotonic() > turns.turn_ends:
                 break
@@ -287,13 +267,16 @@ class Answering:
 
     # -- replies of tasks
 
-    def _start_task(self, call: Call, handler: Method, work: Coroutine[Any, Any, None]) -> Event:
+    def _start_task(
+        self, turns: Turns, call: Call, handler: Method, work: Coroutine[Any, Any, None]
+    ) -> Event:
         self._call, self._scope = call, trio.CancelScope()
-        self._tasks.start_soon(self._run, call, work, self._scope, name=handler.name)
+        self._tasks.start_soon(self._run, turns, call, work, self._scope, name=handler.name)
         return Event.TASK
 
-    async def _run(self, call: Call, work: Coroutine[Any, Any, None], scope: trio.CancelScope) -> None:
-        turns = self._turns
+    async def _run(
+        self, turns: Turns, call: Call, work: Coroutine[Any, Any, None], scope: trio.CancelScope
+    ) -> None:
         try:
             with scope:
                 if turns.trusted:
@@ -304,27 +287,27 @@ class Answering:
         except (HandlerError, LocalProtocolError) as error:
             turns.fail(error)
         except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
-            self._end_with_error(call, error)
+            self._end_with_error(turns, call, error)
         finally:
             work.close()  # if it never began
             call.close()
         self._scope = self._call = None
         turns.answered()
 
-    async def _run_one(self, call: Call, handler: Method, parameters: Struct) -> None:
-        self._end_with_reply(call, await handler.function(call, parameters))
+    async def _run_one(self, turns: Turns, call: Call, handler: Method, parameters: Struct) -> None:
+        self._end_with_reply(turns, call, await handler.function(call, parameters))
 
-    async def _run_stream(self, call: Call, replies: AsyncGenerator[Any, None]) -> None:
+    async def _run_stream(self, turns: Turns, call: Call, replies: AsyncGenerator[Any, None]) -> None:
         async with contextlib.aclosing(replies):
             async for reply in replies:
                 if isinstance(reply, Last):
-                    self._end_with_reply(call, cast("Last[Any]", reply).reply)
+                    self._end_with_reply(turns, call, cast("Last[Any]", reply).reply)
                     return
-                self._send_one_of_many(call, reply, discard=self._turns.closed)
+                self._send_one_of_many(call, reply, discard=turns.closed)
                 if self._connection.queued:
-                    self._turns.write()
-                if self._connection.queued > self._turns.high_water:
-                    await self._turns.outlet.wait_written()
+                    turns.write()
+                if self._connection.queued > turns.high_water:
+                    await turns.outlet.wait_written()
         raise HandlerError(f"{call.method} ended without a last reply")
 
     # -- messages
@@ -338,13 +321,13 @@ class Answering:
         else:
             self._connection.send_reply(text, continues=True, fds=fds)
 
-    def _end_with_reply(self, call: Call, reply: Any) -> None:
+    def _end_with_reply(self, turns: Turns, call: Call, reply: Any) -> None:
         try:
             text, fds = _encode(reply)
         except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
-            self._end_with_error(call, error)
+            self._end_with_error(turns, call, error)
             return
-        if self._turns.closed:
+        if turns.closed:
             close_all(fds)
         elif call.oneway:
             close_all(fds)
@@ -352,13 +335,13 @@ class Answering:
         else:
             self._connection.send_reply(text, fds=fds)
 
-    def _end_with_error(self, call: Call, error: Exception) -> None:
+    def _end_with_error(self, turns: Turns, call: Call, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno:
             error = System.of(error.errno)
         elif not isinstance(error, VarlinkError):
             logger.error("Failed to handle %s:", call.method, exc_info=error)
             error = INTERNAL_ERROR
-        if self._turns.closed:
+        if turns.closed:
             return
         if call.oneway:
             self._connection.oneway_done()

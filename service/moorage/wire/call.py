@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from moorage.kernel.peer import Peer
@@ -38,12 +38,12 @@ class Call:
 
     __slots__ = ("_caller", "_fds", "method", "more", "oneway")
 
-    def __init__(self, message: CallMessage, caller: Caller, fds: list[int]) -> None:
+    def __init__(self, message: CallMessage, caller: Caller, fds: Sequence[int]) -> None:
         self.method = message.method
         self.more = message.more
         self.oneway = message.oneway
         self._caller = caller
-        self._fds: list[int | None] | list[int] = fds
+        self._fds: Sequence[int | None] = fds
 
     @property
     def peer(self) -> Peer:
@@ -84,4 +84,4 @@ class Call:
         """Close the file descriptors that were not taken."""
         if self._fds:
             self._caller.dispose(fd for fd in self._fds if fd is not None)
-            self._fds = []
+            self._fds = ()

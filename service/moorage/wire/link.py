@@ -25,6 +25,7 @@ log otherwise.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import logging
 import math
@@ -44,9 +45,10 @@ from moorage.wire.deadlines import Deadlines
 from moorage.wire.disposal import Disposal
 from moorage.wire.errors import ProtocolError, System
 from moorage.wire.fairness import LONG_INPUT, Fairness
-from moorage.wire.places import Unread
+from moorage.wire.outlet import Outlet, Unwritten
+from moorage.wire.output import close_all
 from moorage.wire.service import Service
-from moorage.wire.sockets import Inlet, send_chunk
+from moorage.wire.sockets import Inlet
 from moorage.wire.turns import GONE, IN, OUT, TRANSITIONS, WATCHED, Event, State
 
 logger = logging.getLogger(__name__)
@@ -85,9 +87,8 @@ class ServerContext(msgspec.Struct, frozen=True):
         deadlines: calls back when a peer takes too long.
         disposal: closes files that peers have sent.
         fairness: decides whose turn it is.
-        unread: counts the replies that users have not read.
+        unwritten: bounds how much is left unread, and for how long.
         tasks: nursery for handlers that wait.
-        stall_seconds: how long a peer may leave replies unread.
         ended: called with each connection that has ended.
     """
 
@@ -96,95 +97,48 @@ class ServerContext(msgspec.Struct, frozen=True):
     deadlines: Deadlines
     disposal: Disposal
     fairness: Fairness
-    unread: Unread[Link]
+    unwritten: Unwritten
     tasks: trio.Nursery
-    stall_seconds: float
     ended: Callable[[Link], None]
 
 
-class Outlet:
-    """The writing side of an accepted connection: sends queued replies, and bounds how long they may stay unread.
+class Watched(abc.ABC):
+    """A socket that is watched for what can be done with it next.
 
     Args:
-        link: the connection; it is closed if the peer does not read.
-        connection: has the replies.
-        connected: non-blocking socket, owned by the link.
-        context: the server's part.
-
-    Attributes:
-        stalled: the peer has to read before more can be written.
+        connected: the socket.
+        poller: watches it.
     """
 
-    __slots__ = ("_connection", "_context", "_link", "_socket", "_written", "stalled")
+    __slots__ = ("_interest", "_poller", "_socket")
 
-    def __init__(
-        self, link: Link, connection: Connection, connected: socket.socket, context: ServerContext
-    ) -> None:
-        self.stalled = False
-        self._link = link
-        self._connection = connection
+    def __init__(self, connected: socket.socket, poller: Readiness) -> None:
         self._socket = connected
-        self._context = context
-        self._written: trio.Event | None = None
+        self._poller = poller
+        self._interest: int | None = None  # what the poller watches the socket for; None if it does not
 
-    def flush(self) -> bool:
-        """Write the queued replies; return whether nothing is left.
+    @abc.abstractmethod
+    def ready(self, events: int) -> None:
+        """Take note of what epoll has seen of the socket."""
 
-        Raises:
-            OSError: the peer is gone.
-        """
-        connection = self._connection
-        progress = False
-        while (chunk := connection.outgoing()) is not None:
-            try:
-                count = send_chunk(self._socket, *chunk)
-            except BlockingIOError:
-                self._stall(progress=progress)
-                return False
-            connection.sent(count)
-            progress = True
-        if self.stalled:
-            self.stalled = False
-            self._context.deadlines.clear(self)
-            self._note_unread(0)
-        if self._written is not None:
-            self._written.set()
-        return True
-
-    async def wait_written(self) -> None:
-        """Return when all queued replies are written; the caller has seen that some are."""
-        self._written = trio.Event()
-        await self._written.wait()
-        self._written = None
-
-    def close(self) -> None:
-        """Note that nothing is written any more."""
-        self._context.deadlines.clear(self)
-        self._note_unread(0)
-
-    def give_up(self) -> None:
-        """Close the connection of a peer that does not read."""
-        logger.debug("Process %d does not read, closing its connection.", self._link.peer.pid)
-        self._link.close()
-
-    def _stall(self, *, progress: bool) -> None:
-        # Each byte that the peer reads renews its deadline. A connection that is refused has one of its own.
-        if self._link.refusal is None and (progress or not self.stalled):
-            self.stalled = True
-            self._context.deadlines.set(self, self._context.stall_seconds, self.give_up)
-        self._note_unread(self._connection.queued)
-
-    def _note_unread(self, size: int) -> None:
-        if self._link.trusted:
+    def _watch(self, interest: int | None) -> None:
+        if interest == self._interest:
             return
-        worst = self._context.unread.note(self._link, size)
-        if worst is not None:
-            # Later, because it may be in the middle of its own turn.
-            self._context.deadlines.set(worst.outlet, 0, worst.outlet.give_up)
+        fd = self._socket.fileno()
+        if interest is None:
+            self._poller.remove(fd)
+        elif self._interest is None:
+            self._poller.add(fd, interest, self.ready)
+        else:
+            self._poller.modify(fd, interest)
+        self._interest = interest
 
 
-class Link:
+class Link(Watched):
     """One accepted connection.
+
+    What it is made of does not refer back to it: thousands of connections may end at once, and their memory is free
+    then, without a pass of the garbage collector.
 
     Args:
         context: the server's part.
@@ -204,8 +158,8 @@ class Link:
     """
 
     __slots__ = (
-        "_answering", "_connection", "_context", "_finishing", "_gone", "_inlet", "_interest", "_socket", "_state",
-        "_unfinished", "high_water", "outlet", "peer", "refusal", "trusted", "turn_ends", "uid",
+        "_answering", "_connection", "_context", "_finishing", "_gone", "_inlet", "_state", "_unfinished",
+        "high_water", "outlet", "peer", "refusal", "trusted", "turn_ends", "uid",
     )  # fmt: skip
 
     def __init__(
@@ -219,19 +173,21 @@ class Link:
         self.peer = peer
         self.uid = peer.uid
         self.trusted = context.fairness.trusts(peer.uid)
+        super().__init__(connected, context.poller if self.trusted else context.crowd)
         self.refusal = refusal
         self.high_water = OUTPUT_HIGH_WATER if self.trusted else USER_HIGH_WATER
         self.turn_ends = math.inf
         self._context = context
-        self._socket = connected
         self._inlet = Inlet(connected, takes_fds=self.trusted)
         self._connection = Connection(
-            Role.SERVER, INPUT_MAX if self.trusted else CALL_MAX, close_fds=self.dispose
+            Role.SERVER,
+            INPUT_MAX if self.trusted else CALL_MAX,
+            # None are received from users.
+            close_fds=partial(context.disposal.close, peer.uid) if self.trusted else close_all,
         )
-        self.outlet = Outlet(self, self._connection, connected, context)
-        self._answering = Answering(self, self._connection, service, context.fairness, context.tasks)
+        self.outlet = Outlet(self._connection, connected, context.unwritten)
+        self._answering = Answering(self._connection, service, context.fairness, context.tasks)
         self._state = _READING
-        self._interest: int | None = None  # what the poller watches the socket for; None if it does not
         self._finishing = False  # close when everything is answered and written
         self._unfinished = False  # the deadline for the rest of a call is set
         self._gone: trio.Event | None = None
@@ -299,7 +255,7 @@ class Link:
         deadlines = self._context.deadlines
         deadlines.clear((self, "rest"))
         deadlines.clear((self, "unfinished"))
-        self.outlet.close()
+        self.outlet.close(self)
         self._context.ended(self)
 
     def fail(self, error: Exception) -> None:
@@ -309,7 +265,7 @@ class Link:
             if isinstance(error, ProtocolError) and not self.closed:
                 # Calls before the one that is wrong have been answered: those replies are still due.
                 with contextlib.suppress(OSError):
-                    self.outlet.flush()
+                    self.outlet.flush(self)
         else:
             logger.error("Failed to serve a connection, closing it:", exc_info=error)
         self.close()
@@ -361,7 +317,7 @@ class Link:
         more = self._work(may_read=bool(events & ~OUT))
         if self.closed:
             return
-        more |= not self.outlet.flush()
+        more |= not self.outlet.flush(self)
         if self._finishing and not more and self._state is _READING:
             self.close()
             return
@@ -372,7 +328,7 @@ class Link:
     def _work(self, *, may_read: bool) -> bool:
         """Answer as much as is fair; return whether more can be done as soon as there is room."""
         connection, answering = self._connection, self._answering
-        if connection.queued and not self.outlet.flush():
+        if connection.queued and not self.outlet.flush(self):
             return True
         if self._state is _STREAMING and not self._advance():
             return True
@@ -385,14 +341,14 @@ class Link:
                 self._finishing |= call is CLOSED
                 return False
             if self.refusal is not None:
-                answering.refuse(call, self.refusal)
+                answering.refuse(self, call, self.refusal)
                 self._finishing = True
                 return False
             if self._unfinished:
                 # What is in the buffer now is another call, with a time of its own.
                 self._unfinished = False
                 self._context.deadlines.clear((self, "unfinished"))
-            event = answering.answer(call)
+            event = answering.answer(self, call)
             if event is not Event.DONE:
                 self._move(event)
                 if event is Event.TASK:
@@ -401,7 +357,7 @@ class Link:
                     return True
                 if not self._advance():
                     return True
-            if connection.queued > self.high_water and not self.outlet.flush():
+            if connection.queued > self.high_water and not self.outlet.flush(self):
                 return True
             if time.monotonic() > self.turn_ends:
                 break
@@ -409,7 +365,7 @@ class Link:
 
     def _advance(self) -> bool:
         """Make replies of the stream at hand; return whether it has ended."""
-        ended = self._answering.advance()
+        ended = self._answering.advance(self)
         if ended:
             self._move(Event.DONE)
         return ended
@@ -421,12 +377,12 @@ class Link:
         if events & IN:
             # A call that nobody will answer, or the end of the stream; whoever has sent that may read on.
             self._move(Event.INPUT)
-        more = not self.outlet.flush()
+        more = not self.outlet.flush(self)
         if not more:
-            if (fed := self._answering.feed()) is None:
+            if (fed := self._answering.feed(self)) is None:
                 self.answered()
                 return
-            more = fed | (not self.outlet.flush())
+            more = fed | (not self.outlet.flush(self))
         if self._finishing and not more:
             self.close()
         else:
@@ -445,21 +401,8 @@ class Link:
         if events & IN:
             # A pipelined call, or the end of the stream.
             self._move(Event.INPUT)
-        more = not self.outlet.flush()
+        more = not self.outlet.flush(self)
         self._watch(WATCHED[self._state][more])
-
-    def _watch(self, interest: int | None) -> None:
-        if interest == self._interest:
-            return
-        poller = self._context.poller if self.trusted else self._context.crowd
-        fd = self._socket.fileno()
-        if interest is None:
-            poller.remove(fd)
-        elif self._interest is None:
-            poller.add(fd, interest, self.ready)
-        else:
-            poller.modify(fd, interest)
-        self._interest = interest
 
     def _watch_unfinished(self) -> None:
         """Bound the time that a user may take to send the rest of a call."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from itertools import islice
 
 WRITE_SIZE = 64 * 1024
 """Bytes up to which short messages are joined, so that a stream of them does not cost a system call each."""
@@ -36,6 +34,9 @@ def duplicates_of(fds: Sequence[int]) -> list[int]:
     return duplicates
 
 
+_Chunk = tuple[bytes | memoryview, tuple[int, ...]]
+
+
 class Output:
     """A queue of messages: (bytes, file descriptors that go with the first byte).
 
@@ -46,50 +47,59 @@ class Output:
     __slots__ = ("_chunks", "size")
 
     def __init__(self) -> None:
-        self._chunks: deque[tuple[bytes | memoryview, tuple[int, ...]]] = deque()
+        # Nothing where nothing is queued: thousands of connections may have nothing to write.
+        self._chunks: list[_Chunk] | None = None
         self.size = 0
 
     def __len__(self) -> int:
-        return len(self._chunks)
+        return len(self._chunks) if self._chunks else 0
 
     def append(self, data: bytes, fds: tuple[int, ...]) -> None:
         """Queue a message; the queue owns the file descriptors from now on."""
+        if self._chunks is None:
+            self._chunks = []
         self._chunks.append((data, fds))
         self.size += len(data)
 
-    def first(self) -> tuple[bytes | memoryview, tuple[int, ...]]:
-        """Return what to write next with one sendmsg(2). The queue must not be empty."""
+    def first(self) -> tuple[bytes | memoryview, tuple[int, ...]] | None:
+        """Return what to write next with one sendmsg(2), None if the queue is empty."""
         chunks = self._chunks
+        if chunks is None:
+            return None
         if len(chunks) > 1 and not chunks[0][1]:
-            self._join()
+            _join(chunks)
         return chunks[0]
-
-    def _join(self) -> None:
-        # Never across file descriptors: they belong to the message that begins at their position.
-        chunks, count, size = self._chunks, 0, 0
-        for data, fds in chunks:
-            size += len(data)
-            if fds or (count and size > WRITE_SIZE):
-                break
-            count += 1
-        if count > 1:
-            joined = b"".join(data for data, _ in islice(chunks, count))
-            for _ in range(count):
-                chunks.popleft()
-            chunks.appendleft((joined, ()))
 
     def sent(self, count: int) -> None:
         """Remove bytes that were written, at least one; close the file descriptors that were sent."""
-        data, fds = self._chunks.popleft()
+        chunks = self._chunks
+        assert chunks is not None
+        data, fds = chunks[0]
         self.size -= count
         if count < len(data):
             # A view: slicing a message of 16 MiB would copy the rest of it at each write.
-            self._chunks.appendleft((memoryview(data)[count:], ()))
+            chunks[0] = (memoryview(data)[count:], ())
+        elif len(chunks) > 1:
+            del chunks[0]
+        else:
+            self._chunks = None
         close_all(fds)
 
     def clear(self) -> None:
         """Remove everything, and close all file descriptors."""
-        for _, fds in self._chunks:
+        for _, fds in self._chunks or ():
             close_all(fds)
-        self._chunks.clear()
+        self._chunks = None
         self.size = 0
+
+
+def _join(chunks: list[_Chunk]) -> None:
+    """Join the first messages, never across file descriptors: they belong to the message that begins there."""
+    count, size = 0, 0
+    for data, fds in chunks:
+        size += len(data)
+        if fds or (count and size > WRITE_SIZE):
+            break
+        count += 1
+    if count > 1:
+        chunks[:count] = [(b"".join(data for data, _ in chunks[:count]), ())]

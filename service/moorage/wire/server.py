@@ -23,7 +23,7 @@ from moorage.wire.disposal import Disposal
 from moorage.wire.errors import System
 from moorage.wire.fairness import Fairness
 from moorage.wire.link import Link, ServerContext
-from moorage.wire.memory import give_back
+from moorage.wire.outlet import Owner, Unwritten
 from moorage.wire.places import Places, Unread
 from moorage.wire.service import Service
 from moorage.wire.sockets import Inlet
@@ -39,12 +39,6 @@ ACCEPTS_PER_TURN = 16
 CROWD_BATCH = 4
 """Connections of users that get a turn (link.USER_TURN_SECONDS) before trusted callers get theirs: the longest time
 that a trusted caller waits, each time that it has to wait."""
-
-CROWD = 64
-"""Number of connections of which half must end before free memory is returned to the system."""
-
-CROWD_GONE_SECONDS = 1.0
-"""How long after that it is returned: the other half usually ends soon."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -95,7 +89,6 @@ class Server:
         self._fairness = Fairness(frozenset({0, os.geteuid()}) if trusted is None else trusted)
         self._users = Places[Link](self.limits.connections, self.limits.connections_per_uid)
         self._refused = 0
-        self._most = 0  # highest number of connections since memory was last returned
         self._poller = Readiness()
         self._crowd = Readiness(CROWD_BATCH)
         self._listeners: list[socket.socket] = []
@@ -159,9 +152,10 @@ class Server:
                     deadlines=self._deadlines,
                     disposal=disposal,
                     fairness=self._fairness,
-                    unread=Unread[Link](self.limits.unread),
+                    unwritten=Unwritten(
+                        self._deadlines, Unread[Owner](self.limits.unread), self.limits.stall_seconds
+                    ),
                     tasks=tasks,
-                    stall_seconds=self.limits.stall_seconds,
                     ended=self._ended,
                 )
                 tasks.start_soon(self._poller.run)
@@ -296,7 +290,6 @@ class Server:
             logger.warning("Failed to watch a connection: %s", error)
             return
         self._links.add(link)
-        self._most = max(self._most, len(self._links))
         self.last_activity = trio.current_time()
         if refusal is None:
             if not link.trusted:
@@ -320,14 +313,6 @@ class Server:
             self._resume_listening()
         if not self._links:
             self._quiet.set()
-        self._note_crowd()
-
-    def _note_crowd(self) -> None:
-        """Return free memory to the system when a crowd has gone."""
-        count = len(self._links)
-        if self._most >= CROWD and count <= self._most // 2:
-            self._most = count
-            self._deadlines.set("memory", CROWD_GONE_SECONDS, give_back)
 
     def _pause_listening(self, seconds: float | None) -> None:
         for listener in self._listeners:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import errno
+import gc
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from moorage.wire import fairness, link
 from moorage.wire.answering import REPLIES_PER_TURN
-from moorage.wire.link import MESSAGES_PER_TURN, OUTPUT_HIGH_WATER
+from moorage.wire.link import MESSAGES_PER_TURN, OUTPUT_HIGH_WATER, Link
 from moorage.wire.server import Limits
 from moorage.wire.service import Service
 
@@ -471,6 +472,51 @@ async def test_hang_up_during_a_stream_ends_it(serve: Serve, open_fds: Callable[
         await running.settled()
         assert running.interface.finished == 1
         assert running.interface.made < 10_000
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        GET_INFO[:20],
+        GET_INFO * 3,
+        b"no call\0",
+        call("Count", {"to": 10_000, "size": 4096}, more=True),
+        call("Hold"),
+        call("FailLater", {"how": "denied"}),
+    ],
+    ids=lambda text: text[:60],
+)
+async def test_a_connection_that_has_ended_is_no_work_for_the_collector(
+    serve: Serve,
+    read_messages: ReadMessages,
+    caplog: pytest.LogCaptureFixture,
+    message: bytes,
+    trusted: bool,
+) -> None:
+    caplog.set_level(logging.WARNING, "moorage")  # a line that is kept keeps the exception that it is about
+
+    def links() -> int:
+        return sum(isinstance(each, Link) for each in gc.get_objects())
+
+    gc.collect()
+    before = links()
+    gc.disable()
+    try:
+        async with serve(trusted=trusted) as running:
+            with running.connect() as raw:
+                raw.send(GET_INFO)
+                await read_messages(raw, 1)
+                assert links() == before + 1
+                if message:
+                    raw.send(message)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            await running.settled()
+            await trio.testing.wait_all_tasks_blocked()
+            assert links() == before
+    finally:
+        gc.enable()
 
 
 async def test_stop_cancels_and_closes(

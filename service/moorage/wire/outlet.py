@@ -1,0 +1,124 @@
+"""The writing side of an accepted connection."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from functools import partial
+from typing import Protocol
+
+import msgspec
+import trio
+
+from moorage.wire.connection import Connection
+from moorage.wire.deadlines import Deadlines
+from moorage.wire.errors import System
+from moorage.wire.places import Occupant, Unread
+from moorage.wire.sockets import send_chunk
+
+UNREAD = TimeoutError(errno.ETIMEDOUT, "its peer does not read")
+
+
+class Owner(Occupant, Protocol):
+    """The connection that an outlet writes for."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the peer is trusted."""
+        ...
+
+    @property
+    def refusal(self) -> System | None:
+        """The answer to its only call, if the connection is refused."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """End the connection because of an error."""
+        ...
+
+
+class Unwritten(msgspec.Struct, frozen=True):
+    """What all outlets of a server share.
+
+    Attributes:
+        deadlines: calls back when a peer takes too long.
+        unread: counts the replies that users have not read.
+        stall_seconds: how long a peer may leave replies unread.
+    """
+
+    deadlines: Deadlines
+    unread: Unread[Owner]
+    stall_seconds: float
+
+
+class Outlet:
+    """Sends queued replies, and bounds how long they may stay unread.
+
+    Args:
+        connection: has the replies.
+        connected: non-blocking socket, owned by the connection's link.
+        unwritten: the server's part.
+
+    Attributes:
+        stalled: the peer has to read before more can be written.
+    """
+
+    __slots__ = ("_connection", "_socket", "_unwritten", "_written", "stalled")
+
+    def __init__(self, connection: Connection, connected: socket.socket, unwritten: Unwritten) -> None:
+        self.stalled = False
+        self._connection = connection
+        self._socket = connected
+        self._unwritten = unwritten
+        self._written: trio.Event | None = None
+
+    def flush(self, owner: Owner) -> bool:
+        """Write the queued replies; return whether nothing is left.
+
+        Raises:
+            OSError: the peer is gone.
+        """
+        connection = self._connection
+        progress = False
+        while (chunk := connection.outgoing()) is not None:
+            try:
+                count = send_chunk(self._socket, *chunk)
+            except BlockingIOError:
+                self._stall(owner, progress=progress)
+                return False
+            connection.sent(count)
+            progress = True
+        if self.stalled:
+            self.stalled = False
+            self._unwritten.deadlines.clear((owner, "unread"))
+            self._note_unread(owner, 0)
+        if self._written is not None:
+            self._written.set()
+        return True
+
+    async def wait_written(self) -> None:
+        """Return when all queued replies are written; the caller has seen that some are."""
+        self._written = trio.Event()
+        await self._written.wait()
+        self._written = None
+
+    def close(self, owner: Owner) -> None:
+        """Note that nothing is written any more."""
+        self._unwritten.deadlines.clear((owner, "unread"))
+        self._note_unread(owner, 0)
+
+    def _stall(self, owner: Owner, *, progress: bool) -> None:
+        # Each byte that the peer reads renews its deadline. A connection that is refused has one of its own.
+        if owner.refusal is None and (progress or not self.stalled):
+            self.stalled = True
+            unwritten = self._unwritten
+            unwritten.deadlines.set((owner, "unread"), unwritten.stall_seconds, partial(owner.fail, UNREAD))
+        self._note_unread(owner, self._connection.queued)
+
+    def _note_unread(self, owner: Owner, size: int) -> None:
+        if owner.trusted:
+            return
+        worst = self._unwritten.unread.note(owner, size)
+        if worst is not None:
+            # Later, because it may be in the middle of its own turn.
+            self._unwritten.deadlines.set((worst, "unread"), 0, partial(worst.fail, UNREAD))

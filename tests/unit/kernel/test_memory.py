@@ -1,0 +1,71 @@
+"""When memory is returned to the system."""
+
+from collections.abc import Callable, Coroutine
+
+import trio
+from trio.testing import MockClock
+
+from moorage.kernel.memory import LOOK_SECONDS, WORK_SECONDS, give_back, keep_small
+
+MIB = 1024 * 1024
+
+
+class Process:
+    """A process that works now and then."""
+
+    def __init__(self) -> None:
+        self.worked = 9.0
+        self.returned = 0
+
+    def work(self) -> float:
+        return self.worked
+
+    def give_back(self) -> None:
+        self.worked += WORK_SECONDS  # what that takes does not count
+        self.returned += 1
+
+
+def on_a_clock(main: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
+    """Run a test on a clock that jumps to the next deadline."""
+
+    def run() -> None:
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+
+    return run
+
+
+@on_a_clock
+async def test_memory_is_returned_where_there_was_work() -> None:
+    process = Process()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_small, process.work, process.give_back)
+        await trio.sleep(2.5 * LOOK_SECONDS)
+        assert process.returned == 0
+        for number in range(1, 4):
+            process.worked += WORK_SECONDS
+            await trio.sleep(LOOK_SECONDS)
+            assert process.returned == number
+        await trio.sleep(3 * LOOK_SECONDS)
+        assert process.returned == 3
+        process.worked += 0.6 * WORK_SECONDS
+        await trio.sleep(LOOK_SECONDS)
+        assert process.returned == 3
+        process.worked += 0.6 * WORK_SECONDS  # little by little
+        await trio.sleep(LOOK_SECONDS)
+        assert process.returned == 4
+        nursery.cancel_scope.cancel()
+
+
+def resident() -> int:
+    """Memory of this process, bytes (proc_pid_statm(5))."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def test_what_is_free_below_something_in_use_is_returned() -> None:
+    blocks = [bytes(64 * 1024 - 100 + number % 2) + b"x" for number in range(512)]
+    filled, pinned = resident(), blocks[-1]
+    blocks.clear()
+    give_back()
+    assert resident() < filled - 16 * MIB
+    assert pinned
