@@ -20,6 +20,10 @@ MESSAGES_MAX = 64
 TOLD_AT_ONCE = 16
 """Subscriptions told before others get their turn."""
 
+GATHER_SECONDS = 0.001
+"""How long a first event waits for those that come with it, s. The caller who made it happen has its reply by then: it
+would come after one write for each subscriber."""
+
 PAUSE = 3.0
 """For how long nobody is told after everybody was, as a multiple of the time that it took: a burst of events is told
 in fewer and longer writes, and takes a quarter of the time at most."""
@@ -195,6 +199,7 @@ class Subscriptions:
         """Tell everybody whenever there is something to tell, for ever."""
         while True:
             await self._news.wait()
+            await trio.sleep(GATHER_SECONDS)
             self._news = trio.Event()
             took = 0.0
             waiting, self._waiting = self._waiting, {}
