@@ -14,9 +14,22 @@ from typing import Any
 import hostile
 import polkit_agent
 import pytest
+import trio
 from authority import ALICE, BOB, CHALLENGED, DENIED, acting_as, asks, at_home, registers, rules, wait_for
 from hostile import ANSWER_SECONDS, dial, encode
-from moored import OURS, SOCKET, THEIRS, UNTIL_SECONDS, Processes, descriptors, main_pid, run, scopes, show
+from moored import (
+    OURS,
+    SOCKET,
+    THEIRS,
+    UNTIL_SECONDS,
+    Processes,
+    descriptors,
+    main_pid,
+    run,
+    scopes,
+    show,
+    until,
+)
 
 from moorage.authz.polkit import QUESTIONS_PER_UID_MAX
 
@@ -101,7 +114,7 @@ def test_rules_know_what_it_is_about(spawn: Processes) -> None:
         assert asks(ALICE, f"{OURS}Kill", {"name": "stop", "signal": 9}) == CHALLENGED
         assert asks(ALICE, f"{OURS}Forget", {"name": "stop"}) == CHALLENGED
         assert "error" not in asks(ALICE, method, {"name": "stop"})
-    assert scopes() == []
+    trio.run(until, lambda: not scopes())
 
 
 # Whom it is about

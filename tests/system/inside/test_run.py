@@ -99,7 +99,7 @@ def test_what_is_left_ends_with_the_command_and_the_name_is_free() -> None:
         done = moorctl("run", "--name", name, "--", "sh", "-c", "sleep infinity & echo left")
         assert (done.returncode, done.stdout) == (0, "left\n")
         assert done.stderr.startswith("The command ended but left processes behind")
-        assert f"machine-{name}.scope" not in scopes()
+        trio.run(until, lambda: f"machine-{name}.scope" not in scopes())
 
 
 def test_what_ends_a_moment_after_the_command_is_not_left() -> None:
