@@ -30,6 +30,7 @@ from moorage.kernel.poller import Readiness
 from moorage.kernel.process import boot_id
 from moorage.kernel.system import System, system
 from moorage.machines.agenda import Agenda
+from moorage.machines.asking import Asking
 from moorage.machines.changing_limits import ChangingLimits
 from moorage.machines.chronicle import Chronicle, Scribe
 from moorage.machines.control import Control
@@ -145,12 +146,14 @@ class Core:
         self._observer = observer = Observer(
             registry, agenda, accounts, states, followers, system, hints, references)  # fmt: skip
         self._chronicle = chronicle = Chronicle(files, scribe, registry, states, system)
+        asking = Asking(registry, store, system, detached)
         frozen = FrozenHelpers(states, manager, hierarchy, detached)
-        followers.join(chronicle, observer, HeldUnits(references), frozen, FollowedHelpers(states))
+        followers.join(chronicle, observer, HeldUnits(references), frozen, asking, FollowedHelpers(states))
         left = LeftUnits(registry, store, manager, hints, leftovers)
         self._retirement = retirement = Retirement(
             registry, store, intents, agenda, accounts, left, followers, clock)  # fmt: skip
-        control = Control(registry, store, agenda, accounts, states, followers, manager, system, detached)
+        control = Control(
+            registry, store, agenda, accounts, states, followers, asking, manager, system, detached)  # fmt: skip
         self._changes = changes = Changes(
             helper_starts, store, intents, registry, states, followers, directories, clock, detached)  # fmt: skip
         self._watching = Watching(

@@ -56,7 +56,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.watching", "moorage.machines.observer", "moorage.machines.retirement",
         "moorage.machines.left_units",
         "moorage.machines.followers", "moorage.machines.chronicle", "moorage.machines.subscriptions",
-        "moorage.machines.control", "moorage.machines.detached",
+        "moorage.machines.asking", "moorage.machines.control", "moorage.machines.detached",
         "moorage.machines.lookup", "moorage.machines.looking",
         "moorage.machines.alone", "moorage.machines.renewal", "moorage.machines.thawing",
         "moorage.machines.freezing", "moorage.machines.changing_limits",

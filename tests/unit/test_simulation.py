@@ -127,6 +127,21 @@ def test_a_helper_that_is_starting_when_its_machine_ends_does_not_keep_the_name(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("deaf", [False, True])
+@pytest.mark.parametrize("what", ["restart", "killed", ""])
+def test_a_part_of_a_unit_is_not_stopping_for_ever(seed: int, deaf: bool, what: str) -> None:
+    """Its supervisor ends when it is asked to, and leaves it: it is asked itself, and may not listen."""
+    steps = [step(0, "register", **registration(place="part", deaf=deaf)), step(1, "stop", wait=0)]
+    if what:
+        steps.append(step(1.3, what, down=0.05))
+    done = simulation.run(seed, steps, verbose=True)
+    assert list(done.violations) == []
+    (ended,) = [note for note in done.notes if "exited" in note]
+    assert (float(ended.split()[0]) > 600) == deaf
+    assert ("cause stopped" in ended) == (not deaf)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_start_is_taken_back_that_a_busy_manager_reads_after_the_question_for_it(seed: int) -> None:
     done = simulation.run(
         seed,

@@ -135,7 +135,7 @@ class Clients:
                 leader=process.id,
                 leader_pidfd=pidfd,
                 leader_uid=process.uid,
-                supervisor=None,
+                supervisor=process.parent.id if values["place"] == "part" and process.parent else None,
                 allocate_unit=values["place"] == "scope",
                 helpers=tuple(_specs(values.get("helpers", ()))),
                 exec_stop=(SHELL, f"ask:{values['exec_stop']}") if "exec_stop" in values else (),

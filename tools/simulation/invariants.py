@@ -7,6 +7,7 @@ import os
 from fakes.units import Unit
 
 from moorage.machines.machine import Machine
+from moorage.machines.model import Cause, Phase
 from moorage.names import UnitNames, machine_of_helper
 from simulation.world import Instance, World, key_of
 
@@ -54,6 +55,9 @@ def look_at_the_living(world: World, instance: Instance) -> None:
 def _look_at(world: World, machine: Machine) -> None:
     if not world.is_populated(machine):
         world.wrong("dead", f"{machine.name} is kept, and has no process ({machine.phase})")
+    # The end of a lease insists.
+    if machine.phase is Phase.stopping and machine.record.asked is not Cause.lease_ended:
+        world.wrong("phase", f"{machine.name} is stopping, and nobody stops it")
     if not os.path.exists(os.path.join(world.directory, machine.name)):
         world.wrong("record", f"{machine.name} has no record")
     if machine.record.allocated:

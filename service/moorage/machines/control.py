@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal as signals
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -12,18 +11,17 @@ from typing import Final
 
 import trio
 
-from moorage.authz.ownership import may_signal
-from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
 from moorage.kernel.system import System
 from moorage.machines.agenda import Agenda
+from moorage.machines.asking import Asking
 from moorage.machines.detached import Detached
-from moorage.machines.errors import NotStoppable, TooMuchUnderWay, TooOld
+from moorage.machines.errors import TooMuchUnderWay, TooOld
 from moorage.machines.events import Kind
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import Followers
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine, Work
-from moorage.machines.model import Cause, HelperEnd, KillWhom, Phase
+from moorage.machines.model import Cause, HelperEnd, KillWhom
 from moorage.machines.registry import Registry
 from moorage.machines.renewal import is_renewed
 from moorage.machines.store import Store
@@ -54,6 +52,7 @@ class Control:
         accounts: FinalAccounts,
         states: HelperStates,
         followers: Followers,
+        asking: Asking,
         manager: Manager,
         system: System,
         detached: Detached,
@@ -66,10 +65,8 @@ class Control:
         self._followers = followers
         self._manager = manager
         self._hierarchy = system.hierarchy
-        self._processes = system.processes
+        self._asking = asking
         self._detached = detached
-        # These users could ask the service manager directly: there is nothing to protect from them.
-        self._trusted = frozenset({0, os.geteuid()})
 
     async def stop(
         self,
@@ -86,8 +83,8 @@ class Control:
             NotStoppable, TooMuchUnderWay, ManagerError: as :meth:`begin_stop` says.
         """
         if not await self.begin_stop(machine, wait=timeout, cause=cause, without=without):
-            if not machine.record.placement.is_whole and self._is_kept(machine):
-                machine.spared()
+            if not machine.record.placement.is_whole:
+                self._asking.spare(machine)
             raise ManagerTimeout(f"stop of {machine.unit}")
 
     async def begin_stop(
@@ -124,7 +121,7 @@ class Control:
         elif machine.record.placement.is_whole:
             begun = await self._begin(machine, cause, without)
         else:
-            self._terminate(machine)
+            self._asking.begin(machine)
             self._note_asked(machine, cause, without, ends=False)
         with trio.move_on_after(wait):
             await begun()
@@ -198,7 +195,7 @@ class Control:
             ):
                 await self._thaw(machine)
             found = record.supervisor if whom is KillWhom.supervisor else record.leader
-            self._signal(machine, found, signal)
+            self._asking.signal(machine, found, signal)
             return
         lower = f"/{subgroup.strip('/')}" if subgroup else ""
         state = self._hierarchy.events(placement.control_group + lower)
@@ -271,59 +268,3 @@ class Control:
         finally:
             # Of a unit that is stopped and gone the manager tells by itself, a moment later.
             self._agenda.mark(machine, ask=not stopped)
-
-    def _terminate(self, machine: Machine) -> None:
-        """Ask the supervisor or the leader of a machine to end, once.
-
-        The unit is shared, so we can only ask: one SIGTERM, as machine_stop() does. Many programs treat a second one
-        as "abort now". Where others live in the machine's own control group, it is the leader's alone.
-
-        Raises:
-            NotStoppable: neither is there.
-        """
-        if machine.phase is Phase.stopping:
-            return
-        record = machine.record
-        addressees = [record.leader] if record.placement.shared else [record.supervisor, record.leader]
-        for addressee in addressees:
-            try:
-                self._signal(machine, addressee, signals.SIGTERM)
-            except ProcessGone:
-                continue
-            machine.terminated()
-            return
-        raise NotStoppable
-
-    def _signal(self, machine: Machine, target: ProcessId | None, signal: int) -> None:
-        """Signal the leader or the supervisor of a machine.
-
-        One that has become somebody else's is spared: a registrant without rights would signal what it may not.
-
-        Raises:
-            ProcessGone: it has exited, is somebody else's now, or was never told.
-        """
-        record, processes = machine.record, self._processes
-        leads = target == record.leader
-        if target is None or not (
-            record.registrant in self._trusted
-            or may_signal(
-                target,
-                record.registrant,
-                processes,
-                within=record.control_group if leads else None,
-                mapped=leads and record.leader_uid != record.registrant,
-            )
-        ):
-            raise ProcessGone(target.pid if target else None)
-        pidfd = machine.leader.pidfd if leads and machine.leader is not None else None
-        try:
-            if pidfd is not None:
-                processes.send_signal(pidfd, signal)
-                return
-            pidfd = processes.open(target.pid, target.pidfd_id, target.boot_id)
-            try:
-                processes.send_signal(pidfd, signal)
-            finally:
-                processes.close(pidfd)
-        except (ProcessLookupError, ProcessGone, NotAProcess):
-            raise ProcessGone(target.pid) from None

@@ -107,13 +107,14 @@ class Machine:
         helpers_frozen: some of its helpers were, or are, by a call to this service.
         result: of its unit, which has ended; kept here since the manager may forget it.
         leader_gone: its leader had ended before it could be watched.
+        asking: what has its leader or supervisor end, by a signal; None if nothing does. Written by `Asking`.
         told: what was told of it; None while nothing is to be. Written by the chronicle.
     """
 
     __slots__ = (
         "_stopping",
-        "_terminated",
         "_work",
+        "asking",
         "completed",
         "counters",
         "deactivating",
@@ -148,9 +149,9 @@ class Machine:
         self.helpers_frozen = False
         self.result: str | None = None
         self.leader_gone = False
+        self.asking: object = None
         self.told: Told | None = None
         self._stopping = False  # its unit is deactivating
-        self._terminated = False  # its leader or supervisor was, since its unit is not to be stopped
         self._work: Counter[Work] = Counter()
         if record.verdict is not None:
             self.gone.set()
@@ -178,7 +179,7 @@ class Machine:
             return Phase.exited
         if self.result is not None and self.is_there:
             return Phase.lingering
-        stopping = self._work[Work.stop] or self._terminated or self._stopping
+        stopping = self._work[Work.stop] or self.asking is not None or self._stopping
         return Phase.stopping if stopping or not self.is_there else Phase.running
 
     def has_under_way(self, kind: Work) -> bool:
@@ -254,7 +255,6 @@ class Machine:
     def unit_runs(self) -> None:
         """Take note that its unit is active, with processes: nothing that was to stop it has."""
         self._stopping = False
-        self._terminated = False
         self.result = None
 
     # What is done with it
@@ -268,13 +268,9 @@ class Machine:
         """Take note that this service has its unit stopped when it was ending already."""
         self._change(late=True)
 
-    def terminated(self) -> None:
-        """Take note that its leader or supervisor was asked to end, by a signal."""
-        self._terminated = True
-
     def spared(self) -> None:
         """Take note that it did not listen when it was asked to end, and that nothing else is done."""
-        self._terminated = False
+        self.asking = None
         if self.told is not None:
             self.told.stopping = False
         self._change(asked=None)

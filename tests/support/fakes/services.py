@@ -55,6 +55,8 @@ def usual(_unit: Unit, argv: Sequence[str]) -> Program:
 
 def start(manager: Pid1, unit: Unit) -> str | None:
     """Start a unit; return the result of the job, should it be known already."""
+    if unit.kind == "scope" and unit.starts:
+        return "once"  # before anything is tried (unit_start())
     if manager.fails(unit):
         unit.result = "resources"
         manager.dead(unit, "resources")
@@ -97,8 +99,6 @@ def seconds(unit: Unit, name: str, default: float) -> float:
 
 
 def _start_scope(manager: Pid1, unit: Unit) -> str | None:
-    if unit.starts:
-        return "once"
     unit.starts.append(trio.current_time())
     manager.new_invocation(unit)
     unit.group = manager.group_of(unit)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import trio
 from moored import (
     MANAGER,
     OURS,
+    RECORDS,
     SERVICES,
     SOCKET,
     THEIRS,
@@ -573,6 +574,9 @@ async def test_eight_at_once_for_one_name_make_one_machine(spawn: Processes) -> 
 OWN_GROUP = f"{SERVICES}/own.service"
 """The control group of a service that is itself a machine, or has machines."""
 
+DEAF = "trap 'echo asked too' TERM; while :; do sleep 0.1; done"
+"""Tells of SIGTERM, and does not end."""
+
 OWN = r"""
 import json, os, signal, socket, subprocess, sys, threading
 def call(method, **parameters):
@@ -585,19 +589,21 @@ def call(method, **parameters):
     print(reply[:-1].decode(), flush=True)
 group = "/sys/fs/cgroup" + open("/proc/self/cgroup").read().strip().rpartition("::")[2]
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-subgroup = sys.argv[2] == "subgroup"
+subgroup = sys.argv[2] != "own"
 if subgroup:
     below = os.path.dirname(group) + "/payload"
     os.mkdir(below)
     def move():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         open(below + "/cgroup.procs", "w").write(str(os.getpid()))
-    payload = subprocess.Popen(["sleep", "infinity"], preexec_fn=move)
+    payload = subprocess.Popen(sys.argv[3:] or ["sleep", "infinity"], preexec_fn=move)
     call("Register", **{"name": "lower", "class": "container", "allocateUnit": False, "leader": {"pid": payload.pid}})
 else:
     call("Register", **{"name": "own", "class": "container", "allocateUnit": False})
 signal.sigwait([signal.SIGTERM])
 print("asked to stop", flush=True)
+if sys.argv[2] == "leaves":
+    sys.exit()
 if subgroup:
     payload.kill()
     payload.wait()
@@ -614,15 +620,15 @@ def own_service(nothing_left: None) -> Generator[None]:
         run("systemctl", "stop", "own.service")
 
 
-def start_service(unit: str, mode: str, *properties: str) -> None:
+def start_service(unit: str, mode: str, *properties: str, payload: Sequence[str] = ()) -> None:
     options = [f"--property={each}" for each in properties]
-    argv = [sys.executable, "-c", OWN, SOCKET, mode]
+    argv = [sys.executable, "-c", OWN, SOCKET, mode, *payload]
     run("systemd-run", f"--unit={unit}", "--collect", "--quiet", *options, "--", *argv)
 
 
-def printed(unit: str) -> list[str]:
+def printed(unit: str, invocation: str = "") -> list[str]:
     sync_journal()
-    invocation = show(unit, "InvocationID")["InvocationID"]
+    invocation = invocation or show(unit, "InvocationID")["InvocationID"]
     return run(
         "journalctl", f"_SYSTEMD_INVOCATION_ID={invocation}", "--output=cat", "--no-pager"
     ).splitlines()
@@ -716,6 +722,41 @@ async def test_a_machine_in_a_part_of_a_unit(nothing_left: None) -> None:
         assert facts("outer.service") == outer
         assert "asked to stop" in printed("outer.service")
         run("systemctl", "kill", "outer.service")
+
+
+OUTLIVED = ("Delegate=yes", "DelegateSubgroup=supervisor", "ExitType=cgroup", "TimeoutStopSec=1")
+"""Of a service that goes on without its main process."""
+
+
+async def test_a_part_of_a_unit_whose_supervisor_ends_without_it(own_service: None) -> None:
+    """Nobody else will end the leader: it is asked too."""
+    start_service("own.service", "leaves", *OUTLIVED)
+    machine = await replied("own.service")
+    async with await connect() as client:
+        await client.call(f"{OURS}Stop", {"name": "lower"})
+        assert (await verdict(client, "lower"))["cause"] == "stopped"
+        assert "asked to stop" in printed("own.service", machine["invocationId"])
+    await until(lambda: not Path(f"/proc/{machine['leader']['pid']}").exists())
+
+
+async def test_a_part_of_a_unit_whose_leader_does_not_listen_is_not_stopping_for_ever(
+    own_service: None,
+) -> None:
+    start_service("own.service", "leaves", *OUTLIVED, payload=["sh", "-c", DEAF])
+    leader = (await replied("own.service"))["leader"]["pid"]
+    async with await connect() as client:
+        async with client.call_more(f"{OURS}Stop", {"name": "lower", "timeoutUSec": 4_000_000}) as replies:
+            assert (await anext(replies))["machine"]["phase"] == "stopping"
+            await until(lambda: "asked to stop" in printed("own.service"), "its supervisor was asked")
+            await until(lambda: "asked too" in printed("own.service"), "and then its leader")
+            with pytest.raises(Timeout):
+                await anext(replies)
+        assert (await describe(client, "lower"))["phase"] == "running"
+        assert json.loads((RECORDS / "lower").read_text()).get("asked") is None
+        # It ended by itself after all.
+        os.kill(leader, signal.SIGKILL)
+        found = await verdict(client, "lower")
+        assert (found["cause"], found.get("leaderSignal", signal.SIGKILL)) == ("leaderEnded", signal.SIGKILL)
 
 
 async def test_without_a_scope_nothing_can_be_said_about_one(spawn: Processes) -> None:
