@@ -1,7 +1,7 @@
 """A connection to a message bus, or to a peer that speaks D-Bus on a socket of its own.
 
-jeepney has the lines of the authentication; messages are those of `moorage.dbus.message`. The socket, the framing and
-the matching of replies are here, because a lost signal is a lost machine and a connection has to end in a known state:
+Messages are those of `moorage.dbus.message`. The socket, the framing and the matching of replies are here, because a
+lost signal is a lost machine and a connection has to end in a known state:
 
 - One task reads. Signals are handed over synchronously; there is no queue between the socket and the owner that
   could be full.
@@ -21,8 +21,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 import trio
-from jeepney.auth import BEGIN, NEGOTIATE_UNIX_FD, make_auth_external
 
+from moorage.dbus.authentication import authenticate
 from moorage.dbus.marshal import Unmarshallable
 from moorage.dbus.message import (
     ERROR,
@@ -43,9 +43,6 @@ from moorage.dbus.message import (
     refusal_bytes,
 )
 
-AUTH_LINE_MAX: Final = 8192
-"""Bytes of one line of the authentication dialogue; those of the specification have fewer than 100."""
-
 BUS_CALLS_MAX: Final = 100
 """Calls over a bus without a reply yet. dbus-daemon refuses more than 128 per connection
 (max_replies_per_connection of its system bus, dbus-daemon(1))."""
@@ -59,6 +56,11 @@ BACKLOG_MAX: Final = 64
 
 READ_SIZE: Final = 64 * 1024
 """Bytes per read: some hundred signals."""
+
+CROWDED_SECONDS: Final = 0.02
+"""Between attempts to send file descriptors while the kernel takes none: it takes no more than RLIMIT_NOFILE of one
+user's, over all processes, that nobody has received yet (``too_many_unix_fds()``), and those of others are received
+within ms."""
 
 _PEER_IS_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN)
 
@@ -111,6 +113,10 @@ class BadCall(BusError):
     """The call cannot be sent: arguments that do not fit their signature, a descriptor that is not open."""
 
 
+class Crowded(BadCall):
+    """Until the deadline, too many descriptors of this user's were on their way (ETOOMANYREFS, unix(7))."""
+
+
 class BadReply(BusError):
     """The reply cannot be decoded, or is not of the type that the method has."""
 
@@ -142,6 +148,30 @@ class _Outgoing:
         self.begun = False
 
 
+class _Places:
+    """Places for calls under way."""
+
+    def __init__(self, count: int) -> None:
+        self.free = count
+        self._turn = trio.StrictFIFOLock()
+        self._freed = trio.Event()
+
+    async def take(self, count: int) -> None:
+        """Take some, as soon as there are so many."""
+        if self.free < count or self._turn.locked():
+            # One after the other: two that each hold a part of what they need would wait for ever.
+            async with self._turn:
+                while self.free < count:
+                    self._freed = trio.Event()
+                    await self._freed.wait()
+        self.free -= count
+
+    def give(self, count: int) -> None:
+        """Give some back."""
+        self.free += count
+        self._freed.set()
+
+
 class Bus:
     """One connection. Made by `Bus.connect`; works while `run` runs, once.
 
@@ -161,10 +191,8 @@ class Bus:
         self._on_closed = on_closed
         self._serial = 0
         self._pending: dict[int, _Pending] = {}
-        self._places = calls_max
+        self._places = _Places(calls_max)
         self._calls_max = calls_max
-        self._turn = trio.StrictFIFOLock()
-        self._place_freed = trio.Event()
         self._outgoing: deque[_Outgoing] = deque()
         self._backlog = trio.Event()
         self._closed = trio.Event()
@@ -197,7 +225,7 @@ class Bus:
             # Connecting a local socket does not wait: with a full queue it fails with EAGAIN.
             sock.connect("\0" + address[1:] if address.startswith("@") else address)
             with trio.fail_at(deadline):
-                await _authenticate(sock)
+                await authenticate(sock)
         except trio.TooSlowError:
             sock.close()
             raise BusClosed(f"{address}: no answer to authentication in time") from None
@@ -221,7 +249,6 @@ class Bus:
         self._reason = reason
         self._closed.set()
         self._backlog.set()
-        self._place_freed.set()
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
         self._outgoing.clear()
@@ -258,6 +285,8 @@ class Bus:
     async def calls(self, calls: Sequence[BusCall], *, deadline: float) -> list[tuple[Any, ...] | BusError]:
         """Make several calls at once, in one write where no file descriptors are involved, and wait for all replies.
 
+        What cannot be sent because too many descriptors are on their way is sent when they have arrived.
+
         Args:
             calls: at most as many as there are places (see `connect`).
             deadline: on trio's clock.
@@ -273,13 +302,22 @@ class Bus:
         """
         if not 0 < len(calls) <= self._calls_max:
             raise ValueError(f"1 to {self._calls_max} calls at once, not {len(calls)}")
+        replies = await self._once(calls, deadline)
+        while crowded := [number for number, reply in enumerate(replies) if isinstance(reply, Crowded)]:
+            if trio.current_time() + CROWDED_SECONDS >= deadline:
+                break
+            await trio.sleep(CROWDED_SECONDS)
+            again = await self._once([calls[number] for number in crowded], deadline)
+            for number, reply in zip(crowded, again, strict=True):
+                replies[number] = reply
+        return replies
+
+    async def _once(self, calls: Sequence[BusCall], deadline: float) -> list[tuple[Any, ...] | BusError]:
         taken = 0
         serials: list[int] = []
         try:
             with trio.fail_at(deadline):
-                if self._places < len(calls) or self._turn.locked():
-                    await self._wait_for_places(len(calls))
-                self._places -= len(calls)
+                await self._places.take(len(calls))
                 taken = len(calls)
                 if self._closed.is_set():
                     raise BusClosed(self._reason)
@@ -297,16 +335,8 @@ class Bus:
                 del self._pending[serial]
             if self._outgoing:
                 self._withdraw(serials)
-            self._places += taken
-            self._place_freed.set()
+            self._places.give(taken)
         return [_judge(call, pending) for call, pending in zip(calls, waiting, strict=True)]
-
-    async def _wait_for_places(self, count: int) -> None:
-        # One after the other: two that each hold a part of what they need would wait for ever.
-        async with self._turn:
-            while self._places < count and not self._closed.is_set():
-                self._place_freed = trio.Event()
-                await self._place_freed.wait()
 
     def _submit(self, calls: Sequence[BusCall], serials: list[int]) -> list[_Pending]:
         """Number the calls, register them, and write them; never waits."""
@@ -360,9 +390,10 @@ class Bus:
             return False
         except OSError as exc:
             if outgoing.fds and not outgoing.begun and exc.errno not in _PEER_IS_GONE:
-                # The descriptors are at fault (EBADF), or too many are on their way (ETOOMANYREFS): nothing was
-                # written, and the messages of others must not suffer.
-                self._pending[outgoing.serial].settle(BadCall(f"descriptors cannot be sent: {exc.strerror}"))
+                # The descriptors are at fault (EBADF), or too many are on their way: nothing was written, and the
+                # messages of others must not suffer.
+                kind = Crowded if exc.errno == errno.ETOOMANYREFS else BadCall
+                self._pending[outgoing.serial].settle(kind(f"descriptors cannot be sent: {exc.strerror}"))
             else:
                 self.close(f"write failed: {exc.strerror}")
             return True
@@ -458,36 +489,3 @@ def _judge(call: BusCall, pending: _Pending) -> tuple[Any, ...] | BusError:
         return reply.body()
     except Violation as exc:
         return BadReply(f"reply to {call.member}: {exc}")
-
-
-async def _authenticate(sock: socket.socket) -> None:
-    """Authenticate as the effective user, and negotiate the passing of file descriptors.
-
-    All lines are sent together, as sd-bus does, and no message before they are answered: a server made of sd-bus,
-    as PID 1 is, does not look at a message that it has read together with BEGIN until it has read something else
-    (bus_socket_read_auth(); seen with systemd 257 and 262).
-    """
-    lines = b"\0" + make_auth_external() + NEGOTIATE_UNIX_FD + BEGIN
-    while lines:
-        try:
-            lines = lines[sock.send(lines, socket.MSG_NOSIGNAL) :]
-        except BlockingIOError:
-            await trio.lowlevel.wait_writable(sock)
-    received = b""
-    for expected in (b"OK ", b"AGREE_UNIX_FD"):
-        while b"\r\n" not in received:
-            if len(received) > AUTH_LINE_MAX:
-                raise Violation("a line of the authentication is too long")
-            await trio.lowlevel.wait_readable(sock)
-            try:
-                data = sock.recv(AUTH_LINE_MAX)
-            except BlockingIOError:
-                continue
-            if not data:
-                raise Violation("closed by the peer during authentication")
-            received += data
-        line, _, received = received.partition(b"\r\n")
-        if not line.startswith(expected):
-            raise Violation(f"authentication failed: {line!r}")
-    if received:
-        raise Violation("sent more than the answers to the authentication")

@@ -1,12 +1,14 @@
 """The link against peers that misbehave, on real sockets. The other ones are a bus and PID 1, in the sandboxes."""
 
 import array
+import errno
 import os
 import socket
 import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from jeepney.low_level import Endianness, Header, HeaderFields, Message, MessageType
 
 from moorage.dbus import bus as dbus
-from moorage.dbus.bus import BadCall, BadReply, Bus, BusClosed, CallFailed, CallTimeout
+from moorage.dbus.bus import BadCall, BadReply, Bus, BusClosed, CallFailed, CallTimeout, Crowded
 from moorage.dbus.message import BusCall, BusSignal, parse
 
 PING = BusCall("org.example", "/org/example", "org.example.Test", "Ping")
@@ -112,7 +114,7 @@ async def linked(
     assert len(reasons) == 1
     assert not link._pending
     assert not link._outgoing
-    assert link._places == calls_max
+    assert link._places.free == calls_max
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
@@ -499,6 +501,52 @@ async def test_descriptors_that_cannot_be_sent() -> None:
         for fd in (1_000_000, 2**31 - 1, -1):
             failure = await failure_of(link, PING._replace(signature="h", body=(fd,)))
             assert isinstance(failure, BadCall)
+        await still_works(link, peer)
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
+    """Errors with which the kernel refuses the next messages with descriptors, last one first."""
+    errors: list[OSError] = []
+    sendmsg = socket.socket.sendmsg
+
+    def refusing(self: socket.socket, *arguments: Any) -> int:
+        if errors:
+            raise errors.pop()
+        return sendmsg(self, *arguments)
+
+    monkeypatch.setattr(socket.socket, "sendmsg", refusing)
+    return errors
+
+
+async def test_descriptors_are_sent_when_there_are_fewer_on_their_way(crowded: list[OSError]) -> None:
+    async with linked() as (link, peer), trio.open_nursery() as nursery:
+        crowded += [OSError(errno.ETOOMANYREFS, "x")] * 3
+        replies: list[Any] = []
+
+        async def call() -> None:
+            calls = [PING, PING._replace(signature="h", body=(0,)), ECHO]
+            replies.extend(await link.calls(calls, deadline=soon()))
+
+        nursery.start_soon(call)
+        for text in (None, "a"):  # those without descriptors do not wait
+            received = await peer.receive()
+            await peer.send(reply(received.header.serial, text))
+        received = await peer.receive()
+        assert HeaderFields.unix_fds in received.header.fields
+        os.close(received.body[0])
+        await peer.send(reply(received.header.serial))
+    assert (replies, crowded) == ([(), (), ("a",)], [])
+
+
+async def test_descriptors_of_which_too_many_are_on_their_way_until_the_deadline(
+    crowded: list[OSError],
+) -> None:
+    async with linked() as (link, peer):
+        crowded += [OSError(errno.ETOOMANYREFS, "x")] * 1000
+        with pytest.raises(Crowded):
+            await link.call(PING._replace(signature="h", body=(0,)), deadline=trio.current_time() + 0.1)
+        assert len(crowded) < 999
         await still_works(link, peer)
 
 
