@@ -182,6 +182,11 @@ def _controllers(root: Path, *, user: bool) -> Finding:
             "As root: systemctl edit user@.service, with Delegate=cpu cpuset io memory pids below [Service]; "
             "then log in again"
         )
+    elif (root / "run/systemd/container").exists():
+        remedy = (
+            "In a container: its host has to have them in the unified hierarchy, and to delegate them to the "
+            "container's unit (Delegate=)"
+        )
     else:
         remedy = "They are of version 1 or switched off: see cgroup_disable= and cgroup_no_v1= of the kernel"
     return Finding(

@@ -53,7 +53,7 @@ class _Words:
         text: what happened.
         without: the same, for an error that lacks one of those parameters.
         hint: what to do; omitted if a parameter is missing. {manager}, {journalctl} and {moorctl} are commands for the
-            same service manager; parameters are quoted for a shell.
+            same service manager, {machine} is that of the call; all parameters are quoted for a shell.
     """
 
     status: Exit
@@ -119,7 +119,7 @@ _WORDS: Final[Mapping[str, _Words]] = {
     _MACHINE + "NoSuchHelper": _Words(
         Exit.REFUSED,
         "The machine has no helper {helper}.",
-        hint="List the helpers of a machine: {moorctl} status NAME",
+        hint="List its helpers: {moorctl} status {machine}",
     ),
     _MACHINE + "Busy": _Words(Exit.REFUSED, "The service is busy: {operation}.", hint="Try again."),
     _MACHINE + "NotSupported": _Words(Exit.REFUSED, "{what} is not supported: {reason}."),
@@ -216,17 +216,17 @@ _RIGHT: Final[Mapping[str, str]] = {
 """What is accepted, by parameter."""
 
 
-def explain(error: Exception, address: Address, helpers: Sequence[Mapping[str, Any]] = ()) -> Failure:
+def explain(error: Exception, address: Address, given: Mapping[str, Any] | None = None) -> Failure:
     """Return the failure for an exception that a call raised. An unexpected exception is raised again.
 
     Args:
         error: the exception.
         address: where the service listens.
-        helpers: those of the call, as they were sent; an error gives only their index.
+        given: the parameters of the call: an error need not repeat them, and of a helper it has the index only.
     """
     match error:
         case VarlinkError():
-            return _refusal(error.error, error.parameters(), address, helpers)
+            return _refusal(error.error, error.parameters(), address, given or {})
         case ProtocolError():
             return Failure(
                 Exit.NO_SERVICE, f"What listens at {address.path} does not speak varlink: {error}"
@@ -238,14 +238,14 @@ def explain(error: Exception, address: Address, helpers: Sequence[Mapping[str, A
 
 
 def _refusal(
-    name: str, parameters: Mapping[str, Any], address: Address, helpers: Sequence[Mapping[str, Any]]
+    name: str, parameters: Mapping[str, Any], address: Address, given: Mapping[str, Any]
 ) -> Failure:
     values = {key: _shown(value) for key, value in parameters.items() if value is not None}
     quoted = {key: shlex.quote(value) for key, value in values.items()}
     words = _WORDS.get(name, _Words(Exit.REFUSED, ""))
     if "parameter" in values:
         field = re.sub(r"^helpers\[[0-9]+\]\.(\w+).*", r"\1 of a helper", values["parameter"])
-        concerned = _helper_field(values["parameter"], helpers)
+        concerned = _helper_field(values["parameter"], given.get("helpers") or ())
         values["option"] = concerned or _option(values["parameter"])
         if right := _RIGHT.get(field):
             quoted["right"] = right
@@ -263,6 +263,8 @@ def _refusal(
         "journalctl": manager.replace("systemctl", "journalctl"),
         "moorctl": address.moorctl,
     }
+    if isinstance(machine := given.get("name"), str):
+        quoted["machine"] = shlex.quote(_shown(machine))
     if "helper" not in values:
         quoted["instead"] = f"The operation may still complete; see: {address.moorctl} list"
     text = _filled(words.text, values) or _filled(words.without, values)

@@ -187,7 +187,7 @@ async def _executed(
 
 
 def _not_run(error: Exception, address: Address, helpers: Sequence[Helper] = ()) -> Failure:
-    return Failure(Exit.NOT_RUN, str(explain(error, address, as_sent(helpers))))
+    return Failure(Exit.NOT_RUN, str(explain(error, address, {"helpers": as_sent(helpers)})))
 
 
 def _parameters(order: Order, payload: Payload) -> tuple[dict[str, Any], list[int]]:

@@ -31,7 +31,6 @@ def call(
     *,
     fds: Sequence[int] = (),
     timeout: float = CALL_SECONDS,
-    helpers: Sequence[Mapping[str, Any]] = (),
 ) -> Reply:
     """Call a method of io.moorage.Machine.
 
@@ -41,7 +40,6 @@ def call(
         parameters: those that are None are not sent.
         fds: file descriptors to send along.
         timeout: seconds to wait for the reply.
-        helpers: those among the parameters, so that an error can name one.
 
     Raises:
         Failure: the call failed.
@@ -51,7 +49,7 @@ def call(
     def talk(dialogue: Dialogue) -> Steps[Reply]:
         return dialogue.call(f"{INTERFACE}.{method}", given, Reply, fds=fds, seconds=timeout)
 
-    return _run(address, talk, timeout, helpers)
+    return _run(address, talk, timeout, given)
 
 
 def list_machines(address: Address, *, timeout: float = CALL_SECONDS) -> list[Reply]:
@@ -114,11 +112,11 @@ def _run(
     address: Address,
     talk: Callable[[Dialogue], Steps[T]],
     timeout: float,
-    helpers: Sequence[Mapping[str, Any]] = (),
+    given: Mapping[str, Any] | None = None,
 ) -> T:
     try:
         dialogue = take(connect(address.path, timeout))
         with closing(dialogue):
             return take(talk(dialogue))
     except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect
-        raise explain(error, address, helpers) from None
+        raise explain(error, address, given) from None

@@ -70,6 +70,15 @@ def test_controllers_of_version_1(tmp_path: Path) -> None:
     )
 
 
+def test_controllers_that_a_container_was_not_given(tmp_path: Path) -> None:
+    """What the command line of its kernel says is the host's business."""
+    (host(tmp_path, controllers="") / "run/systemd/container").write_text("systemd-nspawn")
+    finding = found(tmp_path, "controllers")
+    assert finding.state is State.limited
+    assert finding.remedy is not None
+    assert finding.remedy.startswith("In a container: its host has to have them")
+
+
 def test_a_users_manager_without_controllers(tmp_path: Path) -> None:
     finding = found(host(tmp_path), "controllers", address=Address("/nowhere", "systemctl --user"))
     assert finding.state is State.unknown  # there is no group of this user's manager

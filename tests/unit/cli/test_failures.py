@@ -94,6 +94,14 @@ def test_hints_speak_to_the_same_service(address: Address, command: str) -> None
     assert str(explain(error, address)).endswith(command)
 
 
+@pytest.mark.parametrize(("name", "quoted"), [("web-1", "web-1"), ("a\\b", r"'a\b'")])
+def test_a_hint_names_the_machine_of_the_call(name: str, quoted: str) -> None:
+    error = RemoteError("io.moorage.Machine.NoSuchHelper", {"helper": "tpm"})
+    failure = explain(error, USER, {"name": name, "helper": "tpm"})
+    assert str(failure).splitlines()[-1] == f"List its helpers: moorctl --user status {quoted}"
+    assert "NAME" not in str(explain(error, USER))
+
+
 def test_a_hint_can_be_pasted_into_a_shell() -> None:
     unit = r"machine-web\x2d1-fs.service"
     error = RemoteError(
@@ -122,7 +130,7 @@ def test_a_helper_is_named(parameter: str, words: str) -> None:
         {"name": "tpm", "execStart": ["/usr/bin/swtmp", "socket"]},
     ]
     error = RemoteError("org.varlink.service.InvalidParameter", {"parameter": parameter})
-    assert words in str(explain(error, SYSTEM, helpers))
+    assert words in str(explain(error, SYSTEM, {"helpers": helpers}))
 
 
 def test_errors_of_every_service() -> None:

@@ -166,7 +166,6 @@ def _rehearse(address: Address, name: str, helpers: Sequence[dict[str, Any]]) ->
             },
             fds=[pidfd],
             timeout=register_seconds(None),
-            helpers=helpers,
         )
     finally:
         os.close(pidfd)
@@ -196,9 +195,7 @@ def add_helpers(
     if not sent:
         raise click.UsageError("There are no helpers to add: give FILE or --helper.")
     parameters = {"name": name, "helpers": sent}
-    reply = service.call(
-        address, "AddHelpers", parameters, timeout=SERVICE_SECONDS + ANSWER_SECONDS, helpers=sent
-    )
+    reply = service.call(address, "AddHelpers", parameters, timeout=SERVICE_SECONDS + ANSWER_SECONDS)
     (views.show_json if as_json else views.show_helpers)(reply)
 
 
