@@ -118,7 +118,7 @@ class Leftovers:
             return False
         if self._is_failed_leftover(status):
             await self.reset(unit, deadline=deadline)
-        elif self._is_empty_scope(status):
+        elif self._is_empty_scope(status) and not status.job_id:
             await stop_thawed(self._manager, unit, deadline=deadline)
         return False
 
@@ -272,11 +272,11 @@ class Leftovers:
             case _ if status.unit.endswith(".slice"):
                 return True  # with the last unit in it
             case _:
-                return self._is_empty_scope(status)
+                return self._is_empty_scope(status)  # a job can only be one that stops it
 
     def _is_empty_scope(self, status: UnitStatus) -> bool:
         """Whether a unit is an active scope without processes: the manager is about to notice that."""
-        if status.active_state != "active" or not status.unit.endswith(".scope") or status.job_id:
+        if status.active_state != "active" or not status.unit.endswith(".scope"):
             return False
         return not self.is_populated(status)  # its control group may be gone before its state changes
 
