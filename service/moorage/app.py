@@ -170,7 +170,7 @@ class Core:
         self.services = Services(
             registry, Lookup(registry, processes), registrar, control,
             Changing(changes, states, followers, manager, directories, detached),
-            ChangingLimits(registry, intents.marks_of, manager, detached, user=directories.user),
+            ChangingLimits(registry, intents.marks_of, manager, followers, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
             Looking(accounts, manager, hierarchy, clock),
             retirement,

@@ -6,6 +6,7 @@ space may a reader be sent back to take a snapshot.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -151,6 +152,9 @@ def _look_at_life(world: World, key: Key, kinds: list[str]) -> None:
     counts = Counter(kinds)
     if doubled := [kind for kind in ONCE if counts[kind] > 1]:
         world.wrong("story", f"{key[0]} was told {', '.join(doubled)} twice: {kinds}")
+    flips = [kind for kind in kinds if kind in {"frozen", "thawed"}]
+    if any(first == second for first, second in itertools.pairwise(flips)):
+        world.wrong("story", f"{key[0]} was told twice that it is {flips}")
     if not counts.keys() & LAST:
         world.wrong("story", f"{key[0]} has no end: {kinds}")
     elif kinds[-1] not in LAST:

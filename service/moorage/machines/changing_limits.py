@@ -13,11 +13,14 @@ from functools import partial
 from typing import Final, NamedTuple
 
 import trio
+from msgspec.structs import asdict
 
 from moorage.machines import effective
 from moorage.machines.alone import Alone
 from moorage.machines.detached import Detached
 from moorage.machines.errors import ForeignUnit, MachineBusy, MachineGone, NoSuchHelper
+from moorage.machines.events import Kind
+from moorage.machines.followers import Followers
 from moorage.machines.helpers.status import ENDED
 from moorage.machines.limits import Difference
 from moorage.machines.machine import Machine
@@ -56,6 +59,7 @@ class ChangingLimits:
         registry: Registry,
         marks_of: Callable[[str], str],
         manager: Manager,
+        followers: Followers,
         detached: Detached,
         *,
         user: bool,
@@ -66,12 +70,14 @@ class ChangingLimits:
             registry: which machines there are.
             marks_of: returns what all marks of the units of a machine begin with, by its name.
             manager: has the units.
+            followers: are told of changes.
             detached: runs what outlives its caller.
             user: the manager is that of a user.
         """
         self._registry = registry
         self._marks_of = marks_of
         self._manager = manager
+        self._followers = followers
         self._detached = detached
         self._user = user
         # So that what a caller is told of is what that caller has set.
@@ -129,9 +135,17 @@ class ChangingLimits:
             await self._set_on(machine, target, converted, deadline, dry_run=dry_run)
         unit = effective.Unit(properties, None if dry_run else target.control_group, helper, target.main_pid)
         slice_ = machine.record.placement.slice
-        found = await effective.compare(self._manager, [unit], slice_, user=self._user)
-        # Of a helper in a user's manager also what it lacks in any case is told, which was told when it started.
-        return [each for each in found if each.property in properties]
+        different: list[Difference] | None = None
+        try:
+            found = await effective.compare(self._manager, [unit], slice_, user=self._user)
+            # Of a helper in a user's manager also what it lacks in any case is told, which was told when it started.
+            different = [each for each in found if each.property in properties]
+            return different
+        finally:
+            if not dry_run:
+                self._followers.happened(
+                    machine, Kind.properties_changed, _changed(properties, different, helper)
+                )
 
     async def _set_on(
         self,
@@ -180,6 +194,18 @@ class ChangingLimits:
             raise MachineGone(machine.name)
         if machine.phase is not Phase.running:
             raise MachineBusy(f"the machine is {machine.phase.value}")
+
+
+def _changed(
+    properties: Mapping[str, Json], different: list[Difference] | None, helper: str | None
+) -> dict[str, object]:
+    """Return what is told of a change: what is not in force only where that is known."""
+    fact: dict[str, object] = {"properties": dict(properties)}
+    if different is not None:
+        fact["differences"] = [
+            {name: value for name, value in asdict(each).items() if value is not None} for each in different
+        ]
+    return fact if helper is None else {**fact, "helper": helper}
 
 
 @contextlib.contextmanager

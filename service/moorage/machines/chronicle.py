@@ -179,7 +179,7 @@ class Chronicle(Follower):
         if self._stories is not None:
             told = self._stories.pop(_key(machine), None)
             if told is None and machine.record.timestamp.monotonic <= self._log.base:
-                told = Told(helpers={helper.name for helper in machine.record.helpers})
+                told = Told(frozen=None, helpers={helper.name for helper in machine.record.helpers})
         if (before := self._ending.get(_key(machine))) is not None:
             # Nobody could tell what is told of the one from what is told of the other, in the same unit.
             self.changed(before)

@@ -52,6 +52,9 @@ class Kind(StrEnum):
     helper_removed = "helperRemoved"
     stopping = "stopping"
     lingering = "lingering"
+    frozen = "frozen"
+    thawed = "thawed"
+    properties_changed = "propertiesChanged"
     exited = "exited"
     forgotten = "forgotten"
     lease_lost = "leaseLost"
@@ -75,6 +78,7 @@ class Told(msgspec.Struct):
         empty: its last process has left, and none came after it.
         stopping: it is being stopped.
         lingering: it was stopped, and has processes left.
+        frozen: its control group is; None where nothing is known of what was told.
         ended: it has exited, or was forgotten.
         helpers: names of those that it has.
         failed: of these, those that have failed, and were not started again.
@@ -85,6 +89,7 @@ class Told(msgspec.Struct):
     empty: bool = False
     stopping: bool = False
     lingering: bool = False
+    frozen: bool | None = False
     ended: bool = False
     helpers: set[str] = msgspec.field(default_factory=set[str])
     failed: set[str] = msgspec.field(default_factory=set[str])
@@ -102,6 +107,10 @@ class Told(msgspec.Struct):
                 return not (self.stopping or self.empty)
             case Kind.lingering:
                 return not self.lingering
+            case Kind.frozen:
+                return self.frozen is False
+            case Kind.thawed:
+                return self.frozen is True
             case Kind.helper_failed:
                 return helper not in self.failed
             case _:
@@ -123,6 +132,8 @@ class Told(msgspec.Struct):
                 self.stopping = True
             case Kind.lingering:
                 self.lingering = True
+            case Kind.frozen | Kind.thawed:
+                self.frozen = kind == Kind.frozen
             case Kind.exited | Kind.forgotten:
                 self.ended = True
             case Kind.machine_new | Kind.helper_started:

@@ -144,8 +144,17 @@ class FinalAccounts:
         if state is not None and not state.populated:
             self.emptied(machine)
         elif state is not None:
-            machine.was_frozen(frozen=state.frozen)
+            self.saw_freezer(machine, frozen=state.frozen)
             self.sample(machine)
+
+    def saw_freezer(self, machine: Machine, *, frozen: bool) -> None:
+        """Take note of whether the control group of a machine was seen to be frozen."""
+        machine.was_frozen(frozen=frozen)
+        told = machine.told
+        if told is not None and told.frozen is None:
+            told.frozen = frozen
+        elif told is not None and told.frozen != frozen:
+            self._followers.happened(machine, Kind.frozen if frozen else Kind.thawed)
 
     def emptied(self, machine: Machine) -> None:
         """Take note that a machine was seen to have no process any more, and read its counters, if that is news."""

@@ -171,6 +171,7 @@ class Watching:
             populated = state is not None and state.populated
             machine.was_frozen(frozen=state is not None and state.frozen)
         if populated:
+            self._accounts.saw_freezer(machine, frozen=machine.frozen)
             machine.was_populated()
         elif not renewed:
             self._accounts.emptied(machine)

@@ -169,6 +169,29 @@ async def test_helpers(spawn: Processes) -> None:
         assert kinds(reader.of("web"))[0] == "machineNew"
 
 
+async def test_freezing_and_properties(spawn: Processes) -> None:
+    """By a call, by systemctl, and over a restart."""
+    async with subscribed() as reader, await connect() as client:
+        await reader.snapshot()
+        await register(client, "web", spawn())
+        await client.call(f"{OURS}Freeze", {"name": "web"})
+        await reader.until("frozen")
+        await trio.to_thread.run_sync(run, "systemctl", "thaw", "machine-web.scope")
+        await reader.until("thawed")
+        await client.call(f"{OURS}SetProperties", {"name": "web", "properties": {"TasksMax": 77}})
+        changed = await reader.until("propertiesChanged")
+        assert changed["data"]["properties"] == {"TasksMax": 77}
+        assert run("systemctl", "show", "-P", "TasksMax", "machine-web.scope").strip() == "77"
+        await client.call(f"{OURS}Freeze", {"name": "web"})
+        cursor = (await reader.until("frozen"))["cursor"]
+    await restart("restart")
+    async with subscribed(cursor=cursor) as reader, await connect() as client:
+        await client.call(f"{OURS}Stop", {"name": "web"})
+        await reader.until("exited")
+        assert kinds(reader.told).count("frozen") == 0
+        assert kinds(reader.told)[-1] == "exited"
+
+
 async def test_a_machine_that_is_forgotten(spawn: Processes) -> None:
     async with subscribed() as reader, await connect() as client:
         await reader.snapshot()

@@ -163,6 +163,19 @@ def test_nothing_is_news_twice_or_after_the_end() -> None:
     assert not any(told.admits(kind) for kind in Kind)
 
 
+def test_freezing_and_thawing_alternate() -> None:
+    told = Told()
+    assert not told.admits(Kind.thawed)
+    for kind, other in ((Kind.frozen, Kind.thawed), (Kind.thawed, Kind.frozen)):
+        assert told.admits(kind)
+        told.note(kind)
+        assert not told.admits(kind)
+        assert told.admits(other)
+    unknown = Told(frozen=None)
+    assert not unknown.admits(Kind.frozen)
+    assert not unknown.admits(Kind.thawed)
+
+
 def test_what_is_empty_is_not_being_stopped() -> None:
     told = Told()
     told.note(Kind.empty)

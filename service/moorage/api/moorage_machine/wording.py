@@ -104,7 +104,10 @@ def _data(happened: Happened) -> tuple[_Data, _Data]:
         verdict = convert.verdict(found, whole=True)
         return verdict, convert.verdict(found, whole=False) if found.log else verdict
     known = {name: value for name, value in happened.data.items() if value is not None}
-    return known, known
+    if happened.kind is not Kind.properties_changed:
+        return known, known
+    # A helper's may be credentials.
+    return known, {name: value for name, value in known.items() if name != "properties"}
 
 
 def _failure(error: Exception) -> tuple[_Data, _Data]:
