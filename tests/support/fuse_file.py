@@ -13,7 +13,6 @@ import struct
 import threading
 from pathlib import Path
 
-_DEVICE = Path("/dev/fuse")
 _REQUEST = struct.Struct("IIQQIIII")
 _REPLY = struct.Struct("IiQ")
 _REQUEST_MAX = 1 << 17
@@ -28,6 +27,15 @@ _ATTRIBUTES = struct.pack(
     "QII6Q10I", 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, stat.S_IFREG | 0o666, 1, 0, 0, 0, 4096, 0
 )
 _REPLIES = {_INIT: _INIT_REPLY, _GETATTR: _ATTRIBUTES, _OPEN: bytes(16)}
+
+
+def device() -> Path:
+    """Return the device of FUSE servers, which every user of a usual host may open; a container has none at first."""
+    path = Path("/dev/fuse")
+    if not path.exists():
+        os.mknod(path, stat.S_IFCHR, os.makedev(10, 229))  # devices.txt of the kernel
+        path.chmod(0o666)
+    return path
 
 
 class FuseFile:
@@ -45,9 +53,7 @@ class FuseFile:
     def __init__(self, path: Path, victim: int, error: int) -> None:
         self.flushed: set[int] = set()
         self._path, self._victim, self._error = path, victim, error
-        if not _DEVICE.exists():
-            os.mknod(_DEVICE, stat.S_IFCHR | 0o666, os.makedev(10, 229))  # devices.txt of the kernel
-        self._device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        self._device = os.open(device(), os.O_RDWR | os.O_CLOEXEC)
         path.touch()
         options = f"fd={self._device},rootmode={stat.S_IFREG:o},user_id=0,group_id=0,allow_other"
         if _LIBC.mount(b"moorage", bytes(path), b"fuse.moorage", 0, options.encode()) != 0:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from _pytest.mark import ParameterSet
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOOL = CHECKOUT / "tools" / "sandbox"
@@ -29,21 +28,9 @@ PYTEST_SECONDS = 900.0
 """For one module of tests that runs inside."""
 
 
-DESCRIPTORS = frozenset({"test_limits", "test_bad_input", "test_bounds", "test_crowd", "test_descriptors"})
-"""Modules of which no two may run at a time, in whatever sandboxes: the kernel counts file descriptors that are on
-their way (ETOOMANYREFS, unix(7)) by user, and root is one user in all sandboxes."""
-
-
-def modules(directory: Path) -> list[ParameterSet]:
-    """Return the modules of tests that run inside, as parameters."""
-    return [
-        pytest.param(
-            path,
-            id=path.stem,
-            marks=[pytest.mark.xdist_group("descriptors")] if path.stem in DESCRIPTORS else [],
-        )
-        for path in sorted(directory.glob("test_*.py"))
-    ]
+DESCRIPTORS = "descriptors"
+"""Group of tests of which no two may run at a time, in whatever sandboxes: the kernel counts file descriptors that are
+on their way (ETOOMANYREFS, unix(7)) by user, and root is one user in all sandboxes."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +99,10 @@ class Sandbox:
         )
 
     def pytest(self, module: Path, *options: str, user: int = 0, timeout: float = PYTEST_SECONDS) -> None:
-        """Run a module of tests inside: as root against the sandbox's own PID 1, or as a user against that user's.
+        """Run tests inside: as root against the sandbox's own PID 1, or as a user against that user's.
 
         Args:
-            module: of tests.
+            module: of tests, or a directory of them.
             options: for the pytest inside.
             user: uid; below a service manager that is there.
             timeout: s.

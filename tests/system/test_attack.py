@@ -1,14 +1,15 @@
-"""Each module in inside/attack/ runs in a sandbox of its own: what ordinary users try, as a list to be read."""
+"""The modules in inside/attack/: what ordinary users try, as a list to be read.
+
+They share a sandbox, in which their users have logged in once: each of them has to leave the service as it was.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sandboxes import Sandbox, modules
-
-MODULES = modules(Path(__file__).parent / "inside" / "attack")
+from sandboxes import DESCRIPTORS, Sandbox
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_attack(boot: Callable[..., Sandbox], module: Path) -> None:
-    boot().pytest(module)
+@pytest.mark.xdist_group(DESCRIPTORS)
+def test_attack(boot: Callable[..., Sandbox]) -> None:
+    boot().pytest(Path(__file__).parent / "inside" / "attack")

@@ -5,17 +5,13 @@ No signal ends the wait once the server has the request (``request_wait_answer()
 
 import os
 import signal
-import stat
-from collections.abc import Generator
 from pathlib import Path
 
-import pytest
+import fuse_file
 from moored import Processes, connect, cursor, logged, register, run, until
 from sessions import Session
 
 from moorage.pid1.oneshot import PROBES_MAX, PROBES_PER_ACCOUNT_MAX
-
-FUSE = Path("/dev/fuse")
 
 CONTAINER = r"""
 import ctypes, os, signal, struct, sys
@@ -67,21 +63,8 @@ open(sys.argv[2], "w")
 """
 
 
-@pytest.fixture
-def fuse() -> Generator[None]:
-    """What every user of a usual host may open."""
-    made = not FUSE.exists()
-    if made:
-        os.mknod(FUSE, stat.S_IFCHR, os.makedev(10, 229))  # devices.txt of the kernel
-        FUSE.chmod(0o666)
-    yield
-    if made:
-        FUSE.unlink()
-
-
-async def test_it_keeps_nobody_but_its_user_waiting(
-    fuse: None, spawn: Processes, registrant: Session
-) -> None:
+async def test_it_keeps_nobody_but_its_user_waiting(spawn: Processes, registrant: Session) -> None:
+    fuse_file.device()
     home = Path("/home/registrant")
     server = registrant.spawn("python3", "-c", CONTAINER, str(home / "leader"))
     await until(lambda: (home / "leader").exists() and (home / "leader").read_text().endswith("\n"))

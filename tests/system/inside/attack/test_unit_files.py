@@ -10,7 +10,7 @@ import signal
 from typing import Any
 
 import pytest
-from moored import OURS, Processes, connect, messages, register, run, show, units, until
+from moored import OURS, Processes, connect, cursor, messages, register, run, show, units, until
 from sessions import CREATOR, Session
 
 from moorage.errors import InvalidProperty
@@ -154,9 +154,11 @@ async def test_what_may_have_lines_remains_what_it_is(spawn: Processes) -> None:
     )
     unit = "machine-web-fs.service"
 
+    begun = cursor()
+
     async def said(count: int) -> list[Any]:
-        await until(lambda: len(messages(unit)) >= count, f"{count} lines of the helper")
-        return [json.loads(line) for line in messages(unit)[:count]]
+        await until(lambda: len(messages(unit, begun)) >= count, f"{count} lines of the helper")
+        return [json.loads(line) for line in messages(unit, begun)[:count]]
 
     async with await connect() as client:
         await register(client, "web", spawn(), helpers=[wanted])
