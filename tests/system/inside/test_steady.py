@@ -32,6 +32,7 @@ from moored import (
 )
 
 from moorage.errors import HelperFailed
+from moorage.wire.errors import Disconnected
 
 ECHO = """
 import os, signal, socket, sys
@@ -277,6 +278,31 @@ async def test_the_next_instance_ends_what_was_frozen(spawn: Processes, mortal: 
     await until(lambda: not DIRECTORIES.joinpath("web").exists())
     if thawed:
         run("systemctl", "thaw", SCOPE)
+    assert leader.poll() is None
+    start_listening()
+    async with await connect() as client:
+        found = await verdict(client, "web")
+        assert (found["cause"], found["helper"], found["helperResult"]) == ("helperEnded", "fs", "success")
+    assert leader.wait() == -signal.SIGTERM
+
+
+async def test_the_next_instance_ends_what_a_start_held_up(spawn: Processes, mortal: None) -> None:
+    """The manager does not stop what it is starting something for, and does not come back to it."""
+    leader = spawn()
+    slow = helper(name="slow", type="oneshot", onFailure="ignore")
+    async with await connect() as client, await connect() as other, trio.open_nursery() as nursery:
+        pid = main_process(await register(client, "web", leader, helpers=[helper()]))
+
+        async def add() -> None:
+            with pytest.raises(Disconnected):
+                await other.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [slow]})
+
+        nursery.start_soon(add)
+        await until(lambda: state("machine-web-slow.service") == "activating")
+        await end_moored()
+    os.kill(pid, signal.SIGTERM)
+    await until(lambda: state(SERVICE) == "inactive")
+    assert state(SCOPE) == "active"
     assert leader.poll() is None
     start_listening()
     async with await connect() as client:
