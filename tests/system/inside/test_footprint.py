@@ -89,7 +89,7 @@ def traced(to: Path) -> Generator[None]:
             strace.communicate(timeout=UNTIL_SECONDS)
 
 
-_CALL = re.compile(r"\d+ +(?P<name>\w+)\((?P<arguments>.*?)(?:\) += .*| <unfinished \.\.\.>)")
+_CALL = re.compile(r"\d+ +(?P<name>\w+)\((?P<arguments>.*?)(?:\) += .*| <(?:unfinished|detached) \.\.\.>)")
 _PATH = re.compile(r'(?:<(?P<directory>[^>]*)>, )?"(?P<path>[^"]*)"')
 _READING = {
     "access", "faccessat", "faccessat2", "fstat", "getcwd", "getxattr", "inotify_add_watch", "lstat", "newfstatat",
