@@ -53,6 +53,10 @@ workers may have half a MiB under way, with a reader of the journal. A leak of 1
 SECONDS = 800.0
 """For all of it; a loaded machine is slow."""
 
+EVENTS = 64
+"""Events kept here: a log that is full before anything is counted, as the usual one is after some 16,000 machines."""
+
+CONFIGURATION = Path("/etc/moorage/moored.conf")
 COUNTED = Path(__file__).with_name("counted_moored.py")
 COUNTS = Path("/run/moorage/counts")
 
@@ -124,10 +128,13 @@ def counting(moored: None) -> Generator[None]:
     DROP_IN.write_text(
         f"[Service]\nExecStart=\nExecStart={sys.executable} {COUNTED} --idle-timeout=0\nWatchdogSec=0\n"
     )
+    CONFIGURATION.parent.mkdir(exist_ok=True)
+    CONFIGURATION.write_text(f"eventsMax = {EVENTS}\n")
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "moored.service")
     yield
     DROP_IN.unlink()
+    CONFIGURATION.unlink()
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "moored.service")
 
