@@ -197,7 +197,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "events_size_bytes": Option(
         Size(MEBIBYTE, EVENT_BYTES_CEILING),
-        "The same in bytes of memory, and as much again in /run.",
+        "The same in bytes of memory, and as much again in /run, but at most a quarter of it.",
         at_restart=True,
     ),
     "connections_max": Option(Count(16, NUMBER_MAX), "Connections of all users together, without root's."),

@@ -35,6 +35,11 @@ FILE_MAX = 2 * EVENT_BYTES_CEILING // SEGMENTS_MAX
 """Bytes of one file that are read: its events, and as much again for the names around them. The instance that wrote it
 may have kept more than this one does."""
 
+SHARE = 8
+"""Part of the file system that the events may take, one in so many; what is around them takes as much again. Records
+and verdicts are there too, and without space for these nothing can be registered: /run of a small host, or a
+TemporaryFileSystem= of an administrator's, can be smaller than what the configuration allows."""
+
 T = TypeVar("T")
 
 _NAME = re.compile(r"[0-9a-f]{16}", re.ASCII)
@@ -72,7 +77,7 @@ class EventFiles:
     Args:
         path: of the directory, made where it is not there.
         boot_id: of this boot.
-        extent: how much is kept.
+        extent: how much is kept, where the file system is large enough for it.
     """
 
     def __init__(self, path: str, boot_id: str, extent: Extent = Extent()) -> None:  # noqa: B008 - frozen
@@ -189,9 +194,10 @@ class EventFiles:
                 self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
             )
             names = self._names()
+            self._extent = _within(self._extent, os.fstatvfs(self._directory))
         except OSError as error:
             _log.warning("Failed to open %s, keeping events in memory only: %s", self._path, error)
-            self._directory = None
+            self.close()
             return EventLog(present, self._extent)
         log: EventLog | None = None
         for name in names:
@@ -287,6 +293,11 @@ class EventFiles:
             os.ftruncate(descriptor, size)
         finally:
             os.close(descriptor)
+
+
+def _within(extent: Extent, there: os.statvfs_result) -> Extent:
+    """Return how much is kept on a file system."""
+    return msgspec.structs.replace(extent, size=min(extent.size, there.f_blocks * there.f_frsize // SHARE))
 
 
 def _stored(entry: Entry) -> _Line:

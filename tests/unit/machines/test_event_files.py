@@ -15,6 +15,10 @@ START = 1000
 """µs since boot."""
 
 
+TINY = os.statvfs_result((1024, 1024, 64, *os.statvfs("/")[3:]))
+"""A file system of 64 KiB."""
+
+
 class Full(EventFiles):
     """Files on a disk that may be full."""
 
@@ -304,3 +308,11 @@ def test_what_else_lies_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / f"{5:016x}").mkdir()
     assert [each.position for each in kept(loaded(tmp_path))] == [1001]
     assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_records_have_room_beside_the_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fstatvfs", lambda _: TINY)
+    write(tmp_path, *range(1001, 2001)).close()
+    taken = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert taken <= 16 << 10
+    assert kept(loaded(tmp_path))[-1] == entry(2000)
