@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from descriptors import open_descriptors
 from manager_battery import *  # noqa: F403
 from manager_battery import Hints, soon
 
@@ -47,7 +48,7 @@ SYSTEM = Endpoints("/run/systemd/private", "/run/dbus/system_bus_socket")
 @asynccontextmanager
 async def connected(kind: LinkKind, hints: Hints | None = None) -> AsyncGenerator[DBusManager]:
     """A manager that is up; afterwards it must have forgotten everything."""
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     manager = DBusManager(SYSTEM, kind)
     if hints is not None:
         manager.watch(hints, lambda unit: unit.startswith("t-"))
@@ -58,7 +59,7 @@ async def connected(kind: LinkKind, hints: Hints | None = None) -> AsyncGenerato
         assert manager._session.jobs.idle
         assert manager._session.jobs.remembered == 0
         nursery.cancel_scope.cancel()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from descriptors import open_descriptors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jeepney.low_level import Endianness, Header, HeaderFields, Message, MessageType
@@ -100,7 +101,7 @@ async def linked(
     signals: list[BusSignal] | None = None, closed: list[str] | None = None, calls_max: int = 100
 ) -> AsyncGenerator[tuple[Bus, Peer]]:
     """A running link and its peer; afterwards nothing is pending and no descriptor is left."""
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     reasons: list[str] = [] if closed is None else closed
@@ -115,7 +116,7 @@ async def linked(
     assert not link._pending
     assert not link._outgoing
     assert link._places.free == calls_max
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 async def closed(link: Bus) -> str:
@@ -144,7 +145,7 @@ async def closed(link: Bus) -> str:
     ],
 )
 async def test_authentication_that_fails(tmp_path: Path, answers: list[bytes]) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     path = f"{tmp_path}/socket"
     listener = trio.socket.socket(trio.socket.AF_UNIX)
     await listener.bind(path)
@@ -170,7 +171,7 @@ async def test_authentication_that_fails(tmp_path: Path, answers: list[bytes]) -
         assert not caught.value.sent
         assert path in caught.value.reason
     listener.close()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("each", [1, None])
@@ -553,13 +554,13 @@ async def test_descriptors_of_which_too_many_are_on_their_way_until_the_deadline
 async def test_descriptors_are_not_received() -> None:
     signals: list[BusSignal] = []
     async with linked(signals) as (link, peer):
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         for _ in range(5):
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
             await peer.sock.sendmsg([signal(1)], rights)
         await still_works(link, peer)
         assert len(signals) == 5
-        assert sorted(os.listdir("/proc/self/fd")) == before
+        assert open_descriptors() == before
 
 
 # A peer that does not read

@@ -8,6 +8,7 @@ from collections.abc import Generator
 
 import pytest
 import trio
+from descriptors import open_descriptors
 from flavours import FLAVOURS, Flavour, done, within
 
 from moorage.launch import BadCommand, StartFailed, TooSlow
@@ -19,11 +20,11 @@ pytestmark = pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda each: each.
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Generator[None]:
     """No test leaves a child or a file descriptor."""
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     yield
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_what_it_becomes(flavour: Flavour) -> None:

@@ -15,8 +15,8 @@ START = 1000
 """µs since boot."""
 
 
-TINY = os.statvfs_result((1024, 1024, 64, *os.statvfs("/")[3:]))
-"""A file system of 64 KiB."""
+SMALL = os.statvfs_result((1024, 1024, 128, *os.statvfs("/")[3:]))
+"""A file system of 128 KiB."""
 
 
 class Full(EventFiles):
@@ -311,8 +311,14 @@ def test_what_else_lies_there_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_records_have_room_beside_the_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fstatvfs", lambda _: TINY)
-    write(tmp_path, *range(1001, 2001)).close()
-    taken = sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert taken <= 16 << 10
-    assert kept(loaded(tmp_path))[-1] == entry(2000)
+    def small(_: int) -> os.statvfs_result:
+        return SMALL
+
+    monkeypatch.setattr(os, "fstatvfs", small)
+    files = EventFiles(str(tmp_path), BOOT)
+    log = files.load(START)
+    for position in range(1001, 2001):
+        put(files, log, entry(position, b"x" * 300))
+    files.close()
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 32 << 10
+    assert kept(loaded(tmp_path))[-1] == entry(2000, b"x" * 300)

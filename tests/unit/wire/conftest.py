@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import trio
+from descriptors import open_descriptors
 
 from moorage.wire.call import Call
 from moorage.wire.errors import ExpectedMore, PermissionDenied
@@ -336,7 +337,7 @@ def open_fds() -> Iterator[Callable[[], int]]:
     """Counts this process's file descriptors; none may be left over at the end of the test."""
 
     def count() -> int:
-        return len(os.listdir("/proc/self/fd"))
+        return len(open_descriptors())
 
     before = count()
     yield count
