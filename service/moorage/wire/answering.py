@@ -283,7 +283,8 @@ class Answering:
                     await work
                 else:
                     async with self._fairness.slot(turns.uid, turns):
-                        await work
+                        await self._fairness.turn(turns.uid)
+                        await self._fairness.counted(work)
         except (HandlerError, LocalProtocolError) as error:
             turns.fail(error)
         except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
@@ -300,6 +301,8 @@ class Answering:
     async def _run_stream(self, turns: Turns, call: Call, replies: AsyncGenerator[Any, None]) -> None:
         async with contextlib.aclosing(replies):
             async for reply in replies:
+                if not turns.trusted:
+                    await self._fairness.turn(turns.uid)
                 if isinstance(reply, Last):
                     self._end_with_reply(turns, call, cast("Last[Any]", reply).reply)
                     return

@@ -1,18 +1,22 @@
 """Who gets the next turn: users must not be able to take all of the service's time.
 
 Decoding and replying happen in one thread, so a long call delays everybody. Callers that are trusted could do worse
-than that; to all others three rules apply, each per uid and not per connection, as connections cost nothing:
+than that; to all others four rules apply, each per uid and not per connection, as connections cost nothing:
 
 - After a long call, nothing is read from the user for a while.
 - Of the calls that run in tasks, a limited number runs at the same time; further ones wait.
-- While a trusted caller waits for a reply, users have a quarter of the time.
+- Tasks begin, and streams go on, one at a time, and the users take turns at that.
+- While a trusted caller waits for a reply, users have a quarter of the time, that of their tasks included.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncGenerator, Hashable
+import time
+import types
+from collections.abc import AsyncGenerator, Coroutine, Generator, Hashable
+from typing import Any
 
 import trio
 
@@ -38,6 +42,14 @@ CROWD_PAUSE = 3.0
 took. They have a quarter of the time then, however many they are."""
 
 
+class _User:
+    """What the tasks of a user share."""
+
+    def __init__(self) -> None:
+        self.slots = trio.CapacityLimiter(CALLS_PER_USER)
+        self.first = trio.Lock()  # of the tasks that wait for a turn
+
+
 class Fairness:
     """The turns and tasks of all users of a server.
 
@@ -52,7 +64,9 @@ class Fairness:
         self._trusted = trusted
         self.resting: dict[int, float] = {}
         self._waiting: set[Hashable] = set()  # trusted connections with a call at hand
-        self._slots: dict[int, trio.CapacityLimiter] = {}
+        self._users: dict[int, _User] = {}  # those with calls in tasks
+        self._turn = trio.Lock()
+        self._until = 0.0  # when users may go on, in seconds of trio.current_time()
 
     def trusts(self, uid: int) -> bool:
         """Return whether a user is trusted."""
@@ -84,8 +98,12 @@ class Fairness:
         self._waiting.discard(connection)
 
     def pause(self, seconds: float) -> float:
-        """Return for how many seconds users get no turn after turns that took so many."""
-        return CROWD_PAUSE * seconds if self._waiting else 0.0
+        """Note that turns of users took so many seconds; return for how many they get none."""
+        if not self._waiting:
+            return 0.0
+        now = trio.current_time()
+        self._until = max(self._until, now) + CROWD_PAUSE * seconds
+        return self._until - now
 
     @contextlib.asynccontextmanager
     async def slot(self, uid: int, holder: Hashable) -> AsyncGenerator[None]:
@@ -94,15 +112,42 @@ class Fairness:
         Raises:
             System: no slot became free in time (EBUSY).
         """
-        slots = self._slots.setdefault(uid, trio.CapacityLimiter(CALLS_PER_USER))
+        user = self._users.setdefault(uid, _User())
         with trio.move_on_after(SLOT_SECONDS) as waiting:
-            await slots.acquire_on_behalf_of(holder)
+            await user.slots.acquire_on_behalf_of(holder)
         if waiting.cancelled_caught:
             raise System.of(errno.EBUSY)
         try:
             yield
         finally:
-            slots.release_on_behalf_of(holder)
-            if not slots.borrowed_tokens:
-                # A task that waits would have got the token by now, so nobody else has this limiter.
-                self._slots.pop(uid, None)
+            user.slots.release_on_behalf_of(holder)
+            if not user.slots.borrowed_tokens:
+                # A task that waits would have got the token by now, so nobody else has this user.
+                self._users.pop(uid, None)
+
+    async def turn(self, uid: int) -> None:
+        """Return when the task of a user, which holds a slot, may begin or go on.
+
+        One of all users' may in each turn of the loop: a trusted caller's reply waits for no more than that.
+        """
+        async with self._users[uid].first, self._turn:
+            await trio.sleep(self.pause(0))
+
+    @types.coroutine
+    def counted(self, work: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+        """Run what a task of a user does, and note how long its steps take."""
+        value: Any = None
+        error: BaseException | None = None
+        while True:
+            begun = time.perf_counter()
+            try:
+                trap = work.send(value) if error is None else work.throw(error)
+            except StopIteration:
+                return
+            finally:
+                value = error = None  # an error must not be held by a frame that it passes through
+                self.pause(time.perf_counter() - begun)
+            try:
+                value = yield trap
+            except BaseException as raised:  # noqa: BLE001 - all of them are for the work
+                error = raised
