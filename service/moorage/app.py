@@ -172,7 +172,7 @@ class Core:
             Changing(changes, states, followers, manager, directories, detached),
             ChangingLimits(registry, intents.marks_of, manager, followers, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
-            Looking(accounts, manager, hierarchy, clock),
+            Looking(accounts, manager, hierarchy, clock, user=directories.user),
             retirement,
             chronicle,
         )  # fmt: skip

@@ -89,6 +89,8 @@ class Described(Struct, rename="camel", frozen=True):
     machine: Machine
     accounting: Accounting
     limits: dict[str, Any]
+    effective: dict[str, Any] | None = None
+    devices: list[str] | None = None
     pressure: Pressures | None = None
     io: dict[str, Any] | None = None
 

@@ -1,4 +1,4 @@
-"""What is in force of the limits and protections of units, against what was asked for.
+"""What is in force of the limits and protections of units, by itself and against what was asked for.
 
 Nothing is read where nothing that could differ was asked for, and nothing here fails a call.
 """
@@ -12,9 +12,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from moorage.kernel import cgroup
+from moorage.kernel import block, cgroup
 from moorage.machines import in_force, inspection
-from moorage.machines.compared.bpf import attached
+from moorage.machines.compared.bpf import attached, device_rules, has_device_program
+from moorage.machines.compared.in_effect import in_effect
 from moorage.machines.compared.table import COMPARED, differences, paths
 from moorage.machines.foreseen import Foreseen
 from moorage.machines.in_force import Group
@@ -78,7 +79,7 @@ async def compare(manager: Manager, units: Sequence[Unit], slice_: str, *, user:
 
 
 def _of(unit: Unit, own: Unit | None, slice_: str, answer: Found, *, user: bool) -> list[Difference]:
-    devices = {path: None if device is None else Device(*device) for path, device in answer.devices.items()}
+    devices = _devices(answer)
     between: tuple[str, Foreseen] | None = None
     if own is not None and own.slice is not None and own is not unit:
         between = own.slice, Foreseen(slice_, own.properties, devices)
@@ -108,3 +109,65 @@ def _of(unit: Unit, own: Unit | None, slice_: str, answer: Found, *, user: bool)
     if unit.control_group is not None and cgroup.identity(unit.control_group) != there:
         return []
     return [msgspec.structs.replace(each, helper=unit.helper, slice=unit.slice) for each in found]
+
+
+class InForce(NamedTuple):
+    """What is in force of a unit's limits.
+
+    Attributes:
+        limits: values of properties, the ceilings of the groups above included; without those that are no limit, and
+            those of which nothing is known.
+        devices: rules for the devices that may be opened; None where any may be, or where that is not known.
+    """
+
+    limits: dict[str, Json]
+    devices: list[str] | None
+
+
+async def in_force_of(
+    manager: Manager, control_group: str, configured: Mapping[str, Json], *, user: bool
+) -> InForce:
+    """Return what is in force of the limits of a unit.
+
+    Args:
+        manager: may start a unit that looks at what this service does not see.
+        control_group: of the unit.
+        configured: values of its properties.
+        user: the manager is that of a user.
+    """
+    facts = Facts(kernel=Group(control_group), scope=True, user=user, properties=configured,
+                  recursive=cgroup.is_recursive())  # fmt: skip
+    limits = in_effect(facts, _device)
+    policy, allowed = configured.get("DevicePolicy"), configured.get("DeviceAllow")
+    if not isinstance(policy, str):
+        return InForce(limits, None)
+    if (policy == "auto" and not allowed) or os.geteuid() != 0:  # who has no privileges may load no program
+        return InForce({**limits, "DevicePolicy": "auto"}, None)
+    groups = [f"{cgroup.ROOT}{each}" for each in (control_group, *_above(control_group))]
+    answer = await inspection.look(manager, paths({"DeviceAllow": allowed}), groups)
+    programs = [answer.programs.get(each) for each in groups]
+    if programs[0] is None:
+        return InForce(limits, None)
+    if not has_device_program(programs[0]):
+        return InForce({**limits, "DevicePolicy": "auto"}, None)
+    limits["DevicePolicy"] = policy
+    if any(each is None or has_device_program(each) for each in programs[1:]):
+        return InForce(limits, None)  # a slice above has rules of its own
+    known = msgspec.structs.replace(facts, devices=_devices(answer), drivers=in_force.drivers())
+    return InForce(limits, device_rules(policy, allowed, known))
+
+
+def _above(control_group: str) -> list[str]:
+    """Return the paths of the groups above one, without the root."""
+    parts = control_group.split("/")[1:-1]
+    return ["/" + "/".join(parts[: number + 1]) for number in range(len(parts))]
+
+
+def _device(numbers: str) -> str:
+    """Return the path of a block device by its numbers."""
+    name = block.name_of(numbers)
+    return f"/dev/block/{numbers}" if name is None else f"/dev/{name}"
+
+
+def _devices(answer: Found) -> dict[str, Device | None]:
+    return {path: None if device is None else Device(*device) for path, device in answer.devices.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import trio
@@ -11,6 +12,7 @@ from moorage.kernel.block import name_of
 from moorage.kernel.cgroup import Hierarchy
 from moorage.kernel.clock import Clock
 from moorage.machines.accounting import Accounting
+from moorage.machines.effective import InForce, in_force_of
 from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.machine import Machine, Work
 from moorage.machines.metadata import Metadata, acquire
@@ -48,12 +50,13 @@ class Looking:
     """Looks into machines, and at their units and control groups."""
 
     def __init__(
-        self, accounts: FinalAccounts, manager: Manager, hierarchy: Hierarchy, clock: Clock
+        self, accounts: FinalAccounts, manager: Manager, hierarchy: Hierarchy, clock: Clock, *, user: bool
     ) -> None:
         self._accounts = accounts
         self._manager = manager
         self._hierarchy = hierarchy
         self._clock = clock
+        self._user = user
 
     def counters(self, machine: Machine) -> Accounting:
         """Read the counters of a machine that lives; of one that shares its control group there are none."""
@@ -149,6 +152,19 @@ class Looking:
         deadline = trio.current_time() + ASK_USEC / 1e6
         values = await self._manager.properties(machine.unit, names, deadline=deadline)
         return {name: value for name, value in values.items() if value is not None}
+
+    async def in_force(self, machine: Machine, configured: Mapping[str, Json]) -> InForce:
+        """Look at what is in force of the limits of a machine's unit.
+
+        Args:
+            machine: one that lives.
+            configured: properties of its unit.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        group = machine.record.placement.control_group
+        return await in_force_of(self._manager, group, configured, user=self._user)
 
     async def metadata(self, machine: Machine, *, graceful: bool) -> Metadata:
         """Look into a machine: its addresses, its OS release, its UID shift.

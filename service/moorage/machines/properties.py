@@ -38,8 +38,10 @@ REFUSED_ON_SCOPES: Final[Mapping[str, str]] = {
 
 SHOWN: Final = (
     "CPUWeight", "CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec", "AllowedCPUs", "AllowedMemoryNodes", "IOWeight",
-    "MemoryMin", "MemoryLow", "MemoryHigh", "MemoryMax", "MemorySwapMax", "EffectiveMemoryHigh", "EffectiveMemoryMax",
-    "TasksMax", "EffectiveTasksMax", "DevicePolicy", "OOMPolicy", "Delegate", "KillMode", "TimeoutStopUSec",
+    "IODeviceWeight", "IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax",
+    "IODeviceLatencyTargetUSec", "MemoryMin", "MemoryLow", "MemoryHigh", "MemoryMax", "MemorySwapMax",
+    "MemoryZSwapMax", "EffectiveMemoryHigh", "EffectiveMemoryMax", "TasksMax", "EffectiveTasksMax", "DevicePolicy",
+    "DeviceAllow", "OOMPolicy", "Delegate", "KillMode", "TimeoutStopUSec",
     "RuntimeMaxUSec",
 )  # fmt: skip
 """Properties of a scope that are shown of a machine."""

@@ -236,7 +236,16 @@ def _shorter_than(limit: int) -> Callable[[str, int], int]:
     return check
 
 
+def _devices(name: str, value: list[tuple[str, int]]) -> object:
+    """The manager takes a relative path, looks for it in its own directory, and goes on without the limit."""
+    for device, _ in value:
+        if not device.startswith("/"):
+            raise InvalidProperty(name, f"“{device}” is not an absolute path, such as /dev/sda")
+    return value
+
+
 def _latencies(name: str, value: list[tuple[str, int]]) -> object:
+    _devices(name, value)
     return [(device, _time(name, latency)) for device, latency in value]
 
 
@@ -311,6 +320,7 @@ def _statuses(name: str, value: tuple[list[int], list[int]]) -> object:
 
 
 def _rates(name: str, value: list[tuple[str, int]]) -> object:
+    _devices(name, value)
     if any(rate == 0 for _, rate in value):
         raise InvalidProperty(name, f"0 would become no limit with {_RELOAD}")
     return value
@@ -364,6 +374,7 @@ _SETTLED: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     **dict.fromkeys(("LimitCPU", "LimitCPUSoft"), _shorter_than(_INFINITY // 10**6)),
     **dict.fromkeys(("LimitRTTIME", "LimitRTTIMESoft", "TimerSlackNSec"), _shorter_than(_TIME_MAX)),
     "IODeviceLatencyTargetUSec": _latencies,
+    "IODeviceWeight": _devices,
     **dict.fromkeys(
         ("SocketMode", "DirectoryMode", "UMask", "RuntimeDirectoryMode", "StateDirectoryMode", "CacheDirectoryMode",
          "LogsDirectoryMode", "ConfigurationDirectoryMode"),

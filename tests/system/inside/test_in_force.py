@@ -80,6 +80,39 @@ async def test_rules_for_devices_that_match_nothing_are_told(spawn: Processes) -
             ]
 
 
+async def test_the_rules_for_devices_in_force_are_described(spawn: Processes) -> None:
+    asked = {
+        "DevicePolicy": "strict",
+        "DeviceAllow": [["/dev/nvidiactl", "rw"], ["/dev/null", "r"], ["char-pts", "rw"]],
+    }
+    async with await connect() as client:
+        await register(client, "web", spawn(), properties=asked)
+        found = await client.call(f"{OURS}Describe", {"name": "web"})
+        assert sorted(found["devices"]) == ["/dev/null r", "char-pts rw"]
+        assert found["effective"]["DevicePolicy"] == "strict"
+
+        await client.call(f"{OURS}SetProperties", {"name": "web", "properties": {"DevicePolicy": "closed"}})
+        found = await client.call(f"{OURS}Describe", {"name": "web"})
+        assert "/dev/urandom rwm" in found["devices"]
+        assert "/dev/nvidiactl rw" not in found["devices"]
+
+        # Whatever a slice allows less is not looked up.
+        run("systemctl", "set-property", "--runtime", "machine.slice", "DevicePolicy=closed")
+        found = await client.call(f"{OURS}Describe", {"name": "web"})
+        run("systemctl", "set-property", "--runtime", "machine.slice", "DevicePolicy=auto")
+        assert "devices" not in found
+        assert found["effective"]["DevicePolicy"] == "closed"
+
+
+async def test_the_device_of_a_limit_has_an_absolute_path(spawn: Processes) -> None:
+    asked = {"IOReadBandwidthMax": [["sda", 1000]]}
+    async with await connect() as client:
+        for dry_run in (True, False):
+            with pytest.raises(InvalidProperty) as caught:
+                await register(client, "web", spawn(), properties=asked, dryRun=dry_run)
+            assert caught.value.property == "IOReadBandwidthMax"
+
+
 async def test_programs_that_are_in_force_are_no_difference(spawn: Processes) -> None:
     asked = {
         "DevicePolicy": "closed", "IPAccounting": True, "IPAddressDeny": [[2, [0, 0, 0, 0], 0]],

@@ -17,6 +17,7 @@ SIGNATURES = {
     "CPUQuotaPerSecUSec": "t", "MemoryMaxScale": "u", "RestrictNamespaces": "t", "DelegateNamespaces": "t",
     "UMask": "u",
     "SecureBits": "i", "MountImages": "a(ssba(ss))", "SuccessExitStatus": "(aiai)", "IOReadIOPSMax": "a(st)",
+    "IODeviceWeight": "a(st)", "IODeviceLatencyTargetUSec": "a(st)",
     "BlockIOReadBandwidth": "a(st)", "BlockIOWriteBandwidth": "a(st)",
     "RootHash": "ay", "SetCredentialEncrypted": "a(say)", "NUMAPolicy": "i", "CPUAffinityFromNUMA": "b",
 }  # fmt: skip
@@ -96,6 +97,10 @@ REFUSED: list[tuple[str, Json, str]] = [
     ("UMask", 0o10000, "mode"),
     ("SuccessExitStatus", [[], [0]], "signal"),
     ("IOReadIOPSMax", [["/dev/a", 0]], "no limit"),
+    ("IOReadIOPSMax", [["/dev/a", 10], ["sda", 10]], "“sda” is not an absolute path"),
+    ("IOReadIOPSMax", [["", 10]], "“” is not an absolute path"),
+    ("IODeviceWeight", [["./sda", 10]], "“./sda” is not an absolute path"),
+    ("IODeviceLatencyTargetUSec", [["sda", 10]], "“sda” is not an absolute path"),
     ("RootHash", [1], "16 bytes"),
     ("SetCredentialEncrypted", [["a", [65]]], "lost"),
     ("NUMAPolicy", 1, "lost"),

@@ -59,12 +59,15 @@ class Looks(Handlers):
                         {},
                         Accounting(),
                     )  # the unit is just going, or its type has none of them
+            in_force = await looking.in_force(machine, limits)
             if machine.record.verdict is None:
                 counters = merged(looking.counters(machine), network)
                 return wire.DescribeOut(
                     machine=self.shown(call, machine),
                     accounting=convert.accounting(counters),
                     limits=limits,
+                    effective=in_force.limits,
+                    devices=in_force.devices,
                     pressure=convert.pressures(looking.pressure(machine)),
                     io=looking.traffic(machine) or None,
                 )

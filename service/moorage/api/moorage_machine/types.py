@@ -252,6 +252,8 @@ class DescribeOut(Reply, kw_only=True):
     machine: Machine
     accounting: Accounting
     limits: dict[str, Any]
+    effective: dict[str, Any] | None = None
+    devices: list[str] | None = None
     pressure: Pressures | None = None
     io: dict[str, Any] | None = None
 

@@ -149,6 +149,39 @@ def _matches_nothing(path: str, facts: Facts) -> str | None:
     return f"{path} is not a device" if device.kind == "file" else None
 
 
+_STATIC: Final = (
+    "/dev/null rwm", "/dev/zero rwm", "/dev/full rwm", "/dev/random rwm", "/dev/urandom rwm", "/dev/tty rwm",
+    "/dev/ptmx rwm", "/run/systemd/inaccessible/chr rwm", "/run/systemd/inaccessible/blk rwm", "char-pts rw",
+)  # fmt: skip
+"""What the policy "closed" allows by itself (``bpf_devices_allow_list_static()``)."""
+
+
+def device_rules(policy: Json, allowed: Json, facts: Facts) -> list[str] | None:
+    """Return the rules that allow a unit to open devices, as DeviceAllow= has them; None where it may open any.
+
+    Rules that match nothing are left out, for the manager makes nothing of them.
+
+    Args:
+        policy: value of DevicePolicy.
+        allowed: value of DeviceAllow.
+        facts: what paths lead to, and drivers.
+    """
+    rules = pairs(allowed)
+    if policy == "auto" and not rules:
+        return None
+    found = [f"{path} {access}" for path, access in rules if _matches_nothing(path, facts) is None]
+    return found if policy == "strict" else [*dict.fromkeys((*_STATIC, *found))]
+
+
+def has_device_program(programs: Mapping[int, int]) -> bool:
+    """Whether a group has a program that judges who may open devices.
+
+    Args:
+        programs: number of programs attached to it, by the number of the attach type.
+    """
+    return programs.get(_DEVICE, 0) > 0
+
+
 def attached(properties: Mapping[str, Json]) -> dict[int, int]:
     """Return how many BPF programs of each attach type properties take."""
     wanted: dict[int, int] = {}

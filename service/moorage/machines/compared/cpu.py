@@ -21,6 +21,7 @@ from moorage.machines.compared.values import (
     set_of_bytes,
     set_of_text,
     set_text,
+    upwards,
     wanted_number,
 )
 from moorage.machines.limits import Comparison, Difference, Facts
@@ -43,17 +44,34 @@ def cpu_weight(name: str, value: Json, facts: Facts) -> Iterator[Difference]:
     if text is None:
         yield Difference(name, shown, None, missing("cpu.weight", facts))
         return
-    # CGROUP_WEIGHT_IDLE: the weight of an idle group reads as 1, or as 0.
-    effective = 0 if idle else int(text)
+    effective = _weight(text, idle=idle)
     if effective != wanted:
         other = other_value(name, wanted, effective, facts, pages=False)
         yield Difference(name, shown, "idle" if idle else text, other.reason)
+
+
+def _weight(text: str, *, idle: bool) -> int:
+    # CGROUP_WEIGHT_IDLE: the weight of an idle group reads as 1, or as 0.
+    return 0 if idle else int(text)
+
+
+def weight_in_force(facts: Facts) -> Json:
+    """Return the weight of a group among its siblings; None if this kernel weighs nothing."""
+    text = facts.kernel.read("cpu.weight")
+    return None if text is None else _weight(text, idle=facts.kernel.read("cpu.idle") == "1")
 
 
 def _quota_per_second(text: str) -> int | None:
     """A quota of ``cpu.max`` in µs per second."""
     quota, period = text.split()
     return None if quota == "max" else int(quota) * 1_000_000 // int(period)
+
+
+def quota_in_force(facts: Facts) -> tuple[int, int] | None:
+    """Return the lowest quota of a group and of those above, in µs per second, and its period in µs; None for none."""
+    quotas = [(limit, int(text.split()[1])) for text in upwards("cpu.max", facts)
+              if (limit := _quota_per_second(text)) is not None]  # fmt: skip
+    return min(quotas, key=lambda quota: quota[0], default=None)
 
 
 def quota(name: str, value: Json, facts: Facts) -> Iterator[Difference]:

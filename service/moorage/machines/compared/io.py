@@ -35,7 +35,7 @@ def _weights(text: str) -> dict[str, int]:
     return {(line[0] if len(line) == 2 else "default"): int(line[-1]) for line in lines if line}
 
 
-def _io_weights(facts: Facts) -> dict[str, int] | None:
+def weights_in_force(facts: Facts) -> dict[str, int] | None:
     """Weights in force, on the scale of ``io.weight``; None if this kernel weighs nothing."""
     if (text := facts.kernel.read("io.weight")) is not None:
         return _weights(text)
@@ -53,7 +53,7 @@ def io_weight(name: str, value: Json, facts: Facts) -> Iterator[Difference]:
     wanted = wanted_number(value)
     if wanted is None:
         return  # not set
-    weights = _io_weights(facts)
+    weights = weights_in_force(facts)
     if weights is None:
         yield Difference(name, str(wanted), None, missing("io.weight", facts))
     elif weights.get("default", 100) != wanted:
@@ -77,8 +77,8 @@ def _no_device(path: str, facts: Facts) -> str | None:
     return None
 
 
-def _values(text: str, key: str) -> dict[str, int | None]:
-    """The values of one key by device, of a file with lines such as "8:0 rbps=1048576 wbps=max"."""
+def rates(text: str, key: str) -> dict[str, int | None]:
+    """Return the values of one key by device, of a file with lines such as "8:0 rbps=1048576 wbps=max"."""
     found: dict[str, int | None] = {}
     for line in text.splitlines():
         device, *assignments = line.split()
@@ -87,6 +87,15 @@ def _values(text: str, key: str) -> dict[str, int | None]:
             if name == key:
                 found[device] = kernel_number(value)
     return found
+
+
+def _less_above(attribute: str, key: str, disk: str, wanted: int, facts: Facts) -> tuple[str, int] | None:
+    """Return the lowest limit of a disk in the groups above that is lower than one, with its path."""
+    if attribute != "io.max":
+        return None  # a latency to aim at is each group's own
+    above = [(path, limit) for path, text in facts.kernel.above(attribute)
+             if (limit := rates(text, key).get(disk)) is not None and limit < wanted]  # fmt: skip
+    return min(above, key=lambda each: each[1], default=None)
 
 
 def per_device(attribute: str, key: Callable[[str], str]) -> Comparison:
@@ -105,12 +114,15 @@ def per_device(attribute: str, key: Callable[[str], str]) -> Comparison:
             elif (reason := _no_device(path, facts)) is not None:
                 yield Difference(name, shown, None, reason)
             else:
-                there = _values(text, key(name))
+                there = rates(text, key(name))
                 device = facts.devices.get(path)
                 if device is None or device.disk is None:
                     # Where it could not be looked at: some device has to have the value.
                     if wanted not in there.values():
                         yield Difference(name, shown, None, "the kernel has this limit for no device")
+                elif (less := _less_above(attribute, key(name), device.disk, wanted, facts)) is not None:
+                    reason = f"{less[0]} has a lower limit"
+                    yield Difference(name, shown, f"{path} {less[1]}", reason)
                 elif there.get(device.disk) != wanted:
                     number = there.get(device.disk)
                     effective = None if number is None else f"{path} {number}"
@@ -121,7 +133,7 @@ def per_device(attribute: str, key: Callable[[str], str]) -> Comparison:
 
 def device_weight(name: str, value: Json, facts: Facts) -> Iterator[Difference]:
     """Compare the weights for single devices."""
-    weights = _io_weights(facts)
+    weights = weights_in_force(facts)
     for path, given in dict(pairs(value)).items():
         wanted = wanted_number(given)
         shown = f"{path} {limit_text(wanted)}"

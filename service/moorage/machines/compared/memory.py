@@ -109,6 +109,12 @@ def _less_above(attribute: str, effective: int | None, facts: Facts) -> tuple[st
     return f"{least[0]} protects {word}, and nothing below it is protected any better", least[1]
 
 
+def least_guarantee(attribute: str, own: int | None, facts: Facts) -> int | None:
+    """Return what a protection is worth below the groups above; None for one without an end."""
+    less = _less_above(attribute, own, facts)
+    return own if less is None else less[1]
+
+
 def no_children(name: str, value: Json, _facts: Facts) -> Iterator[Difference]:
     """Return that a default for units in a slice is of no use to other units."""
     if wanted_number(value) != 0:

@@ -118,6 +118,13 @@ def lowest_of(above: Iterable[tuple[str, str]]) -> tuple[str, int] | None:
     return min(limits, key=lambda limit: limit[1], default=None)
 
 
+def upwards(attribute: str, facts: Facts) -> list[str]:
+    """Return the texts of an attribute in a group and those above it, where it is: each of them bounds the group."""
+    own = facts.kernel.read(attribute)
+    above = [text for _, text in facts.kernel.above(attribute)]
+    return above if own is None else [own, *above]
+
+
 def is_startup(name: str, wanted: int | None, effective: int | None) -> bool:
     """Whether a property is one for the start of the system, and not in force."""
     return name.startswith(STARTUP) and effective not in {wanted, whole_pages(wanted)}

@@ -117,9 +117,15 @@ async def test_a_lower_limit_of_the_slice_is_told(spawn: Processes) -> None:
         reply = await register(client, "web", spawn(), slice="low.slice", properties=asked)
         assert differing(reply) == {"MemoryMax": (str(64 * MIB), str(32 * MIB))}
         assert "/low.slice" in reply["differences"][0]["reason"]
-        limits = (await client.call(f"{OURS}Describe", {"name": "web"}))["limits"]
+        described = await client.call(f"{OURS}Describe", {"name": "web"})
+        limits, effective = described["limits"], described["effective"]
         assert (limits["MemoryMax"], limits["EffectiveMemoryMax"]) == (64 * MIB, 32 * MIB)
         assert (limits["TasksMax"], limits["EffectiveTasksMax"]) == (10, 10)
+        assert (effective["MemoryMax"], effective["MemoryHigh"], effective["TasksMax"]) == (
+            32 * MIB,
+            32 * MIB,
+            10,
+        )
 
 
 async def test_tasks_by_share_and_idle_weight(spawn: Processes) -> None:
