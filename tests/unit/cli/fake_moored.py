@@ -150,7 +150,11 @@ class FakeMachine(Interface):
             raise errors.NoSuchMachine(params.name)
         if not kept.lives and kept.machine.verdict is None:
             self._end(kept)
-        return wire.DescribeOut(machine=kept.machine, accounting=wire.Accounting(), limits=kept.limits)
+        accounting = wire.Accounting(memoryCurrent=3 << 20, tasksCurrent=1)
+        effective = {"MemoryMax": 4 << 20, "TasksMax": 10}
+        return wire.DescribeOut(
+            machine=kept.machine, accounting=accounting, limits=kept.limits, effective=effective
+        )
 
     @method("DescribeProperties")
     def describe_properties(

@@ -71,6 +71,20 @@ class TestOverTheFake(Battery):
         assert f"machine-{name}.scope" in without
         assert "NAME" not in without
 
+    def test_bars_on_a_terminal(self, moorctl: Moorctl) -> None:
+        name = a_name()
+        with subprocess.Popen(["sleep", "infinity"]) as leader:
+            moorctl.output("register", name, "--leader", str(leader.pid), "--service", "[red]x[/red]")
+            shown = on_a_terminal(moorctl, "status", name)
+            plain = on_a_terminal(moorctl, "status", name, NO_COLOR="1")
+            leader.kill()
+        assert "3.0M of 4.0M, 75%" in shown
+        for text in (shown, plain):
+            assert "Service: [red]x[/red]" in re.sub(r"\x1b\[[0-9;]*m", "", text)
+            assert "━━━━━━━━━━" in text
+        assert "\x1b[32m" in shown
+        assert not re.search(r"\x1b\[[0-9;]*3[0-9]", plain)
+
     def test_the_address_from_the_environment(self, moorctl: Moorctl) -> None:
         _, path = moorctl.options
         done = Moorctl()("list", environment={"MOORAGE_ADDRESS": path})
@@ -103,9 +117,9 @@ class TestOverTheFake(Battery):
         assert (done.returncode, done.stderr) == (1, b"Error: Failed to write: No space left on device\n")
 
 
-def on_a_terminal(moorctl: Moorctl, *arguments: str) -> str:
+def on_a_terminal(moorctl: Moorctl, *arguments: str, **variables: str) -> str:
     ours, theirs = pty.openpty()
-    environment = {**moorctl.whole_environment, "TERM": "xterm", "COLUMNS": "160"}
+    environment = {**moorctl.whole_environment, "TERM": "xterm", "COLUMNS": "160", **variables}
     with subprocess.Popen(
         [moorctl.program, *moorctl.options, *arguments], stdin=theirs, stdout=theirs, env=environment
     ) as process:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from moorage.cli import views
+from moorage.cli import details, views
 from moorage.cli.failures import Exit, Failure
 
 MACHINE: dict[str, Any] = {
@@ -26,9 +26,10 @@ def status(
     machine: dict[str, Any],
     accounting: dict[str, int] | None = None,
     limits: dict[str, Any] | None = None,
+    **further: Any,
 ) -> list[str]:
-    reply = {"machine": MACHINE | machine, "accounting": accounting or {}, "limits": limits or {}}
-    views.show_status(raw(reply))
+    reply = {"machine": MACHINE | machine, "accounting": accounting or {}, "limits": limits or {}, **further}
+    details.show_status(raw(reply))
     return [line.strip() for line in capsys.readouterr().out.splitlines()]
 
 
@@ -140,6 +141,32 @@ def test_limits(capsys: pytest.CaptureFixture[str]) -> None:
         "EffectiveMemoryHigh: 1.5G",
         "MemoryHigh: infinity", "Delegate: yes", "AllowedCPUs: 0-3 9", "DelegateControllers: cpu io",
         "KillMode: mixed", 'IODeviceWeight: [["/dev/vda",5]]',
+    ]  # fmt: skip
+
+
+def test_use_is_shown_beside_what_is_in_force(capsys: pytest.CaptureFixture[str]) -> None:
+    used = {"memoryCurrent": 96 << 20, "memoryPeak": 128 << 20, "memorySwapCurrent": 0, "tasksCurrent": 5}
+    lines = status(capsys, {}, used, effective={"MemoryMax": 128 << 20, "MemorySwapMax": 0, "TasksMax": 20})
+    for line in ("Memory: 96.0M of 128.0M, 75% (peak 128.0M)", "Swap: 0B", "Tasks: 5 of 20, 25%"):
+        assert line in lines
+
+
+def test_what_differs_from_the_limits_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = status(
+        capsys,
+        {},
+        limits={"MemoryMax": 1 << 30, "TasksMax": 99, "CPUWeight": 200, "DevicePolicy": "strict", "MemoryLow": 0,
+                "AllowedCPUs": [3], "KillMode": "mixed", "IOReadBandwidthMax": []},
+        effective={"MemoryMax": 1 << 20, "MemoryHigh": 1 << 20, "TasksMax": 99, "DevicePolicy": "auto",
+                   "AllowedCPUs": [1], "CPUQuotaPerSecUSec": 500_000, "IOReadBandwidthMax": [["/dev/vda", 5]],
+                   "IOWeight": 100},
+        devices=["/dev/null rwm", "char-pts rw\x1b"],
+    )  # fmt: skip
+    assert lines[lines.index("MemoryMax: 1.0G (in force: 1.0M)") :] == [
+        "MemoryMax: 1.0G (in force: 1.0M)", "TasksMax: 99", "CPUWeight: 200 (not seen in force)",
+        "DevicePolicy: strict (in force: auto)", "MemoryLow: 0B", "AllowedCPUs: 0-1 (in force: 0)", "KillMode: mixed",
+        "CPUQuota: not set (in force: 50%)", 'IOReadBandwidthMax: not set (in force: [["/dev/vda",5]])',
+        r"Devices: /dev/null rwm, char-pts rw\x1b",
     ]  # fmt: skip
 
 

@@ -50,10 +50,10 @@ def status(choice: Choice, name: str, as_json: bool) -> None:
     For a while this works after the machine has ended, too.
     """
     address = choice.resolve()
-    from moorage.cli import service, views
+    from moorage.cli import details, service, views
 
     reply = service.call(address, "Describe", {"name": name})
-    (views.show_json if as_json else views.show_status)(reply)
+    (views.show_json if as_json else details.show_status)(reply)
 
 
 @click.command()
