@@ -10,6 +10,7 @@ from moorage.cli import service
 from moorage.cli.address import Address
 from moorage.cli.failures import Exit, Failure
 from moorage.cli.following import Event, Following, Told
+from moorage.client.methods import Subscribe
 from moorage.client.types import Machine, Timestamp
 from moorage.quantities import printable
 from moorage.wire.errors import TimedOut
@@ -44,7 +45,7 @@ def wait(address: Address, name: str, state: str, until: float) -> Told | None:
     """
     goal, there = _ORDER.index(state), False
     try:
-        for told in Following(address, {"names": [name]}, until=until).events():
+        for told in Following(address, Subscribe(names=[name]), until=until).events():
             event = told.event
             if event.event == "snapshotDone" and not there and goal > 0:
                 return _ended(address, name)

@@ -5,6 +5,7 @@ machines. None of them needs more than msgspec, and trio where that is used.
 """
 
 from moorage.addresses import default_address, user_address
+from moorage.client import events
 from moorage.client.leaders import CALLER, Caller, HasPid, Leader
 from moorage.client.lifecycle import Forgotten
 from moorage.client.methods import (
@@ -17,6 +18,7 @@ from moorage.client.methods import (
     Find,
     Forget,
     Freeze,
+    Happened,
     HelpersAdded,
     HelpersReloaded,
     Kill,
@@ -34,12 +36,14 @@ from moorage.client.methods import (
     Request,
     SetProperties,
     Stop,
+    Subscribe,
     Thaw,
 )
 from moorage.client.types import (
     Accounting,
     Cause,
     Difference,
+    Event,
     FreezerState,
     Helper,
     HelperFailure,
@@ -51,6 +55,7 @@ from moorage.client.types import (
     MachineClass,
     Option,
     Phase,
+    PlainEvent,
     PlannedUnit,
     Pressure,
     PressureLine,
@@ -106,11 +111,13 @@ __all__ = [
     "Described",
     "Difference",
     "Disconnected",
+    "Event",
     "Find",
     "Forget",
     "Forgotten",
     "Freeze",
     "FreezerState",
+    "Happened",
     "HasPid",
     "Helper",
     "HelperFailed",
@@ -143,6 +150,7 @@ __all__ = [
     "Option",
     "PermissionDenied",
     "Phase",
+    "PlainEvent",
     "PlannedUnit",
     "Pressure",
     "PressureLine",
@@ -163,6 +171,7 @@ __all__ = [
     "SetProperties",
     "SocketType",
     "Stop",
+    "Subscribe",
     "Thaw",
     "TimedOut",
     "Timeout",
@@ -173,5 +182,6 @@ __all__ = [
     "VarlinkError",
     "Verdict",
     "default_address",
+    "events",
     "user_address",
 ]

@@ -8,6 +8,10 @@
 
     with Client.connect() as moored:
         described = moored.call(Describe("web"))
+
+    with subscribe() as happened:
+        for event in happened:
+            print(event.event, event.name)
 """
 
 from __future__ import annotations
@@ -21,10 +25,12 @@ from typing import Generic, Self, TypeVar, Unpack
 
 from moorage.addresses import default_address
 from moorage.client import dialogue
+from moorage.client.events import event_of
 from moorage.client.leaders import Caller, Leader
 from moorage.client.lifecycle import Lifecycle
-from moorage.client.methods import Register, Request
-from moorage.client.types import Difference, Machine, Verdict
+from moorage.client.methods import Register, Request, Subscribe
+from moorage.client.subscription import EventStream, event_stream
+from moorage.client.types import Difference, Event, Machine, Verdict
 from moorage.launch.command import Settings, Text
 from moorage.steps.blocking import Stopped, take
 from moorage.wire.patience import CONNECT_SECONDS
@@ -144,6 +150,63 @@ class Replies(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._replies.close()
+
+
+class Events:
+    """What happens to machines: an iterator without an end. Made by :func:`subscribe`.
+
+    An iteration that is interrupted loses nothing: the next one goes on. Leaving the ``with`` block, or :meth:`close`,
+    ends the subscription, and with it the iteration.
+    """
+
+    def __init__(self, steps: EventStream) -> None:
+        self._steps = steps
+        self._turn = threading.Lock()
+
+    @property
+    def cursor(self) -> str | None:
+        """The position after the last event, to go on from; None before the end of the first snapshot."""
+        return self._steps.cursor
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        with self._turn:
+            report = take(self._steps.next())
+        if report is None:
+            raise StopIteration
+        return event_of(report)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the subscription. May be called again."""
+        self._steps.close()
+
+
+def subscribe(wanted: Subscribe | None = None, *, address: str | None = None) -> Events:
+    """Subscribe to what happens to machines.
+
+    Where the service ends the connection, as at a restart or an upgrade, the subscription connects again and goes on
+    after the last event. Where it cannot, as that has left the log, a snapshot comes first, as at the beginning.
+
+    Args:
+        wanted: parameters of Subscribe; by default all events, after a snapshot.
+        address: path of the service's socket; by default $MOORAGE_ADDRESS, or that of the system's service.
+
+    Returns:
+        An iterator over events, of the classes in :mod:`moorage.client.events`. It raises CursorExpired where
+        the cursor in `wanted` is not good any more, another VarlinkError where the service refuses, and OSError or
+        Disconnected where there is no service, or where it has been away for a minute.
+    """
+    return Events(event_stream(wanted, address))
 
 
 class Launched:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, Generic, TypeVar, get_args
 
 from msgspec import Struct, field
@@ -16,6 +17,7 @@ from moorage.client.types import (
     HelperStatus,
     Machine,
     Option,
+    PlainEvent,
     PlannedUnit,
     Pressures,
     ProcessId,
@@ -137,6 +139,12 @@ class PropertiesSet(Struct, rename="camel", frozen=True):
     """Reply of :class:`SetProperties`."""
 
     differences: list[Difference]
+
+
+class Happened(Struct, rename="camel", frozen=True):
+    """Reply of :class:`Subscribe`."""
+
+    event: PlainEvent
 
 
 class _OfMachine(Request[T]):
@@ -301,3 +309,16 @@ class Stop(_Managing[OneMachine], kw_only=True):
 
 class Forget(_Managing[Nothing]):
     """Forget a machine. Its unit is left alone."""
+
+
+class Subscribe(Request[Happened], kw_only=True):
+    """Report what happens to machines, for as long as the caller stays connected; see ``subscribe()``."""
+
+    names: list[str] | None = None
+    events: list[str] | None = None
+    cursor: str | None = None
+    oldest: bool | None = None
+
+    def patience(self) -> float:
+        """Return how long the next event may take, s: for ever."""
+        return math.inf

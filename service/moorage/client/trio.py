@@ -8,6 +8,10 @@
 
     async with await Client.connect() as moored:
         described = await moored.call(Describe("web"))
+
+    async with subscribe() as happened:
+        async for event in happened:
+            print(event.event, event.name)
 """
 
 from __future__ import annotations
@@ -21,10 +25,12 @@ import trio
 
 from moorage.addresses import default_address
 from moorage.client import dialogue
+from moorage.client.events import event_of
 from moorage.client.leaders import Caller, Leader
 from moorage.client.lifecycle import Lifecycle
-from moorage.client.methods import Register, Request
-from moorage.client.types import Difference, Machine, Verdict
+from moorage.client.methods import Register, Request, Subscribe
+from moorage.client.subscription import EventStream, event_stream
+from moorage.client.types import Difference, Event, Machine, Verdict
 from moorage.launch.command import Settings, Text
 from moorage.steps.trio import take
 from moorage.wire.patience import CONNECT_SECONDS
@@ -144,6 +150,63 @@ class Replies(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._replies.close()
+
+
+class Events:
+    """What happens to machines: an asynchronous iterator without an end. Made by :func:`subscribe`.
+
+    An iteration that is cancelled loses nothing: the next one goes on. Leaving the ``async with`` block, or
+    :meth:`close`, ends the subscription, and with it the iteration.
+    """
+
+    def __init__(self, steps: EventStream) -> None:
+        self._steps = steps
+        self._turn = trio.Lock()
+
+    @property
+    def cursor(self) -> str | None:
+        """The position after the last event, to go on from; None before the end of the first snapshot."""
+        return self._steps.cursor
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        async with self._turn:
+            report = await take(self._steps.next())
+        if report is None:
+            raise StopAsyncIteration
+        return event_of(report)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the subscription. May be called again."""
+        self._steps.close()
+
+
+def subscribe(wanted: Subscribe | None = None, *, address: str | None = None) -> Events:
+    """Subscribe to what happens to machines.
+
+    Where the service ends the connection, as at a restart or an upgrade, the subscription connects again and goes on
+    after the last event. Where it cannot, as that has left the log, a snapshot comes first, as at the beginning.
+
+    Args:
+        wanted: parameters of Subscribe; by default all events, after a snapshot.
+        address: path of the service's socket; by default $MOORAGE_ADDRESS, or that of the system's service.
+
+    Returns:
+        An asynchronous iterator over events, of the classes in :mod:`moorage.client.events`. It raises CursorExpired
+        where the cursor in `wanted` is not good any more, another VarlinkError where the service refuses, and OSError
+        or Disconnected where there is no service, or where it has been away for a minute.
+    """
+    return Events(event_stream(wanted, address))
 
 
 class Launched:

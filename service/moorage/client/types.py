@@ -379,3 +379,31 @@ class Machine(Struct, rename="camel", frozen=True, kw_only=True):
     timestamp: Timestamp
     helpers: list[HelperStatus] = []
     verdict: Verdict | None = None
+
+
+class Event(Struct, rename="camel", frozen=True, kw_only=True):
+    """Something that has happened. :mod:`moorage.client.events` has a class for each kind, with its data.
+
+    Attributes:
+        cursor: its position, to go on from.
+        event: its kind.
+        name: of the machine; empty where it is of none.
+        invocation_id: of the machine's unit.
+        timestamp: when it was noticed.
+    """
+
+    cursor: str
+    event: str
+    name: str
+    invocation_id: str | None = None
+    timestamp: Timestamp
+
+
+class PlainEvent(Event, frozen=True, kw_only=True):
+    """An event of any kind.
+
+    Attributes:
+        data: depends on the kind.
+    """
+
+    data: dict[str, Any] | None = None

@@ -24,7 +24,7 @@ from moored import (
 )
 
 from moorage import client
-from moorage.client import CALLER, Cause, Describe, Helper, HelperSocket, Register, Stop
+from moorage.client import CALLER, Cause, Describe, Helper, HelperSocket, Register, Stop, Subscribe, events
 from moorage.machines.leases import LEASE_GRACE_SECONDS
 
 pytestmark = [
@@ -277,6 +277,30 @@ def test_a_machine_that_is_forgotten(flavour: Flavour) -> None:
             os.kill(web.machine.leader.pid, signal.SIGKILL)
             with pytest.raises(client.Forgotten):
                 await done(web.wait())
+
+    flavour.run(test)
+
+
+def test_events_over_a_restart(flavour: Flavour) -> None:
+    async def test() -> None:
+        async with within(flavour.client.subscribe(Subscribe(names=["web"]))) as happened:
+            following = happened.__next__ if flavour.name == "blocking" else happened.__anext__
+            assert isinstance(await done(following()), events.SnapshotDone)
+            async with within(flavour.client.machine(Register("web", class_="vm"))) as web:
+                new = await done(following())
+                assert isinstance(new, events.MachineNew)
+                assert new.data.invocation_id == web.machine.invocation_id
+                run("systemctl", "restart", "moored.service")
+                await done(web.run(["sh", "-c", "exit 3"]))
+                assert (await done(web.wait())).leader_status == 3
+            event, kinds = await done(following()), list[type[events.Event]]()
+            while not isinstance(event, events.Exited):
+                kinds.append(type(event))
+                event = await done(following())
+            assert (event.data.leader_status, happened.cursor) == (3, event.cursor)
+            # All that came after the last event, and no snapshot.
+            assert events.LeaderExited in kinds
+            assert not {events.SnapshotDone, events.Machine, events.MachineNew} & set(kinds)
 
     flavour.run(test)
 

@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import re
 import signal
 import socket
+import sys
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -440,3 +442,10 @@ async def test_the_snapshot_of_many_has_no_gap(spawn: Processes) -> None:
             if name == "last":
                 finished.set()
             leader.kill()
+
+
+def test_the_program_of_the_page_for_clients() -> None:
+    page = Path("/moorage/docs/client.md").read_text()
+    (program,) = re.findall(r"```python\n# events\.py\n(.*?)```", page, re.DOTALL)
+    shown = run("env", f"MOORAGE_ADDRESS={SOCKET}", sys.executable, "-c", program)
+    assert shown == "machine-web.scope\nweb leaderEnded\n"

@@ -13,9 +13,6 @@ from moorage.client import methods, types
 from moorage.client.dialogue import ERRORS
 from moorage.wire.idl import Array, Builtin, Fields, Map, Nullable, Type, Values, parse
 
-LATER = {"Subscribe", "Event"}
-"""What the client does not offer yet."""
-
 DESCRIBED = parse(load_description("io.moorage.Machine"))
 
 REQUESTS: dict[str, type[methods.Request[Any]]] = {
@@ -86,7 +83,7 @@ def of_fields(
 
 
 def test_each_method_has_its_request() -> None:
-    assert REQUESTS.keys() == DESCRIBED.methods.keys() - LATER
+    assert REQUESTS.keys() == DESCRIBED.methods.keys()
 
 
 @pytest.mark.parametrize("name", sorted(REQUESTS))
@@ -101,7 +98,7 @@ def test_each_parameter_and_each_field_of_a_reply_has_its_place(name: str) -> No
 
 
 def test_each_error_has_its_class() -> None:
-    assert OUR_ERRORS.keys() == DESCRIBED.errors.keys() - LATER
+    assert OUR_ERRORS.keys() == DESCRIBED.errors.keys()
 
 
 @pytest.mark.parametrize("name", sorted(OUR_ERRORS))
@@ -113,15 +110,13 @@ def test_each_field_of_an_error_has_its_place(name: str) -> None:
 
 def test_each_type_has_its_class() -> None:
     for name, described in DESCRIBED.types.items():
-        if name in LATER:
-            continue
         found = getattr(types, name)
         if isinstance(described, Values):
             assert {member.value for member in found} == described.values, name
 
 
 def test_all_of_it_can_be_had_from_one_place() -> None:
-    wanted = {*REQUESTS, *OUR_ERRORS, *DESCRIBED.types} - LATER
+    wanted = {*REQUESTS, *OUR_ERRORS, *DESCRIBED.types}
     assert wanted <= set(client.__all__)
     assert all(getattr(client, name) for name in client.__all__)
 

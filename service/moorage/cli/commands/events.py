@@ -47,10 +47,11 @@ def events(
     """
     address = choice.resolve()
     from moorage.cli import following, happenings
+    from moorage.client.methods import Subscribe
 
     told = (
         following.Following(
-            address, {"names": names or None, "events": kinds or None}, cursor=cursor
+            address, Subscribe(names=list(names) or None, events=list(kinds) or None, cursor=cursor)
         ).events()
         if follow
         else following.wanted_by(following.kept(address, cursor), frozenset(names), frozenset(kinds))
