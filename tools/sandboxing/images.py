@@ -23,6 +23,8 @@ UML_SUITE = "forky"
 """The suite whose image includes user-mode Linux."""
 
 UML_MODULES = "/usr/lib/uml/modules"
+UML_DRIVERS = ("loop", "overlay")
+"""Modules of its kernel that are kept: for limits of a block device, and for the root."""
 
 BUILD_SECONDS = 900.0
 """An image takes half a minute with a near mirror; a slow one may need thirty times as long."""
@@ -81,12 +83,14 @@ class Image:
         suite: of Debian.
         packages: without dependencies.
         peers: wheels, as name==version.
+        drivers: modules of the kernel that is among the packages.
         further: packages on top of an image that has the others.
     """
 
     suite: str
     packages: tuple[str, ...]
     peers: tuple[str, ...]
+    drivers: tuple[str, ...] = ()
     further: tuple[str, ...] = ()
 
     @property
@@ -97,7 +101,7 @@ class Image:
     @property
     def path(self) -> Path:
         """The root directory."""
-        recipe = [self.packages, self.peers, USERS, NOT_IN_A_SANDBOX, FILES, self.further]
+        recipe = [self.packages, self.peers, USERS, NOT_IN_A_SANDBOX, FILES, *self.drivers, self.further]
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         return CACHE / f"{self.suite}-{digest[:12]}"
 
@@ -106,10 +110,12 @@ def image_of(suite: str, further: Sequence[str]) -> Image:
     """Return the image of a suite with further packages."""
     lock = (CHECKOUT / "requirements-dev.lock").read_text()
     peers = [re.search(rf"^{peer}==\S+", lock, re.MULTILINE) for peer in PEERS]
+    uml = suite == UML_SUITE
     return Image(
         suite,
-        tuple(sorted({*PACKAGES, *(UML_PACKAGES if suite == UML_SUITE else ())})),
+        tuple(sorted({*PACKAGES, *(UML_PACKAGES if uml else ())})),
         tuple(found.group() for found in peers if found is not None),
+        UML_DRIVERS if uml else (),
         tuple(sorted({*further})),
     )
 
@@ -194,7 +200,10 @@ def from_nothing(image: Image, wheels: Path) -> Iterator[str]:
     yield from (f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "info", "locale", "man"))
     yield from (
         f"--dpkgopt=path-{what}"
-        for what in (f"exclude={UML_MODULES}/*", f"include={UML_MODULES}/*/overlay.ko")
+        for what in (
+            f"exclude={UML_MODULES}/*",
+            *(f"include={UML_MODULES}/*/{driver}.ko" for driver in image.drivers),
+        )
     )
     yield from (f"--customize-hook={hook}" for hook in hooks)
 
