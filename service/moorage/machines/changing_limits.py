@@ -17,6 +17,7 @@ from msgspec.structs import asdict
 
 from moorage.machines import effective
 from moorage.machines.alone import Alone
+from moorage.machines.compared.bpf import MORE_PROGRAMS, RULES
 from moorage.machines.detached import Detached
 from moorage.machines.errors import ForeignUnit, MachineBusy, MachineGone, NoSuchHelper
 from moorage.machines.events import Kind
@@ -133,10 +134,13 @@ class ChangingLimits:
             converted = types.convert(properties)
             self._check(machine)
             await self._set_on(machine, target, converted, deadline, dry_run=dry_run)
-        unit = effective.Unit(properties, None if dry_run else target.control_group, helper, target.main_pid)
+        group = None if dry_run else target.control_group
+        unit = effective.Unit(properties, group, helper, target.main_pid)
         slice_ = machine.record.placement.slice
         different: list[Difference] | None = None
         try:
+            if group is not None and properties.keys() & RULES:
+                unit = unit._replace(configured=await self._rules(target.unit, deadline))
             found = await effective.compare(self._manager, [unit], slice_, user=self._user)
             # Of a helper in a user's manager also what it lacks in any case is told, which was told when it started.
             different = [each for each in found if each.property in properties]
@@ -146,6 +150,13 @@ class ChangingLimits:
                 self._followers.happened(
                     machine, Kind.properties_changed, _changed(properties, different, helper)
                 )
+
+    async def _rules(self, unit: str, deadline: float) -> Mapping[str, Json]:
+        """Return what a unit has now of what takes BPF programs; nothing if it has just ended."""
+        try:
+            return await self._manager.properties(unit, sorted(RULES | MORE_PROGRAMS), deadline=deadline)
+        except NoSuchUnit:
+            return {}
 
     async def _set_on(
         self,

@@ -38,6 +38,7 @@ class Unit(NamedTuple):
         helper: name of the helper that it is; None for that of the machine.
         main_pid: of a helper.
         slice: name of the machine's own slice that it is.
+        configured: see :class:`moorage.machines.limits.Facts`.
     """
 
     properties: Mapping[str, Json]
@@ -45,6 +46,7 @@ class Unit(NamedTuple):
     helper: str | None = None
     main_pid: int | None = None
     slice: str | None = None
+    configured: Mapping[str, Json] = {}
 
 
 async def compare(manager: Manager, units: Sequence[Unit], slice_: str, *, user: bool) -> list[Difference]:
@@ -67,7 +69,8 @@ async def compare(manager: Manager, units: Sequence[Unit], slice_: str, *, user:
     wanted = list(dict.fromkeys(path for unit in concerned for path in paths(unit.properties)))
     # Without privileges the manager loads none (bpf_devices_supported() and its like of systemd).
     groups = [f"{cgroup.ROOT}{unit.control_group}" for unit in concerned
-              if unit.control_group is not None and os.geteuid() == 0 and attached(unit.properties)]  # fmt: skip
+              if unit.control_group is not None and os.geteuid() == 0
+              and (attached(unit.properties) or unit.configured)]  # fmt: skip
     answer = await inspection.look(manager, wanted, groups)
     found: list[Difference] = []
     for unit in concerned:
@@ -97,6 +100,7 @@ def _of(unit: Unit, own: Unit | None, slice_: str, answer: Found, *, user: bool)
         helper=unit.helper is not None,
         user=user,
         properties=unit.properties,
+        configured=unit.configured,
         devices=devices,
         drivers=in_force.drivers() if "DeviceAllow" in unit.properties else {},
         programs={} if os.geteuid() != 0 else answer.programs.get(f"{cgroup.ROOT}{unit.control_group}"),
@@ -141,8 +145,10 @@ async def in_force_of(
     policy, allowed = configured.get("DevicePolicy"), configured.get("DeviceAllow")
     if not isinstance(policy, str):
         return InForce(limits, None)
-    if (policy == "auto" and not allowed) or os.geteuid() != 0:  # who has no privileges may load no program
+    if os.geteuid() != 0:  # who has no privileges may load no program
         return InForce({**limits, "DevicePolicy": "auto"}, None)
+    if policy == "auto" and not allowed:
+        return InForce(limits, None)  # the program of earlier rules may be there still
     groups = [f"{cgroup.ROOT}{each}" for each in (control_group, *_above(control_group))]
     answer = await inspection.look(manager, paths({"DeviceAllow": allowed}), groups)
     programs = [answer.programs.get(each) for each in groups]

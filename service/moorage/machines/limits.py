@@ -90,6 +90,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         devices: what the paths among them lead to; None for what leads nowhere. Paths that could not be looked at are
             left out.
         drivers: names of character and block devices, as /proc/devices has them.
+        configured: all that the unit has now of those properties that take BPF programs; empty where that was not
+            looked at, as of a unit that has just been started.
         programs: number of BPF programs attached to the group, by the number of the attach type (bpf(2)); empty if the
             service manager may load none; None if it is not known.
         oomd: systemd-oomd runs.
@@ -101,6 +103,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     scope: bool
     user: bool
     properties: Mapping[str, Json]
+    configured: Mapping[str, Json] = {}
     helper: bool = False
     devices: Mapping[str, Device | None] = {}
     drivers: Mapping[str, frozenset[str]] = {}

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import pytest
+from doer import doer, does
 from moored import (
     OURS,
     Processes,
@@ -15,12 +16,14 @@ from moored import (
     register,
     run,
     scopes,
+    show,
     units,
 )
 
 from moorage.errors import HelperFailed, InvalidProperty, ProcessGone
 from moorage.machines.compared.table import COMPARED, why_not
 from moorage.pid1.properties import UnitProperties
+from moorage.wire.client import Client
 
 SLEEP = ["/usr/bin/sleep", "infinity"]
 BUS = "org.freedesktop.systemd1"
@@ -86,7 +89,7 @@ async def test_the_rules_for_devices_in_force_are_described(spawn: Processes) ->
         "DeviceAllow": [["/dev/nvidiactl", "rw"], ["/dev/null", "r"], ["char-pts", "rw"]],
     }
     async with await connect() as client:
-        await register(client, "web", spawn(), properties=asked)
+        await register(client, "web", spawn(), properties=asked, slice="narrow.slice")
         found = await client.call(f"{OURS}Describe", {"name": "web"})
         assert sorted(found["devices"]) == ["/dev/null r", "char-pts rw"]
         assert found["effective"]["DevicePolicy"] == "strict"
@@ -97,9 +100,8 @@ async def test_the_rules_for_devices_in_force_are_described(spawn: Processes) ->
         assert "/dev/nvidiactl rw" not in found["devices"]
 
         # Whatever a slice allows less is not looked up.
-        run("systemctl", "set-property", "--runtime", "machine.slice", "DevicePolicy=closed")
+        run("systemctl", "set-property", "--runtime", "narrow.slice", "DevicePolicy=closed")
         found = await client.call(f"{OURS}Describe", {"name": "web"})
-        run("systemctl", "set-property", "--runtime", "machine.slice", "DevicePolicy=auto")
         assert "devices" not in found
         assert found["effective"]["DevicePolicy"] == "closed"
 
@@ -111,6 +113,112 @@ async def test_the_device_of_a_limit_has_an_absolute_path(spawn: Processes) -> N
             with pytest.raises(InvalidProperty) as caught:
                 await register(client, "web", spawn(), properties=asked, dryRun=dry_run)
             assert caught.value.property == "IOReadBandwidthMax"
+
+
+async def change(client: Client, properties: dict[str, Any], *different: str) -> None:
+    """Change properties of the machine, all of which are then in force, but for some."""
+    asked = {"name": "web", "properties": properties}
+    reply = await client.call(f"{OURS}SetProperties", asked)
+    assert [each["property"] for each in reply["differences"]] == [*different]
+
+
+TUN = "/dev/net/tun"
+"""A node like /dev/kvm: of the driver "misc", and of no use to most."""
+PSEUDO = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/ptmx")
+"""What the policy "closed" lets everybody have (systemd.resource-control(5))."""
+
+
+async def test_what_is_listed_is_opened_and_nothing_else(spawn: Processes) -> None:
+    async with await connect() as client:
+        process = doer(spawn)
+
+        def opened(how: str = "rw") -> str:
+            return does(process, "open", TUN, how)
+
+        await register(client, "web", process)
+        assert opened() == "ok"
+        await change(client, {"DevicePolicy": "closed"})
+        assert opened() == "EPERM"
+        assert [does(process, "open", path, "rw") for path in PSEUDO] == ["ok"] * len(PSEUDO)
+        for path, access, read, both in (
+            (TUN, "r", "ok", "EPERM"),
+            (TUN, "rw", "ok", "ok"),
+            ("char-misc", "rw", "ok", "ok"),
+            ("char-m?s*", "rw", "ok", "ok"),
+            ("char-pts", "rw", "EPERM", "EPERM"),
+            ("/dev/char/10:200", "rw", "ok", "ok"),
+        ):
+            await change(client, {"DeviceAllow": []})
+            assert opened("r") == "EPERM"
+            await change(client, {"DeviceAllow": [[path, access]]})
+            assert (opened("r"), opened()) == (read, both), path
+        run("systemctl", "daemon-reload")
+        assert opened() == "ok"
+        # Of a strict policy not even those that everybody has.
+        await change(client, {"DevicePolicy": "strict", "DeviceAllow": []})
+        await change(client, {"DeviceAllow": [["/dev/zero", "r"]]})
+        assert [does(process, "open", path, "r") for path in ("/dev/zero", "/dev/null", TUN)] == [
+            "ok", "EPERM", "EPERM",
+        ]  # fmt: skip
+        # The manager leaves the last program where it is.
+        await change(client, {"DevicePolicy": "auto", "DeviceAllow": []}, "DevicePolicy")
+        assert opened() == "EPERM"
+        assert "DevicePolicy" not in (await client.call(f"{OURS}Describe", {"name": "web"}))["effective"]
+        await change(client, {"DeviceAllow": [["char-*", "rw"]]})
+        assert opened() == "ok"
+
+
+async def test_addresses_that_are_denied_are_out_of_reach(spawn: Processes) -> None:
+    one, other = [2, [127, 0, 0, 1], 32], [2, [127, 0, 0, 2], 32]
+    async with await connect() as client:
+        process = doer(spawn)
+
+        def reached() -> list[str]:
+            return [does(process, "send", address) for address in ("127.0.0.1", "127.0.0.2")]
+
+        async def counted() -> dict[str, int]:
+            found = (await client.call(f"{OURS}Describe", {"name": "web"}))["accounting"]
+            return {name: value for name, value in found.items() if name.startswith("ip")}
+
+        await register(client, "web", process, properties={"IPAccounting": True, "IPAddressDeny": [one]})
+        assert reached() == ["EPERM", "ok"]
+        # A datagram to oneself goes out and comes in: 100 bytes, and 28 of headers.
+        assert await counted() == {
+            "ipIngressBytes": 128, "ipIngressPackets": 1, "ipEgressBytes": 128, "ipEgressPackets": 1,
+        }  # fmt: skip
+        await change(client, {"IPAddressDeny": [other]})
+        assert reached() == ["EPERM", "EPERM"]
+        await change(client, {"IPAddressAllow": [one]})
+        assert reached() == ["ok", "EPERM"]
+        run("systemctl", "daemon-reload")
+        assert reached() == ["ok", "EPERM"]
+        names = ("IPIngressBytes", "IPIngressPackets", "IPEgressBytes", "IPEgressPackets")
+        shown = show("machine-web.scope", *names)
+        # 257 counts no more after a reload.
+        assert await counted() == {f"ip{name[2:]}": int(n) for name, n in shown.items() if n.isdecimal()}
+        await change(client, {"IPAddressAllow": [], "IPAddressDeny": []})
+        assert reached() == ["ok", "ok"]
+        # Where nothing is counted either, the manager leaves the last program where it is.
+        await change(client, {"IPAddressDeny": [one]})
+        await change(client, {"IPAccounting": False})
+        await change(client, {"IPAddressDeny": []}, "IPAddressDeny")
+        assert reached() == ["EPERM", "ok"]
+        await change(client, {"IPAddressDeny": [], "IPAccounting": True})
+        assert reached() == ["ok", "ok"]
+
+
+async def test_a_payload_may_attach_programs_of_its_own_below_those_of_its_machine(spawn: Processes) -> None:
+    async with await connect() as client:
+        process = doer(spawn)
+        denied = [[2, [127, 0, 0, 2], 32]]
+        asked = {"Delegate": True, "IPAddressDeny": denied, "DevicePolicy": "closed"}
+        reply = await register(client, "web", process, properties=asked)
+        assert reply["differences"] == []
+        assert [does(process, "send", address) for address in ("127.0.0.1", "127.0.0.2")] == ["ok", "EPERM"]
+        assert does(process, "deny", "below") == "ok"
+        assert control_group(process) == f"{reply['machine']['controlGroup']}/below"
+        assert [does(process, "send", address) for address in ("127.0.0.1", "127.0.0.2")] == ["EPERM"] * 2
+        assert does(process, "open", TUN, "rw") == "EPERM"
 
 
 async def test_programs_that_are_in_force_are_no_difference(spawn: Processes) -> None:

@@ -504,3 +504,34 @@ def test_what_a_helper_lacks_of_its_sandbox_in_a_user_s_manager() -> None:
     }
     assert sandboxed(False, asked) == dict.fromkeys(("ProtectSystem", "PrivateNetwork"))
     assert sandboxed(False, {}, user=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("properties", "configured", "programs", "told"),
+    [
+        ({"DevicePolicy": "auto", "DeviceAllow": []}, {}, {6: 1}, ["DevicePolicy"]),
+        ({"DeviceAllow": []}, {}, {6: 1}, ["DeviceAllow"]),
+        ({"DevicePolicy": "auto"}, {"DeviceAllow": [["/dev/null", "r"]]}, {6: 1}, []),
+        ({"DevicePolicy": "auto"}, {"BPFProgram": [["device", "/sys/fs/bpf/a"]]}, {6: 1}, []),
+        ({"DevicePolicy": "auto"}, {"BPFProgram": [["device", "/sys/fs/bpf/a"]]}, {6: 2}, ["DevicePolicy"]),
+        ({"DevicePolicy": "auto"}, {}, {}, []),
+        ({"DevicePolicy": "auto"}, {}, {0: 1, 1: 1}, []),
+        ({"IPAddressAllow": [], "IPAddressDeny": []}, {}, {0: 1, 1: 1}, ["IPAddressDeny"]),
+        ({"IPAddressAllow": []}, {"IPAccounting": True}, {0: 1, 1: 1}, []),
+        ({"IPAddressDeny": []}, {"IPAddressAllow": [[2, [127, 0, 0, 1], 8]]}, {0: 1, 1: 1}, []),
+        ({"IPAddressDeny": []}, {"RestrictNetworkInterfaces": [True, ["lo"]]}, {0: 1, 1: 1}, []),
+        ({"IPAddressDeny": []}, {"RestrictNetworkInterfaces": [False, []]}, {0: 1, 1: 1}, ["IPAddressDeny"]),
+    ],
+)
+def test_programs_of_rules_that_are_no_more(
+    properties: dict[str, Json], configured: dict[str, Json], programs: dict[int, int], told: list[str]
+) -> None:
+    nothing: dict[str, Json] = {
+        "DevicePolicy": "auto", "DeviceAllow": [], "IPAccounting": False, "IPAddressAllow": [], "IPAddressDeny": [],
+        "IPIngressFilterPath": [], "IPEgressFilterPath": [], "RestrictNetworkInterfaces": [False, []],
+        "BPFProgram": [],
+    }  # fmt: skip
+    found = compare(properties, {}, configured=nothing | configured, programs=programs)
+    assert [each[0] for each in found] == told
+    # Of a unit that has just been started nothing of before can be left.
+    assert compare(properties, {}, programs=programs) == []

@@ -92,9 +92,48 @@ def _ipv6(data: bytes) -> str:
     return re.sub(r"(^|:)0(:0)+(:|$)", "::", groups, count=1)
 
 
+_RULES: Final[Mapping[int, tuple[str, ...]]] = {
+    _DEVICE: ("DevicePolicy", "DeviceAllow"),
+    _EGRESS: (
+        "IPAddressDeny",
+        "IPAddressAllow",
+        "IPAccounting",
+        "IPIngressFilterPath",
+        "IPEgressFilterPath",
+    ),
+}
+"""Properties that the manager makes programs of an attach type for, all at once."""
+
+RULES: Final = frozenset(name for names in _RULES.values() for name in names)
+"""Those whose programs may stay without them."""
+
+MORE_PROGRAMS: Final = frozenset({"RestrictNetworkInterfaces", "BPFProgram"})
+"""Others that have programs of these types."""
+
+
+def _left_behind(name: str, value: Json, facts: Facts) -> Iterator[Difference]:
+    """Find the program of rules that a unit does not have any more.
+
+    The manager replaces a program while the unit needs one. When it needs none, that of before stays, until another
+    unit of the slice needs one of the kind (``cgroup_context_apply()`` of systemd 257 and 262).
+    """
+    for number, names in _RULES.items():
+        first = next((each for each in names if each in facts.properties), None)  # one difference is enough
+        if name == first and facts.programs and facts.configured:
+            needed = attached(facts.configured)
+            configured = {each: facts.configured.get(each) for each in names}
+            if not attached(configured) and facts.programs.get(number, 0) > needed.get(number, 0):
+                reason = (
+                    "the BPF program of earlier rules is in force: systemd leaves it where no other follows"
+                )
+                yield Difference(name, _bpf_words(name, value), None, reason)
+
+
 def programs(name: str, value: Json, facts: Facts) -> Iterator[Difference]:
     """Compare what takes BPF programs with those that the kernel has for the group."""
     features = _features(name, value)
+    if not features:
+        yield from _left_behind(name, value, facts)
     if not features or facts.programs is None:
         return
     if not facts.programs and facts.user:
