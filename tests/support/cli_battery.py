@@ -147,6 +147,17 @@ class Battery:
         ]
         assert moorctl.output("list", "--no-legend").splitlines()[0].split()[0] != "NAME"
 
+    def test_the_tree_has_the_machine_in_its_slice(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name = a_name()
+        moorctl.output("register", name, "--leader", str(leaders().pid))
+        [found] = moorctl.objects("tree", name)
+        assert found["slice"] == "machine.slice"
+        assert isinstance(found["machines"], list)
+        [machine] = found["machines"]
+        assert (machine["name"], machine["unit"]) == (name, f"machine-{name}.scope")
+        assert f"── {name} machine-{name}.scope running\n" in moorctl.output("tree")
+        refused(moorctl("tree", name, "no-such"), 3, "There is no machine no-such.")
+
     def test_the_configuration_is_shown(self, moorctl: Moorctl) -> None:
         lines = moorctl.output("config").splitlines()
         assert lines[0].split() == ["OPTION", "VALUE", "SOURCE"]

@@ -208,7 +208,12 @@ def phase_of(machine: Machine) -> str:
     """Write the phase of a machine, with the state of its freezer, or with its result."""
     if machine.phase == "exited" and machine.verdict is not None:
         return f"exited ({machine.verdict.result})"
-    return machine.phase if machine.freezer == "running" else f"{machine.phase} ({machine.freezer})"
+    return phase_words(machine.phase, machine.freezer)
+
+
+def phase_words(phase: str, freezer: str) -> str:
+    """Write a phase, with the state of the freezer unless that is none."""
+    return phase if freezer == "running" else f"{phase} ({freezer})"
 
 
 def _draw(rows: Iterable[Sequence[str]], phases: Iterable[str], *, legend: bool) -> None:

@@ -50,6 +50,7 @@ for _command in (
     look.list_,
     look.status,
     look.find,
+    look.tree,
     events.events,
     events.wait,
     control.kill,

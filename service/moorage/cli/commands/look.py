@@ -1,4 +1,4 @@
-"""Commands that only look: ``moorctl list``, ``status`` and ``find``."""
+"""Commands that only look: ``moorctl list``, ``status``, ``tree`` and ``find``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from moorage.cli.address import Choice
-from moorage.cli.commands.options import JSON, NAME, PID, addressed, chosen, opened_process
+from moorage.cli.commands.options import JSON, NAME, PID, addressed, chosen, complete_name, opened_process
+from moorage.cli.failures import Exit, Failure
+from moorage.quantities import printable
 
 
 @click.command("list")
@@ -54,6 +56,29 @@ def status(choice: Choice, name: str, as_json: bool) -> None:
 
     reply = service.call(address, "Describe", {"name": name})
     (views.show_json if as_json else details.show_status)(reply)
+
+
+@click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_name)
+@JSON
+@addressed
+@chosen
+def tree(choice: Choice, names: tuple[str, ...], as_json: bool) -> None:
+    """Show slices, the machines in them, their helpers, and all processes.
+
+    The leader of a machine stands out. --json prints a line for each slice.
+    """
+    address = choice.resolve()
+    from moorage.cli import service, views
+    from moorage.cli.tree import show_tree
+
+    machines = views.machines_of(service.list_machines(address))
+    if unknown := set(names) - {machine.name for machine in machines}:
+        listed = ", ".join(map(printable, sorted(unknown)))
+        raise Failure(
+            Exit.NO_SUCH_MACHINE, f"There is no machine {listed}.\nList all machines: {address.moorctl} list"
+        )
+    show_tree([machine for machine in machines if not names or machine.name in names], as_json=as_json)
 
 
 @click.command()
