@@ -86,7 +86,7 @@ class TestOverTheService(Battery):
         shown["After"] = " ".join(sorted(set(shown["After"].split()) & set(expected["After"].split())))
         shown["IPAddressAllow"] = " ".join(sorted(shown["IPAddressAllow"].split()))
         assert shown == expected
-        assert "CPUQuota: 25%\n" in moorctl.output("status", name)
+        assert "CPUQuota: 25%" in moorctl.output("status", name)
 
     def test_a_name_that_a_foreign_unit_has(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name = a_name()
