@@ -57,6 +57,7 @@ from moorage.machines.places import Places
 from moorage.machines.recovery import Recovery
 from moorage.machines.registration import Registrar
 from moorage.machines.registry import Registry
+from moorage.machines.resetting import Resetting
 from moorage.machines.retirement import Retirement
 from moorage.machines.scopes import Scopes
 from moorage.machines.services import Services
@@ -117,17 +118,10 @@ class Core:
     """
 
     def __init__(
-        self,
-        manager: Manager,
-        store: Store,
-        files: EventFiles,
-        scribe: Scribe,
-        directories: RuntimeDirectories,
-        references: References,
-        system: System,
-        journal: Journal,
+        self, manager: Manager, store: Store, files: EventFiles, scribe: Scribe,
+        directories: RuntimeDirectories, references: References, system: System, journal: Journal,
         settings: Settings = Settings(),  # noqa: B008 - frozen
-    ) -> None:
+    ) -> None:  # fmt: skip
         # Those who have the rights of the manager anyway.
         trusted = frozenset({0, os.geteuid()})
         processes, hierarchy, clock = system.processes, system.hierarchy, system.clock
@@ -167,12 +161,14 @@ class Core:
         self._recovery = Recovery(
             registry, store, intents, agenda, observer, retirement, left, starts, leases, leftovers, states,
             followers, manager, hierarchy)  # fmt: skip
+        looking = Looking(accounts, manager, hierarchy, clock, user=directories.user)
         self.services = Services(
             registry, Lookup(registry, processes), registrar, control,
             Changing(changes, states, followers, manager, directories, detached),
             ChangingLimits(registry, intents.marks_of, manager, followers, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
-            Looking(accounts, manager, hierarchy, clock, user=directories.user),
+            looking,
+            Resetting(registry, store, agenda, looking, hierarchy),
             retirement,
             chronicle,
         )  # fmt: skip

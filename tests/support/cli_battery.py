@@ -226,6 +226,15 @@ class Battery:
         assert "running (frozen)" in moorctl.output("status", name)
         moorctl.output("stop", name)
 
+    def test_reset_accounting(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name = a_name()
+        moorctl.output("register", name, "--leader", str(leaders().pid))
+        assert "Counted since" not in moorctl.output("status", name)
+        assert moorctl.output("reset-accounting", name) == ""
+        assert moorctl.objects("reset-accounting", name) == [{}]
+        assert "Counted since" in moorctl.output("status", name)
+        moorctl.output("stop", name)
+
     def test_stop_and_the_verdict(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name, leader = a_name(), leaders()
         moorctl.output("register", name, "--leader", str(leader.pid))
@@ -315,7 +324,9 @@ class Battery:
         )
         gone.wait(RUN_SECONDS)
 
-    @pytest.mark.parametrize("command", ["status", "kill", "stop", "freeze", "thaw", "forget"])
+    @pytest.mark.parametrize(
+        "command", ["status", "kill", "stop", "freeze", "thaw", "reset-accounting", "forget"]
+    )
     def test_no_such_machine(self, moorctl: Moorctl, command: str) -> None:
         name = a_name()
         refused(moorctl(command, name), 3, f"There is no machine {name}.", "List all machines: moorctl ")

@@ -58,7 +58,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.left_units",
         "moorage.machines.followers", "moorage.machines.chronicle", "moorage.machines.subscriptions",
         "moorage.machines.asking", "moorage.machines.control", "moorage.machines.detached",
-        "moorage.machines.lookup", "moorage.machines.looking",
+        "moorage.machines.lookup", "moorage.machines.looking", "moorage.machines.resetting",
         "moorage.machines.alone", "moorage.machines.renewal", "moorage.machines.thawing",
         "moorage.machines.freezing", "moorage.machines.changing_limits",
         "moorage.machines.services",

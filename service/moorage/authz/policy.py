@@ -91,7 +91,7 @@ TABLE: Final[Mapping[str, Row]] = {
     f"io.systemd.Machine.Register{IN_PLACE}": _asked("org.freedesktop.machine1.register-machine"),
     **_rows(
         "io.moorage.Machine",
-        ("Kill", "Stop", "Forget", "Freeze", "Thaw", "SetProperties"),
+        ("Kill", "Stop", "Forget", "Freeze", "Thaw", "SetProperties", "ResetAccounting"),
         _asked("io.moorage.manage-machines", own=True),
     ),
     f"io.moorage.Machine.Freeze{WITH_HELPERS}": _asked(AS_ROOT_ACTION),

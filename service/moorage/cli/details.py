@@ -14,7 +14,7 @@ from moorage.cli.properties.display import limit_words, setting_name
 from moorage.cli.service import Reply
 from moorage.cli.views import PHASE_COLOURS, decoded, phase_of
 from moorage.client.methods import Described
-from moorage.client.types import Accounting, Machine, Pressures, ProcessId
+from moorage.client.types import Accounting, Machine, Pressures, ProcessId, Timestamp
 from moorage.quantities import format_size, format_span, printable
 
 BAR_WIDTH: Final = 16
@@ -45,6 +45,7 @@ def show_status(reply: Reply) -> None:
     lines = [
         *(_Line(*pair) for pair in _details(machine)),
         *_usage(found.accounting, found.effective or {}),
+        *_since(found.accounting_since),
         *(_Line(*pair) for pair in _pressure(found.pressure)),
         *(_Line(*pair) for pair in _limits(found.limits, found.effective)),
         *(() if found.devices is None else [_Line("Devices", ", ".join(found.devices) or "none")]),
@@ -174,6 +175,11 @@ def _gauge(
         return
     share = current / limit
     yield _Line(label, f"{words(current)} of {words(limit)}, {share:.0%}{rest}", share)
+
+
+def _since(reset: Timestamp | None) -> Iterator[_Line]:
+    if reset is not None:
+        yield _Line("Counted since", _moment(reset.realtime))
 
 
 def _pressure(found: Pressures | None) -> Iterator[tuple[str, str]]:

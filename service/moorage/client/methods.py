@@ -22,6 +22,7 @@ from moorage.client.types import (
     Pressures,
     ProcessId,
     Sample,
+    Timestamp,
 )
 from moorage.wire.patience import CALL_SECONDS
 
@@ -86,11 +87,16 @@ class OneMachine(Struct, rename="camel", frozen=True):
 
 
 class Described(Struct, rename="camel", frozen=True):
-    """Reply of :class:`Describe`: a machine, its use of resources, and its limits in force."""
+    """Reply of :class:`Describe`: a machine, its use of resources, and its limits in force.
+
+    Attributes:
+        accounting_since: when its counters were reset; None if they never were.
+    """
 
     machine: Machine
     accounting: Accounting
     limits: dict[str, Any]
+    accounting_since: Timestamp | None = None
     effective: dict[str, Any] | None = None
     devices: list[str] | None = None
     pressure: Pressures | None = None
@@ -286,6 +292,12 @@ class Thaw(_Managing[Nothing], kw_only=True):
 
     def _deadline(self) -> float:
         return FREEZE_SECONDS if self.timeout_usec is None else self.timeout_usec / 1e6
+
+
+class ResetAccounting(_Managing[Nothing], kw_only=True):
+    """Have the counters of the machine and of its helpers begin at zero again, for those who ask this service."""
+
+    if_invocation_id: str | None = None
 
 
 class Kill(_Managing[Nothing], kw_only=True):

@@ -285,12 +285,17 @@ class HelperSample(Struct, rename="camel", frozen=True, kw_only=True):
 
 
 class Sample(Struct, rename="camel", frozen=True, kw_only=True):
-    """What a machine, and each of its helpers that runs, uses at a moment."""
+    """What a machine, and each of its helpers that runs, uses at a moment.
+
+    Attributes:
+        accounting_since: when the counters were reset; None if they never were.
+    """
 
     name: str
     invocation_id: str
     timestamp: Timestamp
     accounting: Accounting
+    accounting_since: Timestamp | None = None
     pressure: Pressures | None = None
     helpers: list[HelperSample] | None = None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 
-class Accounting(msgspec.Struct, frozen=True):
+class Accounting(msgspec.Struct, frozen=True, omit_defaults=True):
     """Counters of a control group; what could not be had is None, never 0.
 
     Attributes:
@@ -51,3 +53,54 @@ class Accounting(msgspec.Struct, frozen=True):
     ip_egress_packets: int | None = None
     oom_kills: int | None = None
     managed_oom_kills: int | None = None
+
+
+COUNTERS: Final = (
+    "cpu_usage_nsec", "cpu_user_nsec", "cpu_system_nsec", "cpu_throttled_nsec",
+    "io_read_bytes", "io_write_bytes", "io_read_operations", "io_write_operations",
+    "ip_ingress_bytes", "ip_ingress_packets", "ip_egress_bytes", "ip_egress_packets",
+    "oom_kills", "managed_oom_kills",
+)  # fmt: skip
+"""What only grows, from the beginning of the group. The rest are gauges and their peaks, of which none is reset."""
+
+
+def base_of(found: Accounting) -> Accounting:
+    """Return the counters without the gauges and peaks."""
+    return Accounting(**{name: getattr(found, name) for name in COUNTERS})
+
+
+def since(found: Accounting, base: Accounting) -> Accounting:
+    """Return counters as they have grown since a base; gauges and peaks as they are.
+
+    A counter that was not there then has begun since. One that is below its base has begun again, nobody knows when:
+    what it was before is lost, and it is left out.
+    """
+    grown = {name: _since(getattr(found, name), getattr(base, name)) for name in COUNTERS}
+    return msgspec.structs.replace(found, **grown)
+
+
+def traffic_since(
+    found: dict[str, dict[str, int]], base: dict[str, dict[str, int]] | None
+) -> dict[str, dict[str, int]]:
+    """Return the counters of block devices, by their numbers, as they have grown since a base.
+
+    Args:
+        found: as :func:`moorage.machines.use.traffic` returns them.
+        base: the same; None where they were too many to be kept, so that nothing is known since.
+    """
+    if base is None:
+        return {}
+    grown = {
+        device: {name: _since(value, base.get(device, {}).get(name)) for name, value in counters.items()}
+        for device, counters in found.items()
+    }
+    return {
+        device: {name: value for name, value in counters.items() if value is not None}
+        for device, counters in grown.items()
+    }
+
+
+def _since(value: int | None, base: int | None) -> int | None:
+    if value is None or base is None:
+        return value
+    return value - base if value >= base else None

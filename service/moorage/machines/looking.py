@@ -11,14 +11,15 @@ import trio
 from moorage.kernel.block import name_of
 from moorage.kernel.cgroup import Hierarchy
 from moorage.kernel.clock import Clock
-from moorage.machines.accounting import Accounting
+from moorage.machines.accounting import Accounting, base_of, since, traffic_since
 from moorage.machines.effective import InForce, in_force_of
 from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.machine import Machine, Work
 from moorage.machines.metadata import Metadata, acquire
-from moorage.machines.model import FreezerState, Timestamp
+from moorage.machines.model import Bases, FreezerState, Helper, HelperBase, Timestamp
 from moorage.machines.thawing import helper_group, is_frozen, is_to_freeze
 from moorage.machines.use import RESOURCES, Pressure, pressure, traffic
+from moorage.machines.verdicts import merged
 from moorage.pid1.manager import ASK_USEC, Json, Manager
 
 NETWORK: Final = {
@@ -28,6 +29,10 @@ NETWORK: Final = {
     "IPEgressPackets": "ip_egress_packets",
 }
 """Properties of units that count the traffic of their network, and what they are called here."""
+
+
+DEVICES_MAX: Final = 64
+"""Block devices whose counters are kept when they are reset: 300 bytes of a record each."""
 
 
 class Sample(NamedTuple):
@@ -58,10 +63,55 @@ class Looking:
         self._clock = clock
         self._user = user
 
-    def counters(self, machine: Machine) -> Accounting:
-        """Read the counters of a machine that lives; of one that shares its control group there are none."""
-        placement = machine.record.placement
-        return Accounting() if placement.shared else self._accounts.counters(placement.control_group)
+    def counters(self, machine: Machine, network: Accounting = Accounting()) -> Accounting:  # noqa: B008 - frozen
+        """Read the counters of a machine that lives, since they were reset.
+
+        Of one that shares its control group there are none.
+
+        Args:
+            machine: the machine.
+            network: what :meth:`network` has returned of it.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        placement, bases = machine.record.placement, machine.record.bases
+        if placement.shared:
+            return Accounting()
+        found = merged(self._accounts.counters(placement.control_group), network)
+        return found if bases is None else since(found, bases.accounting)
+
+    def _helper_counters(self, machine: Machine, helper: Helper, group: str) -> Accounting:
+        bases = machine.record.bases
+        base = None if bases is None else bases.helpers.get(helper.name)
+        if base is not None and self._hierarchy.identity(group) != base.control_group_id:
+            base = None  # it was started again
+        found = self._accounts.counters(group)
+        return found if base is None else since(found, base.accounting)
+
+    def bases(self, machine: Machine, network: Accounting) -> Bases:
+        """Read what is to be subtracted from all counters of a machine from now on.
+
+        Args:
+            machine: one that lives, and has its control group for itself.
+            network: what :meth:`network` has returned of it.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        record, hierarchy = machine.record, self._hierarchy
+        helpers: dict[str, HelperBase] = {}
+        for helper in record.helpers:
+            group = helper_group(record, helper)
+            if (identity := hierarchy.identity(group)) is not None:
+                helpers[helper.name] = HelperBase(identity, base_of(self._accounts.counters(group)))
+        devices = traffic(hierarchy.attribute(record.control_group, "io.stat") or "")
+        return Bases(
+            now(self._clock),
+            base_of(merged(self._accounts.counters(record.control_group), network)),
+            devices if len(devices) <= DEVICES_MAX else None,
+            helpers,
+        )
 
     def sample(self, machine: Machine) -> Sample:
         """Read what a machine that lives uses now, and what each of its helpers does that runs.
@@ -73,7 +123,7 @@ class Looking:
         """
         record = machine.record
         helpers = {
-            helper.name: self._accounts.counters(group)
+            helper.name: self._helper_counters(machine, helper, group)
             for helper in record.helpers
             if (state := self._hierarchy.events(group := helper_group(record, helper))) and state.populated
         }
@@ -111,17 +161,19 @@ class Looking:
         return found
 
     def traffic(self, machine: Machine) -> dict[str, dict[str, int | str]]:
-        """Read what a machine has read from and written to each block device, by its name.
+        """Read what a machine has read from and written to each block device, by its name, since that was reset.
 
         Raises:
             OSError: no file descriptor is left, or no memory.
         """
         if machine.record.placement.shared:
             return {}
-        text = self._hierarchy.attribute(machine.record.control_group, "io.stat") or ""
+        found = traffic(self._hierarchy.attribute(machine.record.control_group, "io.stat") or "")
+        if (bases := machine.record.bases) is not None:
+            found = traffic_since(found, bases.devices)
         return {
             name_of(numbers) or numbers: {"majMin": numbers, **counters}
-            for numbers, counters in traffic(text).items()
+            for numbers, counters in found.items()
         }
 
     def freezer(self, machine: Machine) -> FreezerState:

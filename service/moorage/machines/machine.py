@@ -21,6 +21,7 @@ from moorage.machines.accounting import Accounting
 from moorage.machines.errors import TooMuchUnderWay
 from moorage.machines.events import Told
 from moorage.machines.model import (
+    Bases,
     Cause,
     Helper,
     HelperEnd,
@@ -274,6 +275,10 @@ class Machine:
         if self.told is not None:
             self.told.stopping = False
         self._change(asked=None)
+
+    def counts_from(self, bases: Bases) -> None:
+        """Have its counters told from these on."""
+        self._change(bases=bases)
 
     def watch_leader(self, leader: Leader) -> None:
         """Have a leader, which belongs to it from now on."""

@@ -177,6 +177,34 @@ class Timestamp(msgspec.Struct, frozen=True):
     monotonic: int
 
 
+class HelperBase(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Counters of a helper when those of its machine were reset.
+
+    Attributes:
+        control_group_id: inode number of its control group: another one has counters of its own.
+        accounting: its counters then.
+    """
+
+    control_group_id: int
+    accounting: Accounting = Accounting()
+
+
+class Bases(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Counters of a machine when they were reset; what is told of them since is what they have grown.
+
+    Attributes:
+        at: when that was.
+        accounting: its counters then.
+        devices: the same of each block device, by its numbers; None if there were too many.
+        helpers: the same of each helper that ran, by its name.
+    """
+
+    at: Timestamp
+    accounting: Accounting = Accounting()
+    devices: dict[str, dict[str, int]] | None = None
+    helpers: dict[str, HelperBase] = {}
+
+
 class Change(msgspec.Struct, frozen=True):
     """What is about to be done with the helpers of a machine.
 
@@ -354,6 +382,7 @@ class Record(Wanted, frozen=True, kw_only=True):
         asked: why this service was asked to stop it, if it was.
         lost: the helper for whose end this service stopped it, without its log.
         late: this service had its unit stopped when it was ending already.
+        bases: from which its counters are told, if they were reset; the verdict tells of all of its life.
         verdict: after the end.
     """
 
@@ -361,6 +390,7 @@ class Record(Wanted, frozen=True, kw_only=True):
     asked: Cause | None = None
     lost: HelperEnd | None = None
     late: bool = False
+    bases: Bases | None = None
     verdict: Verdict | None = None
 
     @property

@@ -13,6 +13,7 @@ from moorage.machines.looking import Looking
 from moorage.machines.lookup import Lookup
 from moorage.machines.registration import Registrar
 from moorage.machines.registry import Registry
+from moorage.machines.resetting import Resetting
 from moorage.machines.retirement import Retirement
 
 
@@ -28,6 +29,7 @@ class Services(NamedTuple):
         limits: changes properties.
         freezing: freezes and thaws.
         looking: looks things up.
+        resetting: has counters begin at zero again.
         retirement: forgets.
         chronicle: tells what happens.
     """
@@ -40,5 +42,6 @@ class Services(NamedTuple):
     limits: ChangingLimits
     freezing: Freezing
     looking: Looking
+    resetting: Resetting
     retirement: Retirement
     chronicle: Chronicle

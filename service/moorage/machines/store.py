@@ -21,6 +21,7 @@ import msgspec
 
 from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines.model import (
+    Bases,
     Cause,
     Helper,
     HelperEnd,
@@ -36,13 +37,14 @@ from moorage.machines.model import (
 )
 from moorage.names import is_machine_name
 
-VERSION = 7
+VERSION = 8
 """Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for
 lack of memory where that was not known; before 6 nothing was known of who else lives in its unit; before 7
-less was told of what it used."""
+less was told of what it used; before 8 its counters could not be reset."""
 
-RECORD_MAX = 256 * 1024
-"""Bytes; a record with every text at its limit, and all its helpers, stays below 200 KiB."""
+RECORD_MAX = 320 * 1024
+"""Bytes; a record with every text at its limit, all its helpers, and the bases of all its counters, stays below
+256 KiB."""
 
 NAME_MAX = 255
 """Bytes of one component of a path (limits.h of the kernel)."""
@@ -97,6 +99,7 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     asked: Cause | None = None
     lost: HelperEnd | None = None
     late: bool = False
+    bases: Bases | None = None
     request: dict[str, str] = {}
     start_by: int = 0
     verdict: Verdict | None = None
@@ -122,6 +125,7 @@ def encode(record: Record) -> bytes:
         asked=record.asked,
         lost=record.lost,
         late=record.late,
+        bases=record.bases,
         verdict=record.verdict,
     )
 
@@ -168,6 +172,7 @@ def decode(content: bytes, name: str) -> Record:
         asked=stored.asked,
         lost=stored.lost,
         late=stored.late,
+        bases=stored.bases,
         verdict=verdict,
     )
 

@@ -1,17 +1,37 @@
 """What is told of the use of resources where there are no controllers: time of the processor, and pressure."""
 
 import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from moored import OURS, Processes, connect, register, run, until
+from moored import (
+    OURS,
+    Processes,
+    connect,
+    control_group,
+    kill,
+    main_pid,
+    register,
+    run,
+    until,
+    verdict,
+)
 
-from moorage.errors import NoSuchMachine
+from moorage.errors import NoSuchMachine, NotSupported
 from moorage.wire.client import Client
 from moorage.wire.errors import ExpectedMore, InvalidParameter
 
 BUSY = ("sh", "-c", "while :; do :; done")
+BUSY_AT_FIRST = (
+    "/bin/bash",
+    "-c",
+    "burn() { for ((i = 0; i < 20000; i++)); do :; done; }; trap burn USR1; burn; while sleep inf & do wait; done",
+)
+"""Uses the processor for a moment, and again at each SIGUSR1."""
+
 RESOURCES = ("cpu", "memory", "io")
 
 
@@ -27,6 +47,20 @@ def kernel(group: str, attribute: str) -> str:
 def total(text: str) -> int:
     """The time, µs, of the line "some" of a pressure file."""
     return int(text.partition("\n")[0].rpartition("total=")[2])
+
+
+def usage(group: str) -> int:
+    """Time of the processor, µs."""
+    return int(kernel(group, "cpu.stat").split()[1])
+
+
+def states(group: str) -> set[str]:
+    """States of the processes in it."""
+    found: set[str] = set()
+    for pid in kernel(group, "cgroup.procs").split():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found.add(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
+    return found
 
 
 async def described(client: Client, name: str = "web") -> dict[str, Any]:
@@ -107,6 +141,61 @@ async def test_many_are_measured_with_their_helpers(spawn: Processes) -> None:
         assert (await measured(client)).keys() == {"m0", "m2", "m3", "m4"}
         with pytest.raises(NoSuchMachine):
             await measured(client, names=["m1"])
+
+
+async def test_counters_begin_at_zero_again(spawn: Processes) -> None:
+    helper = {"name": "fs", "execStart": list(BUSY_AT_FIRST)}
+    async with await connect() as client:
+        leader = spawn(BUSY_AT_FIRST)
+        machine = (await register(client, "web", leader, helpers=[helper]))["machine"]
+        group = machine["controlGroup"]
+        groups = (group, f"{group.rpartition('/')[0]}/machine-web-fs.service")
+        leader.send_signal(signal.SIGUSR1)
+        await until(lambda: all(usage(each) > 0 and states(each) == {"S"} for each in groups))
+        assert "accountingSince" not in await described(client)
+        assert "accountingSince" not in (await measured(client))["web"]
+        for parameters in ({"ifInvocationId": "0" * 32}, {"name": "nobody"}):
+            with pytest.raises(NoSuchMachine):
+                await client.call(f"{OURS}ResetAccounting", {"name": "web", **parameters})
+        before = [usage(each) for each in groups]
+        assert await client.call(f"{OURS}ResetAccounting", {"name": "web"}) == {}
+        since = (await described(client))["accountingSince"]
+    assert [usage(each) for each in groups] == before  # the kernel's are not touched
+    pid = main_pid()
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: main_pid() not in {0, pid})
+    async with await connect() as client:
+        found = await described(client)
+        sample = (await measured(client))["web"]
+        assert found["accountingSince"] == sample["accountingSince"] == since
+        for counters in (found["accounting"], sample["accounting"], sample["helpers"][0]["accounting"]):
+            assert counters["cpuUsageNSec"] == counters["cpuUserNSec"] + counters["cpuSystemNSec"] == 0
+        assert "Counted since: " in run("moorctl", "status", "web")
+        # What it uses from now on is told; the same helper in a new control group has counters of its own.
+        leader.send_signal(signal.SIGUSR1)
+        await until(lambda: usage(group) > before[0])
+        grown = (await described(client))["accounting"]["cpuUsageNSec"]
+        assert 0 < grown <= (usage(group) - before[0]) * 1000
+        run("systemctl", "restart", "machine-web-fs.service")
+        await until(lambda: usage(groups[1]) > 0)
+        helpers = (await measured(client))["web"]["helpers"]
+        assert helpers[0]["accounting"]["cpuUsageNSec"] > 0
+        run("moorctl", "reset-accounting", "web")
+        assert (await described(client))["accountingSince"]["realtime"] > since["realtime"]
+        whole = usage(group) * 1000
+        await client.call(f"{OURS}Stop", {"name": "web"})
+        assert (await verdict(client, "web"))["accounting"]["cpuUsageNSec"] >= whole
+        assert "accountingSince" not in await described(client)
+
+
+async def test_a_machine_without_counters_of_its_own_cannot_be_reset(spawn: Processes) -> None:
+    async with await connect() as client:
+        leader = spawn()
+        machine = (await register(client, "web", leader, allocateUnit=False))["machine"]
+        assert control_group(leader) == machine["controlGroup"]
+        with pytest.raises(NotSupported):
+            await client.call(f"{OURS}ResetAccounting", {"name": "web"})
+        kill(leader)
 
 
 async def test_a_machine_that_is_gone_has_no_pressure(spawn: Processes) -> None:

@@ -94,6 +94,7 @@ ASKED: dict[str, dict[str, Any]] = {
     f"{OURS}SetProperties": {"name": "web", "properties": {"TasksMax": 5}},
     f"{OURS}Freeze": {"name": "web"},
     f"{OURS}Thaw": {"name": "web"},
+    f"{OURS}ResetAccounting": {"name": "web"},
     f"{OURS}AddHelpers": {"name": "web", "helpers": HELPERS},
     f"{OURS}RemoveHelper": {"name": "web", "helper": "a"},
     f"{OURS}Reload": {"name": "web"},
@@ -165,6 +166,7 @@ def test_a_user_does_everything_with_her_own_machine(spawn: Processes) -> None:
             (f"{OURS}SetProperties", {"name": "yes", "properties": {"TasksMax": 500}}),
             (f"{OURS}Freeze", {"name": "yes"}),
             (f"{OURS}Thaw", {"name": "yes"}),
+            (f"{OURS}ResetAccounting", {"name": "yes"}),
             (f"{OURS}Stop", {"name": "yes"}),
             (f"{OURS}Forget", {"name": "yes"}),
         ):

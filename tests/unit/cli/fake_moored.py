@@ -52,6 +52,7 @@ class Kept:
     machine: wire.Machine
     pidfd: int
     limits: dict[str, Any]
+    reset: Timestamp | None = None
 
     @property
     def lives(self) -> bool:
@@ -153,7 +154,11 @@ class FakeMachine(Interface):
         accounting = wire.Accounting(memoryCurrent=3 << 20, tasksCurrent=1)
         effective = {"MemoryMax": 4 << 20, "TasksMax": 10}
         return wire.DescribeOut(
-            machine=kept.machine, accounting=accounting, limits=kept.limits, effective=effective
+            machine=kept.machine,
+            accounting=accounting,
+            accountingSince=kept.reset,
+            limits=kept.limits,
+            effective=effective,
         )
 
     @method("DescribeProperties")
@@ -228,6 +233,11 @@ class FakeMachine(Interface):
     def freeze(self, call: Call, params: wire.FreezeIn) -> None:
         del call
         self._living(params.name).machine.freezer = model.FreezerState.frozen
+
+    @method("ResetAccounting")
+    def reset_accounting(self, call: Call, params: wire.OrderIn) -> None:
+        del call
+        self._living(params.name).reset = now()
 
     @method("Thaw")
     def thaw(self, call: Call, params: wire.ThawIn) -> None:

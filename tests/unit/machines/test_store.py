@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines import model, store, texts
-from moorage.machines.accounting import Accounting
+from moorage.machines.accounting import COUNTERS, Accounting
 from moorage.machines.intents import Intents, encode_change
+from moorage.machines.looking import DEVICES_MAX
 from moorage.machines.model import (
+    Bases,
     Cause,
     Change,
     Helper,
+    HelperBase,
     HelperEnd,
     HelperFailure,
     Identity,
@@ -55,6 +58,10 @@ FULL = Record(
     identity=Identity("4" * 32, "a service", "/root", (1, 2), 7, "vsock/7", "/key", "/control"),
     timestamp=Timestamp(8, 9), leader_uid=1001, runtime_directory="/run/moorage/m/web", lease=True, privileged=True,
     asked=Cause.stopped, lost=HelperEnd("fs", "signal"), late=True,
+    bases=Bases(
+        Timestamp(34, 35), Accounting(cpu_usage_nsec=36, io_read_bytes=37), {"8:0": {"readBytes": 38}},
+        {"fs": HelperBase(39, Accounting(cpu_usage_nsec=40))},
+    ),
     request={"slice": "0123456789abcdef"},
     helpers=(Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ("fs.sock", "other")),),
     verdict=VERDICT,
@@ -114,6 +121,11 @@ VERDICTS = st.builds(
     st.none() | st.sampled_from(Cause), st.none() | INTS, st.none() | INTS, TEXTS, TEXTS,
     st.lists(st.text(max_size=9), max_size=3).map(tuple),
 )  # fmt: skip
+BASES = st.builds(
+    Bases, TIMES, COUNTS,
+    st.none() | st.dictionaries(st.just("8:0"), st.dictionaries(st.just("readBytes"), INTS), max_size=1),
+    st.dictionaries(st.text(max_size=9), st.builds(HelperBase, INTS, COUNTS), max_size=2),
+)  # fmt: skip
 PATHS = st.from_regex(r"(/[a-z☃\\]{1,9}){1,3}", fullmatch=True)
 PLACEMENTS = st.builds(
     Placement,
@@ -136,7 +148,7 @@ WISHES: dict[str, st.SearchStrategy[Any]] = {
 }  # fmt: skip
 RECORDS = st.builds(
     Record, **WISHES, placement=PLACEMENTS, asked=st.none() | st.sampled_from(Cause), late=st.booleans(),
-    verdict=st.none() | VERDICTS,
+    bases=st.none() | BASES, verdict=st.none() | VERDICTS,
 )  # fmt: skip
 
 
@@ -154,8 +166,18 @@ def test_any_intent_comes_back(intent: Intent) -> None:
 
 def test_the_largest_record_is_small_enough() -> None:
     text = "\N{SNOWMAN}" * texts.TEXT_MAX
+    counters = Accounting(**dict.fromkeys(COUNTERS, 2**63))
+    traffic = dict.fromkeys(
+        ("readBytes", "writeBytes", "readOperations", "writeOperations", "discardBytes"), 2**63
+    )
     machine = msgspec.structs.replace(
         FULL,
+        bases=Bases(
+            Timestamp(2**63, 2**63),
+            counters,
+            {f"4095:{number}": traffic | {"discardOperations": 2**63} for number in range(DEVICES_MAX)},
+            {f"{number:064}": HelperBase(2**63, counters) for number in range(model.HELPERS_MAX)},
+        ),
         identity=Identity("4" * 32, text, text, (2**31 - 1,) * model.IF_INDICES_MAX, 7, text, text, text),
         verdict=msgspec.structs.replace(VERDICT, log=("\a" * journal.LINE_MAX,) * journal.LINES_MAX),
     )

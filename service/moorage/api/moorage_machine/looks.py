@@ -14,9 +14,9 @@ from moorage.api.moorage_machine.base import Handlers
 from moorage.api.moorage_machine.errors import REFUSALS
 from moorage.api.moorage_machine.finding import find
 from moorage.api.refusals import translated
+from moorage.api.wire_types import timestamp
 from moorage.machines.accounting import Accounting
 from moorage.machines.properties import SHOWN
-from moorage.machines.verdicts import merged
 from moorage.pid1.manager import ASK_USEC, NoSuchProperty, NoSuchUnit
 from moorage.wire.call import Call
 from moorage.wire.method import method
@@ -61,10 +61,11 @@ class Looks(Handlers):
                     )  # the unit is just going, or its type has none of them
             in_force = await looking.in_force(machine, limits)
             if machine.record.verdict is None:
-                counters = merged(looking.counters(machine), network)
+                bases = machine.record.bases
                 return wire.DescribeOut(
                     machine=self.shown(call, machine),
-                    accounting=convert.accounting(counters),
+                    accounting=convert.accounting(looking.counters(machine, network)),
+                    accountingSince=None if bases is None else timestamp(bases.at),
                     limits=limits,
                     effective=in_force.limits,
                     devices=in_force.devices,

@@ -61,7 +61,7 @@ class Measuring(Handlers):
         return list(found.values())
 
     def _sample(self, machine: Machine) -> wire.Sample:
-        found = self.services.looking.sample(machine)
+        found, bases = self.services.looking.sample(machine), machine.record.bases
         helpers = [
             wire.HelperSample(helper=name, accounting=convert.accounting(each))
             for name, each in found.helpers.items()
@@ -71,6 +71,7 @@ class Measuring(Handlers):
             invocationId=machine.record.invocation_id,
             timestamp=timestamp(found.timestamp),
             accounting=convert.accounting(found.accounting),
+            accountingSince=None if bases is None else timestamp(bases.at),
             pressure=convert.pressures(found.pressure),
             helpers=helpers or None,
         )

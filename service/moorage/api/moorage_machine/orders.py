@@ -1,4 +1,4 @@
-"""Handlers of the orders to a machine: Kill, Stop, Freeze, Thaw, Forget."""
+"""Handlers of the orders to a machine: Kill, Stop, Freeze, Thaw, ResetAccounting, Forget."""
 
 from __future__ import annotations
 
@@ -68,6 +68,13 @@ class Orders(Handlers):
         machine = await self.managed(call, params, params.ifInvocationId)
         with translated(REFUSALS):
             await self.services.freezing.thaw(machine, timeout=timeout)
+
+    @method("ResetAccounting")
+    async def reset_accounting(self, call: Call, params: wire.OrderIn) -> None:
+        """Have the counters of a machine begin at zero again."""
+        machine = await self.managed(call, params, params.ifInvocationId)
+        with translated(REFUSALS):
+            await self.services.resetting.reset(machine)
 
     @method("Forget")
     async def forget(self, call: Call, params: wire.ManageIn) -> None:

@@ -251,6 +251,7 @@ class DescribeOut(Reply, kw_only=True):
 
     machine: Machine
     accounting: Accounting
+    accountingSince: Timestamp | None = None  # noqa: N815
     limits: dict[str, Any]
     effective: dict[str, Any] | None = None
     devices: list[str] | None = None
@@ -295,6 +296,7 @@ class Sample(Reply, kw_only=True):
     invocationId: str  # noqa: N815
     timestamp: Timestamp
     accounting: Accounting
+    accountingSince: Timestamp | None = None  # noqa: N815
     pressure: Pressures | None = None
     helpers: list[HelperSample] | None = None
 
@@ -400,6 +402,12 @@ class ThawIn(ManageIn, kw_only=True):
 
     ifInvocationId: str | None = None  # noqa: N815
     timeoutUSec: TimeoutUSec | None = None  # noqa: N815
+
+
+class OrderIn(ManageIn, kw_only=True):
+    """Parameters of orders that take nothing else."""
+
+    ifInvocationId: str | None = None  # noqa: N815
 
 
 class StopIn(ManageIn, kw_only=True):

@@ -58,6 +58,7 @@ for _command in (
     limits.set_property,
     control.freeze,
     control.thaw,
+    control.reset_accounting,
     control.forget,
     host.doctor,
     host.config,

@@ -1,4 +1,4 @@
-"""Orders to a machine: ``moorctl kill``, ``stop``, ``freeze``, ``thaw`` and ``forget``."""
+"""Orders to a machine: ``moorctl kill``, ``stop``, ``freeze``, ``thaw``, ``reset-accounting`` and ``forget``."""
 
 from __future__ import annotations
 
@@ -129,6 +129,20 @@ def _order(
         views.show_json(reply)
 
 
+@click.command("reset-accounting")
+@NAME
+@JSON
+@addressed
+@chosen
+def reset_accounting(choice: Choice, name: str, as_json: bool) -> None:
+    """Have the counters of a machine begin at zero again.
+
+    Those of its helpers too. What the machine uses now, peaks, and what the end of the machine is reported with stay
+    as they are.
+    """
+    _plain(choice, "ResetAccounting", name, as_json=as_json)
+
+
 @click.command()
 @NAME
 @JSON
@@ -139,9 +153,13 @@ def forget(choice: Choice, name: str, as_json: bool) -> None:
 
     Its unit and its processes live on, but it is no longer listed.
     """
+    _plain(choice, "Forget", name, as_json=as_json)
+
+
+def _plain(choice: Choice, method: str, name: str, *, as_json: bool) -> None:
     address = choice.resolve()
     from moorage.cli import service, views
 
-    reply = service.call(address, "Forget", {"name": name})
+    reply = service.call(address, method, {"name": name})
     if as_json:
         views.show_json(reply)
