@@ -54,6 +54,7 @@ from moorage.machines.looking import Looking
 from moorage.machines.lookup import Lookup
 from moorage.machines.observer import Observer
 from moorage.machines.places import Places
+from moorage.machines.powering import Powering
 from moorage.machines.recovery import Recovery
 from moorage.machines.registration import Registrar
 from moorage.machines.registry import Registry
@@ -167,6 +168,7 @@ class Core:
             Changing(changes, states, followers, manager, directories, detached),
             ChangingLimits(registry, intents.marks_of, manager, followers, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
+            Powering(control, manager),
             looking,
             Resetting(registry, store, agenda, looking, hierarchy),
             retirement,

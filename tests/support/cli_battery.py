@@ -226,6 +226,17 @@ class Battery:
         assert "running (frozen)" in moorctl.output("status", name)
         moorctl.output("stop", name)
 
+    def test_poweroff_and_reboot(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        for command, number in (("poweroff", signal.SIGRTMIN + 4), ("reboot", signal.SIGINT)):
+            name, leader = a_name(), leaders()
+            moorctl.output("register", name, "--leader", str(leader.pid), "--class", "container")
+            assert moorctl.output(command, name) == ""
+            assert leader.wait(RUN_SECONDS) == -number
+            name = a_name()
+            moorctl.output("register", name, "--leader", str(leaders().pid))
+            refused(moorctl(command, name), 1, "no control address")
+            moorctl.output("stop", name)
+
     def test_reset_accounting(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name = a_name()
         moorctl.output("register", name, "--leader", str(leaders().pid))
@@ -325,7 +336,8 @@ class Battery:
         gone.wait(RUN_SECONDS)
 
     @pytest.mark.parametrize(
-        "command", ["status", "kill", "stop", "freeze", "thaw", "reset-accounting", "forget"]
+        "command",
+        ["status", "kill", "stop", "freeze", "thaw", "reset-accounting", "poweroff", "reboot", "forget"],
     )
     def test_no_such_machine(self, moorctl: Moorctl, command: str) -> None:
         name = a_name()

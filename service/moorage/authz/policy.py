@@ -71,6 +71,10 @@ def _asked(action: str, *, own: Decision | None = None) -> Row:
 _OPEN: Final = Row(own=True, others=True)
 _ROOT: Final = Row(own=False, others=False)
 
+_ORDERS: Final = (
+    "Kill", "Stop", "Forget", "Freeze", "Thaw", "SetProperties", "ResetAccounting", "PowerOff", "Reboot",
+)  # fmt: skip
+
 TABLE: Final[Mapping[str, Row]] = {
     # The bare facts are no secret: the manager tells them of every unit, and the kernel of every process. What is one
     # (Policy.tells_all) is left out. machined does not leave out anything.
@@ -91,7 +95,7 @@ TABLE: Final[Mapping[str, Row]] = {
     f"io.systemd.Machine.Register{IN_PLACE}": _asked("org.freedesktop.machine1.register-machine"),
     **_rows(
         "io.moorage.Machine",
-        ("Kill", "Stop", "Forget", "Freeze", "Thaw", "SetProperties", "ResetAccounting"),
+        _ORDERS,
         _asked("io.moorage.manage-machines", own=True),
     ),
     f"io.moorage.Machine.Freeze{WITH_HELPERS}": _asked(AS_ROOT_ACTION),

@@ -35,6 +35,9 @@ more than this (moored.conf(5)). A service that is stuck ends the connection ear
 FREEZE_SECONDS: Final = 25.0
 """The service's own deadline for SetProperties, Freeze and Thaw, which is no option."""
 
+POWER_SECONDS: Final = 25.0
+"""The service's own deadline for PowerOff and Reboot."""
+
 ANSWER_SECONDS: Final = 15.0
 """Added to the service's deadline: it must still be able to report what went wrong."""
 
@@ -298,6 +301,24 @@ class ResetAccounting(_Managing[Nothing], kw_only=True):
     """Have the counters of the machine and of its helpers begin at zero again, for those who ask this service."""
 
     if_invocation_id: str | None = None
+
+
+class PowerOff(_Managing[Nothing], kw_only=True):
+    """Ask the guest to power off; the reply comes when it was asked."""
+
+    if_invocation_id: str | None = None
+
+    def _deadline(self) -> float:
+        return POWER_SECONDS
+
+
+class Reboot(_Managing[Nothing], kw_only=True):
+    """Ask the guest to boot again; the reply comes when it was asked."""
+
+    if_invocation_id: str | None = None
+
+    def _deadline(self) -> float:
+        return POWER_SECONDS
 
 
 class Kill(_Managing[Nothing], kw_only=True):

@@ -188,12 +188,8 @@ class Control:
         """
         record, placement = machine.record, machine.record.placement
         if whom is not KillWhom.all or placement.shared:
-            if (
-                signal != signals.SIGKILL
-                and placement.is_whole
-                and not await is_renewed(machine, self._manager)
-            ):
-                await self._thaw(machine)
+            if signal != signals.SIGKILL:
+                await self.thaw(machine)
             found = record.supervisor if whom is KillWhom.supervisor else record.leader
             self._asking.signal(machine, found, signal)
             return
@@ -215,13 +211,18 @@ class Control:
         else:
             await self._manager.kill(machine.unit, "all", signal, deadline=deadline)
 
-    async def _thaw(self, machine: Machine) -> None:
-        """Thaw a machine that is to react to a signal.
+    async def thaw(self, machine: Machine) -> None:
+        """Thaw a machine that is to react to something, if it is the whole of its unit.
 
         Raises:
+            UnitBusy: it cannot be thawed now.
             ManagerError: as the manager says.
             OSError: no file descriptor is left, or no memory.
         """
+        if machine.record.placement.is_whole and not await is_renewed(machine, self._manager):
+            await self._thaw(machine)
+
+    async def _thaw(self, machine: Machine) -> None:
         if is_frozen(machine.record.control_group, self._hierarchy):
             with contextlib.suppress(NoSuchUnit):
                 await self._manager.thaw(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)

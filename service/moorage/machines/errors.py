@@ -211,6 +211,20 @@ class NotStoppable(Refused):
     """The machine has neither a unit of its own nor a living supervisor that could be asked to stop it."""
 
 
+class GuestUnreachable(Refused):
+    """The guest cannot be asked for something.
+
+    Attributes:
+        operation: what it was to be asked for.
+        reason: a clause that says why.
+    """
+
+    def __init__(self, operation: str, reason: str) -> None:
+        super().__init__(f"{operation}: {reason}")
+        self.operation = operation
+        self.reason = reason
+
+
 class TooOld(Refused):
     """The service manager is too old for an operation.
 

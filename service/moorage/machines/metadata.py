@@ -317,16 +317,13 @@ async def _look_into(machine: Record, leader: int, manager: Manager) -> _Found:
 
 async def _probe(machine: Record, leader: int, manager: Manager) -> _Answer:
     """Have a unit enter the container."""
-    trusted = machine.registrant in {0, os.geteuid()}  # a user answers for all containers, root for none
     try:
         data = await probe(
             manager,
             namespace_probe.__file__,
             leader,
             f"Look into container {machine.name}",
-            account=Account(f"machine-{machine.invocation_id}", of_user=False)
-            if trusted
-            else Account(f"user-{machine.registrant}", of_user=True),
+            account=account(machine),
             capabilities=_CAPABILITIES,
             system_calls=("chroot", "setns"),
         )
@@ -336,6 +333,13 @@ async def _probe(machine: Record, leader: int, manager: Manager) -> _Answer:
         return msgspec.json.decode(data, type=_Answer)
     except msgspec.MsgspecError as exc:
         raise Unreadable(f"the probe's answer is malformed: {exc}", errno.EBADMSG) from exc
+
+
+def account(machine: Record) -> Account:
+    """Return the account of units that deal with a machine: a user answers for all machines, root for each alone."""
+    if machine.registrant in {0, os.geteuid()}:
+        return Account(f"machine-{machine.invocation_id}", of_user=False)
+    return Account(f"user-{machine.registrant}", of_user=True)
 
 
 def _uid_shift(leader: int) -> int:

@@ -11,6 +11,7 @@ from moorage.machines.freezing import Freezing
 from moorage.machines.helpers.changing import Changing
 from moorage.machines.looking import Looking
 from moorage.machines.lookup import Lookup
+from moorage.machines.powering import Powering
 from moorage.machines.registration import Registrar
 from moorage.machines.registry import Registry
 from moorage.machines.resetting import Resetting
@@ -28,6 +29,7 @@ class Services(NamedTuple):
         changing: changes helpers.
         limits: changes properties.
         freezing: freezes and thaws.
+        powering: asks guests to power off, or to boot again.
         looking: looks things up.
         resetting: has counters begin at zero again.
         retirement: forgets.
@@ -41,6 +43,7 @@ class Services(NamedTuple):
     changing: Changing
     limits: ChangingLimits
     freezing: Freezing
+    powering: Powering
     looking: Looking
     resetting: Resetting
     retirement: Retirement

@@ -42,6 +42,9 @@ ANSWER_MAX: Final = 1024 * 1024
 """Bytes of a probe's answer; that of `moorage.probes.namespaces` is the longest: ADDRESSES_MAX addresses of 60, and
 OS_RELEASE_MAX characters of up to 6."""
 
+FAMILIES: Final = ("AF_NETLINK",)
+"""Of the sockets that a probe may have, unless it needs others."""
+
 CAP_DAC_READ_SEARCH: Final = 1 << 2
 CAP_SETGID: Final = 1 << 6
 CAP_SETUID: Final = 1 << 7
@@ -95,6 +98,7 @@ async def probe(
     account: Account | None,
     capabilities: int,
     system_calls: tuple[str, ...] = (),
+    families: tuple[str, ...] = FAMILIES,
 ) -> bytes:
     """Have a unit look at something, within the deadline of the caller's task.
 
@@ -106,6 +110,7 @@ async def probe(
         account: whose it is; None for a look at the host.
         capabilities: what it needs, by their bits (capabilities(7)).
         system_calls: what it needs beside ``@system-service`` (systemd.exec(5)).
+        families: of the sockets that it needs.
 
     Returns:
         What it printed.
@@ -124,7 +129,7 @@ async def probe(
         spec = ServiceSpec(
             unit=f"moored-probe-{os.urandom(8).hex()}.service",
             description=description,
-            properties=types.convert(_properties(program, capabilities, system_calls)),
+            properties=types.convert(_properties(program, capabilities, system_calls, families)),
             standard_output=output,
             file_descriptors=((subject, "subject"),),
         )
@@ -161,7 +166,9 @@ async def _start(manager: Manager, spec: ServiceSpec, account: Account, deadline
             await trio.sleep(AGAIN_SECONDS)
 
 
-def _properties(program: str, capabilities: int, system_calls: tuple[str, ...]) -> dict[str, Json]:
+def _properties(
+    program: str, capabilities: int, system_calls: tuple[str, ...], families: tuple[str, ...] = FAMILIES
+) -> dict[str, Json]:
     command: list[Json] = [sys.executable, "-I", "-S", "-B", program]
     properties: dict[str, Json] = {
         "Type": "oneshot",
@@ -175,7 +182,7 @@ def _properties(program: str, capabilities: int, system_calls: tuple[str, ...]) 
         "MemoryMax": PROBE_MEMORY_MAX,
         "TasksMax": 1,
         "NoNewPrivileges": True,
-        "RestrictAddressFamilies": [True, ["AF_NETLINK"]],
+        "RestrictAddressFamilies": [True, list(families)],
         "SystemCallArchitectures": ["native"],
         "SystemCallFilter": [True, ["@system-service", *system_calls]],
     }

@@ -40,6 +40,7 @@ from moored import (
     show,
 )
 from msgspec.structs import replace
+from vmm import noted, vmm
 
 from moorage.machines.model import Record
 from moorage.machines.store import BadRecord, Store
@@ -95,6 +96,8 @@ ASKED: dict[str, dict[str, Any]] = {
     f"{OURS}Freeze": {"name": "web"},
     f"{OURS}Thaw": {"name": "web"},
     f"{OURS}ResetAccounting": {"name": "web"},
+    f"{OURS}Reboot": {"name": "web"},
+    f"{OURS}PowerOff": {"name": "web"},
     f"{OURS}AddHelpers": {"name": "web", "helpers": HELPERS},
     f"{OURS}RemoveHelper": {"name": "web", "helper": "a"},
     f"{OURS}Reload": {"name": "web"},
@@ -542,3 +545,37 @@ def test_a_record_of_somebody_else_is_not_believed(tmp_path: Path) -> None:
     assert isinstance(loaded["web"], Record)
     assert isinstance(loaded["hers"], BadRecord)
     store.close()
+
+
+def test_no_user_has_root_call_anybody(spawn: Processes, tmp_path: Path) -> None:
+    """Alice's machine may have Alice's socket only; root's is not hers to reach, whatever is at the path."""
+    for each in (*tmp_path.parents[:-2], tmp_path):
+        each.chmod(0o777)
+    roots = vmm(spawn, tmp_path / "root", "obeys")
+    bobs = vmm(spawn, tmp_path / "bob", "obeys", user=BOB)
+    (tmp_path / "link").symlink_to("alice")
+    for name, words in (
+        ("root", "Permission denied"),  # it is root's, so it may be connected to; but not by Alice
+        ("bob", f"belongs to uid {BOB}"),
+        ("link", "symbolic link"),
+        ("none", "No such file"),
+    ):
+        registered = registers(ALICE, at_home(spawn, ALICE), "yes", controlAddress=f"{tmp_path}/{name}")
+        assert "error" not in registered
+        for caller in (ALICE, 0):
+            reply = asks(caller, f"{OURS}PowerOff", {"name": "yes"})
+            assert reply["error"] == f"{OURS}NotSupported"
+            assert words in reply["parameters"]["reason"]
+        stops("yes")
+    hers = vmm(spawn, tmp_path / "alice", "ignores", user=ALICE)
+    registered = registers(ALICE, at_home(spawn, ALICE), "yes", controlAddress=f"{tmp_path}/alice")
+    assert "error" not in registered
+    for caller in (ALICE, 0):
+        assert asks(caller, f"{OURS}Reboot", {"name": "yes"}) == {"parameters": {}}
+        assert noted(hers) == "Reboot"
+    stops("yes")
+    for each in (roots, bobs):
+        assert each.poll() is None
+        each.terminate()
+        assert each.stdout is not None
+        assert each.stdout.read() == b""

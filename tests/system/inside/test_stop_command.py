@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from authority import wait_for
 from moored import (
     OURS,
@@ -28,6 +29,9 @@ from moored import (
     until,
     verdict,
 )
+from vmm import noted, vmm
+
+from moorage.errors import NoSuchMachine, NotSupported, Timeout
 
 UNIT = "machine-web--ask.service"
 
@@ -179,3 +183,54 @@ async def test_it_is_ordered_for_a_shutdown_of_the_host(guest: Process, story: P
     async with await connect() as client:
         assert (await describe(client, "web"))["phase"] == "running"
         await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+# Asking the guest
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory that anybody may make sockets in."""
+    for each in (*tmp_path.parents[:-2], tmp_path):
+        each.chmod(0o777)
+    return tmp_path
+
+
+@pytest.mark.system_instance
+async def test_a_guest_is_asked_at_its_control_address(spawn: Processes, place: Path) -> None:
+    async with await connect() as client:
+        web = vmm(spawn, place / "s", "obeys")
+        await register(client, "web", web, controlAddress=f"unix:{place}/s")
+        await client.call(f"{OURS}Freeze", {"name": "web"})
+        assert await client.call(f"{OURS}Reboot", {"name": "web"}) == {}
+        assert (await describe(client, "web"))["freezer"] == "running"
+        assert await client.call(f"{OURS}PowerOff", {"name": "web"}) == {}
+        assert [noted(web), noted(web)] == ["Reboot", "PowerOff"]
+        assert web.wait(UNTIL_SECONDS) == 7
+        assert (await verdict(client, "web"))["leaderStatus"] == 7
+        with pytest.raises(NoSuchMachine):
+            await client.call(f"{OURS}PowerOff", {"name": "web"})
+
+
+@pytest.mark.system_instance
+async def test_whoever_listens_there_keeps_nobody_waiting(spawn: Processes, place: Path) -> None:
+    async with await connect() as client, await connect() as other:
+        await register(client, "deaf", vmm(spawn, place / "deaf", "deaf"), controlAddress=f"{place}/deaf")
+        await register(client, "no", vmm(spawn, place / "no", "no"), controlAddress=f"{place}/no")
+        await register(client, "none", spawn(), controlAddress=f"{place}/none")
+
+        async def is_late() -> None:
+            with pytest.raises(Timeout):
+                await client.call(f"{OURS}PowerOff", {"name": "deaf"})
+            late.set()
+
+        late = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(is_late)
+            for name, words in (("no", "NotConnected"), ("none", "No such file")):
+                with pytest.raises(NotSupported) as refused:
+                    await other.call(f"{OURS}PowerOff", {"name": name})
+                assert words in refused.value.reason
+            assert not late.is_set()
+        for name in ("deaf", "no", "none"):
+            await client.call(f"{OURS}Stop", {"name": name})

@@ -41,6 +41,7 @@ SAMPLES: dict[type[Exception], Exception] = {
         errors.NotWhole(),
         errors.RegisteredByUser(),
         errors.PartOfUnit("Freeze"),
+        errors.GuestUnreachable("PowerOff", "the machine has no control address"),
         errors.ForeignUnit("SetProperties"),
         errors.MachineBusy("the machine is stopping"),
         errors.TooMuchUnderWay(),

@@ -234,6 +234,22 @@ class FakeMachine(Interface):
         del call
         self._living(params.name).machine.freezer = model.FreezerState.frozen
 
+    @method("PowerOff")
+    def power_off(self, call: Call, params: wire.OrderIn) -> None:
+        del call
+        self._ask(params.name, "PowerOff", signal.SIGRTMIN + 4)
+
+    @method("Reboot")
+    def reboot(self, call: Call, params: wire.OrderIn) -> None:
+        del call
+        self._ask(params.name, "Reboot", signal.SIGINT)
+
+    def _ask(self, name: str, operation: str, number: int) -> None:
+        kept = self._living(name)
+        if kept.machine.class_ != wire.MachineClass.container:
+            raise errors.NotSupported(operation, "the machine has no control address")
+        signal.pidfd_send_signal(kept.pidfd, number)
+
     @method("ResetAccounting")
     def reset_accounting(self, call: Call, params: wire.OrderIn) -> None:
         del call

@@ -405,6 +405,7 @@ class Writer:
                 Ask(f"{OURS}Freeze", {"name": self._name(), "helpers": True}),
                 Ask(f"{OURS}Thaw", {"name": self._name()}),
                 Ask(f"{OURS}ResetAccounting", {"name": self._name()}),
+                Ask(f"{OURS}PowerOff", {"name": self._name()}),
                 Ask(f"{THEIRS}Open", {"name": self._name(), "mode": "shell"}),
                 Ask(f"{THEIRS}BindMount", {"name": self._name(), "source": CANARIES}),
             )

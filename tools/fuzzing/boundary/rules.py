@@ -33,7 +33,10 @@ OPEN: Final = frozenset(
     | {f"{THEIRS}List", "io.systemd.service.Ping"}
 )
 ENDS: Final = frozenset(
-    {f"{OURS}{name}" for name in ("Stop", "Kill", "Forget", "Freeze", "Thaw")}
+    {
+        f"{OURS}{name}"
+        for name in ("Stop", "Kill", "Forget", "Freeze", "Thaw", "ResetAccounting", "PowerOff", "Reboot")
+    }
     | {f"{THEIRS}{name}" for name in ("Terminate", "Kill", "Unregister")}
 )
 REGISTERS: Final = frozenset({f"{OURS}Register", f"{THEIRS}Register"})

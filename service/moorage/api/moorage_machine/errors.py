@@ -79,6 +79,7 @@ REFUSALS: Final[Table] = {
     errors.NotStoppable: lambda _: NotSupported(
         "Stop", "the machine is part of a unit, and nobody supervises it"
     ),
+    errors.GuestUnreachable: lambda error: NotSupported(error.operation, error.reason),
     errors.TooOld: lambda error: NotSupported(error.operation, f"it needs systemd {error.version}"),
     NotOwned: lambda error: ProcessNotOwned(error.pid, error.uid),
     UnitIsNotOwned: lambda error: UnitNotOwned(error.unit),

@@ -1,4 +1,4 @@
-"""Handlers of the orders to a machine: Kill, Stop, Freeze, Thaw, ResetAccounting, Forget."""
+"""Handlers of the orders to a machine: Kill, Stop, Freeze, Thaw, PowerOff, Reboot, ResetAccounting, Forget."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from moorage.api.refusals import translated
 from moorage.authz.policy import WITH_HELPERS
 from moorage.machines import model, texts
 from moorage.machines.freezing import FREEZE_SECONDS
+from moorage.machines.powering import Power
 from moorage.pid1.manager import NoSuchUnit
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
@@ -68,6 +69,21 @@ class Orders(Handlers):
         machine = await self.managed(call, params, params.ifInvocationId)
         with translated(REFUSALS):
             await self.services.freezing.thaw(machine, timeout=timeout)
+
+    @method("PowerOff")
+    async def power_off(self, call: Call, params: wire.OrderIn) -> None:
+        """Ask a guest to power off; reply when it was asked."""
+        await self._ask(call, params, Power.off)
+
+    @method("Reboot")
+    async def reboot(self, call: Call, params: wire.OrderIn) -> None:
+        """Ask a guest to boot again; reply when it was asked."""
+        await self._ask(call, params, Power.reboot)
+
+    async def _ask(self, call: Call, params: wire.OrderIn, power: Power) -> None:
+        machine = await self.managed(call, params, params.ifInvocationId)
+        with translated(REFUSALS):
+            await self.services.powering.ask(machine, power)
 
     @method("ResetAccounting")
     async def reset_accounting(self, call: Call, params: wire.OrderIn) -> None:

@@ -91,6 +91,7 @@ REFUSALS: Final[Table] = {
     errors.TooOld: _system(errno.EOPNOTSUPP),
     errors.MachineBusy: _system(errno.EBUSY),
     errors.ForeignUnit: _system(errno.EOPNOTSUPP),
+    errors.GuestUnreachable: _system(errno.EOPNOTSUPP),
     errors.PartOfUnit: _system(errno.EOPNOTSUPP),
     # This interface has no helpers.
     errors.InvalidHelper: _system(errno.EINVAL),

@@ -58,6 +58,8 @@ for _command in (
     limits.set_property,
     control.freeze,
     control.thaw,
+    control.poweroff,
+    control.reboot,
     control.reset_accounting,
     control.forget,
     host.doctor,

@@ -1,4 +1,4 @@
-"""Orders to a machine: ``moorctl kill``, ``stop``, ``freeze``, ``thaw``, ``reset-accounting`` and ``forget``."""
+"""Orders to a machine: ``moorctl kill``, ``stop``, ``freeze``, ``poweroff``, ``reset-accounting``, ``forget``."""
 
 from __future__ import annotations
 
@@ -127,6 +127,33 @@ def _order(
     reply = service.call(address, method, {**parameters, "timeoutUSec": timeout}, timeout=seconds)
     if as_json:
         views.show_json(reply)
+
+
+@click.command()
+@NAME
+@JSON
+@addressed
+@chosen
+def poweroff(choice: Choice, name: str, as_json: bool) -> None:
+    """Ask the guest of a machine to power off.
+
+    It is asked at the machine's control address; a container that has none by a signal, as machinectl does. This
+    waits until it was asked, not until it is off: see wait, and stop --power-off.
+    """
+    _plain(choice, "PowerOff", name, as_json=as_json)
+
+
+@click.command()
+@NAME
+@JSON
+@addressed
+@chosen
+def reboot(choice: Choice, name: str, as_json: bool) -> None:
+    """Ask the guest of a machine to boot again.
+
+    It is asked as by poweroff.
+    """
+    _plain(choice, "Reboot", name, as_json=as_json)
 
 
 @click.command("reset-accounting")
