@@ -94,6 +94,32 @@ async def test_memory_and_tasks_with_their_peaks(spawn: Processes) -> None:
         assert found["tasksPeak"] == int(kernel(group, "pids.peak")) >= 1
 
 
+def cgtop(group: str) -> tuple[int, int]:
+    """Tasks and memory of a group as systemd-cgtop tells them."""
+    lines = run("systemd-cgtop", "--raw", "--batch", "--iterations=1", "--depth=3").splitlines()
+    [found] = [line.split() for line in lines if line.startswith(f"{group.lstrip('/')} ")]
+    return int(found[1]), int(found[3])
+
+
+async def test_systemd_cgtop_tells_the_same(spawn: Processes) -> None:
+    async with await connect() as client:
+        leader = spawn(TAKES, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        group = (await register(client, "web", leader))["machine"]["controlGroup"]
+        go(leader)
+        done(leader)
+
+        async def alike() -> bool:
+            found = (await described(client))["accounting"]
+            async with client.call_more(f"{OURS}Measure", {"names": ["web"]}) as replies:
+                [measured] = [reply["sample"]["accounting"] async for reply in replies]
+            memory = {found["memoryCurrent"], measured["memoryCurrent"], cgtop(group)[1]}
+            return len(memory) == 1 and cgtop(group)[0] == found["tasksCurrent"] == measured["tasksCurrent"]
+
+        await until(alike)
+        await client.call(f"{OURS}SetProperties", {"name": "web", "properties": {"TasksMax": 5}})
+        assert cgtop(group)[0] == 1
+
+
 async def test_the_network_while_it_lives_and_after(spawn: Processes) -> None:
     """Where the kernel has no programs for that, nothing is counted, and nothing is told."""
     async with await connect() as client:

@@ -177,6 +177,31 @@ async def test_a_quota_that_throttles(spawn: Processes) -> None:
         assert "cpu.max" not in os.listdir(f"/sys/fs/cgroup{group}")  # nobody needs the controller any more
 
 
+async def test_limits_of_a_frozen_machine(spawn: Processes) -> None:
+    """They are in force while it stands still, and when it goes on."""
+    async with await connect() as client:
+        group = (await register(client, "web", spawn(("sh", "-c", "while :; do :; done"))))["machine"][
+            "controlGroup"
+        ]
+
+        def used() -> str:
+            return kernel(group, "cpu.stat").splitlines()[0]
+
+        await client.call(f"{OURS}Freeze", {"name": "web"})
+        assert "frozen 1" in kernel(group, "cgroup.events")
+        before = used()
+        assert (
+            await change(client, {"CPUQuotaPerSecUSec": 50_000, "MemoryMax": 64 * MIB, "TasksMax": 9}) == {}
+        )
+        assert [kernel(group, name) for name in ("cpu.max", "memory.max", "pids.max")] == [
+            "5000 100000", str(64 * MIB), "9",
+        ]  # fmt: skip
+        run("systemctl", "daemon-reload")
+        assert (kernel(group, "memory.max"), used()) == (str(64 * MIB), before)
+        await client.call(f"{OURS}Thaw", {"name": "web"})
+        await until(lambda: throttled(group) > 0)
+
+
 async def test_a_helper_has_limits_of_its_own(spawn: Processes) -> None:
     helper = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"]}
     async with await connect() as client:

@@ -61,6 +61,22 @@ exec sleep infinity
 """
 """A payload that gives controllers to groups of its own."""
 
+THREADS = """
+import os, threading
+own = "/sys/fs/cgroup" + open("/proc/self/cgroup").read().rpartition("0::")[2].strip()
+os.makedirs(f"{own}/vcpus/1")
+with open(f"{own}/vcpus/1/cgroup.type", "w") as file:
+    file.write("threaded")
+with open(f"{own}/vcpus/cgroup.procs", "w") as file:
+    file.write("0")
+def vcpu():
+    with open(f"{own}/vcpus/1/cgroup.threads", "w") as file:
+        file.write(str(threading.get_native_id()))
+    threading.Event().wait()
+threading.Thread(target=vcpu).start()
+"""
+"""A payload that has a thread in a group of its own, as virtual machine monitors do with those of their CPUs."""
+
 
 class TestContainer:
     @pytest.fixture(autouse=True)
@@ -135,6 +151,96 @@ class TestContainer:
             assert "pids" in text_of(few["controlGroup"], "cgroup.controllers").split()
             assert xattr(few["controlGroup"], "user.delegate") == "1"
             assert show(few["unit"], "DelegateControllers")["DelegateControllers"] == "pids"
+
+    async def test_controllers_that_are_not_there_are_told(self, spawn: Processes) -> None:
+        async with await connect() as client:
+            asked = {"DelegateControllers": ["pids", "cpuset", "memory"]}
+            for dry_run in (True, False):
+                reply = await register(client, "box", spawn(), properties=asked, dryRun=dry_run)
+                [told] = reply["differences"]
+                assert (told["property"], told["wanted"]) == ("DelegateControllers", "cpuset")
+            there = text_of(reply["machine"]["controlGroup"], "cgroup.controllers").split()
+            assert {"pids", "memory"} <= set(there)
+
+    async def test_nothing_is_delegated_where_that_was_asked_for(self, spawn: Processes) -> None:
+        async with await connect() as client:
+            reply = await register(
+                client, "box", spawn(), **{"class": "container"}, properties={"Delegate": False}
+            )
+            group = reply["machine"]["controlGroup"]
+            assert reply["differences"] == []
+            assert xattr(group, "user.delegate") is None
+            assert show(reply["machine"]["unit"], "Delegate")["Delegate"] == "no"
+            limits = (await client.call(f"{OURS}Describe", {"name": "box"}))["limits"]
+            assert limits["Delegate"] is False
+
+    async def test_threads_in_groups_of_their_own(self, spawn: Processes) -> None:
+        """Two levels down: what is above stays a domain, as systemd wants it (CGROUP_DELEGATION)."""
+        async with await hold() as payload, await connect() as client:
+            parameters = {"name": "box", "class": "container", "leaderFileDescriptor": 0}
+            machine = (await client.call(f"{OURS}Register", parameters, fds=[payload.pidfd]))["machine"]
+            scope = machine["controlGroup"]
+            await payload.run([sys.executable, "-c", THREADS], subgroup="payload")
+            threads = path_of(scope, "payload", "vcpus", "1", "cgroup.threads")
+            await until(lambda: threads.exists() and threads.read_text().strip())
+            assert [text_of(scope, *below, "cgroup.type") for below in (
+                (), ("payload",), ("payload", "vcpus"), ("payload", "vcpus", "1"),
+            )] == ["domain", "domain", "domain threaded", "threaded"]  # fmt: skip
+            run("systemctl", "daemon-reload")
+            await client.call(f"{OURS}SetProperties", {"name": "box", "properties": {"TasksMax": 50}})
+            assert text_of(scope, "payload", "vcpus", "1", "cgroup.type") == "threaded"
+            found = await client.call(f"{OURS}Describe", {"name": "box"})
+            assert (found["machine"]["phase"], found["accounting"]["tasksCurrent"]) == ("running", 2)
+            for asked in ({"process": {"pid": payload.pid}}, {"controlGroup": f"{scope}/payload/vcpus/1"}):
+                assert (await client.call(f"{OURS}Find", asked))["machine"]["name"] == "box"
+            for method in ("Freeze", "Thaw"):
+                await client.call(f"{OURS}{method}", {"name": "box"})
+            await client.call(f"{OURS}Stop", {"name": "box"})
+            await payload.wait()
+
+    async def test_a_systemd_boots_in_it_and_limits_units_of_its_own(
+        self, spawn: Processes, tmp_path: Path
+    ) -> None:
+        """As a container manager runs it that asks moored for its scope, and divides that as it likes."""
+        root, unit = tmp_path / "root", tmp_path / "limited.service"
+        root.mkdir()
+        unit.write_text(
+            "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=sleep infinity\nMemoryMax=24M\nTasksMax=7\n"
+        )
+        run("mount", "--bind", "/", str(root))
+        nspawn = (
+            "systemd-nspawn", "--quiet", "--keep-unit", "--register=no", "--machine=box", f"--directory={root}",
+            "--volatile=overlay", f"--bind-ro={unit}:/etc/systemd/system/limited.service", "--boot", "--",
+            "systemd.unit=limited.service",
+        )  # fmt: skip
+        options = ("--class", "container", "--name", "box", "--property", "MemoryMax=400M")
+        spawn(
+            ("moorctl", "run", *options, "--", *nspawn), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        scope = "/machine.slice/machine-box.scope"
+        limited = "/payload/system.slice/limited.service"
+        try:
+            await until(lambda: path_of(scope + limited).exists(), "the container's systemd starts a unit")
+            await until(lambda: text_of(scope + limited, "pids.max") == "7")
+            for _ in range(2):
+                assert text_of(scope + limited, "memory.max") == str(24 * MIB)
+                assert {"memory", "pids"} <= set(
+                    text_of(f"{scope}/payload", "cgroup.subtree_control").split()
+                )
+                assert text_of(scope, "memory.max") == str(400 * MIB)
+                assert text_of(scope, "cgroup.procs") == ""  # there are none in what is inside of the tree
+                run("systemctl", "daemon-reload")
+            async with await connect() as client:
+                found = await client.call(f"{OURS}Describe", {"name": "box"})
+                assert found["machine"]["phase"] == "running"
+                assert found["accounting"]["tasksCurrent"] == int(text_of(scope, "pids.current")) > 2
+                asked = {"controlGroup": f"{scope}{limited}"}
+                assert (await client.call(f"{OURS}Find", asked))["machine"]["name"] == "box"
+                await client.call(f"{OURS}Stop", {"name": "box"})
+                assert (await verdict(client, "box"))["cause"] == "stopped"
+            await until(lambda: not path_of(scope).exists())
+        finally:
+            run("umount", "--lazy", str(root))
 
 
 # A user's own manager

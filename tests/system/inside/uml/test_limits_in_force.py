@@ -152,6 +152,39 @@ async def test_a_controller_that_is_nowhere_is_told(spawn: Processes) -> None:
         assert reply["differences"][1]["reason"] == "this kernel has no io.weight"
 
 
+@pytest.mark.parametrize(
+    ("option", "asked"),
+    [
+        ("BLK_CGROUP_IOCOST", {"IOWeight": 50}),
+        ("BLK_CGROUP_IOLATENCY", {"IODeviceLatencyTargetUSec": [["/dev/null", 1000]]}),
+        ("PSI", {"ManagedOOMMemoryPressure": "kill"}),
+        ("CPUSETS", {"AllowedCPUs": [1]}),
+        ("SMP", {"AllowedMemoryNodes": [1]}),
+        ("CFS_BANDWIDTH", {"CPUQuotaPerSecUSec": 500_000}),
+        ("CGROUP_PIDS", {"TasksMax": 50}),
+        ("MEMCG", {"MemoryHigh": MIB * 100}),
+        ("ZSWAP", {"MemoryZSwapMax": MIB}),
+        ("CGROUP_BPF", {"DevicePolicy": "closed"}),
+        ("CGROUP_BPF", {"IPAddressDeny": [[2, [192, 0, 2, 1], 32]]}),
+    ],
+)
+async def test_what_the_kernel_was_built_without_is_told(
+    spawn: Processes, option: str, asked: dict[str, Any]
+) -> None:
+    """What cannot be shown to bite here, in the words of this kernel's configuration."""
+    built_with = f"CONFIG_{option}=y" in run("linux.uml", "--showconfig").splitlines()
+    async with await connect() as client:
+        reply = await register(client, "web", spawn(), properties=asked)
+        assert [each["property"] for each in reply["differences"]] == ([] if built_with else [*asked])
+
+
+async def test_no_pressure_is_told_of_where_none_is_measured(spawn: Processes) -> None:
+    assert "# CONFIG_PSI is not set" in run("linux.uml", "--showconfig")
+    async with await connect() as client:
+        await register(client, "web", spawn())
+        assert "pressure" not in await client.call(f"{OURS}Describe", {"name": "web"})
+
+
 async def test_a_device_that_is_none_is_named(spawn: Processes) -> None:
     asked = {
         "IOReadBandwidthMax": [["/dev/nosuch", 1_000_000]], "IOWriteIOPSMax": [["/dev/null", 9]],
