@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.pid1.over_dbus",
         "moorage.kernel.block", "moorage.kernel.cgroup", "moorage.kernel.cgroup_watch",
         "moorage.kernel.processes", "moorage.kernel.system",
-        "moorage.kernel.memory", "moorage.pid1.references", "moorage.pid1.hints",
+        "moorage.kernel.memory", "moorage.kernel.threads", "moorage.pid1.references", "moorage.pid1.hints",
         "moorage.machines.store", "moorage.machines.intents", "moorage.machines.event_files",
         "moorage.machines.in_force", "moorage.machines.foreseen",
         "moorage.authz.polkit", "moorage.probes.namespaces", "moorage.probes.control",

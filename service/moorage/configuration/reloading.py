@@ -13,6 +13,7 @@ import trio
 
 from moorage.activation import Notifier
 from moorage.configuration.current import Configuration
+from moorage.kernel.threads import in_thread
 
 READ_SECONDS: float = 10.0
 """How long the files may take. They may be on a file system that does not answer, and calls go on meanwhile."""
@@ -46,7 +47,11 @@ async def reload(configuration: Configuration, readers: trio.CapacityLimiter) ->
         readers: bounds the threads that read.
     """
     with trio.move_on_after(READ_SECONDS):
-        loaded = await trio.to_thread.run_sync(configuration.read, abandon_on_cancel=True, limiter=readers)
+        try:
+            loaded = await in_thread(configuration.read, abandon_on_cancel=True, limiter=readers)
+        except OSError as error:
+            _log.error("Failed to read the configuration, what is in force stays so: %s", error)
+            return
         waiting = configuration.take(loaded)
         configuration.report()
         if waiting:

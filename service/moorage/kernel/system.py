@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
-
-import trio
 
 from moorage.kernel import cgroup
 from moorage.kernel.cgroup import Hierarchy, Watch
@@ -13,6 +12,7 @@ from moorage.kernel.cgroup_watch import InotifyWatch
 from moorage.kernel.clock import Clock, SystemClock
 from moorage.kernel.poller import Readiness
 from moorage.kernel.processes import PidfdProcesses, Processes
+from moorage.kernel.threads import in_thread
 
 
 class Cgroupfs:
@@ -33,7 +33,7 @@ class Cgroupfs:
 
     async def find(self, pattern: str) -> list[str]:
         """See `Hierarchy`."""
-        return await trio.to_thread.run_sync(cgroup.find, pattern)
+        return await in_thread(partial(cgroup.find, pattern))
 
     def watch(self, changed: Callable[[str], None], overflow: Callable[[], None]) -> Watch:
         """See `Hierarchy`."""

@@ -19,6 +19,7 @@ import trio
 
 from moorage.kernel.clock import Clock
 from moorage.kernel.system import System
+from moorage.kernel.threads import in_thread
 from moorage.machines import verdicts
 from moorage.machines.accounting import Accounting
 from moorage.machines.events import Kind
@@ -279,7 +280,7 @@ class FinalAccounts:
         wait_usec = round(WAIT_SECONDS * 1e6)
         read = functools.partial(self._journal.ends, invocations, user=self._user, wait_usec=wait_usec)
         try:
-            return await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+            return await in_thread(read, abandon_on_cancel=True)
         except OSError as error:
             _log.warning("Failed to read the journal, ignoring: %s", error)
             self._deaf = True
@@ -331,7 +332,7 @@ class FinalAccounts:
             return HelperEnd(units[found.unit], found.result, tuple(logs[found.unit].lines))
 
         try:
-            return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._looks)
+            return await in_thread(look, abandon_on_cancel=True, limiter=self._looks)
         except OSError as error:
             _log.warning("Failed to read the journal, ignoring: %s", error)
             return lost

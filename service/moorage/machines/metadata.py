@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from moorage.kernel.process import NotAProcess, ProcessGone, has_exited, open_process, pid_of
+from moorage.kernel.threads import in_thread
 from moorage.machines.model import MachineClass, Record
 from moorage.pid1.manager import Manager
 from moorage.pid1.oneshot import (
@@ -264,7 +265,10 @@ async def _look(machine: Record, manager: Manager) -> _Found:
         raise NotAvailable("a virtual machine does not tell")
     if machine.class_ is MachineClass.host:
         # The disk that the file is on, or the kernel's lock on addresses, may make us wait: not in the loop.
-        return await trio.to_thread.run_sync(_look_around, abandon_on_cancel=True)
+        try:
+            return await in_thread(_look_around, abandon_on_cancel=True)
+        except OSError as exc:
+            raise Unreadable(f"host: {exc}", _number(exc)) from exc
     if machine.leader is None:
         raise Unreadable("the machine has no leader", errno.ESRCH)
     try:

@@ -152,10 +152,11 @@ class Recovery:
                 )
                 if status is not None and self._is_other(unit):
                     _log.warning("%s is no machine of ours: %s.", unit, self._leftovers.describe(status))
+            paths = await self._hierarchy.find(SCOPES)
         except (ManagerError, OSError) as error:
             _log.warning("Failed to look for scopes without a machine, ignoring: %s", error)
             return
-        for path in await self._hierarchy.find(SCOPES):
+        for path in paths:
             unit = path.rpartition("/")[2]
             if unit not in units and self._is_other(unit):
                 _log.warning("%s has processes, but no unit.", path)

@@ -20,13 +20,16 @@ server lives.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 
 import trio
 
+from moorage.kernel.threads import in_thread
 from moorage.wire.output import close_all
 
 THREADS_MAX = 64
@@ -91,9 +94,11 @@ class Disposal:
             async with trio.open_nursery() as nursery:
                 thread: list[int] = []
                 nursery.start_soon(_interrupt, thread)
-                await trio.to_thread.run_sync(
-                    _close_next, turns, thread, limiter=self._threads, abandon_on_cancel=True
-                )
+                closing = partial(_close_next, turns, thread)
+                try:
+                    await in_thread(closing, limiter=self._threads, abandon_on_cancel=True)
+                except OSError:  # no thread can be started: the file stays open until there is one
+                    await trio.sleep(PATIENCE_SECONDS)
                 nursery.cancel_scope.cancel()
         del self._turns[uid]
 
@@ -105,8 +110,9 @@ class Disposal:
         """Close the rest, as far as that takes no time; the end of the process closes what remains."""
         if self._turns:
             thread = threading.Thread(target=_close_rest, args=(list(self._turns.values()),), daemon=True)
-            thread.start()
-            thread.join(PATIENCE_SECONDS)
+            with contextlib.suppress(RuntimeError):  # no thread can be started
+                thread.start()
+                thread.join(PATIENCE_SECONDS)
 
 
 def _close_next(turns: deque[int], thread: list[int]) -> None:

@@ -112,3 +112,15 @@ async def test_problems_are_logged_by_how_bad_they_are(caplog: pytest.LogCapture
         (logging.WARNING, "a:2: odd"),
         (logging.INFO, "Read the configuration again."),
     ]
+
+
+async def test_without_a_thread_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(*_: object, **options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    configuration = Configuration(lambda: Loaded(Settings(machines_max=7), {}, ()))
+    monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
+    await reload(configuration, trio.CapacityLimiter(1))
+    assert ["what is in force stays so" in record.message for record in caplog.records] == [True]

@@ -5,7 +5,9 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import trio
 
 from moorage.wire.disposal import Disposal
@@ -43,6 +45,29 @@ async def test_what_waits_is_interrupted_and_nobody_else_waits_for_it(open_fds: 
         with receiver:
             await drained(disposal, 1)
         assert open_fds() == before
+
+
+async def test_a_file_waits_for_a_thread(
+    open_fds: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_fds()
+    refused: list[object] = []
+    real = trio.to_thread.run_sync
+
+    async def refuse_twice(*args: Any, **options: Any) -> Any:
+        if len(refused) < 2:
+            refused.append(args)
+            raise RuntimeError("can't start new thread")
+        return await real(*args, **options)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", refuse_twice)
+    monkeypatch.setattr("moorage.wire.disposal.PATIENCE_SECONDS", 0.01)
+    async with trio.open_nursery() as nursery:
+        disposal = Disposal(nursery)
+        disposal.close(1, os.pipe())
+        await drained(disposal, 1)
+    assert len(refused) == 2
+    assert open_fds() == before
 
 
 async def test_at_the_end_nobody_waits(open_fds: Callable[[], int]) -> None:

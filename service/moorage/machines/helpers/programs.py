@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
-import trio
-
+from moorage.kernel.threads import in_thread
 from moorage.machines.errors import InvalidHelper
 from moorage.machines.model import HelperSpec
 
@@ -24,6 +24,7 @@ async def check_programs(specs: Sequence[HelperSpec]) -> None:
 
     Raises:
         InvalidHelper: one is not.
+        OSError: no thread can be started.
     """
     visible = [
         (number, spec.exec_start[0])
@@ -31,15 +32,19 @@ async def check_programs(specs: Sequence[HelperSpec]) -> None:
         if not _HIDING & spec.properties.keys()
     ]
     # In a thread: a program may lie on a file system that does not answer.
-    missing = await trio.to_thread.run_sync(_missing, visible, abandon_on_cancel=True)
+    missing = await in_thread(partial(_missing, visible), abandon_on_cancel=True)
     if missing is not None:
         raise InvalidHelper(f"[{missing}].execStart[0]")
 
 
 async def is_program(path: str) -> bool:
-    """Whether a program is there, as far as we can see."""
+    """Whether a program is there, as far as we can see.
+
+    Raises:
+        OSError: no thread can be started.
+    """
     # In a thread: it may lie on a file system that does not answer.
-    return await trio.to_thread.run_sync(_missing, [(0, path)], abandon_on_cancel=True) is None
+    return await in_thread(partial(_missing, [(0, path)]), abandon_on_cancel=True) is None
 
 
 def _missing(programs: Sequence[tuple[int, str]]) -> int | None:

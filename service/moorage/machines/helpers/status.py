@@ -24,6 +24,7 @@ import trio
 
 from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
 from moorage.kernel.processes import Processes
+from moorage.kernel.threads import in_thread
 from moorage.machines.gather import gather
 from moorage.machines.model import Helper, HelperStatus
 from moorage.pid1.hints import Hints
@@ -291,7 +292,7 @@ class HelperStates:
             wait_usec=0,
         )
         try:
-            log = (await trio.to_thread.run_sync(read))[unit]
+            log = (await in_thread(read))[unit]
         except OSError as error:
             _log.warning("Failed to read the journal, ignoring: %s", error)
             return

@@ -11,6 +11,7 @@ from typing import Final
 import trio
 
 from moorage.kernel.system import System
+from moorage.kernel.threads import in_thread
 from moorage.machines.errors import HelperFailed, HelperLate
 from moorage.machines.helpers.status import ENDED, HelperStates
 from moorage.machines.helpers.units import to_records
@@ -164,7 +165,7 @@ class StartWatcher:
             wait_usec=wait_usec,
         )
         try:
-            return await trio.to_thread.run_sync(read)
-        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            return await in_thread(read)
+        except OSError as error:
             _log.warning("Failed to read the journal, ignoring: %s", error)
             return {}
