@@ -5,6 +5,7 @@ import enum
 import json
 import os
 import socket
+import struct
 import types
 import typing
 from array import array
@@ -27,11 +28,12 @@ ANSWER_SECONDS = 20.0
 
 
 def dial(path: str = SOCKET) -> socket.socket:
-    """Connect."""
+    """Connect, also while thousands of connections wait to be accepted: connect(2) waits only if it may block."""
     connected = socket.socket(socket.AF_UNIX)
-    connected.settimeout(ANSWER_SECONDS)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(ANSWER_SECONDS), 0))
     try:
         connected.connect(path)
+        connected.settimeout(ANSWER_SECONDS)
     except OSError:
         connected.close()
         raise
