@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -22,6 +23,10 @@ from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
+from moorage.beside.directory import ADDRESS, Directory
+from moorage.beside.following import Beside, Watch
+from moorage.beside.notes import Notes
+from moorage.beside.peer import Peer
 from moorage.configuration.current import Configuration
 from moorage.configuration.reloading import reload_at_hangup
 from moorage.configuration.settings import Settings
@@ -118,6 +123,8 @@ class Core:
         leases: what holds machines.
     """
 
+    _beside: Beside | None = None
+
     def __init__(
         self, manager: Manager, store: Store, files: EventFiles, scribe: Scribe,
         directories: RuntimeDirectories, references: References, system: System, journal: Journal,
@@ -175,6 +182,19 @@ class Core:
             chronicle,
         )  # fmt: skip
 
+    def stand_beside(self, machined: Peer, watch: Watch, notes: Notes, settings: Settings) -> None:
+        """Be in step with machined once it runs.
+
+        Args:
+            machined: is called.
+            watch: begins to watch what machined shows of itself.
+            notes: what was forgotten here, and machined has still.
+            settings: what is to be done.
+        """
+        registry, followers = self.services.registry, self.followers
+        self._beside = Beside(registry, notes, machined, watch, followers, publish=settings.publish)
+        followers.join(self._beside)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the machines; started once what was kept on disk has been compared with what is there.
 
@@ -199,6 +219,8 @@ class Core:
                 nursery.start_soon(self._accounts.run, self._retirement.complete)
                 nursery.start_soon(self._watching.run)
                 nursery.start_soon(self._retirement.run)
+                if self._beside is not None:
+                    nursery.start_soon(self._beside.run)
                 task_status.started()
         finally:
             self._observer.close()
@@ -249,6 +271,8 @@ async def run(options: Options, configuration: Configuration, listeners: Sequenc
     core = Core(
         manager, store, files, Wording(), directories, references, system(readiness), journal, settings
     )
+    if _is_beside(options, settings, listeners):
+        core.stand_beside(Peer(ADDRESS), partial(Directory, readiness), Notes(store), settings)
     service = _service(core, authority, manager, configuration)
     server = Server(limits=settings.limits)
     configuration.follow(core.apply)
@@ -279,9 +303,14 @@ async def run(options: Options, configuration: Configuration, listeners: Sequenc
         core.end()
         await server.drain(DRAIN_USEC / 1e6)
         background.cancel_scope.cancel()
-    readiness.close()
-    store.close()
-    notifier.close()
+    for each in (readiness, store, notifier):
+        each.close()
+
+
+def _is_beside(options: Options, settings: Settings, listeners: Sequence[socket.socket]) -> bool:
+    """Whether there is anything to settle with machined: not in its own place, for one."""
+    in_place = any(listener.getsockname() == ADDRESS for listener in listeners)
+    return options.user is None and not in_place and settings.publish
 
 
 def _directories(options: Options, settings: Settings) -> RuntimeDirectories:

@@ -46,6 +46,8 @@ KEPT_UNIT_FILES = Path.home() / ".config/systemd/user" if USER else Path("/etc/s
 """Unit files of the administrator, or of the user."""
 TRANSIENT = RUNTIME / "systemd/transient"
 """Unit files that the service manager has made itself."""
+ALONE = RUNTIME / "moorage/moored.conf.d/alone.conf"
+"""Says that moored has nothing to do with machined, in the tests of everything else."""
 DROP_IN = UNIT_FILES / "moored.service.d/test.conf"
 
 ERRORS: list[type[VarlinkError]] = [

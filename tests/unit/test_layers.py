@@ -34,15 +34,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.dbus.marshal", "moorage.dbus.unmarshal", "moorage.dbus.message",
         "moorage.machines.asked", "moorage.machines.own_slice", "moorage.machines.planned",
         "moorage.machines.own_slice", "moorage.machines.stop_command",
+        "moorage.beside.listed",
         "moorage.machines.scope_units", "moorage.machines.helpers.spec", "moorage.machines.helpers.units",
     ),
     # 2: adapters to the outside
     (
         "moorage.dbus.authentication", "moorage.dbus.bus", "moorage.pid1.journal", "moorage.kernel.poller",
         "moorage.pid1.over_dbus",
-        "moorage.kernel.block", "moorage.kernel.cgroup", "moorage.kernel.cgroup_watch",
+        "moorage.kernel.block", "moorage.kernel.cgroup", "moorage.kernel.inotify", "moorage.kernel.cgroup_watch",
         "moorage.kernel.processes", "moorage.kernel.system",
         "moorage.kernel.memory", "moorage.kernel.threads", "moorage.pid1.references", "moorage.pid1.hints",
+        "moorage.beside.directory", "moorage.beside.notes",
         "moorage.machines.store", "moorage.machines.intents", "moorage.machines.event_files",
         "moorage.machines.in_force", "moorage.machines.foreseen",
         "moorage.authz.polkit", "moorage.probes.namespaces", "moorage.probes.control",
@@ -72,6 +74,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.wire.link", "moorage.wire.answering", "moorage.wire.server",
         "moorage.wire.outlet", "moorage.wire.fairness", "moorage.wire.exchange",
         "moorage.wire.client", "moorage.launch", "moorage.client",
+        "moorage.beside.peer", "moorage.beside.following",
     ),
     # 4: interfaces served
     ("moorage.api", "moorage.activation", "moorage.configuration"),
@@ -89,6 +92,7 @@ PACKAGES_ONLY = (
     "moorage.pid1",
     "moorage.pid1.over_dbus",
     "moorage.authz",
+    "moorage.beside",
     "moorage.api",
     "moorage.api.moorage_machine",
     "moorage.api.systemd_machine",
@@ -165,6 +169,10 @@ FORBIDDEN: tuple[Arrow, ...] = (
         for room in ("api", "app", "authz", "machines", "pid1", "wire")
     ),
     Arrow("moorage.machines", "moorage.api"),
+    *(
+        Arrow(room, "moorage.beside")
+        for room in ("moorage.api", "moorage.authz", "moorage.machines", "moorage.pid1")
+    ),
     Arrow("moorage.machines", "moorage.wire"),
     Arrow("moorage.pid1", "moorage.machines"),
     Arrow("moorage", "jeepney", ("moorage.dbus.authentication",)),

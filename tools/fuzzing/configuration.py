@@ -35,7 +35,8 @@ def _examine(content: bytes) -> str:
         value = getattr(found.settings, field)
         text = written(found.settings, field)
         # What is in force is in range, and can be written down.
-        assert option.kind.parse(int(text) if text.isdecimal() else text) == value
+        typed = int(text) if text.isdecimal() else {"true": True, "false": False}.get(text, text)
+        assert option.kind.parse(typed) == value
         source = found.sources.get(field)
         assert value == getattr(Settings(), field) or source is not None
         if source is not None:

@@ -29,6 +29,13 @@ class Phase(StrEnum):
     EXITED = "exited"
 
 
+class Origin(StrEnum):
+    """Where a machine comes from. See the interface."""
+
+    REGISTERED = "registered"
+    ADOPTED = "adopted"
+
+
 class FreezerState(StrEnum):
     """Whether the processes of a machine are suspended."""
 
@@ -357,6 +364,8 @@ class Machine(Struct, rename="camel", frozen=True, kw_only=True):
         timestamp: when it was registered.
         helpers: its services.
         verdict: how it ended, if it has.
+        origin: see :class:`Origin`.
+        published: systemd-machined lists it too.
     """
 
     name: str
@@ -384,6 +393,8 @@ class Machine(Struct, rename="camel", frozen=True, kw_only=True):
     timestamp: Timestamp
     helpers: list[HelperStatus] = []
     verdict: Verdict | None = None
+    origin: str | None = None
+    published: bool | None = None
 
 
 class Event(Struct, rename="camel", frozen=True, kw_only=True):

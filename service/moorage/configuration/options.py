@@ -168,6 +168,24 @@ class Slice(msgspec.Struct, frozen=True):
         return "a slice"
 
 
+class Switch(msgspec.Struct, frozen=True):
+    """Whether something is done."""
+
+    def parse(self, value: object) -> bool:
+        """Return the truth value."""
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"must be {self}, without quotation marks")
+
+    def write(self, value: bool) -> str:  # noqa: FBT001 - it is the value
+        """Write the truth value."""
+        return "true" if value else "false"
+
+    def __str__(self) -> str:
+        """Say which values there are."""
+        return "true or false"
+
+
 class Option(msgspec.Struct, frozen=True):
     """An option, but for its name and its default.
 
@@ -232,6 +250,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "runtime_directory_size_bytes": Option(
         Size(MEBIBYTE, 1024 * 1024 * MEBIBYTE),
         "Size of the file system on the runtime directory of a machine that is not root's.",
+        at_restart=True,
+    ),
+    "publish": Option(
+        Switch(),
+        "Register machines with systemd-machined too, where it is, so that its tools see them.",
         at_restart=True,
     ),
     "log_level": Option(Level(), "The least important messages that are logged."),

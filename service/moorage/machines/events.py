@@ -59,6 +59,8 @@ class Kind(StrEnum):
     forgotten = "forgotten"
     lease_lost = "leaseLost"
     lease_resumed = "leaseResumed"
+    published = "published"
+    unpublished = "unpublished"
 
 
 class BadCursor(Exception):
@@ -79,6 +81,7 @@ class Told(msgspec.Struct):
         stopping: it is being stopped.
         lingering: it was stopped, and has processes left.
         frozen: its control group is; None where nothing is known of what was told.
+        published: machined lists it too.
         ended: it has exited, or was forgotten.
         helpers: names of those that it has.
         failed: of these, those that have failed, and were not started again.
@@ -90,6 +93,7 @@ class Told(msgspec.Struct):
     stopping: bool = False
     lingering: bool = False
     frozen: bool | None = False
+    published: bool = False
     ended: bool = False
     helpers: set[str] = msgspec.field(default_factory=set[str])
     failed: set[str] = msgspec.field(default_factory=set[str])
@@ -111,6 +115,8 @@ class Told(msgspec.Struct):
                 return self.frozen is False
             case Kind.thawed:
                 return self.frozen is True
+            case Kind.published | Kind.unpublished:
+                return self.published != (kind == Kind.published)
             case Kind.helper_failed:
                 return helper not in self.failed
             case _:
@@ -134,6 +140,8 @@ class Told(msgspec.Struct):
                 self.lingering = True
             case Kind.frozen | Kind.thawed:
                 self.frozen = kind == Kind.frozen
+            case Kind.published | Kind.unpublished:
+                self.published = kind == Kind.published
             case Kind.exited | Kind.forgotten:
                 self.ended = True
             case Kind.machine_new | Kind.helper_started:

@@ -110,6 +110,7 @@ class Machine:
         leader_gone: its leader had ended before it could be watched.
         asking: what has its leader or supervisor end, by a signal; None if nothing does. Written by `Asking`.
         told: what was told of it; None while nothing is to be. Written by the chronicle.
+        published: machined lists it too; None where that is to be tried. Written beside machined.
     """
 
     __slots__ = (
@@ -127,6 +128,7 @@ class Machine:
         "helpers_frozen",
         "leader",
         "leader_gone",
+        "published",
         "recheck",
         "record",
         "result",
@@ -152,6 +154,7 @@ class Machine:
         self.leader_gone = False
         self.asking: object = None
         self.told: Told | None = None
+        self.published: bool | None = None
         self._stopping = False  # its unit is deactivating
         self._work: Counter[Work] = Counter()
         if record.verdict is not None:

@@ -46,6 +46,16 @@ class Phase(StrEnum):
     exited = "exited"
 
 
+class Origin(StrEnum):
+    """Where a machine comes from, as io.moorage.Machine words it.
+
+    registered: by a call to this service. adopted: it belongs to systemd-machined, and was found there.
+    """
+
+    registered = "registered"
+    adopted = "adopted"
+
+
 class FreezerState(StrEnum):
     """State of the unit's freezer (org.freedesktop.systemd1(5), ``FreezerState``)."""
 
@@ -337,6 +347,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         lease: it ends with the connection that registers it.
         privileged: its registrant has the rights of the manager: it may have helpers.
         request: digests of what was asked for, by parameter (:mod:`moorage.machines.asked`).
+        origin: where it comes from.
     """
 
     name: str
@@ -353,6 +364,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     lease: bool = False
     privileged: bool = False
     request: dict[str, str] = {}
+    origin: Origin = Origin.registered
 
     @property
     def scope(self) -> str:

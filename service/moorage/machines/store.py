@@ -28,6 +28,7 @@ from moorage.machines.model import (
     Identity,
     Intent,
     MachineClass,
+    Origin,
     Phase,
     Placement,
     Record,
@@ -37,10 +38,11 @@ from moorage.machines.model import (
 )
 from moorage.names import is_machine_name
 
-VERSION = 8
+VERSION = 9
 """Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for
 lack of memory where that was not known; before 6 nothing was known of who else lives in its unit; before 7
-less was told of what it used; before 8 its counters could not be reset."""
+less was told of what it used; before 8 its counters could not be reset;
+before 9 none was adopted."""
 
 RECORD_MAX = 320 * 1024
 """Bytes; a record with every text at its limit, all its helpers, and the bases of all its counters, stays below
@@ -57,6 +59,7 @@ _TEMPORARY = ".new-"
 _LEFT = ".left-"
 START = ".start-"
 CHANGE = ".change-"
+BESIDE = ".beside-"
 
 
 class BadRecord(Exception):
@@ -101,6 +104,7 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     late: bool = False
     bases: Bases | None = None
     request: dict[str, str] = {}
+    origin: Origin = Origin.registered
     start_by: int = 0
     verdict: Verdict | None = None
 
@@ -294,7 +298,7 @@ class Store:
         for name in sorted(os.listdir(self._directory)):
             if name.startswith(_TEMPORARY):
                 self._tidy(name)
-            elif not name.startswith((_LEFT, START, CHANGE)):
+            elif not name.startswith((_LEFT, START, CHANGE, BESIDE)):
                 yield name, self._found(name, name, decode)
 
     def leave(self, record: Record) -> None:

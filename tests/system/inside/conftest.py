@@ -5,6 +5,7 @@ from collections.abc import Generator
 import pytest
 import trio
 from moored import (
+    ALONE,
     UNIT_FILES,
     USER,
     Processes,
@@ -31,7 +32,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def moored() -> Generator[None]:
-    """Listen; the first call starts the service. At the end it must not have met a bug of its own."""
+    """Listen; the first call starts the service. At the end it must not have met a bug of its own.
+
+    It has nothing to do with machined, so that a machine is the same before and after whatever machined is about;
+    test_beside has a service as it is installed.
+    """
+    if not USER:
+        ALONE.parent.mkdir(parents=True, exist_ok=True)
+        ALONE.write_text("publish = false\n")
     start_listening()
     before = cursor()
     yield

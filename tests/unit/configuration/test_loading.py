@@ -269,7 +269,7 @@ def test_each_key_is_found_in_its_line(parts: list[tuple[str, str, bool]]) -> No
 def test_what_is_written_is_read(field: str) -> None:
     kind, default = OPTIONS[field].kind, getattr(Settings(), field)
     text = written(Settings(), field)
-    value: Any = int(text) if text.isdigit() else text
+    value: Any = int(text) if text.isdigit() else {"true": True, "false": False}.get(text, text)
     assert kind.parse(value) == default, "the default is in its range"
     assert FIELDS[name_of(field)] == field
     assert str(kind)

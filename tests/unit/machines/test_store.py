@@ -27,6 +27,7 @@ from moorage.machines.model import (
     Identity,
     Intent,
     MachineClass,
+    Origin,
     Placement,
     Record,
     Timestamp,
@@ -62,7 +63,7 @@ FULL = Record(
         Timestamp(34, 35), Accounting(cpu_usage_nsec=36, io_read_bytes=37), {"8:0": {"readBytes": 38}},
         {"fs": HelperBase(39, Accounting(cpu_usage_nsec=40))},
     ),
-    request={"slice": "0123456789abcdef"},
+    request={"slice": "0123456789abcdef"}, origin=Origin.adopted,
     helpers=(Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ("fs.sock", "other")),),
     verdict=VERDICT,
 )  # fmt: skip

@@ -118,6 +118,7 @@ def machine(
     helpers: Iterable[model.HelperStatus],
     *,
     freezer: model.FreezerState,
+    published: bool,
     whole: bool,
 ) -> wire.Machine:
     """Convert a machine.
@@ -127,6 +128,7 @@ def machine(
         phase: its phase.
         helpers: the states of its helpers.
         freezer: the state of its freezer.
+        published: machined lists it too.
         whole: include what only root and the registrant may know.
     """
     placement, identity = record.placement, record.identity
@@ -156,6 +158,8 @@ def machine(
         timestamp=timestamp(record.timestamp),
         helpers=[helper_status(helper) for helper in helpers],
         verdict=None if record.verdict is None else verdict(record.verdict, whole=whole),
+        origin=record.origin,
+        published=published if record.verdict is None else None,
     )
 
 

@@ -140,6 +140,8 @@ class Machine(Reply, kw_only=True):
     timestamp: Timestamp
     helpers: list[HelperStatus]
     verdict: Verdict | None = None
+    origin: model.Origin | None = None
+    published: bool | None = None
 
 
 class HelperSocket(Parameters, kw_only=True):

@@ -57,7 +57,10 @@ def shown(machine: Machine, helpers: list[HelperStatus], *, whole: bool) -> wire
         whole: include what only root and the registrant may know.
     """
     freezer = FreezerState.frozen if machine.frozen else FreezerState.running
-    return convert.machine(machine.record, machine.phase, helpers, freezer=freezer, whole=whole)
+    published = machine.published is True
+    return convert.machine(
+        machine.record, machine.phase, helpers, freezer=freezer, published=published, whole=whole
+    )
 
 
 class Wording:

@@ -1,0 +1,1 @@
+"""Beside systemd-machined: machines of each are known to the other."""

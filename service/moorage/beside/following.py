@@ -1,0 +1,273 @@
+"""Keeps this service and machined in step: what is registered here is published there.
+
+A follower: it takes note of names, and one task settles what is to be done about each, one after the other, as
+machined does one thing after the other. Nothing of that delays a call, and nothing of it fails one. While machined
+cannot be reached, or makes no sense, all is kept as it is, and settled when it is back.
+
+There is no loop of the two ways. What is published was registered here; what is adopted was not, and is never
+published. What machined has of ours is told by its leader, which is a process that has no second (pidfs).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import trio
+
+from moorage.beside.listed import Listed
+from moorage.beside.notes import Note, Notes
+from moorage.beside.peer import MachinedRefused, MachinedUnavailable, Peer
+from moorage.machines.events import Kind
+from moorage.machines.followers import Follower, Followers
+from moorage.machines.machine import Machine
+from moorage.machines.model import Origin
+from moorage.machines.registry import Registry
+from moorage.names import is_host_name
+
+RETRY_SECONDS = 1.0
+"""First pause before machined is tried again that could not be reached, s. Where it listens anew, that is noticed."""
+
+RETRY_SECONDS_MAX = 60.0
+"""The longest one: each is twice the last."""
+
+NAMES_MAX = 4096
+"""Names that wait to be settled. Of more of them it is cheaper to ask for the whole list."""
+
+_log = logging.getLogger(__name__)
+
+
+class Shown(Protocol):
+    """What machined shows of itself, watched; see :class:`moorage.beside.directory.Directory`."""
+
+    def close(self) -> None:
+        """Watch it no more."""
+        ...
+
+
+Watch: TypeAlias = Callable[[Callable[[str], None], Callable[[str], None], Callable[[], None]], Shown]
+"""Begins to watch it, given what is called when a machine came, when one went, and when machined returned."""
+
+
+class Beside(Follower):
+    """Settles who has which machine."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        notes: Notes,
+        peer: Peer,
+        watch: Watch,
+        followers: Followers,
+        *,
+        publish: bool,
+    ) -> None:
+        """Settle nothing yet.
+
+        Args:
+            registry: which machines there are.
+            notes: about what was forgotten.
+            peer: machined.
+            watch: begins to watch what it shows of itself.
+            followers: are told of what is published.
+            publish: machines that are registered here are registered with machined.
+        """
+        self._registry = registry
+        self._notes = notes
+        self._peer = peer
+        self._watch = watch
+        self._followers = followers
+        self._publish = publish
+        # To be settled; whether there is something to do even if machined has it as it should be.
+        self._names: dict[str, bool] = {}
+        self._everything = False
+        self._woken = trio.Event()
+        self._returned = trio.Event()
+        self._silent = False  # it was said that machined cannot be reached
+
+    # What is noticed
+
+    def added(self, machine: Machine) -> None:
+        """Settle a machine that was registered, or found again."""
+        if machine.record.origin is Origin.registered and self._may_publish(machine):
+            self._take(machine.name, sure=True)
+
+    def ended(self, machine: Machine) -> None:
+        """Settle a machine that has ended, or was forgotten, and whose unit goes on, so that machined has it still."""
+        record = machine.record
+        goes_on = record.verdict is None or not record.allocated
+        if goes_on and record.leader is not None and machine.published:
+            self._notes.add(Note(record.name, record.leader, record.origin is Origin.registered))
+            self._take(record.name, sure=True)
+
+    def came(self, name: str) -> None:
+        """Take note that machined has a machine."""
+        self._take(name, sure=False)
+
+    def went(self, name: str) -> None:
+        """Take note that machined has a machine no more."""
+        if self._registry.get(name) is not None or self._notes.get(name) is not None:
+            self._take(name, sure=True)
+
+    def returned(self) -> None:
+        """Take note that machined listens anew, or that anything may have been missed."""
+        self._everything = True
+        self._woken.set()
+        self._returned.set()
+
+    def _take(self, name: str, *, sure: bool) -> None:
+        if len(self._names) >= NAMES_MAX:
+            self._everything = True
+        if self._everything:
+            self._names.clear()
+        else:
+            self._names[name] = self._names.get(name, False) or sure
+        self._woken.set()
+
+    def _may_publish(self, machine: Machine) -> bool:
+        """Whether machined may have a machine: with the whole of its unit, which is what machined stops and kills."""
+        record = machine.record
+        return (
+            self._publish
+            and record.leader is not None
+            and record.placement.is_whole
+            and is_host_name(record.name)
+        )
+
+    # What is done
+
+    async def run(self) -> None:
+        """Settle what is noticed, for ever."""
+        self._notes.restore()
+        try:
+            shown = self._watch(self.came, self.went, self.returned)
+        except OSError as error:
+            _log.warning("Failed to watch systemd-machined, leaving it alone: %s", error)
+            return
+        try:
+            await self._follow()
+        finally:
+            shown.close()
+
+    async def _follow(self) -> None:
+        pause = RETRY_SECONDS
+        while True:
+            await self._woken.wait()
+            self._woken, self._returned = trio.Event(), trio.Event()
+            if not self._peer.is_there:
+                await self._returned.wait()
+            elif await self._is_settled():
+                pause = RETRY_SECONDS
+            else:
+                with trio.move_on_after(pause):
+                    await self._returned.wait()
+                pause = min(2 * pause, RETRY_SECONDS_MAX)
+                self.returned()
+
+    async def _is_settled(self) -> bool:
+        """Settle what is noticed; return whether that is done."""
+        try:
+            await self._settle_all()
+        except MachinedUnavailable as error:
+            level = logging.DEBUG if self._silent else logging.WARNING
+            _log.log(level, "Failed to ask systemd-machined, trying again: %s", error)
+            self._silent = True
+            return False
+        except Exception:  # noqa: BLE001 - whatever it is, the machines are kept
+            _log.exception("Failed to settle with systemd-machined, trying again:")
+            return False
+        finally:
+            self._peer.close()
+        self._silent = False
+        return True
+
+    async def _settle_all(self) -> None:
+        while self._everything or self._names:
+            if not self._everything:
+                name = next(iter(self._names))
+                await self._settle_one(name, sure=self._names.pop(name))
+                continue
+            self._everything = False
+            self._names.clear()
+            found = await self._peer.look_at_all()
+            names = {machine.name for machine in self._registry}
+            for name in sorted({*names, *found, *self._notes.names}):
+                machine = self._registry.get(name)
+                if machine is not None and not machine.published:
+                    machine.published = None  # to be tried again
+                await self._settle(name, found.get(name))
+
+    async def _settle_one(self, name: str, *, sure: bool) -> None:
+        """Settle a name by itself; the first thing that is done for a new machine is to publish it."""
+        machine = self._registry.get(name)
+        if machine is not None and machine.record.origin is Origin.registered:
+            if machine.published and not sure:
+                return
+            if self._may_publish(machine) and machine.published is None and await self._published(machine):
+                return
+        try:
+            await self._settle(name, await self._peer.look(name))
+        except MachinedRefused as error:
+            _log.debug("systemd-machined does not tell of machine %s: %s", name, error)
+
+    async def _settle(self, name: str, found: Listed | None) -> None:
+        """Settle a name.
+
+        Args:
+            name: of one machine here, and one there, or of either.
+            found: what machined has.
+
+        Raises:
+            MachinedUnavailable: see there.
+        """
+        machine = self._registry.get(name)
+        if await self._is_taken_back(name, found, machine):
+            found = None
+        if machine is None or machine.record.origin is not Origin.registered:
+            return
+        if found is not None and found.leader == machine.record.leader:
+            self._tell(machine, published=True)
+        elif machine.published:
+            self._tell(machine, published=False)
+        elif found is None and machine.published is None and self._may_publish(machine):
+            await self._published(machine)
+
+    async def _is_taken_back(self, name: str, found: Listed | None, machine: Machine | None) -> bool:
+        """Have machined forget a machine of ours that has ended, or was forgotten; return whether it had it."""
+        note = self._notes.get(name)
+        if note is None:
+            return False
+        again = machine is not None and machine.record.leader == note.leader
+        if found is None or found.leader != note.leader or again:
+            self._notes.drop(name)
+            return False
+        if note.ours:
+            await self._unregister(name)
+        return note.ours
+
+    async def _published(self, machine: Machine) -> bool:
+        """Publish a machine; return whether that is done."""
+        try:
+            await self._peer.register(machine.record)
+        except MachinedRefused as error:
+            # Somebody else's machine has the name, or one of ours that has just ended and is about to go; or the
+            # leader has ended, whose unit goes on.
+            _log.debug("systemd-machined does not take machine %s: %s", machine.name, error)
+            return False
+        if self._registry.get(machine.name) is machine:
+            self._tell(machine, published=True)
+        elif machine.record.verdict is None:  # it was forgotten meanwhile
+            await self._unregister(machine.name)
+        return True
+
+    async def _unregister(self, name: str) -> None:
+        try:
+            await self._peer.unregister(name)
+        except MachinedRefused as error:
+            _log.warning("systemd-machined does not forget machine %s, ignoring: %s", name, error)
+        self._notes.drop(name)
+
+    def _tell(self, machine: Machine, *, published: bool) -> None:
+        machine.published = published
+        self._followers.happened(machine, Kind.published if published else Kind.unpublished)
