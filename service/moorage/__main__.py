@@ -20,6 +20,7 @@ from typing import cast
 import trio
 
 from moorage import __version__, activation
+from moorage.addresses import SYSTEM_METRICS, USER_METRICS
 from moorage.app import NoRecords, Options, run
 from moorage.configuration.current import Configuration
 from moorage.configuration.files import locations
@@ -127,6 +128,10 @@ def _runtime_directory(*, user: bool) -> str:
     return runtime.rstrip("/")
 
 
+def _metrics_address(runtime: str, *, user: bool) -> str:
+    return os.path.join(runtime, USER_METRICS) if user else SYSTEM_METRICS
+
+
 def _fail(error: BaseException) -> int:
     logging.getLogger("moored").error("Failed to start: %s", error)
     return 1
@@ -156,6 +161,7 @@ def main() -> int:
             if arguments.state_directory
             else f"{runtime}/moorage/events",
             runtime_directory=runtime,
+            metrics_address=None if arguments.listen else _metrics_address(runtime, user=arguments.user),
         )
         listeners = [activation.listen(arguments.listen)] if arguments.listen else activation.listeners()
         trio.run(run, options, configuration, listeners)

@@ -5,9 +5,11 @@ Only user of systemd-python.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
+from collections.abc import Generator
 
 from systemd import daemon
 
@@ -64,6 +66,36 @@ def listen(path: str) -> socket.socket:
         listener.close()
         raise NoSockets(f"cannot listen on {path}: {error.strerror}") from None
     return listener
+
+
+@contextlib.contextmanager
+def offered(path: str | None) -> Generator[socket.socket | None]:
+    """Listen on a path for everybody, for those who only look on, while the service runs.
+
+    Such a socket starts no service, unlike one of a socket unit: who looks every few seconds would start it every few
+    seconds on a host without machines.
+
+    Args:
+        path: of the socket; None for none.
+
+    Yields:
+        The socket; None if there is none, or it cannot be had, which is logged.
+    """
+    listener = None
+    if path is not None:
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            listener = listen(path)
+            os.chmod(path, 0o666)  # noqa: S103  # each call is authorised
+        except (OSError, NoSockets) as error:
+            _log.warning("Failed to offer metrics at %s, going on without: %s", path, error)
+    try:
+        yield listener
+    finally:
+        if listener is not None and path is not None:
+            listener.close()
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 class Notifier:

@@ -10,6 +10,11 @@ SYSTEM_SOCKET: Final = "/run/moorage/io.moorage.Machine"
 USER_SOCKET: Final = "moorage/io.moorage.Machine"
 """Below $XDG_RUNTIME_DIR."""
 
+SYSTEM_METRICS: Final = "/run/systemd/report/io.moorage.Machine"
+USER_METRICS: Final = "systemd/report/io.moorage.Machine"
+"""Where io.systemd.Metrics is served while the service runs, and where systemd-report(1) looks; below
+$XDG_RUNTIME_DIR."""
+
 VARIABLE: Final = "MOORAGE_ADDRESS"
 """Environment variable with a path to use instead of :data:`SYSTEM_SOCKET`."""
 

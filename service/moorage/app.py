@@ -17,6 +17,8 @@ import trio
 
 from moorage import __version__, activation
 from moorage.api.calls import Authority
+from moorage.api.metrics.handlers import Metrics
+from moorage.api.metrics.service import Insides
 from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.moorage_machine.wording import Wording
 from moorage.api.systemd_machine.handlers import SystemdMachine
@@ -80,7 +82,7 @@ from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 from moorage.pid1.references import BusReferences, References
 from moorage.wire.server import Server
-from moorage.wire.service import Service
+from moorage.wire.service import Interface, Service
 
 DRAIN_USEC = 5_000_000
 """For how long calls under way may go on after SIGTERM, µs. What has reached the service manager is found again by the
@@ -105,6 +107,7 @@ class Options(msgspec.Struct, frozen=True):
         state_directory: where the records are kept.
         events_directory: where the latest events are kept.
         runtime_directory: where the service manager makes the runtime directories of its services.
+        metrics_address: path of the socket for metrics; None for none.
     """
 
     user: int | None
@@ -112,6 +115,7 @@ class Options(msgspec.Struct, frozen=True):
     state_directory: str
     events_directory: str
     runtime_directory: str
+    metrics_address: str | None = None
 
 
 class Core:
@@ -246,6 +250,21 @@ class Core:
 
 
 async def run(options: Options, configuration: Configuration, listeners: Sequence[socket.socket]) -> None:
+    """Serve, metrics as well, until there is a reason to end.
+
+    Raises:
+        ManagerUnavailable, NoRecords: as :func:`serve` says.
+    """
+    with activation.offered(options.metrics_address) as metrics:
+        await serve(options, configuration, listeners, metrics)
+
+
+async def serve(
+    options: Options,
+    configuration: Configuration,
+    listeners: Sequence[socket.socket],
+    metrics: socket.socket | None,
+) -> None:
     """Serve until SIGTERM, SIGINT, or until there is nothing left to do; read the configuration again at SIGHUP.
 
     Raises:
@@ -260,14 +279,11 @@ async def run(options: Options, configuration: Configuration, listeners: Sequenc
     endpoints = Endpoints.of("system" if options.user is None else "user")
     manager = DBusManager(endpoints, options.link)
     references = BusReferences(None if options.link == "private" else endpoints.bus)
-    try:
-        store = Store(options.state_directory)
-    except OSError as error:
-        raise NoRecords(f"cannot keep records in {options.state_directory}: {error.strerror}") from None
+    store = _open_store(options.state_directory)
     readiness = Readiness()
     settings = configuration.settings
-    directories = _directories(options, settings)
     files = EventFiles(options.events_directory, boot_id(), settings.events)
+    directories = _directories(options, settings)
     core = Core(
         manager, store, files, Wording(), directories, references, system(readiness), journal, settings
     )
@@ -279,9 +295,9 @@ async def run(options: Options, configuration: Configuration, listeners: Sequenc
     configuration.follow(lambda settings: server.limit(settings.limits))
     for listener in listeners:
         server.listen(listener, service)
-    # What exists by now exists until the end: the collector need not look at it again and again.
-    gc.freeze()
-    gc.enable()
+    if metrics is not None:
+        server.listen(metrics, _metrics(core, authority, manager, server, service), aside=True)
+    _collect_what_comes()
     async with trio.open_nursery() as background:
         await background.start(manager.run)
         background.start_soon(references.run)
@@ -313,6 +329,13 @@ def _is_beside(options: Options, settings: Settings, listeners: Sequence[socket.
     return options.user is None and not in_place and settings.publish
 
 
+def _open_store(path: str) -> Store:
+    try:
+        return Store(path)
+    except OSError as error:
+        raise NoRecords(f"cannot keep records in {path}: {error.strerror}") from None
+
+
 def _directories(options: Options, settings: Settings) -> RuntimeDirectories:
     return RuntimeDirectories(
         user=options.user is not None,
@@ -322,14 +345,30 @@ def _directories(options: Options, settings: Settings) -> RuntimeDirectories:
 
 
 def _service(core: Core, authority: Authority, manager: Manager, configuration: Configuration) -> Service:
-    interfaces = [
+    return _named(
         SystemdMachine(core.services, authority, configuration),
         MoorageMachine(core.services, authority, manager, configuration),
         GenericService(authority, configuration),
-    ]
+    )
+
+
+def _metrics(
+    core: Core, authority: Authority, manager: DBusManager, server: Server, service: Service
+) -> Service:
+    insides = Insides(core.services, server, service.tally, manager.latency)
+    return _named(Metrics(core.services, authority, insides))
+
+
+def _named(*interfaces: Interface) -> Service:
     return Service(
         vendor="The moorage project", product="moored", version=__version__, url="", interfaces=interfaces
     )
+
+
+def _collect_what_comes() -> None:
+    # What exists by now exists until the end: the collector need not look at it again and again.
+    gc.freeze()
+    gc.enable()
 
 
 def _raise_file_limit() -> None:

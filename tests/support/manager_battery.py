@@ -496,6 +496,9 @@ async def test_a_service_is_restarted_until_it_is_given_up(bench: Bench) -> None
         assert states[-2:] == ["failed", "removed"]
         assert states.count("failed") == 1, "restarted directly it has not failed in between"
         assert "activating" in states
+        counts = [hint.restarts for hint in hints.seen if hint.kind == "main" and hint.unit == failing.unit]
+        assert counts == sorted(counts)
+        assert counts[0] == 0 < counts[-1]
 
 
 async def test_a_reload_forgets_why_a_unit_has_failed(bench: Bench) -> None:

@@ -109,6 +109,8 @@ TABLE: Final[Mapping[str, Row]] = {
     ),
     # Of the service, not of a machine: nobody's own (varlink_method_set_log_level() asks nobody either).
     **_rows("io.systemd.service", ("SetLogLevel", "GetLogLevel", "GetEnvironment"), _ROOT),
+    # What List and Measure tell of machines; and how often what was called.
+    **_rows("io.systemd.Metrics", ("List", "Describe"), _OPEN),
     # For everybody, and in a user's instance too.
     "io.systemd.service.Ping": _OPEN,
     **_rows("org.varlink.service", ("GetInfo", "GetInterfaceDescription"), _OPEN),

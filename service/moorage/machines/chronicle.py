@@ -7,6 +7,7 @@ ended meanwhile is told then, and nothing twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -18,7 +19,7 @@ from moorage.machines.events import Entry, EventLog, Kind, Told, cursor_of
 from moorage.machines.followers import Fact, Follower
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine
-from moorage.machines.model import HelperStatus, Registration, Timestamp
+from moorage.machines.model import Cause, HelperStatus, Registration, Timestamp
 from moorage.machines.registry import Registry
 from moorage.machines.subscriptions import Filter, Subscription, Subscriptions
 
@@ -82,7 +83,12 @@ class Scribe(Protocol):
 
 
 class Chronicle(Follower):
-    """Keeps the log of events."""
+    """Keeps the log of events.
+
+    Attributes:
+        counts: events that were told by this instance, by kind.
+        ends: machines that have ended, by the cause of that.
+    """
 
     def __init__(
         self,
@@ -92,6 +98,8 @@ class Chronicle(Follower):
         states: HelperStates,
         system: System,
     ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.ends: Counter[str] = Counter()
         self._files = files
         self._scribe = scribe
         self._registry = registry
@@ -167,6 +175,11 @@ class Chronicle(Follower):
         return cursor_of(self._boot_id, position, partial=partial), self._now()
 
     @property
+    def subscribers(self) -> int:
+        """Number of those who are told."""
+        return len(self._subscriptions)
+
+    @property
     def ending(self) -> tuple[Machine, ...]:
         """The machines that have ended a moment ago, and of which that will be told: it is being looked into."""
         return tuple(self._ending.values())
@@ -195,6 +208,7 @@ class Chronicle(Follower):
         if machine.record.verdict is not None:
             if self._ending.get(_key(machine)) is machine:
                 del self._ending[_key(machine)]
+            self.ends[machine.record.verdict.cause or Cause.unknown] += 1
             self._tell(machine, Kind.exited, {})
         else:
             self._compare_helpers(machine)
@@ -258,6 +272,7 @@ class Chronicle(Follower):
         helpers: tuple[str, ...] = (),
         error: Exception | None = None,
     ) -> None:
+        self.counts[kind] += 1
         log, at = self._log, self._now()
         position = max(log.last + 1, at.monotonic)
         cursor = cursor_of(self._boot_id, position)

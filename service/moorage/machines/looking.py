@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 import trio
@@ -12,13 +12,14 @@ from moorage.kernel.block import name_of
 from moorage.kernel.cgroup import Hierarchy
 from moorage.kernel.clock import Clock
 from moorage.machines.accounting import Accounting, base_of, since, traffic_since
+from moorage.machines.ceilings import Known, ceiling
 from moorage.machines.effective import InForce, in_force_of
 from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.machine import Machine, Work
 from moorage.machines.metadata import Metadata, acquire
 from moorage.machines.model import Bases, FreezerState, Helper, HelperBase, Timestamp
 from moorage.machines.thawing import helper_group, is_frozen, is_to_freeze
-from moorage.machines.use import RESOURCES, Pressure, pressure, traffic
+from moorage.machines.use import RESOURCES, Pressure, pressure, traffic, waited
 from moorage.machines.verdicts import merged
 from moorage.pid1.manager import ASK_USEC, Json, Manager
 
@@ -130,6 +131,17 @@ class Looking:
         at = now(self._clock)
         return Sample(at, self.counters(machine), self.pressure(machine), helpers)
 
+    def ceiling(self, machine: Machine, attribute: str, known: Known) -> int | None:
+        """Return the lowest limit of a machine and of what is above it; parameters as for :func:`ceiling`."""
+        placement = machine.record.placement
+        if placement.shared:
+            return None
+        return ceiling(self._hierarchy, placement.control_group, attribute, known)
+
+    def now(self) -> Timestamp:
+        """Return the time."""
+        return now(self._clock)
+
     async def network(self, machine: Machine) -> Accounting:
         """Return what the service manager has counted of the traffic of a machine's unit, where it was asked to.
 
@@ -148,7 +160,15 @@ class Looking:
         Raises:
             OSError: no file descriptor is left, or no memory.
         """
-        found: dict[str, Pressure] = {}
+        found = {each: pressure(text) for each, text in self._pressure(machine)}
+        return {each: read for each, read in found.items() if read is not None}
+
+    def waited(self, machine: Machine) -> Iterator[tuple[str, dict[str, int]]]:
+        """Read the same in a third of the time: of each resource only for how long tasks waited, µs."""
+        for each, text in self._pressure(machine):
+            yield each, waited(text)
+
+    def _pressure(self, machine: Machine) -> Iterator[tuple[str, str]]:
         for each in () if machine.record.placement.shared else RESOURCES:
             try:
                 text = self._hierarchy.attribute(machine.record.control_group, f"{each}.pressure")
@@ -156,9 +176,8 @@ class Looking:
                 if error.errno != errno.EOPNOTSUPP:  # the kernel was told not to keep account of it
                     raise
                 continue
-            if text and (read := pressure(text)) is not None:
-                found[each] = read
-        return found
+            if text:
+                yield each, text
 
     def traffic(self, machine: Machine) -> dict[str, dict[str, int | str]]:
         """Read what a machine has read from and written to each block device, by its name, since that was reset.

@@ -170,6 +170,7 @@ class HelperStatus(msgspec.Struct, frozen=True):
         result: why it ended, or would if it did now: "success", "exit-code", "timeout", …; None if not known.
         main_process: its main process.
         invocation_id: of its unit; empty if it never ran.
+        restarts: how often the manager has restarted it by itself; None if not known.
     """
 
     helper: Helper
@@ -178,6 +179,7 @@ class HelperStatus(msgspec.Struct, frozen=True):
     result: str | None = None
     main_process: ProcessId | None = None
     invocation_id: str = ""
+    restarts: int | None = None
 
 
 class Timestamp(msgspec.Struct, frozen=True):

@@ -67,6 +67,16 @@ def pressure(text: str) -> Pressure | None:
     return None if some is None and full is None else Pressure(some, full)
 
 
+def waited(text: str) -> dict[str, int]:
+    """Read of the file of one resource only for how long tasks waited in all, µs, by "some" and "full"."""
+    found: dict[str, int] = {}
+    for line in text.splitlines():
+        total = line.rpartition("total=")[2]
+        if total.isdecimal():
+            found[line.partition(" ")[0]] = int(total)
+    return found
+
+
 def traffic(text: str) -> dict[str, dict[str, int]]:
     """Read io.stat: counters for each block device, by its numbers ("8:0")."""
     found: dict[str, dict[str, int]] = {}

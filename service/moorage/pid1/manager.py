@@ -241,7 +241,7 @@ class UnitStatus(msgspec.Struct, frozen=True):
         job_id: number of the job queued for it, 0 for none.
         dependants: units that pull it in or are bound to it (Requires=, Requisite=, Wants=, BindsTo=, Upholds=).
         documentation: addresses of what is written about it.
-        main_pid: PID of the main process of a service; 0 for none.
+        main_pid, restarts: of a service, as in a hint.
     """
 
     unit: str
@@ -259,6 +259,7 @@ class UnitStatus(msgspec.Struct, frozen=True):
     dependants: tuple[str, ...] = ()
     documentation: tuple[str, ...] = ()
     main_pid: int = 0
+    restarts: int = 0
 
 
 class UnitHint(msgspec.Struct, frozen=True):
@@ -266,15 +267,15 @@ class UnitHint(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: "changed", "main" and "removed" are about one unit; "main" is what a service adds to a "changed", which
-            follows at once. "reloaded" (the manager re-read its configuration or
-            executed itself again) and "connected" (anything may have been missed since the last
-            "disconnected") are about all of them.
+            follows at once. "reloaded" (the manager re-read its configuration or executed itself again) and
+            "connected" (anything may have been missed since the last "disconnected") are about all of them.
         unit: its name; empty for the kinds that are about all.
         active_state: what a "changed" says of the unit's state; empty if it says nothing.
         sub_state: what it says of that.
         invocation_id: what it says of that, 32 hexadecimal digits; empty if it says nothing.
         result: what a "main" says of the service's result, or a "changed" of a scope's; empty if it says nothing.
         main_pid: the PID of its main process, 0 for none.
+        restarts: how often a service was restarted by itself (NRestarts); of a "main".
     """
 
     kind: Literal["changed", "main", "removed", "reloaded", "connected", "disconnected"]
@@ -284,6 +285,7 @@ class UnitHint(msgspec.Struct, frozen=True):
     invocation_id: str = ""
     result: str = ""
     main_pid: int = 0
+    restarts: int = 0
 
 
 class PropertyTypes(Protocol):
@@ -493,7 +495,6 @@ class Manager(Protocol):
 
         Args:
             callback: called synchronously from the reader: it must only take a note, and not raise.
-            interest: told a unit's name, whether hints about it are wanted. Called for every signal of every
-                unit of the system, so it is a look into a set or a dictionary.
+            interest: whether hints about a unit are wanted. Called for every signal of every unit: a look into a set.
         """
         ...

@@ -31,7 +31,7 @@ from moorage.wire.outlet import Outlet, Owner
 from moorage.wire.output import close_all
 from moorage.wire.service import Service
 from moorage.wire.turns import Event
-from moorage.wire.types import Feed, Last, WithFds
+from moorage.wire.types import Feed, Last, Prepared, WithFds
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,7 @@ class Answering:
         call = Call(message, turns, self._connection.take_fds())
         try:
             handler = self._service.find(message.method)
+            self._service.tally.calls[handler.name] += 1
             if handler.requires_more and not message.more:
                 raise ExpectedMore
             parameters = handler.decode(message.parameters)
@@ -318,6 +319,10 @@ class Answering:
     def _send_one_of_many(self, call: Call, reply: Any, *, discard: bool = False) -> None:
         if not (call.more or call.oneway):
             raise HandlerError(f"{call.method} sent several replies to a call for one")
+        if isinstance(reply, Prepared):
+            if not (discard or call.oneway):
+                self._connection.send_prepared(reply.messages)
+            return
         text, fds = _encode(reply)
         if discard or call.oneway:
             close_all(fds)
@@ -344,6 +349,7 @@ class Answering:
         elif not isinstance(error, VarlinkError):
             logger.error("Failed to handle %s:", call.method, exc_info=error)
             error = INTERNAL_ERROR
+        self._service.tally.errors[error.error] += 1
         if turns.closed:
             return
         if call.oneway:

@@ -46,7 +46,7 @@ from msgspec import Raw, Struct
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
 from moorage.wire.message import decode_parameters, repeated_key
-from moorage.wire.types import Empty, Feed, Last, WithFds
+from moorage.wire.types import Empty, Feed, Last, Prepared, WithFds
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -252,7 +252,7 @@ def _reply_type(annotation: Any) -> type[Struct]:
     arguments = typing.get_args(annotation)
     if annotation is None or annotation is types.NoneType:
         return Empty
-    if origin in _STREAMS or origin in _ASYNC_STREAMS or origin in {Last, WithFds, Feed}:
+    if origin in _STREAMS or origin in _ASYNC_STREAMS or origin in {Last, Prepared, WithFds, Feed}:
         return _reply_type(arguments[0])
     if origin is typing.Union or origin is types.UnionType:
         found = {_reply_type(argument) for argument in arguments if argument is not types.NoneType}

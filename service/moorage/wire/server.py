@@ -79,7 +79,7 @@ class Server:
 
     Attributes:
         limits: see above.
-        last_activity: when the last connection began or ended, in seconds of trio.current_time().
+        last_activity: when the last connection began or ended that counts, in seconds of trio.current_time().
     """
 
     def __init__(self, *, limits: Limits | None = None, trusted: frozenset[int] | None = None) -> None:
@@ -89,6 +89,8 @@ class Server:
         self._fairness = Fairness(frozenset({0, os.geteuid()}) if trusted is None else trusted)
         self._users = Places[Link](self.limits.connections, self.limits.connections_per_uid)
         self._refused = 0
+        self._aside: set[Service] = set()
+        self._lookers: set[Link] = set()  # connections on listeners that are aside
         self._poller = Readiness()
         self._crowd = Readiness(CROWD_BATCH)
         self._listeners: list[socket.socket] = []
@@ -111,26 +113,29 @@ class Server:
 
     @property
     def connections(self) -> int:
-        """Number of connections, without those that are being refused."""
-        return len(self._links) - self._refused
+        """Number of connections, without those that are being refused, and those on listeners that are aside."""
+        return len(self._links) - self._refused - len(self._lookers)
 
     async def unconnected(self) -> None:
-        """Return when there is no connection, without those that are being refused."""
+        """Return when there is no connection of those that :attr:`connections` counts."""
         while self.connections:
             if self._quiet.is_set():
                 self._quiet = trio.Event()
             await self._quiet.wait()
 
-    def listen(self, listener: socket.socket, service: Service) -> None:
+    def listen(self, listener: socket.socket, service: Service, *, aside: bool = False) -> None:
         """Serve a service on a socket: at once if the server runs, else as soon as it does.
 
         Args:
             listener: listening Unix stream socket. It is made non-blocking, and stays open.
             service: answers the calls on its connections.
+            aside: for those who only look on: connections to this service are no activity, and no reason to go on.
 
         Raises:
             OSError: the socket cannot be watched.
         """
+        if aside:
+            self._aside.add(service)
         listener.setblocking(False)  # noqa: FBT003  # its only argument
         self._poller.add(listener.fileno(), select.EPOLLIN, partial(self._accept, listener, service))
         self._listeners.append(listener)
@@ -239,7 +244,7 @@ class Server:
     def _refusal(self, uid: int) -> System | None:
         """Return why a user gets no further connection, or None; close an idle one of another user if need be."""
         if self._fairness.trusts(uid):
-            trusted = self.connections - len(self._users)
+            trusted = len(self._links) - self._refused - len(self._users)
             return System.of(errno.EBUSY) if trusted >= self.limits.trusted_connections else None
         assert self._disposal is not None
         number, leaves = self._users.refusal(uid, *self._disposal.pending(uid))
@@ -290,7 +295,10 @@ class Server:
             logger.warning("Failed to watch a connection: %s", error)
             return
         self._links.add(link)
-        self.last_activity = trio.current_time()
+        if refusal is None and service in self._aside:
+            self._lookers.add(link)
+        else:
+            self.last_activity = trio.current_time()
         if refusal is None:
             if not link.trusted:
                 self._users.take(link)
@@ -303,7 +311,10 @@ class Server:
     def _ended(self, link: Link) -> None:
         self._links.discard(link)
         self._deadlines.clear(link)
-        self.last_activity = trio.current_time()
+        if link in self._lookers:
+            self._lookers.remove(link)
+        else:
+            self.last_activity = trio.current_time()
         if link.refusal is None:
             if not link.trusted:
                 self._users.leave(link)
@@ -311,7 +322,7 @@ class Server:
             self._refused -= 1
         if self._reserve is None:
             self._resume_listening()
-        if not self._links:
+        if not self.connections:
             self._quiet.set()
 
     def _pause_listening(self, seconds: float | None) -> None:

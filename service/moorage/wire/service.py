@@ -21,6 +21,7 @@ from typing import Final
 from moorage.wire.call import Call
 from moorage.wire.errors import InterfaceNotFound, MethodNotFound, MethodNotImplemented
 from moorage.wire.method import Method, marked, method
+from moorage.wire.tally import Tally
 from moorage.wire.types import Empty, Parameters, Reply
 
 DESCRIPTION: Final = Path(__file__).with_name("org.varlink.service.varlink").read_text(encoding="utf-8")
@@ -139,6 +140,7 @@ class Service:
 
     Attributes:
         interfaces: by name, sorted.
+        tally: counts the calls, and the errors that were replied.
 
     Raises:
         ValueError: two interfaces have the same name.
@@ -151,6 +153,7 @@ class Service:
             vendor=vendor, product=product, version=version, url=url, interfaces=interfaces
         )
         self.interfaces = own.interfaces
+        self.tally = Tally()
         self._methods = {
             handler.name: handler
             for interface in self.interfaces.values()

@@ -32,6 +32,16 @@ class Last(Struct, Generic[T], frozen=True):
     reply: T
 
 
+class Prepared(Struct, Generic[T], frozen=True):
+    """Several replies of a stream, none of them the last, as they go over the wire.
+
+    Attributes:
+        messages: made by :func:`moorage.wire.message.prepared_reply`, or by what is faster and does the same.
+    """
+
+    messages: Sequence[bytes]
+
+
 class WithFds(Struct, Generic[T], frozen=True):
     """A reply with file descriptors. The connection owns them once this is returned or yielded.
 

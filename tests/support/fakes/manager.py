@@ -295,6 +295,7 @@ class FakeManager:
             dependants=tuple(each.name for each in dependants),
             documentation=tuple(documentation),
             main_pid=0 if unit.main is None else unit.main.pid,
+            restarts=unit.restarts,
         )
 
     async def units(self, pattern: str, *, deadline: float) -> list[str]:

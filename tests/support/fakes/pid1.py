@@ -169,7 +169,7 @@ class Pid1:
         del self._dirty[unit]
         if unit.kind == "service":
             pid = 0 if unit.main is None else unit.main.pid
-            self._send(UnitHint("main", unit.name, result=unit.result, main_pid=pid))
+            self._send(UnitHint("main", unit.name, result=unit.result, main_pid=pid, restarts=unit.restarts))
         result = unit.result if unit.kind == "scope" else ""
         self._send(UnitHint("changed", unit.name, unit.active, unit.sub, unit.invocation, result))
 

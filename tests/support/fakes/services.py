@@ -267,6 +267,7 @@ def _end_or_restart(manager: Pid1, unit: Unit, result: str) -> None:
         def restart() -> None:
             if (unit.active, unit.sub) == ("activating", "auto-restart"):
                 unit.sub = "dead"
+                unit.restarts += 1
                 _start_service(manager, unit)
 
         manager.after(RESTART_SECONDS, unit, restart)

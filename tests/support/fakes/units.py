@@ -59,6 +59,7 @@ class Unit:
         job: what is queued for it.
         given: processes to be moved into it at its start.
         main: the main process of a service.
+        restarts: how often it was restarted by itself.
         references: clients on the bus that keep it loaded.
         timer: number of the timeout that counts; older ones do not.
         starts: when it was started, for the start limit, s.
@@ -81,6 +82,7 @@ class Unit:
         self.job: Job | None = None
         self.given: tuple[Process, ...] = ()
         self.main: Process | None = None
+        self.restarts = 0
         self.references = 0
         self.timer = 0
         self.starts: list[float] = []

@@ -5,6 +5,8 @@ import pytest
 from moorage import errors as machine_errors
 from moorage.api import systemd_service
 from moorage.api.descriptions import load_description
+from moorage.api.metrics import types as metrics_types
+from moorage.api.metrics.handlers import Metrics
 from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.api.systemd_machine.handlers import SystemdMachine
@@ -25,6 +27,7 @@ LATER = {
         "OpenRootDirectory",
     },
     "io.systemd.service": {"Reload"},
+    "io.systemd.Metrics": set[str](),
 }
 
 # Errors of what comes later.
@@ -38,12 +41,14 @@ LATER_ERRORS = {
         "GroupInHostRange",
     },
     "io.systemd.service": set[str](),
+    "io.systemd.Metrics": {"NoSuchMetric"},  # there is always something
 }
 
 INTERFACES: list[tuple[type[Interface], object]] = [
     (MoorageMachine, machine_errors),
     (SystemdMachine, systemd_errors),
     (systemd_service.GenericService, systemd_service),
+    (Metrics, metrics_types),
 ]
 
 
@@ -60,6 +65,7 @@ def test_interface_and_description_agree(interface: type[Interface], module: obj
         "MoorageMachine": "io.moorage.Machine",
         "SystemdMachine": "io.systemd.Machine",
         "GenericService": "io.systemd.service",
+        "Metrics": "io.systemd.Metrics",
     }[interface.__name__]
     differences = check(
         interface, load_description(name), errors=errors_of(module), unimplemented=LATER[name]

@@ -49,7 +49,7 @@ async def test_what_is_reported_is_not_asked_for(manager: FakeManager, states: H
     tell(manager, "activating", "start")
     tell(manager, "active", "exited")
     await states.catch_up([UNIT])
-    assert states.status(FS) == HelperStatus(FS, "active", "exited", "success", None, ID)
+    assert states.status(FS) == HelperStatus(FS, "active", "exited", "success", None, ID, 0)
     assert manager.asked == []
 
 
@@ -60,7 +60,7 @@ async def test_what_was_missed_is_asked_for_once(manager: FakeManager, states: H
         states.miss()
         await nursery.start(states.run)
         for _ in range(10):
-            assert states.status(FS) == HelperStatus(FS, "failed", "failed", "signal", None, ID)
+            assert states.status(FS) == HelperStatus(FS, "failed", "failed", "signal", None, ID, 0)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert manager.asked == [UNIT]
@@ -87,7 +87,7 @@ async def test_how_it_failed_stays_known_when_it_is_unloaded(
     else:
         states.miss()
         await states.catch_up([UNIT])
-    assert states.status(FS) == HelperStatus(FS, "failed", "failed", "signal", None, ID)
+    assert states.status(FS) == HelperStatus(FS, "failed", "failed", "signal", None, ID, 0)
 
 
 async def test_how_it_ended_is_left_out_where_nobody_saw_it(
@@ -96,7 +96,7 @@ async def test_how_it_ended_is_left_out_where_nobody_saw_it(
     tell(manager, "active", "running")
     states.miss()
     await states.catch_up([UNIT])
-    assert states.status(FS) == HelperStatus(FS, "inactive", "dead", None, None, ID)
+    assert states.status(FS) == HelperStatus(FS, "inactive", "dead", None, None, ID, 0)
 
 
 def test_a_main_process_that_is_gone_is_an_end_not_yet_reported(

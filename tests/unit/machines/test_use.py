@@ -2,7 +2,7 @@
 
 import pytest
 
-from moorage.machines.use import Pressure, PressureLine, pressure, traffic
+from moorage.machines.use import Pressure, PressureLine, pressure, traffic, waited
 
 SOME = "some avg10=1.50 avg60=0.25 avg300=0.00 total=12345"
 
@@ -33,3 +33,9 @@ def test_traffic_of_each_device() -> None:
         "253:0": {"readBytes": 5},
     }  # fmt: skip
     assert traffic("") == {}
+
+
+def test_how_long_tasks_waited_in_all() -> None:
+    text = "some avg10=1.50 avg60=0.00 avg300=0.00 total=17\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=5"
+    assert waited(text) == {"some": 17, "full": 5}
+    assert waited("") == waited("some avg10=1\nfull total=x") == {}

@@ -19,7 +19,7 @@ from moorage.wire.message import prepared_reply
 from moorage.wire.method import method
 from moorage.wire.server import Limits, Server
 from moorage.wire.service import Interface, Service
-from moorage.wire.types import Empty, Feed, Int, Last, Parameters, Reply, WithFds
+from moorage.wire.types import Empty, Feed, Int, Last, Parameters, Prepared, Reply, WithFds
 
 # How long an example takes says something about the machine only.
 hypothesis.settings.register_profile("moorage", deadline=None)
@@ -36,6 +36,7 @@ method CountOne() -> (number: int)
 method Nothing() -> (number: int)
 method Hold() -> ()
 method Watch() -> (number: int, padding: string)
+method Batches(to: int, size: ?int) -> (number: int, padding: string)
 method Follow() -> (number: int, padding: string)
 method WatchBadly() -> (number: int)
 method Open() -> (index: int)
@@ -187,6 +188,12 @@ class Tested(Interface):
             raise
         finally:
             self.note()
+
+    @method("Batches", requires_more=True)
+    async def batches(self, call: Call, params: CountIn) -> AsyncIterator[Prepared[Number] | Last[Number]]:
+        for number in range(params.to):
+            yield Prepared([prepared_reply(Number(number=number, padding=each)) for each in "ab"])
+        yield Last(Number(number=params.to))
 
     @method("Watch", requires_more=True)
     async def watch(self, call: Call, params: Empty) -> AsyncIterator[Number | Last[Number]]:

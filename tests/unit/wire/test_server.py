@@ -220,6 +220,56 @@ async def test_each_listener_has_a_service_of_its_own(
     assert replies[1][1]["error"] == "org.varlink.service.InterfaceNotFound"
 
 
+async def test_who_only_looks_on_is_no_activity(
+    serve: Serve, read_messages: ReadMessages, tmp_path: Path
+) -> None:
+    other = Service(vendor="", product="other", version="", url="")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "other"))
+        listener.listen()
+        async with serve() as running:
+            running.server.listen(listener, other, aside=True)
+            before = running.server.last_activity
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as raw:
+                raw.connect(str(tmp_path / "other"))
+                raw.setblocking(False)
+                raw.send(GET_INFO)
+                await read_messages(raw, 1)
+                assert (running.server.connections, running.server.last_activity) == (0, before)
+                with running.connect() as counts:
+                    counts.send(GET_INFO)
+                    await read_messages(counts, 1)
+                    assert running.server.connections == 1
+                # It has ended, and the other one has not.
+                await running.server.unconnected()
+                after = running.server.last_activity
+                assert after > before
+            await trio.testing.wait_all_tasks_blocked()
+            assert running.server.last_activity == after
+
+
+async def test_calls_and_errors_are_counted_by_names_of_ours(
+    serve: Serve, read_messages: ReadMessages, tmp_path: Path
+) -> None:
+    other = Service(vendor="", product="other", version="", url="")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "other"))
+        listener.listen()
+        async with serve() as running:
+            running.server.listen(listener, other)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as raw:
+                raw.connect(str(tmp_path / "other"))
+                raw.setblocking(False)
+                strange = b'{"method":"org.varlink.service.Strange"}\0{"method":"org.example.Strange"}\0'
+                raw.send(GET_INFO * 2 + strange)
+                await read_messages(raw, 4)
+    assert other.tally.calls == {"org.varlink.service.GetInfo": 2}
+    assert other.tally.errors == {
+        "org.varlink.service.MethodNotFound": 1,
+        "org.varlink.service.InterfaceNotFound": 1,
+    }
+
+
 # -- pipelining and order
 
 
@@ -364,6 +414,16 @@ async def test_a_wrong_number_of_replies_is_a_bug(
 
 
 # -- peers that do not read
+
+
+async def test_replies_that_are_prepared_come_in_order(serve: Serve, read_messages: ReadMessages) -> None:
+    async with serve() as running:
+        with running.connect() as raw:
+            raw.send(call("Batches", {"to": 3}, more=True) + GET_INFO)
+            replies = [json.loads(reply) for reply in await read_messages(raw, 8)]
+    numbers = [(reply["parameters"]["number"], reply.get("continues", False)) for reply in replies[:7]]
+    assert numbers == [*((number, True) for number in (0, 0, 1, 1, 2, 2)), (3, False)]
+    assert replies[7] == GET_INFO_REPLY
 
 
 async def test_stream_waits_for_a_slow_reader(serve: Serve) -> None:

@@ -66,13 +66,14 @@ class _State:
         has_state: the first half is up to date: the state of the unit.
         has_main: the second half is: what a service adds to it.
         main_process: the process of main_pid, once it was named; None before that and where there is none.
+        restarts: how often the manager has restarted it by itself; None before that was said.
         known: what was last passed on.
         ran: invocation ID of the last start after which it was active; empty where that is not known.
     """
 
     __slots__ = (
         "active_state", "has_main", "has_state", "invocation_id", "known", "main_pid", "main_process", "ran",
-        "result", "since_usec", "sub_state",
+        "restarts", "result", "since_usec", "sub_state",
     )  # fmt: skip
 
     def __init__(self, since_usec: int) -> None:
@@ -82,6 +83,7 @@ class _State:
         self.result: str | None = None
         self.main_pid = 0
         self.main_process: ProcessId | None = None
+        self.restarts: int | None = None
         self.known: Known | None = None
         self.ran = ""
 
@@ -92,8 +94,9 @@ class _State:
             self.invocation_id = invocation_id
         self.has_state = True
 
-    def set_main(self, result: str | None, main_pid: int) -> None:
+    def set_main(self, result: str | None, main_pid: int, restarts: int | None) -> None:
         self.result = result
+        self.restarts = restarts
         if main_pid != self.main_pid:
             self.main_pid, self.main_process = main_pid, None
         self.has_main = True
@@ -102,7 +105,7 @@ class _State:
         """Note that the manager has the unit no more: what it ended as, it has ended as."""
         if self.active_state != "failed":
             self.active_state, self.sub_state = "inactive", "dead"
-        self.set_main(self.result, 0)
+        self.set_main(self.result, 0, self.restarts)
         self.has_state = True
 
 
@@ -164,7 +167,7 @@ class HelperStates:
         if (state := self._states.get(hint.unit)) is None:
             return
         if hint.kind == "main":
-            state.set_main(hint.result or None, hint.main_pid)
+            state.set_main(hint.result or None, hint.main_pid, hint.restarts)
         elif hint.kind == "changed" and hint.active_state:
             state.set_state(hint.active_state, hint.sub_state, hint.invocation_id)
         elif hint.kind == "removed":
@@ -215,6 +218,7 @@ class HelperStates:
             result=state.result,
             main_process=_main_process(helper.unit, state, self._processes),
             invocation_id=state.invocation_id,
+            restarts=state.restarts,
         )
 
     def has_ended(self, helper: Helper) -> bool:
@@ -270,9 +274,8 @@ class HelperStates:
                 state.set_state(found.active_state, found.sub_state, found.invocation_id)
             if not state.has_main:
                 # One that could not be loaded has a result all the same: "success".
-                state.set_main(
-                    found.result if found.load_state == "loaded" else found.load_state, found.main_pid
-                )
+                result = found.result if found.load_state == "loaded" else found.load_state
+                state.set_main(result, found.main_pid, found.restarts)
         elif not state.has_state:
             seen = state.active_state == "failed" or (state.active_state == "inactive" and state.result)
             state.unload()

@@ -11,6 +11,7 @@ import trio
 from moorage.dbus.bus import BadReply, Bus, BusClosed, CallFailed
 from moorage.dbus.message import BusCall
 from moorage.pid1.blame import Sent
+from moorage.pid1.latency import Latency
 from moorage.pid1.manager import (
     AuxiliaryUnit,
     Job,
@@ -61,6 +62,11 @@ class DBusManager(UnitOrders):
     def link_kind(self) -> Literal["private", "bus"]:
         """Which kind of connection is, or was last, in use."""
         return self._session.kind
+
+    @property
+    def latency(self) -> Latency:
+        """How long the manager takes."""
+        return self._session.latency
 
     def watch(self, callback: Callable[[UnitHint], None], interest: Callable[[str], bool]) -> None:
         """See `Manager`."""
@@ -166,15 +172,18 @@ class DBusManager(UnitOrders):
     ) -> Job:
         """Make a call that is answered with a job, and wait for its end."""
         ended = trio.Event()
+        begun = trio.current_time()
         ticket = self._session.jobs.expect(ended.set)
         try:
-            (path,) = await bus.call(call, deadline=deadline)
+            (reply,) = await self._session.make(bus, call, deadline=deadline)
+            (path,) = unwrap(reply)
             if queued is not None:
                 queued()
             self._session.jobs.claim(ticket, job_id(path))
             await ended.wait()
             if ticket.end is None:
                 raise BusClosed(self._session.reason, sent=True)
+            self._session.latency.jobs[call.member].add(trio.current_time() - begun)
             return Job(ticket.end.result, ticket.end.unit or unit, ticket.end.job_id)
         finally:
             self._session.jobs.forget(ticket)

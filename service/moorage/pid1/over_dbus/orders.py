@@ -29,14 +29,15 @@ class UnitOrders:
         """See `Manager`."""
         with errors(f"kill of {unit}", deadline, unit):
             bus = await self._session.up()
-            await bus.call(manager_call("KillUnit", "ssi", (unit, whom, signal)), deadline=deadline)
+            call = manager_call("KillUnit", "ssi", (unit, whom, signal))
+            unwrap(*await self._session.make(bus, call, deadline=deadline))
 
     async def kill_subgroup(self, unit: str, subgroup: str, signal: int, *, deadline: float) -> None:
         """See `Manager`."""
         with errors(f"kill of {unit}", deadline, unit):
             bus = await self._session.up()
             call = manager_call("KillUnitSubgroup", "sssi", (unit, "cgroup", subgroup, signal))
-            await bus.call(call, deadline=deadline)
+            unwrap(*await self._session.make(bus, call, deadline=deadline))
 
     async def set_properties(
         self, unit: str, properties: Sequence[TypedProperty], *, check: bool = False, deadline: float

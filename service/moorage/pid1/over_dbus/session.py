@@ -17,6 +17,7 @@ import trio
 from moorage.dbus.bus import BUS_CALLS_MAX, PEER_CALLS_MAX, Bus, BusClosed, BusError
 from moorage.dbus.message import BusCall, BusSignal
 from moorage.pid1.jobs import JobEnd, JobLedger
+from moorage.pid1.latency import Latency
 from moorage.pid1.manager import ManagerUnavailable, UnitHint
 from moorage.pid1.over_dbus.translate import (
     MANAGER,
@@ -100,6 +101,7 @@ class Session:
         jobs: the ends of jobs that are waited for.
         types: of the properties of each type of unit, as far as the manager was asked on this connection.
         reason: why there is no connection, or was none last.
+        latency: how long the manager takes.
     """
 
     def __init__(self, endpoints: Endpoints, link: LinkKind) -> None:
@@ -107,6 +109,7 @@ class Session:
         self.jobs = JobLedger()
         self.types: dict[str, UnitProperties] = {}
         self.reason = "not connected yet"
+        self.latency = Latency()
         self._endpoints = endpoints
         self._kinds: tuple[Literal["private", "bus"], ...] = (
             ("private", "bus") if link == "auto" else (link,)
@@ -266,6 +269,14 @@ class Session:
             raise ManagerUnavailable(self.reason)
         return self._bus
 
+    async def make(self, bus: Bus, *calls: BusCall, deadline: float) -> list[tuple[Any, ...] | BusError]:
+        """Make calls on a connection, and take note of how long that takes; see `moorage.dbus.bus.Bus.calls`."""
+        begun = trio.current_time()
+        replies = await bus.calls(calls, deadline=deadline)
+        for call in calls:
+            self.latency.replies[call.member].add(trio.current_time() - begun)
+        return replies
+
     async def ask(self, *calls: BusCall, deadline: float) -> list[tuple[Any, ...] | BusError]:
         """Make calls that may be made twice: they are repeated when the connection is lost.
 
@@ -275,7 +286,7 @@ class Session:
         while True:
             bus = await self.up()
             try:
-                return await bus.calls(calls, deadline=deadline)
+                return await self.make(bus, *calls, deadline=deadline)
             except BusClosed:
                 continue
 

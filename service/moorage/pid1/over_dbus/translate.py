@@ -41,7 +41,7 @@ _GROUPED: Final = ("Slice", "ControlGroup")
 STATUS: Final[Mapping[str, tuple[str, ...]]] = {
     "slice": _GROUPED,
     **dict.fromkeys(("scope", "socket", "mount", "swap"), (*_GROUPED, "Result")),
-    "service": (*_GROUPED, "Result", "MainPID"),
+    "service": (*_GROUPED, "Result", "MainPID", "NRestarts"),
 }
 """What belongs to the status of units of a type, beside what all units have."""
 
@@ -113,7 +113,13 @@ def hint(unit: str, signal: BusSignal, result: str = "") -> UnitHint | None:
     if signal.is_change_of(SERVICE):
         main_pid = signal.changed_number("MainPID")
         if main_pid is not None:
-            return UnitHint("main", unit, result=signal.changed_text("Result"), main_pid=main_pid)
+            return UnitHint(
+                "main",
+                unit,
+                result=signal.changed_text("Result"),
+                main_pid=main_pid,
+                restarts=signal.changed_number("NRestarts") or 0,
+            )
     return None
 
 
@@ -207,6 +213,7 @@ def status(unit: str, values: dict[str, Any]) -> UnitStatus | None:
         sub_state=text("SubState"),
         result=text("Result") or None,
         main_pid=values.get("MainPID", 0),
+        restarts=values.get("NRestarts", 0),
         slice=text("Slice"),
         control_group=text("ControlGroup"),
         invocation_id=hexadecimal(values.get("InvocationID", b"")),
