@@ -1,4 +1,7 @@
-"""Limits that hold for a control group: its own, or a lower one of a group above it."""
+"""Limits that hold for a control group: its own, or a lower one of a group above it.
+
+:mod:`moorage.machines.compared.in_effect` tells all of one machine; this is for one limit of many of them.
+"""
 
 from __future__ import annotations
 
