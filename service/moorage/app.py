@@ -290,11 +290,8 @@ async def serve(
     if _is_beside(options, settings, listeners):
         core.stand_beside(Peer(ADDRESS), partial(Directory, readiness), Notes(store), settings)
     service = _service(core, authority, manager, configuration)
-    server = Server(limits=settings.limits)
+    server = _server(configuration, listeners, service)
     configuration.follow(core.apply)
-    configuration.follow(lambda settings: server.limit(settings.limits))
-    for listener in listeners:
-        server.listen(listener, service)
     if metrics is not None:
         server.listen(metrics, _metrics(core, authority, manager, server, service), aside=True)
     _collect_what_comes()
@@ -350,6 +347,14 @@ def _service(core: Core, authority: Authority, manager: Manager, configuration: 
         MoorageMachine(core.services, authority, manager, configuration),
         GenericService(authority, configuration),
     )
+
+
+def _server(configuration: Configuration, listeners: Sequence[socket.socket], service: Service) -> Server:
+    server = Server(limits=configuration.settings.limits)
+    configuration.follow(lambda settings: server.limit(settings.limits))
+    for listener in listeners:
+        server.listen(listener, service)
+    return server
 
 
 def _metrics(
