@@ -46,6 +46,7 @@ from moorage.machines.event_files import EventFiles
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import FollowedHelpers, Followers, HeldUnits
 from moorage.machines.freezing import Freezing
+from moorage.machines.grace import Grace
 from moorage.machines.helpers.changes import Changes
 from moorage.machines.helpers.changing import Changing
 from moorage.machines.helpers.start import HelperStarts
@@ -160,6 +161,9 @@ class Core:
             registry, store, intents, agenda, accounts, left, followers, clock)  # fmt: skip
         control = Control(
             registry, store, agenda, accounts, states, followers, asking, manager, system, detached)  # fmt: skip
+        powering = Powering(control, manager)
+        grace = Grace(registry, store, control, powering, clock, detached)
+        followers.join(grace)
         self._changes = changes = Changes(
             helper_starts, store, intents, registry, states, followers, directories, clock, detached)  # fmt: skip
         self._watching = Watching(
@@ -179,7 +183,8 @@ class Core:
             Changing(changes, states, followers, manager, directories, detached),
             ChangingLimits(registry, intents.marks_of, manager, followers, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
-            Powering(control, manager),
+            grace,
+            powering,
             looking,
             Resetting(registry, store, agenda, looking, hierarchy),
             retirement,

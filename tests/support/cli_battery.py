@@ -237,6 +237,17 @@ class Battery:
             refused(moorctl(command, name), 1, "no control address")
             moorctl.output("stop", name)
 
+    def test_stop_that_asks_first(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name, leader = a_name(), leaders()
+        moorctl.output("register", name, "--leader", str(leader.pid))
+        refused(moorctl("stop", name, "--power-off"), 1, "no control address")
+        refused(moorctl("stop", name, "--insist-after", "5s"), 2, "--power-off")
+        moorctl.output("stop", name)
+        name, leader = a_name(), leaders()
+        moorctl.output("register", name, "--leader", str(leader.pid), "--class", "container")
+        assert moorctl.output("stop", name, "--power-off", "--insist-after", "1min") == ""
+        assert leader.wait(RUN_SECONDS) == -(signal.SIGRTMIN + 4)
+
     def test_reset_accounting(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name = a_name()
         moorctl.output("register", name, "--leader", str(leaders().pid))

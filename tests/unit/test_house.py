@@ -49,6 +49,7 @@ MAKERS = {
     "machines.helpers.changing": {"Latest"},
     "machines.helpers.changes": {"Alone"},
     "machines.freezing": {"Alone"},
+    "machines.grace": {"Period"},
     "machines.changing_limits": {"Alone"},
     "api.systemd_machine.host": {"Machine"},  # the host, which that interface lists as one
 }

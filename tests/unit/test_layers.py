@@ -62,7 +62,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.followers", "moorage.machines.chronicle", "moorage.machines.subscriptions",
         "moorage.machines.asking", "moorage.machines.control", "moorage.machines.detached",
         "moorage.machines.lookup", "moorage.machines.looking", "moorage.machines.resetting",
-        "moorage.machines.powering", "moorage.machines.ceilings",
+        "moorage.machines.powering", "moorage.machines.grace", "moorage.machines.ceilings",
         "moorage.machines.alone", "moorage.machines.renewal", "moorage.machines.thawing",
         "moorage.machines.freezing", "moorage.machines.changing_limits",
         "moorage.machines.services",

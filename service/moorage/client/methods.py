@@ -333,6 +333,8 @@ class Kill(_Managing[Nothing], kw_only=True):
 class Stop(_Managing[OneMachine], kw_only=True):
     """Thaw the machine and stop its unit; as a stream also reply when it begins to stop."""
 
+    power_off: bool | None = None
+    insist_after_usec: int | None = field(name="insistAfterUSec", default=None)
     if_invocation_id: str | None = None
     timeout_usec: int | None = field(name="timeoutUSec", default=None)
 

@@ -227,10 +227,27 @@ class Control:
             with contextlib.suppress(NoSuchUnit):
                 await self._manager.thaw(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
 
+    def note_asked(self, machine: Machine, *, insist_by: int) -> None:
+        """Take note that a machine is asked to end by itself, and stopped if it has not.
+
+        Args:
+            machine: one of the registry's.
+            insist_by: by when, µs since boot.
+        """
+        self._note_asked(machine, Cause.stopped, None, ends=False, insist_by=insist_by)
+
     def _is_kept(self, machine: Machine) -> bool:
         return self._registry.get(machine.name) is machine
 
-    def _note_asked(self, machine: Machine, cause: Cause, without: HelperEnd | None, *, ends: bool) -> None:
+    def _note_asked(
+        self,
+        machine: Machine,
+        cause: Cause,
+        without: HelperEnd | None,
+        *,
+        ends: bool,
+        insist_by: int | None = None,
+    ) -> None:
         """Store why a machine is stopped, or that it was ending by itself: the next instance has to know too."""
         before = machine.record
         if before.asked is not None:
@@ -238,7 +255,7 @@ class Control:
         if ends:
             machine.is_stopped_late()
         else:
-            machine.was_asked_to_end(cause, without)
+            machine.was_asked_to_end(cause, without, insist_by=insist_by)
             self._followers.happened(machine, Kind.stopping, {"by": _BY[cause]})
         if machine.record == before or not self._is_kept(machine):
             return

@@ -48,6 +48,38 @@ class Work(StrEnum):
     thaw = "thaw"
 
 
+class Period:
+    """Time that a machine is given to end by itself.
+
+    Attributes:
+        deadline: when it is over, on trio's clock.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self._shortened = trio.Event()
+
+    def shorten(self, deadline: float) -> None:
+        """Have it end earlier; nothing happens if it does already."""
+        if deadline < self.deadline:
+            self.deadline = deadline
+            self._shortened.set()
+
+    async def over(self, gone: trio.Event) -> None:
+        """Wait until it is over, or its machine is gone."""
+        while not gone.is_set() and trio.current_time() < self.deadline:
+            self._shortened = trio.Event()
+            with trio.move_on_at(self.deadline):
+                async with trio.open_nursery() as nursery:
+                    for event in (gone, self._shortened):
+                        nursery.start_soon(_wait, event, nursery.cancel_scope)
+
+
+async def _wait(event: trio.Event, over: trio.CancelScope) -> None:
+    await event.wait()
+    over.cancel()
+
+
 class Leader(Protocol):
     """A leader that is watched, see :class:`moorage.machines.leader.WatchedLeader`."""
 
@@ -109,6 +141,7 @@ class Machine:
         result: of its unit, which has ended; kept here since the manager may forget it.
         leader_gone: its leader had ended before it could be watched.
         asking: what has its leader or supervisor end, by a signal; None if nothing does. Written by `Asking`.
+        period: time that it is given to end by itself; None if it is not. Written by `Grace`.
         told: what was told of it; None while nothing is to be. Written by the chronicle.
         published: machined lists it too; None where that is to be tried. Written beside machined.
     """
@@ -128,6 +161,7 @@ class Machine:
         "helpers_frozen",
         "leader",
         "leader_gone",
+        "period",
         "published",
         "recheck",
         "record",
@@ -153,6 +187,7 @@ class Machine:
         self.result: str | None = None
         self.leader_gone = False
         self.asking: object = None
+        self.period: Period | None = None
         self.told: Told | None = None
         self.published: bool | None = None
         self._stopping = False  # its unit is deactivating
@@ -183,7 +218,8 @@ class Machine:
             return Phase.exited
         if self.result is not None and self.is_there:
             return Phase.lingering
-        stopping = self._work[Work.stop] or self.asking is not None or self._stopping
+        asked = self.asking is not None or self.period is not None
+        stopping = asked or self._work[Work.stop] or self._stopping
         return Phase.stopping if stopping or not self.is_there else Phase.running
 
     def has_under_way(self, kind: Work) -> bool:
@@ -263,10 +299,12 @@ class Machine:
 
     # What is done with it
 
-    def was_asked_to_end(self, cause: Cause, lost: HelperEnd | None = None) -> None:
-        """Take note of why it is stopped, and without which helper; the first reason counts."""
+    def was_asked_to_end(
+        self, cause: Cause, lost: HelperEnd | None = None, *, insist_by: int | None = None
+    ) -> None:
+        """Take note of why it is stopped, without which helper, and by when; the first reason counts."""
         if self.record.asked is None:
-            self._change(asked=cause, lost=lost)
+            self._change(asked=cause, lost=lost, insist_by=insist_by)
 
     def is_stopped_late(self) -> None:
         """Take note that this service has its unit stopped when it was ending already."""
@@ -277,7 +315,7 @@ class Machine:
         self.asking = None
         if self.told is not None:
             self.told.stopping = False
-        self._change(asked=None)
+        self._change(asked=None, insist_by=None)
 
     def counts_from(self, bases: Bases) -> None:
         """Have its counters told from these on."""

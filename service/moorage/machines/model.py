@@ -394,6 +394,7 @@ class Record(Wanted, frozen=True, kw_only=True):
     Attributes:
         placement: where it is.
         asked: why this service was asked to stop it, if it was.
+        insist_by: when it is stopped that has been given time to end by itself, µs since boot; None if it has not.
         lost: the helper for whose end this service stopped it, without its log.
         late: this service had its unit stopped when it was ending already.
         bases: from which its counters are told, if they were reset; the verdict tells of all of its life.
@@ -402,6 +403,7 @@ class Record(Wanted, frozen=True, kw_only=True):
 
     placement: Placement
     asked: Cause | None = None
+    insist_by: int | None = None
     lost: HelperEnd | None = None
     late: bool = False
     bases: Bases | None = None

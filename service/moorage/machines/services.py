@@ -8,6 +8,7 @@ from moorage.machines.changing_limits import ChangingLimits
 from moorage.machines.chronicle import Chronicle
 from moorage.machines.control import Control
 from moorage.machines.freezing import Freezing
+from moorage.machines.grace import Grace
 from moorage.machines.helpers.changing import Changing
 from moorage.machines.looking import Looking
 from moorage.machines.lookup import Lookup
@@ -29,6 +30,7 @@ class Services(NamedTuple):
         changing: changes helpers.
         limits: changes properties.
         freezing: freezes and thaws.
+        grace: stops, and gives time first.
         powering: asks guests to power off, or to boot again.
         looking: looks things up.
         resetting: has counters begin at zero again.
@@ -43,6 +45,7 @@ class Services(NamedTuple):
     changing: Changing
     limits: ChangingLimits
     freezing: Freezing
+    grace: Grace
     powering: Powering
     looking: Looking
     resetting: Resetting

@@ -38,11 +38,11 @@ from moorage.machines.model import (
 )
 from moorage.names import is_machine_name
 
-VERSION = 9
+VERSION = 10
 """Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for
 lack of memory where that was not known; before 6 nothing was known of who else lives in its unit; before 7
 less was told of what it used; before 8 its counters could not be reset;
-before 9 none was adopted."""
+before 9 none was adopted; before 10 it was not given time to end by itself."""
 
 RECORD_MAX = 320 * 1024
 """Bytes; a record with every text at its limit, all its helpers, and the bases of all its counters, stays below
@@ -100,6 +100,7 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     lease: bool = False
     privileged: bool = False
     asked: Cause | None = None
+    insist_by: int | None = None
     lost: HelperEnd | None = None
     late: bool = False
     bases: Bases | None = None
@@ -127,6 +128,7 @@ def encode(record: Record) -> bytes:
         record.placement,
         phase=phase,
         asked=record.asked,
+        insist_by=record.insist_by,
         lost=record.lost,
         late=record.late,
         bases=record.bases,
@@ -174,6 +176,7 @@ def decode(content: bytes, name: str) -> Record:
         **_wanted(stored),
         placement=Placement(*(getattr(stored, field) for field in Placement.__struct_fields__)),
         asked=stored.asked,
+        insist_by=stored.insist_by,
         lost=stored.lost,
         late=stored.late,
         bases=stored.bases,

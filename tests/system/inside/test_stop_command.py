@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from moored import (
     describe,
     end_moored,
     for_us,
+    main_pid,
     register,
     run,
     show,
@@ -31,7 +33,9 @@ from moored import (
 )
 from vmm import noted, vmm
 
-from moorage.errors import NoSuchMachine, NotSupported, Timeout
+from moorage.errors import Busy, NoSuchMachine, NotSupported, Timeout
+from moorage.wire.client import Client
+from moorage.wire.errors import Disconnected, InvalidParameter
 
 UNIT = "machine-web--ask.service"
 
@@ -234,3 +238,91 @@ async def test_whoever_listens_there_keeps_nobody_waiting(spawn: Processes, plac
             assert not late.is_set()
         for name in ("deaf", "no", "none"):
             await client.call(f"{OURS}Stop", {"name": name})
+
+
+LONG_USEC = 300_000_000
+"""So long that no test waits for it."""
+
+
+async def stops(client: Client, name: str = "web", **parameters: Any) -> None:
+    await client.call(f"{OURS}Stop", {"name": name, "powerOff": True, **parameters})
+
+
+@pytest.mark.system_instance
+async def test_a_guest_that_powers_off_is_not_told_twice(spawn: Processes, place: Path) -> None:
+    async with await connect() as client, await connect() as other:
+        web = vmm(spawn, place / "s", "obeys late")
+        await register(client, "web", web, controlAddress=f"{place}/s")
+        async with client.call_more(f"{OURS}Stop", {"name": "web", "powerOff": True}) as replies:
+            assert (await anext(replies))["machine"]["phase"] == "stopping"
+            assert noted(web) == "PowerOff"
+            with pytest.raises(Busy):
+                await other.call(f"{OURS}Freeze", {"name": "web"})
+            with pytest.raises(Timeout):  # of two, each waits as long as it likes
+                await other.call(f"{OURS}Stop", {"name": "web", "timeoutUSec": 1})
+            assert (await describe(other, "web"))["phase"] == "stopping"
+            (place / "s.now").touch()
+            assert (await anext(replies))["machine"]["phase"] == "exited"
+        assert web.wait(UNTIL_SECONDS) == 7
+        assert (await verdict(client, "web"))["cause"] == "stopped"
+
+
+@pytest.mark.system_instance
+@pytest.mark.parametrize("how", ["ignores", "no", "deaf", "none"])
+async def test_a_guest_that_does_not_is_stopped(spawn: Processes, place: Path, how: str) -> None:
+    async with await connect() as client:
+        web = spawn() if how == "none" else vmm(spawn, place / "s", how)
+        await register(client, "web", web, controlAddress=f"{place}/s")
+        await stops(client, insistAfterUSec=500_000 if how == "ignores" else LONG_USEC)
+        assert web.wait(UNTIL_SECONDS) == -signal.SIGTERM
+        found = await verdict(client, "web")
+        assert (found["cause"], found["leaderSignal"]) == ("stopped", signal.SIGTERM)
+
+
+@pytest.mark.system_instance
+async def test_a_guest_that_cannot_be_asked_is_left_alone(spawn: Processes) -> None:
+    async with await connect() as client:
+        await register(client, "web", spawn())
+        with pytest.raises(NotSupported):
+            await stops(client)
+        for wrong in (-1, 1.5, "long", 600_000_001):
+            with pytest.raises(InvalidParameter) as refused:
+                await stops(client, insistAfterUSec=wrong)
+            assert refused.value.parameter == "insistAfterUSec"
+        assert (await describe(client, "web"))["phase"] == "running"
+        await client.call(f"{OURS}Stop", {"name": "web"})
+
+
+@pytest.mark.system_instance
+async def test_a_stop_insists_at_once_when_it_is_told_to(spawn: Processes, place: Path) -> None:
+    async with await connect() as client, await connect() as other:
+        web = vmm(spawn, place / "s", "ignores")
+        await register(client, "web", web, controlAddress=f"{place}/s")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(stops, client, insistAfterUSec=LONG_USEC))
+            assert await trio.to_thread.run_sync(noted, web) == "PowerOff"
+            await other.call(f"{OURS}Stop", {"name": "web", "insistAfterUSec": 0})
+        assert web.wait(UNTIL_SECONDS) == -signal.SIGTERM
+
+
+@pytest.mark.system_instance
+async def test_the_next_instance_insists(spawn: Processes, place: Path) -> None:
+    web = vmm(spawn, place / "s", "ignores")
+    async with await connect() as client:
+        await register(client, "web", web, controlAddress=f"{place}/s")
+        async with trio.open_nursery() as nursery:
+
+            async def begin() -> None:
+                with pytest.raises(Disconnected):
+                    await stops(client, insistAfterUSec=2_000_000)
+
+            nursery.start_soon(begin)
+            assert await trio.to_thread.run_sync(noted, web) == "PowerOff"
+            pid = main_pid()
+            os.kill(pid, signal.SIGKILL)
+    await until(lambda: main_pid() not in {0, pid})
+    async with await connect() as client:
+        found = await client.call(f"{OURS}Describe", {"name": "web"})
+        assert found["machine"]["phase"] in {"stopping", "exited"}
+        assert await trio.to_thread.run_sync(web.wait, UNTIL_SECONDS) == -signal.SIGTERM
+        assert (await verdict(client, "web"))["cause"] == "stopped"

@@ -201,7 +201,10 @@ class FakeMachine(Interface):
     async def stop(self, call: Call, params: wire.StopIn) -> wire.MachineOut:
         del call
         kept = self._living(params.name)
-        signal.pidfd_send_signal(kept.pidfd, signal.SIGTERM)
+        if params.powerOff:
+            self._ask(params.name, "PowerOff", signal.SIGRTMIN + 4)
+        else:
+            signal.pidfd_send_signal(kept.pidfd, signal.SIGTERM)
         await trio.lowlevel.wait_readable(kept.pidfd)
         self._end(kept)
         return wire.MachineOut(machine=kept.machine)

@@ -58,7 +58,7 @@ FULL = Record(
     allocated=True, leader=ProcessId(2, 3, "2" * 32), supervisor=ProcessId(4, 5, "3" * 32),
     identity=Identity("4" * 32, "a service", "/root", (1, 2), 7, "vsock/7", "/key", "/control"),
     timestamp=Timestamp(8, 9), leader_uid=1001, runtime_directory="/run/moorage/m/web", lease=True, privileged=True,
-    asked=Cause.stopped, lost=HelperEnd("fs", "signal"), late=True,
+    asked=Cause.stopped, insist_by=41, lost=HelperEnd("fs", "signal"), late=True,
     bases=Bases(
         Timestamp(34, 35), Accounting(cpu_usage_nsec=36, io_read_bytes=37), {"8:0": {"readBytes": 38}},
         {"fs": HelperBase(39, Accounting(cpu_usage_nsec=40))},
@@ -148,7 +148,8 @@ WISHES: dict[str, st.SearchStrategy[Any]] = {
     "request": st.dictionaries(st.sampled_from(["slice", "class"]), st.text(max_size=16)),
 }  # fmt: skip
 RECORDS = st.builds(
-    Record, **WISHES, placement=PLACEMENTS, asked=st.none() | st.sampled_from(Cause), late=st.booleans(),
+    Record, **WISHES, placement=PLACEMENTS, asked=st.none() | st.sampled_from(Cause),
+    insist_by=st.none() | INTS, late=st.booleans(),
     bases=st.none() | BASES, verdict=st.none() | VERDICTS,
 )  # fmt: skip
 

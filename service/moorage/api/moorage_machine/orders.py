@@ -13,6 +13,7 @@ from moorage.api.refusals import translated
 from moorage.authz.policy import WITH_HELPERS
 from moorage.machines import model, texts
 from moorage.machines.freezing import FREEZE_SECONDS
+from moorage.machines.grace import INSIST_SECONDS
 from moorage.machines.powering import Power
 from moorage.pid1.manager import NoSuchUnit
 from moorage.wire.call import Call
@@ -44,13 +45,23 @@ class Orders(Handlers):
         self, call: Call, params: wire.StopIn
     ) -> AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
         """Stop a machine; reply when it is gone, with ``more`` also when it begins to stop."""
-        timeout = self.seconds(params.timeoutUSec, self.configuration.settings.stop_timeout_usec)
+        settings, power_off = self.configuration.settings, bool(params.powerOff)
+        insist_after = None if params.insistAfterUSec is None else params.insistAfterUSec / 1e6
+        usual = settings.stop_timeout_usec
+        if power_off and params.timeoutUSec is None:  # the stop has its time after the guest had its own
+            usual += INSIST_SECONDS * 1e6 if insist_after is None else insist_after * 1e6
+        timeout = self.seconds(params.timeoutUSec, usual)
+        if params.insistAfterUSec is not None and params.insistAfterUSec > settings.timeout_max_usec:
+            raise InvalidParameter("insistAfterUSec")
         machine = await self.managed(call, params, params.ifInvocationId)
+        control, grace = self.services.control, self.services.grace
         with translated(REFUSALS):
+            given = grace.begin(machine, power_off=power_off, insist_after=insist_after)
             if call.more:
-                await self.services.control.begin_stop(machine, wait=0)
+                if not given:
+                    await control.begin_stop(machine, wait=0)
                 yield wire.MachineOut(machine=self.shown(call, machine))
-            await self.services.control.stop(machine, timeout=timeout)
+            await (grace.wait if given else control.stop)(machine, timeout=timeout)
         yield Last(wire.MachineOut(machine=self.shown(call, machine)))
 
     @method("Freeze")

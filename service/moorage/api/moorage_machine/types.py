@@ -415,5 +415,7 @@ class OrderIn(ManageIn, kw_only=True):
 class StopIn(ManageIn, kw_only=True):
     """Parameters of Stop."""
 
+    powerOff: bool | None = None  # noqa: N815
+    insistAfterUSec: Annotated[int, Meta(ge=0, le=HOUR)] | None = None  # noqa: N815
     ifInvocationId: str | None = None  # noqa: N815
     timeoutUSec: TimeoutUSec | None = None  # noqa: N815

@@ -56,6 +56,13 @@ def kill(choice: Choice, name: str, signal: int, whom: str, as_json: bool) -> No
 
 @click.command()
 @NAME
+@click.option("--power-off", is_flag=True, help="Ask the guest to power off first, as poweroff does.")
+@click.option(
+    "--insist-after",
+    callback=parsed(finite_span),
+    metavar="SPAN",
+    help="With --power-off: stop the machine all the same after so long.  [default: 90s]",
+)
 @click.option(
     "--timeout",
     callback=parsed(finite_span),
@@ -65,20 +72,31 @@ def kill(choice: Choice, name: str, signal: int, whom: str, as_json: bool) -> No
 @JSON
 @addressed
 @chosen
-def stop(choice: Choice, name: str, timeout: int | None, as_json: bool) -> None:
+def stop(
+    choice: Choice,
+    name: str,
+    power_off: bool,
+    insist_after: int | None,
+    timeout: int | None,
+    as_json: bool,
+) -> None:
     """Stop a machine, and wait for its end.
 
     It has ended when all of its processes are gone.
     """
+    if insist_after is not None and not power_off:
+        raise click.UsageError("--insist-after needs --power-off.")
     address = choice.resolve()
     from moorage.cli import service, views
 
-    reply = service.call(
-        address,
-        "Stop",
-        {"name": name, "timeoutUSec": timeout},
-        timeout=(SERVICE_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS,
-    )
+    parameters = {
+        "name": name,
+        "powerOff": power_off or None,
+        "insistAfterUSec": insist_after,
+        "timeoutUSec": timeout,
+    }
+    seconds = (SERVICE_SECONDS if timeout is None else timeout / 1e6) + ANSWER_SECONDS
+    reply = service.call(address, "Stop", parameters, timeout=seconds)
     if as_json:
         views.show_machine_json(reply)
 
