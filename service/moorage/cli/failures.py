@@ -325,6 +325,8 @@ _NOT_LISTENING: Final = frozenset({errno.ECONNREFUSED, errno.ENOTSOCK, errno.EPR
 
 
 def _unreachable(error: OSError, address: Address) -> Failure:
+    if address.host is not None:
+        return Failure(Exit.NO_SERVICE, printable(str(error)))
     reason = os.strerror(error.errno) if error.errno is not None else str(error)
     if error.errno in _NOT_THERE:
         reason = "there is no such socket"

@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 
 from moorage.cli.address import Address
+from moorage.cli.connecting import connect
 from moorage.cli.failures import Exit, Failure, explain
-from moorage.client.dialogue import connect
 from moorage.client.methods import Subscribe
 from moorage.client.subscription import EventStream
 from moorage.client.types import Timestamp
@@ -66,7 +66,7 @@ class Following:
     def __init__(self, address: Address, wanted: Subscribe, *, until: float = math.inf) -> None:
         self._address = address
         self._until = until
-        self._stream = EventStream(wanted, lambda seconds: connect(address.path, seconds))
+        self._stream = EventStream(wanted, lambda seconds: connect(address, seconds))
 
     def events(self) -> Generator[Told]:
         """Return the events, as they come, for ever.

@@ -33,15 +33,16 @@ _COLOURS: Final = {
 }
 
 
-def show_json(told: Told) -> None:
+def show_json(told: Told, host: str | None = None) -> None:
     """Print an event as received, on one line."""
-    views.show_json(told.text)
+    views.show_json(views.on_host(told.text, host))
 
 
-def show(event: Event) -> None:
-    """Print an event on one line: when, what, of which machine, and what else is known."""
+def show(event: Event, host: str | None = None) -> None:
+    """Print an event on one line: when, on which of several hosts, what, of which machine, and what else is known."""
     words = (
         _time(event.timestamp.realtime),
+        host or "",
         click.style(printable(event.event), fg=_colour(event)),
         printable(event.name),
         printable(_words(event)),

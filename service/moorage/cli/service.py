@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from moorage.cli.address import Address
+from moorage.cli.connecting import connect
 from moorage.cli.failures import Exit, Failure, explain
 from moorage.cli.properties.assignments import Signatures
-from moorage.client.dialogue import Dialogue, connect, every_reply
+from moorage.client.dialogue import Dialogue, every_reply
 from moorage.client.methods import INTERFACE, PropertyTypes
 from moorage.steps.blocking import take
 from moorage.steps.waits import Steps
@@ -115,7 +116,7 @@ def _run(
     given: Mapping[str, Any] | None = None,
 ) -> T:
     try:
-        dialogue = take(connect(address.path, timeout))
+        dialogue = take(connect(address, timeout))
         with closing(dialogue):
             return take(talk(dialogue))
     except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect

@@ -76,9 +76,16 @@ def _escaped(char: str) -> str:
     return "".join(f"\\u{unit:04x}" for unit in units)
 
 
-def show_machine_json(reply: Reply) -> None:
+def show_machine_json(reply: Reply, host: str | None = None) -> None:
     """Print the machine of a reply as received, on one line."""
-    show_json(decoded(reply, _MachineText).machine)
+    show_json(on_host(decoded(reply, _MachineText).machine, host))
+
+
+def on_host(text: msgspec.Raw, host: str | None) -> msgspec.Raw:
+    """Return a JSON object with the name of the host that it is from, if that has to be told."""
+    if host is None:
+        return text
+    return msgspec.Raw(msgspec.json.encode({"host": host, **decoded(text, dict[str, msgspec.Raw])}))
 
 
 def show_helpers(reply: Reply) -> None:
@@ -163,14 +170,22 @@ def machines_of(replies: Iterable[Reply]) -> list[Machine]:
     return sorted(machines, key=lambda machine: machine.name)
 
 
-def show_list(replies: Sequence[Reply], *, legend: bool) -> None:
-    """Print a table of machines, with colours and a count on a terminal."""
+def show_list(replies: Sequence[Reply], *, legend: bool, hosts: Sequence[str] | None = None) -> None:
+    """Print a table of machines, with colours and a count on a terminal.
+
+    Args:
+        replies: one for each machine.
+        legend: print the heading and the count.
+        hosts: of the machines, if they are of several.
+    """
     machines = machines_of(replies)
-    rows = [_row(machine) for machine in machines]
+    columns, rows = COLUMNS, [_row(machine) for machine in machines]
+    if hosts is not None:
+        columns, rows = (*COLUMNS, "HOST"), [(*row, host) for row, host in zip(rows, hosts, strict=True)]
     if sys.stdout.isatty():
-        _draw(rows, [machine.phase for machine in machines], legend=legend)
+        _draw(columns, rows, [machine.phase for machine in machines], legend=legend)
     else:
-        for line in _aligned([COLUMNS, *rows] if legend else rows):
+        for line in _aligned([columns, *rows] if legend else rows):
             click.echo(line)
 
 
@@ -216,14 +231,16 @@ def phase_words(phase: str, freezer: str) -> str:
     return phase if freezer == "running" else f"{phase} ({freezer})"
 
 
-def _draw(rows: Iterable[Sequence[str]], phases: Iterable[str], *, legend: bool) -> None:
+def _draw(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], phases: Iterable[str], *, legend: bool
+) -> None:
     # This import doubles the start time of moorctl, and only a table on a terminal needs it.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, show_header=legend, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in COLUMNS:
+    for column in columns:
         # A name copied from a narrow terminal must be complete.
         table.add_column(column, overflow="fold", justify="right" if column in {"LEADER", "UID"} else "left")
     for row, phase in zip(rows, phases, strict=True):

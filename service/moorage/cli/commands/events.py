@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Final
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from moorage.cli.address import Choice
+from moorage.cli.address import Address, Choice
 from moorage.cli.commands.options import JSON, NAME, addressed, chosen, complete_name, finite_span, parsed
+from moorage.cli.failures import Exit
+
+if TYPE_CHECKING:
+    from moorage.cli import following
 
 STATES: Final = ("running", "stopping", "empty", "exited")
 """What one can wait for, in the order of a machine's life."""
@@ -39,28 +44,43 @@ def events(
     names: tuple[str, ...],
     kinds: tuple[str, ...],
     as_json: bool,
-) -> None:
-    """Show what has happened to machines.
+) -> int:
+    """Show what has happened to machines, of several hosts with --host for each.
 
     The service keeps the latest 65536 events. With --follow, a list of the machines comes first, unless a cursor is
     given. The kinds of events are in io.moorage.Machine(7). --json shows the cursor of each event.
     """
-    address = choice.resolve()
+    addresses = choice.each()
+    if len(addresses) > 1 and cursor is not None:
+        raise click.UsageError("--since-cursor is of one host.")
     from moorage.cli import following, happenings
+    from moorage.cli.hosts import Hosts
     from moorage.client.methods import Subscribe
 
-    told = (
-        following.Following(
-            address, Subscribe(names=list(names) or None, events=list(kinds) or None, cursor=cursor)
-        ).events()
-        if follow
-        else following.wanted_by(following.kept(address, cursor), frozenset(names), frozenset(kinds))
-    )
-    for each in told:
+    def ask(address: Address) -> Generator[following.Told]:
+        if not follow:
+            kept = following.kept(address, cursor)
+            return following.wanted_by(kept, frozenset(names), frozenset(kinds))
+        wanted = Subscribe(names=list(names) or None, events=list(kinds) or None, cursor=cursor)
+        return following.Following(address, wanted).events()
+
+    def show(told: following.Told, host: str | None = None) -> None:
         if as_json:
-            happenings.show_json(each)
+            happenings.show_json(told, host)
         else:
-            happenings.show(each.event)
+            happenings.show(told.event, host)
+
+    if len(addresses) == 1:
+        for told in ask(addresses[0]):
+            show(told)
+        return Exit.OK
+    hosts = Hosts(addresses, ask)
+    replies = hosts.replies()
+    for host, told in (
+        replies if follow else sorted(replies, key=lambda said: said[1].event.timestamp.realtime or 0)
+    ):
+        show(told, host)
+    return hosts.status
 
 
 @click.command()

@@ -33,8 +33,12 @@ HELPER: Final = click.option(
 )
 
 
-def helper_of(text: str) -> helper_files.Helper:
+def helper_of(text: str, *, elsewhere: bool = False) -> helper_files.Helper:
     """Parse the value of ``--helper``.
+
+    Args:
+        text: the value.
+        elsewhere: the helper is for another host.
 
     Raises:
         click.BadParameter: it is not a name and the command line of a program that exists.
@@ -44,11 +48,17 @@ def helper_of(text: str) -> helper_files.Helper:
     name, separator, command = text.partition("=")
     if not separator:
         raise click.BadParameter(f"{text!r} is not NAME=COMMAND", param_hint="'--helper'")
-    return helper_files.Helper(name, program("--helper", command, f"{name}: "))
+    return helper_files.Helper(name, program("--helper", command, f"{name}: ", elsewhere=elsewhere))
 
 
-def program(option: str, command: str, where: str = "") -> list[str]:
+def program(option: str, command: str, where: str = "", *, elsewhere: bool = False) -> list[str]:
     """Split a command line as a shell does, and find its program, as the service does not search any PATH.
+
+    Args:
+        option: that it was given with.
+        command: the command line.
+        where: what precedes the words about a mistake.
+        elsewhere: it is run on another host, whose programs are not known.
 
     Raises:
         click.BadParameter: a quote is not closed, or there is no such program.
@@ -59,6 +69,11 @@ def program(option: str, command: str, where: str = "") -> list[str]:
         raise click.BadParameter(f"{where}{error}", param_hint=f"'{option}'") from None
     if not words:
         raise click.BadParameter(f"{where}the command is empty", param_hint=f"'{option}'")
+    if elsewhere:
+        if not words[0].startswith("/"):
+            text = f"{where}{words[0]!r} has to be a whole path, as it is on another host"
+            raise click.BadParameter(text, param_hint=f"'{option}'")
+        return words
     found = shutil.which(words[0])
     if found is None:
         raise click.BadParameter(f"{where}there is no program {words[0]!r}", param_hint=f"'{option}'")
@@ -113,7 +128,7 @@ def check(choice: Choice, file: str, name: str, offline: bool, as_json: bool) ->
     The service checks the file as moorctl run --dry-run does: it creates nothing. Without a service the file is
     checked as far as possible.
     """
-    address = choice.resolve()
+    address = choice.here("the process that stands in for the machine")
     from moorage.cli import helper_files
 
     directory = helper_files.runtime_directory(name, address)
@@ -191,7 +206,8 @@ def add_helpers(
 
     directory = helper_files.runtime_directory(name, address)
     given = [] if file is None else read_helpers(file, name, directory, address).helpers
-    sent = helper_files.as_sent([*given, *(helper_of(text) for text in helpers)])
+    elsewhere = address.host is not None
+    sent = helper_files.as_sent([*given, *(helper_of(text, elsewhere=elsewhere) for text in helpers)])
     if not sent:
         raise click.UsageError("There are no helpers to add: give FILE or --helper.")
     parameters = {"name": name, "helpers": sent}

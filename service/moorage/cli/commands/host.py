@@ -20,7 +20,7 @@ def doctor(choice: Choice, as_json: bool) -> int:
 
     What is limited or does not work comes with the way to mend it. Exit status: 1 if moored cannot work here.
     """
-    address = choice.resolve()
+    address = choice.here("what it looks at")
     import msgspec
 
     from moorage.cli import views

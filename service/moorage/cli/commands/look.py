@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import click
 
-from moorage.cli.address import Choice
-from moorage.cli.commands.options import JSON, NAME, PID, addressed, chosen, complete_name, opened_process
+from moorage.cli.address import Address, Choice
+from moorage.cli.commands.options import JSON, NAME, PID, addressed, chosen, complete_name
 from moorage.cli.failures import Exit, Failure
 from moorage.quantities import printable
 
@@ -20,25 +22,43 @@ from moorage.quantities import printable
 @JSON
 @addressed
 @chosen
-def list_(choice: Choice, no_legend: bool, watch: bool, as_json: bool) -> None:
-    """List all machines."""
+def list_(choice: Choice, no_legend: bool, watch: bool, as_json: bool) -> int:
+    """List all machines, of several hosts with --host for each."""
     if watch and as_json:
         raise click.UsageError("--watch and --json exclude each other; use: moorctl events --follow --json")
-    address = choice.resolve()
+    addresses = choice.each()
     from moorage.cli import service, views
 
     if watch:
         from moorage.cli import following
 
+        address = choice.resolve()
         for count, _ in enumerate(following.moments(address)):
             views.show_list_again(service.list_machines(address), legend=not no_legend, first=count == 0)
-        return
-    replies = service.list_machines(address)
+    elif len(addresses) > 1:
+        return _list_hosts(addresses, legend=not no_legend, as_json=as_json)
+    replies = service.list_machines(addresses[0])
     if as_json:
         for reply in replies:
             views.show_machine_json(reply)
     else:
         views.show_list(replies, legend=not no_legend)
+    return Exit.OK
+
+
+def _list_hosts(addresses: Sequence[Address], *, legend: bool, as_json: bool) -> int:
+    from moorage.cli import service, views
+    from moorage.cli.hosts import Hosts
+
+    hosts = Hosts(addresses, lambda address: [service.list_machines(address)])
+    found = [(host, reply) for host, replies in hosts.replies() for reply in replies]
+    found.sort(key=itemgetter(0))
+    if as_json:
+        for host, reply in found:
+            views.show_machine_json(reply, host)
+    else:
+        views.show_list([reply for _, reply in found], legend=legend, hosts=[host for host, _ in found])
+    return hosts.status
 
 
 @click.command()
@@ -68,7 +88,7 @@ def tree(choice: Choice, names: tuple[str, ...], as_json: bool) -> None:
 
     The leader of a machine stands out. --json prints a line for each slice.
     """
-    address = choice.resolve()
+    address = choice.here("a tree of processes")
     from moorage.cli import service, views
     from moorage.cli.tree import show_tree
 
@@ -105,13 +125,12 @@ def find(
         raise click.UsageError("Give one of --pid, --unit, --control-group and --invocation.")
     address = choice.resolve()
     from moorage.cli import service, views
-    from moorage.cli.processes import naming
+    from moorage.cli.processes import naming_pid
 
     parameters: dict[str, Any] = {"unit": unit, "controlGroup": control_group, "invocationId": invocation}
     if pid is None:
         reply = service.call(address, "Find", parameters)
     else:
-        with opened_process(pid) as pidfd:
-            named, fds = naming(pidfd, "processFileDescriptor", "process")
+        with naming_pid(address, pid, "processFileDescriptor", "process") as (named, fds):
             reply = service.call(address, "Find", named, fds=fds)
     (views.show_machine_json if as_json else views.show_name)(reply)

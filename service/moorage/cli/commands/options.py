@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from moorage.addresses import VARIABLE
-from moorage.cli.address import Choice
+from moorage.cli.address import Choice, host_of
 from moorage.cli.failures import Exit, Failure
 from moorage.quantities import parse_span
 
@@ -69,6 +69,13 @@ def _choose_path(ctx: click.Context, _param: click.Parameter, value: str | None)
     choice.path = choice.path if value is None else value
 
 
+def _choose_hosts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+    try:
+        ctx.ensure_object(Choice).hosts += map(host_of, value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
 def addressed(command: F) -> F:
     """Add the options that choose the service to call. They may stand before or after the command's name."""
     path = click.option(
@@ -86,15 +93,27 @@ def addressed(command: F) -> F:
         expose_value=False,
         help="Call the service of your own user manager.",
     )
-    return user(path(command))
+    host = click.option(
+        "-H",
+        "--host",
+        metavar="[USER@]HOST",
+        multiple=True,
+        callback=_choose_hosts,
+        expose_value=False,
+        help="Call the service of another host, by ssh(1). List and events take several.",
+    )
+    return user(host(path(command)))
 
 
 def complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the names of machines that begin with what is typed."""
     from moorage.cli import service, views
 
+    choice = ctx.ensure_object(Choice)
+    if choice.hosts:
+        return []  # nobody waits for ssh(1) in the middle of a line, nor types a password there
     try:
-        replies = service.list_machines(ctx.ensure_object(Choice).resolve(), timeout=COMPLETION_SECONDS)
+        replies = service.list_machines(choice.resolve(), timeout=COMPLETION_SECONDS)
         machines = views.machines_of(replies)
     except (Failure, click.ClickException):
         return []  # a message in the middle of the line being typed helps nobody

@@ -9,7 +9,7 @@ import click
 
 from moorage.cli.address import Choice
 from moorage.cli.commands.machine import describing, register_seconds, registration
-from moorage.cli.commands.options import FD, JSON, PID, addressed, checked_fd, chosen, opened_process
+from moorage.cli.commands.options import FD, JSON, PID, addressed, checked_fd, chosen
 
 EXAMPLE: Final = """\b
 Example:
@@ -51,16 +51,18 @@ def register(
             "--no-allocate leaves the unit as it is: it excludes --slice, --description, --property and "
             "--slice-property."
         )
-    process = opened_process(leader or 0) if pidfd is None else nullcontext(checked_fd("--pidfd", pidfd))
-    address = choice.resolve()
+    address = choice.resolve() if pidfd is None else choice.here("a file descriptor")
+    fd = None if pidfd is None else checked_fd("--pidfd", pidfd)
     parameters = registration(address, name, **described)
     if no_allocate:
         parameters["allocateUnit"] = False
     from moorage.cli import service, views
-    from moorage.cli.processes import naming
+    from moorage.cli.processes import naming, naming_pid
 
-    with process as opened:
-        named, fds = naming(opened, "leaderFileDescriptor", "leader")
+    by = ("leaderFileDescriptor", "leader")
+    with (
+        naming_pid(address, leader or 0, *by) if fd is None else nullcontext(naming(fd, *by)) as (named, fds)
+    ):
         reply = service.call(
             address,
             "Register",

@@ -156,7 +156,7 @@ def run(
     Exit status: that of the command, or 128 + N if signal N ended it; 125 if the machine was not registered, 126 if
     the command cannot be executed, 127 if it does not exist.
     """
-    address = choice.resolve()
+    address = choice.here("a process that is started")
     identity, settings = _process(**{option: options.pop(option) for option in _PROCESS})
     from moorage.cli import helper_files
     from moorage.cli import run as running
