@@ -58,6 +58,7 @@ from moorage.machines.intents import Intents
 from moorage.machines.leases import Leases
 from moorage.machines.left_units import LeftUnits
 from moorage.machines.leftovers import Leftovers
+from moorage.machines.limit_watch import LimitWatch
 from moorage.machines.looking import Looking
 from moorage.machines.lookup import Lookup
 from moorage.machines.observer import Observer
@@ -138,8 +139,7 @@ class Core:
         # Those who have the rights of the manager anyway.
         trusted = frozenset({0, os.geteuid()})
         processes, hierarchy, clock = system.processes, system.hierarchy, system.clock
-        self._detached = detached = Detached()
-        self._agenda = agenda = Agenda()
+        self._detached, self._agenda = detached, agenda = Detached(), Agenda()
         self.followers = followers = Followers()
         registry = Registry(trusted, settings.bounds)
         hints, intents = Hints(manager), Intents(store)
@@ -149,14 +149,16 @@ class Core:
         started = StartedUnits(manager, hints, leftovers, references)
         scopes = Scopes(manager, hints, leftovers, started, states, watcher, directories, system)
         helper_starts = HelperStarts(manager, leftovers, started, watcher, directories)
-        self._accounts = accounts = FinalAccounts(system, journal, followers, user=directories.user)
+        self._limits = limits = LimitWatch(registry, followers, system)
+        self._accounts = accounts = FinalAccounts(system, journal, limits, followers, user=directories.user)
         self._observer = observer = Observer(
             registry, agenda, accounts, states, followers, system, hints, references)  # fmt: skip
         self._chronicle = chronicle = Chronicle(files, scribe, registry, states, system)
         asking = Asking(registry, store, system, detached)
-        frozen = FrozenHelpers(states, manager, hierarchy, detached)
-        followers.join(chronicle, observer, HeldUnits(references), frozen, asking, FollowedHelpers(states))
         left = LeftUnits(registry, store, manager, hints, leftovers)
+        followers.join(
+            chronicle, observer, limits, HeldUnits(references),
+            FrozenHelpers(states, manager, hierarchy, detached), asking, FollowedHelpers(states))  # fmt: skip
         self._retirement = retirement = Retirement(
             registry, store, intents, agenda, accounts, left, followers, clock)  # fmt: skip
         control = Control(
@@ -183,13 +185,8 @@ class Core:
             Changing(changes, states, followers, manager, directories, detached),
             ChangingLimits(registry, intents.marks_of, manager, followers, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
-            grace,
-            powering,
-            looking,
-            Resetting(registry, store, agenda, looking, hierarchy),
-            retirement,
-            chronicle,
-        )  # fmt: skip
+            grace, powering, looking, Resetting(registry, store, agenda, looking, hierarchy), retirement,
+            chronicle)  # fmt: skip
 
     def stand_beside(self, machined: Peer, watch: Watch, notes: Notes, settings: Settings) -> None:
         """Be in step with machined once it runs.
@@ -227,12 +224,14 @@ class Core:
                     await nursery.start(self._changes.resume, change)
                 nursery.start_soon(self._accounts.run, self._retirement.complete)
                 nursery.start_soon(self._watching.run)
+                nursery.start_soon(self._limits.run)
                 nursery.start_soon(self._retirement.run)
                 if self._beside is not None:
                     nursery.start_soon(self._beside.run)
                 task_status.started()
         finally:
             self._observer.close()
+            self._limits.close()
             self._chronicle.close()
 
     def apply(self, settings: Settings) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import trio
 
-from moorage.kernel.cgroup import Events, Hierarchy
+from moorage.kernel.cgroup import Events, Hierarchy, Limits
 
 ABOVE = "/t-battery.slice"
 GROUP = f"{ABOVE}/t-battery.scope"
@@ -40,6 +40,10 @@ class Bench(Protocol):
 
     def freeze(self, path: str, *, frozen: bool) -> None:
         """Freeze or thaw a group."""
+        ...
+
+    def note_kills(self, path: str, count: int) -> None:
+        """Note on a group that systemd-oomd has killed so many more processes of it."""
         ...
 
 
@@ -147,5 +151,45 @@ async def test_a_group_of_the_same_name_is_another_one(bench: Bench) -> None:
             process = bench.spawn(GROUP)
             await changes.until(GROUP)
             bench.kill(process)
+        finally:
+            watch.close()
+
+
+async def test_what_is_counted_of_limits_is_of_that_group(bench: Bench) -> None:
+    async with bench.hierarchy() as hierarchy:
+        assert hierarchy.limits(GROUP) == Limits()
+        assert hierarchy.ooms(GROUP) is None
+        assert hierarchy.ooms_below(ABOVE, 8) == {}
+        bench.make(GROUP)
+        assert (hierarchy.limits(GROUP).oomd_kills, hierarchy.limits(GROUP).oomd_ooms) == (0, 0)
+        bench.note_kills(GROUP, 3)
+        assert hierarchy.limits(GROUP).oomd_kills == hierarchy.usage(GROUP).managed_oom_kills == 3
+        assert hierarchy.limits(ABOVE).oomd_kills == 0
+        assert hierarchy.ooms_below(ABOVE, 0) is None
+
+
+async def test_a_limit_is_reported_once_until_it_is_watched_again(bench: Bench) -> None:
+    async with bench.hierarchy() as hierarchy:
+        changes = Changes()
+        watch = hierarchy.watch_limits(changes, never)
+        try:
+            assert not watch.add(GROUP)
+            bench.make(GROUP)
+            assert watch.add(GROUP)
+            assert watch.add(GROUP)
+            bench.note_kills(GROUP, 1)
+            await changes.until(GROUP)
+            bench.note_kills(GROUP, 1)
+            assert watch.add(ABOVE)
+            bench.note_kills(ABOVE, 1)
+            await changes.until(ABOVE, lambda: GROUP not in changes.seen)
+            assert watch.add(GROUP)
+            assert hierarchy.limits(GROUP).oomd_kills == 2
+            bench.note_kills(GROUP, 1)
+            await changes.until(GROUP)
+            watch.remove(GROUP)
+            watch.remove(GROUP)
+            watch.remove(ABOVE)
+            assert len(watch) == 0
         finally:
             watch.close()

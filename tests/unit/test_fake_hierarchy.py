@@ -44,6 +44,9 @@ class FakeBench:
         if reap:
             self._kernel.reap(found)
 
+    def note_kills(self, path: str, count: int) -> None:
+        self._kernel.reach(path, "oomd_kills", count)
+
     def freeze(self, path: str, *, frozen: bool) -> None:
         self._kernel.freeze(path, frozen=frozen)
 

@@ -27,6 +27,8 @@ COMPLETE = (
     "machines.events",
     "machines.machine",
     "machines.watching",
+    "machines.reached",
+    "machines.limit_watch",
 )
 """Modules of which every limit must be in the table."""
 

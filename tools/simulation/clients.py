@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import trio
 from fakes.kernel import Process
+from fakes.units import Unit
 
 from moorage.authz.ownership import NotOwned, UnitNotOwned
 from moorage.kernel.process import Exit, NotAProcess, ProcessGone
@@ -356,6 +357,63 @@ class Clients:
     async def _lose_link(self, step: Step) -> None:
         if self._world.instance is not None:
             self._world.instance.manager.lose(unread=step.values["unread"])
+
+    # Lack of memory
+
+    async def _oom(self, step: Step) -> None:
+        """Have the kernel kill processes of a machine, the leader last if that ends, too."""
+
+        def kill(group: str, victim: Process) -> None:
+            limits = {"own": group, "below": f"{group}/payload", "above": "/machine.slice", "host": ""}
+            self._world.run_out_of_memory(group, limits[step.values["whose"]], victim)
+
+        def last(unit: Unit) -> None:
+            unit.oom = True
+
+        self._nursery.start_soon(self._kill_for_memory, step, kill, last)
+
+    async def _oomd(self, step: Step) -> None:
+        """Have systemd-oomd kill processes of a machine, and note that unless the group is gone by then."""
+
+        def kill(group: str, victim: Process) -> None:
+            self._world.kill_by_oomd(group, victim, noted=step.values["noted"])
+
+        def last(unit: Unit) -> None:
+            unit.oom = True
+
+        self._nursery.start_soon(self._kill_for_memory, step, kill, last)
+
+    async def _kill_for_memory(
+        self, step: Step, kill: Callable[[str, Process], None], last: Callable[[Unit], None]
+    ) -> None:
+        world = self._world
+        for number in range(step.values["times"]):
+            unit = world.pid1.units.get(UnitNames(step.name).scope)
+            if unit is None or not unit.group or not world.kernel.groups[unit.group].count:
+                return
+            leader = world.leaders.get(step.name)
+            if (
+                step.values["ends"]
+                and number == step.values["times"] - 1
+                and leader in world.kernel.members(unit.group)
+            ):
+                last(unit)
+                assert leader is not None
+                kill(unit.group, leader)
+            else:
+                kill(unit.group, world.kernel.spawn(f"{unit.group}/payload"))
+            await trio.sleep(step.values["pause"])
+
+    async def _limit(self, step: Step) -> None:
+        async def reach() -> None:
+            for _ in range(step.values["times"]):
+                unit = self._world.pid1.units.get(UnitNames(step.name).scope)
+                if unit is None or not unit.group:
+                    return
+                self._world.kernel.reach(unit.group, step.values["resource"])
+                await trio.sleep(step.values["pause"])
+
+        self._nursery.start_soon(reach)
 
     async def _without(self, step: Step) -> None:
         without, what = self._world.faults.without, step.values["what"]

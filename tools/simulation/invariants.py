@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from fakes.units import Unit
 
@@ -60,10 +61,29 @@ def _look_at(world: World, machine: Machine) -> None:
         world.wrong("phase", f"{machine.name} is stopping, and nobody stops it")
     if not os.path.exists(os.path.join(world.directory, machine.name)):
         world.wrong("record", f"{machine.name} has no record")
+    counts = None if machine.told is None else machine.told.counts
+    if machine.record.allocated and counts is not None:
+        _look_at_counts(world, machine, counts)
     if machine.record.allocated:
         unit = world.pid1.units.get(machine.unit)
         if unit is None or unit.invocation != machine.record.placement.invocation_id:
             world.wrong("unit", f"{machine.name} has no unit")
+
+
+def _look_at_counts(world: World, machine: Machine, counts: Mapping[str, int]) -> None:
+    """Check that all was told of the limits of a machine that lives, since nothing has happened for long."""
+    path = machine.record.control_group
+    group = world.kernel.groups[path]
+    there = {
+        "kernel": world.kernel.total(path, "oom_kills"),
+        "oomd": group.counts["oomd_kills"],
+        "memoryHigh": group.counts["memory_high"],
+        "memoryMax": group.counts["memory_max"],
+        "tasksMax": group.counts["tasks_max"],
+    }
+    told = {what: counts.get(what, 0) for what in there}
+    if told != there:
+        world.wrong("untold", f"of the limits of {machine.name} {told} was told of {there}")
 
 
 def look_at_the_end(world: World, instance: Instance, tasks: int) -> None:

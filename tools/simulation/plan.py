@@ -20,7 +20,7 @@ WEIGHTS: Final = {
     "add_helper": 2, "remove_helper": 1.5, "helper_dies": 2, "freeze": 1.5, "thaw": 1, "set": 1.5,
     "stop_unit": 1, "stranger": 1, "reload": 1, "reexec": 1.5, "lose_link": 1.5, "stall": 1.5,
     "subscribe": 1, "without": 1.5, "overflow": 0.7, "restart": 1, "killed": 2.5, "fail_start": 0.7,
-    "deaf_journal": 0.5,
+    "deaf_journal": 0.5, "oom": 2, "oomd": 1, "limit": 1,
 }  # fmt: skip
 """What happens how often."""
 
@@ -98,6 +98,13 @@ def _values(random: Random, kind: str) -> dict[str, Any]:
             return {"seconds": random.choice((0.01, 0.2, 3.0, 12.0))}
         case "lose_link":
             return {"unread": random.random() < 0.5}
+        case "oom":
+            whose = random.choice(("own", "own", "below", "above", "host"))
+            return {"whose": whose, **_times(random), "ends": random.random() < 0.4}
+        case "oomd":
+            return {**_times(random), "ends": random.random() < 0.4, "noted": random.random() < 0.7}
+        case "limit":
+            return {"resource": random.choice(("memory_high", "memory_max", "tasks_max")), **_times(random)}
         case "without":
             what = random.choice(("fd", "memory", "watch", "space"))
             return {"what": what, "seconds": random.choice((0.002, 0.05, 2.0, 15.0))}
@@ -107,6 +114,10 @@ def _values(random: Random, kind: str) -> dict[str, Any]:
             return {"down": random.choice((0.0, 0.05, 3.0, 20.0))}
         case _:
             return {}
+
+
+def _times(random: Random) -> dict[str, Any]:
+    return {"times": random.choice((1, 1, 2, 30)), "pause": random.choice((0.0, 0.001, 0.4, 3.0))}
 
 
 def _wait(random: Random) -> dict[str, Any]:

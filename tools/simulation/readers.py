@@ -136,6 +136,7 @@ def _look_at(world: World, reader: Reader) -> None:
     for event in reader.told:
         if event["event"] != "registrationFailed":
             machines[_key(event)].append(event["event"])
+    look_at_kills(world, reader)
     for key, kinds in machines.items():
         lives = "\n".join(kinds).split("machineNew")
         if lives[0].strip() and key not in reader.there:
@@ -144,6 +145,39 @@ def _look_at(world: World, reader: Reader) -> None:
             _look_at_life(world, key, life)
     if reader.whole and reader is world.readers[0]:
         _look_for_all(world, reader, machines)
+
+
+def look_at_kills(world: World, reader: Reader) -> None:
+    """Check that each kill for lack of memory was told once, and for whose limit it was."""
+    told: Counter[tuple[Key, str]] = Counter()
+    lives: Counter[Key] = Counter()
+    for event in reader.told:
+        key, data = _key(event), event.get("data", {})
+        match event["event"]:
+            case "machineNew":
+                lives[key] += 1
+            case "oomKill":
+                told[key, data["by"]] += data.get("count", 0)
+                told[key, "events"] += 1
+                group = data.get("controlGroup")
+                if group is not None and group not in world.short_of[key[1]]:
+                    world.wrong("limit", f"{key[0]} ran out of memory, but not for the limit of {group}")
+            case "exited" if lives[key] == 1 and key[1]:
+                _compare_kills(world, key, data, told)
+            case _:
+                pass
+
+
+def _compare_kills(world: World, key: Key, verdict: dict[str, Any], told: Counter[tuple[Key, str]]) -> None:
+    """Compare what was told of a machine whose scope is its own with what happened, and with its verdict."""
+    if verdict.get("oomKilled") and not told[key, "events"]:
+        world.wrong("kills", f"{key[0]} was killed for lack of memory, and that was not told before its end")
+    for by, counter in (("kernel", "oomKills"), ("oomd", "managedOomKills")):
+        count, known = told[key, by], verdict["accounting"].get(counter)
+        if count > world.killed[key[1], by]:
+            world.wrong("kills", f"of {key[0]} {count} processes were killed by {by}: that is too many")
+        if known is not None and known != count:
+            world.wrong("kills", f"of {key[0]} {known} processes were killed by {by}, and {count} told")
 
 
 def _look_at_life(world: World, key: Key, kinds: list[str]) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Final, TypeAlias
@@ -224,6 +224,8 @@ class World:
         strangers: names of units that are none of ours.
         changed: names of units of which properties were to be changed.
         emptied: when the last process of a control group has ended, by its number.
+        killed: how many processes of a unit were killed for lack of memory, by its invocation and by whom.
+        short_of: the groups for whose limits that was, by the invocation; an empty path is the host.
         readers: who are told what happens.
         down: seconds until the next instance is started.
     """
@@ -252,6 +254,8 @@ class World:
         self.changed: set[str] = set()
         self.emptied: dict[int, float] = {}
         self.kernel.emptied.append(self._note_emptied)
+        self.killed: Counter[tuple[str, str]] = Counter()
+        self.short_of: defaultdict[str, set[str]] = defaultdict(set)
         self.readers: list[Reader] = []
         self.failing = 0
         self.down = 0.0
@@ -386,6 +390,30 @@ class World:
         )
         self.leaders[name] = process
         return process
+
+    def run_out_of_memory(self, group: str, limit: str, victim: Process) -> None:
+        """Have the kernel kill a process of the unit of a group, for somebody's limit."""
+        invocation = self._invocation(group)
+        self.killed[invocation, "kernel"] += 1
+        self.short_of[invocation].add(limit)
+        if limit:
+            self.kernel.make(limit)
+            victim_path = victim.group.path
+            if not f"{victim_path}/".startswith(f"{limit}/"):
+                self.kernel.move(victim, limit)
+        self.kernel.run_out_of_memory(limit, victim)
+
+    def kill_by_oomd(self, group: str, victim: Process, *, noted: bool) -> None:
+        """Have systemd-oomd kill a process of the unit of a group; that is noted before and, if it can be, after."""
+        self.killed[self._invocation(group), "oomd"] += 1
+        self.kernel.reach(group, "oomd_ooms")
+        if victim.exit is None:
+            self.kernel.end(victim, Exit(signal=9))
+        if noted and group in self.kernel.groups:
+            self.kernel.reach(group, "oomd_kills")
+
+    def _invocation(self, group: str) -> str:
+        return next(unit.invocation for unit in self.pid1.units if unit.group == group)
 
     def stranger(self, unit: str, kind: str) -> None:
         """Have somebody else start a unit, as with systemd-run(1)."""

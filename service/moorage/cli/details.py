@@ -91,7 +91,8 @@ def _details(machine: Machine) -> Iterator[tuple[str, str]]:
         yield "Registered", _moment(machine.timestamp.realtime)
         why = reason(verdict) or ""
         killed = LACK_OF_MEMORY if verdict.oom_killed and LACK_OF_MEMORY not in why else None
-        words = (why, killed, leader_end(verdict), f"result {verdict.result}")
+        limit = f"limit of {verdict.oom_control_group}" if verdict.oom_control_group else None
+        words = (why, killed, limit, leader_end(verdict), f"result {verdict.result}")
         yield "Ended", ", ".join(word for word in words if word)
         for line in verdict.log or ():
             yield "Log", line

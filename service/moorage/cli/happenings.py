@@ -26,6 +26,8 @@ _COLOURS: Final = {
     "helperRestarted": "yellow",
     "stopping": "yellow",
     "lingering": "red",
+    "limitReached": "yellow",
+    "oomKill": "red",
     "leaseLost": "yellow",
     "lost": "red",
     "machine": "bright_black",

@@ -315,6 +315,7 @@ class Verdict(Struct, rename="camel", frozen=True, kw_only=True):
         exited_at: when.
         cause: see :class:`Cause`.
         oom_killed: whether processes of it were killed for lack of memory.
+        oom_control_group: the control group for whose limit the kernel did.
         leader_status: what the leader gave to exit(3).
         leader_signal: number of the signal that ended the leader.
         helper: the helper whose end stopped the machine.
@@ -327,6 +328,7 @@ class Verdict(Struct, rename="camel", frozen=True, kw_only=True):
     exited_at: Timestamp
     cause: str | None = None
     oom_killed: bool | None = None
+    oom_control_group: str | None = None
     leader_status: int | None = None
     leader_signal: int | None = None
     helper: str | None = None

@@ -25,6 +25,9 @@ ROOT = "/sys/fs/cgroup"
 PROCS_SIZE = 1024 * 1024
 """Bytes read of ``cgroup.procs``: more than a hundred thousand processes."""
 
+NUMBER_MAX = 32
+"""Bytes of a number, with the space around it. The parser of numbers refuses very long ones with an exception."""
+
 _CGROUP2_SUPER_MAGIC = 0x63677270  # statfs(2)
 
 
@@ -56,6 +59,30 @@ class Usage(msgspec.Struct, frozen=True):
     managed_oom_kills: int | None
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """How often the limits of a group were reached, and who was killed for it; None where that is not counted.
+
+    Attributes:
+        memory_high: times that its own ``memory.high`` had processes throttled.
+        memory_max: times that its own ``memory.max`` was about to be exceeded.
+        tasks_max: forks that its own ``pids.max`` refused; not counted by kernels before 6.11.
+        oom: times that its own limit of memory left nothing but to kill.
+        oom_below: the same of limits of groups below it.
+        oom_kills: processes of it and of groups below that the kernel killed, whosever limit it was.
+        oomd_kills: processes of it that systemd-oomd killed, by its note on the group.
+        oomd_ooms: how often systemd-oomd set about that; noted before the first is killed.
+    """
+
+    memory_high: int | None = None
+    memory_max: int | None = None
+    tasks_max: int | None = None
+    oom: int | None = None
+    oom_below: int | None = None
+    oom_kills: int | None = None
+    oomd_kills: int | None = None
+    oomd_ooms: int | None = None
+
+
 class NotUnified(Exception):
     """The control group hierarchy of this system is not the unified one."""
 
@@ -84,7 +111,10 @@ def _pairs(text: bytes | None) -> dict[bytes, int]:
 
 
 def _number(text: bytes | None) -> int | None:
-    return int(text) if text is not None and text.strip().isdigit() else None
+    """Return a number of 63 bits. Not all texts are the kernel's: a group's owner may note anything on it."""
+    if text is None or not text.strip().isdigit() or len(text) > NUMBER_MAX:
+        return None
+    return number if (number := int(text)) < 1 << 63 else None
 
 
 def check_unified() -> None:
@@ -208,14 +238,60 @@ def usage(control_group: str) -> Usage:
         io_read_operations=None if io is None else totals.get(b"rios", 0),
         io_write_operations=None if io is None else totals.get(b"wios", 0),
         oom_kills=_pairs(_read(control_group, "memory.events")).get(b"oom_kill"),
-        managed_oom_kills=_managed_oom_kills(control_group),
+        managed_oom_kills=_noted(control_group, "user.oomd_kill"),
     )
 
 
-def _managed_oom_kills(control_group: str) -> int | None:
-    """How many processes systemd-oomd has killed, by its own note on the group; None where there is no such group."""
+def limits(control_group: str) -> Limits:
+    """Read how often the limits of a group were reached; all None if it is gone."""
+    memory = _pairs(_read(control_group, "memory.events"))
+    own = _pairs(_read(control_group, "memory.events.local")) if memory else {}
+    oom = own.get(b"oom")
+    return Limits(
+        memory_high=own.get(b"high"),
+        memory_max=own.get(b"max"),
+        tasks_max=_pairs(_read(control_group, "pids.events.local")).get(b"max"),
+        oom=oom,
+        oom_below=None if oom is None else max(0, memory.get(b"oom", 0) - oom),
+        oom_kills=memory.get(b"oom_kill"),
+        oomd_kills=_noted(control_group, "user.oomd_kill"),
+        oomd_ooms=_noted(control_group, "user.oomd_ooms"),
+    )
+
+
+def ooms(control_group: str) -> int | None:
+    """Read how often a group's own limit of memory left nothing but to kill; None where that is not counted."""
+    return _pairs(_read(control_group, "memory.events.local")).get(b"oom")
+
+
+def ooms_below(control_group: str, most: int) -> dict[str, int] | None:
+    """Read :func:`ooms` of those groups below another one that ever came to that, by their paths.
+
+    Returns:
+        None where more than *most* groups would have to be read: who lives in a group may make any number of them.
+    """
+    found: dict[str, int] = {}
+    groups, count = [control_group], 0
+    while groups:
+        group = groups.pop()
+        with contextlib.suppress(FileNotFoundError), os.scandir(ROOT + group) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    continue
+                if (count := count + 1) > most:
+                    return None
+                path = f"{group}/{entry.name}"
+                if _pairs(_read(path, "memory.events")).get(b"oom"):  # in it, or further below
+                    groups.append(path)
+                    if own := ooms(path):
+                        found[path] = own
+    return found
+
+
+def _noted(control_group: str, name: str) -> int | None:
+    """Return a number that systemd-oomd has noted on a group, 0 if it has not; None where there is no such group."""
     try:
-        return _number(os.getxattr(ROOT + control_group, "user.oomd_kill"))
+        return _number(os.getxattr(ROOT + control_group, name))
     except OSError as error:
         if error.errno == errno.ENODATA:
             return 0
@@ -225,7 +301,10 @@ def _managed_oom_kills(control_group: str) -> int | None:
 
 
 class Watch(Protocol):
-    """Watched groups."""
+    """Watched groups.
+
+    What a group is watched for depends on whose method has returned the watch.
+    """
 
     def __len__(self) -> int: ...
 
@@ -280,6 +359,34 @@ class Hierarchy(Protocol):
         """
         ...
 
+    def limits(self, control_group: str) -> Limits:
+        """Read how often the limits of a group were reached; all None if it is gone.
+
+        Raises:
+            OSError: as :meth:`events` says.
+        """
+        ...
+
+    def ooms(self, control_group: str) -> int | None:
+        """Read how often a group's own limit of memory left nothing but to kill; None where that is not counted.
+
+        Raises:
+            OSError: as :meth:`events` says.
+        """
+        ...
+
+    def ooms_below(self, control_group: str, most: int) -> dict[str, int] | None:
+        """Read :meth:`ooms` of the groups below another one that ever came to that, by their paths.
+
+        Args:
+            control_group: path of that one.
+            most: with more groups to be read the answer is None.
+
+        Raises:
+            OSError: as :meth:`events` says.
+        """
+        ...
+
     def processes(self, control_group: str, most: int) -> list[int] | None:
         """Read the PIDs of all processes in a group and below it; None where they cannot be told.
 
@@ -301,6 +408,20 @@ class Hierarchy(Protocol):
 
         Args:
             changed: called with the path of a group whose ``cgroup.events`` may have changed.
+            overflow: called when the kernel dropped events (fs.inotify.max_queued_events).
+
+        Raises:
+            OSError: no inotify instance is left (fs.inotify.max_user_instances).
+        """
+        ...
+
+    def watch_limits(self, reached: Callable[[str], None], overflow: Callable[[], None]) -> Watch:
+        """Start watching the limits of groups: each added group is reported once, and is then to be added again.
+
+        So whoever lives in a group cannot have us woken more often than we want to be.
+
+        Args:
+            reached: called with the path of a group of which :meth:`limits` may have changed.
             overflow: called when the kernel dropped events (fs.inotify.max_queued_events).
 
         Raises:

@@ -1,32 +1,61 @@
-"""Control groups watched for changes of ``cgroup.events`` (Documentation/admin-guide/cgroup-v2.rst of the kernel)."""
+"""Control groups watched for changes by inotify (Documentation/admin-guide/cgroup-v2.rst of the kernel)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from moorage.kernel.cgroup import ROOT
-from moorage.kernel.inotify import IN_IGNORED, IN_MODIFY, IN_Q_OVERFLOW, Event, Inotify, Readiness
+from moorage.kernel.inotify import (
+    IN_ATTRIB,
+    IN_IGNORED,
+    IN_MODIFY,
+    IN_ONESHOT,
+    IN_ONLYDIR,
+    IN_Q_OVERFLOW,
+    Event,
+    Inotify,
+    Readiness,
+)
+
+STATE: Final = {"cgroup.events": IN_MODIFY}
+"""Whether there are processes in a group, and whether it is frozen."""
+
+LIMITS: Final = {
+    "": IN_ATTRIB | IN_ONLYDIR | IN_ONESHOT,
+    "memory.events": IN_MODIFY | IN_ONESHOT,
+    "pids.events.local": IN_MODIFY | IN_ONESHOT,
+}
+"""Whether its limits were reached. ``memory.events`` changes with ``memory.events.local``, and with those of groups
+below; systemd-oomd leaves its notes on the group itself. Each is reported once: the owner of a group may change what
+is noted on it without end, and that would fill the queue."""
 
 
 class InotifyWatch:
-    """Tells when ``cgroup.events`` of a group changes: one inotify instance for all groups (inotify(7)).
+    """Tells when files of control groups change: one inotify instance for all groups (inotify(7)).
 
     Raises:
         OSError: no inotify instance is left (fs.inotify.max_user_instances).
     """
 
     def __init__(
-        self, readiness: Readiness, changed: Callable[[str], None], overflow: Callable[[], None]
+        self,
+        readiness: Readiness,
+        changed: Callable[[str], None],
+        overflow: Callable[[], None],
+        files: Mapping[str, int],
     ) -> None:
         """Start watching.
 
         Args:
             readiness: calls back when there are events.
-            changed: called with the path of a group whose ``cgroup.events`` may have changed.
+            changed: called with the path of a group of which a file may have changed.
             overflow: called when the kernel dropped events (fs.inotify.max_queued_events).
+            files: what of a group is watched, and for which events; an empty name is the group itself.
         """
-        self._groups: dict[int, str] = {}
-        self._watches: dict[str, int] = {}
+        self._files = files
+        self._groups: dict[int, tuple[str, str]] = {}
+        self._watches: dict[str, dict[str, int]] = {}
         self._changed, self._overflow = changed, overflow
         self._inotify = Inotify(readiness, self._told)
 
@@ -35,24 +64,26 @@ class InotifyWatch:
 
     def add(self, control_group: str) -> bool:
         """See `Watch`."""
-        if control_group in self._watches:
-            return True
-        try:
-            watch = self._inotify.add(f"{ROOT}{control_group}/cgroup.events", IN_MODIFY)
-        except FileNotFoundError:
-            return False
-        self._groups[watch] = control_group
-        self._watches[control_group] = watch
-        return True
+        for file, mask in self._files.items():
+            before = self._watches.get(control_group, {}).get(file)
+            # One that was reported is watched no more, but the word of that may still be in the queue, or lost.
+            if before is None or mask & IN_ONESHOT:
+                try:
+                    watch = self._inotify.add(f"{ROOT}{control_group}/{file}", mask)
+                except FileNotFoundError:  # no such group, or no such controller
+                    continue
+                if before is not None:
+                    del self._groups[before]
+                self._watches.setdefault(control_group, {})[file] = watch
+                self._groups[watch] = control_group, file
+        return control_group in self._watches
 
     def remove(self, control_group: str) -> None:
         """See `Watch`."""
-        watch = self._watches.pop(control_group, None)
-        if watch is None:
-            return
-        # An event for it may be in the queue still, and is just unknown then.
-        del self._groups[watch]
-        self._inotify.remove(watch)
+        for watch in self._watches.pop(control_group, {}).values():
+            # An event for it may be in the queue still, and is just unknown then.
+            del self._groups[watch]
+            self._inotify.remove(watch)
 
     def close(self) -> None:
         """See `Watch`."""
@@ -64,9 +95,12 @@ class InotifyWatch:
         for event in events:
             if event.mask & IN_Q_OVERFLOW:
                 self._overflow()
-            elif (group := self._groups.get(event.watch)) is not None:
-                if event.mask & IN_IGNORED:
-                    del self._groups[event.watch], self._watches[group]
+            elif (found := self._groups.get(event.watch)) is not None:
+                group, file = found
+                if event.mask & IN_IGNORED:  # the group is gone, or it was to be reported once
+                    del self._groups[event.watch], self._watches[group][file]
+                    if not self._watches[group]:
+                        del self._watches[group]
                 changed[group] = None
         for group in changed:
             self._changed(group)

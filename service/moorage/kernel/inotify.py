@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 INOTIFY_READ_SIZE = 16 * 1024
 """Bytes of events taken in one turn of the loop: 1,000 events without names; the rest is read in the next turn."""
 
-IN_MODIFY, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x40, 0x80, 0x100, 0x200
+IN_MODIFY, IN_ATTRIB, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x4, 0x40, 0x80, 0x100, 0x200
 IN_Q_OVERFLOW, IN_IGNORED, IN_ONLYDIR, IN_DONT_FOLLOW = 0x4000, 0x8000, 0x1000000, 0x2000000
+IN_ONESHOT = 0x80000000
 _EVENT = struct.Struct("iIII")
 
 
@@ -78,7 +79,7 @@ class Inotify:
         Raises:
             OSError: it is not there, or no watch is left (fs.inotify.max_user_watches).
         """
-        return self._call("inotify_add_watch", self._descriptor, os.fsencode(path), mask)
+        return self._call("inotify_add_watch", self._descriptor, os.fsencode(path), ctypes.c_uint32(mask))
 
     def remove(self, watch: int) -> None:
         """Watch something no more; nothing happens if it is gone, and its watch with it.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from moorage.kernel import cgroup
 from moorage.kernel.cgroup import Hierarchy, Watch
-from moorage.kernel.cgroup_watch import InotifyWatch
+from moorage.kernel.cgroup_watch import LIMITS, STATE, InotifyWatch
 from moorage.kernel.clock import Clock, SystemClock
 from moorage.kernel.poller import Readiness
 from moorage.kernel.processes import PidfdProcesses, Processes
@@ -27,6 +27,9 @@ class Cgroupfs:
     identity = staticmethod(cgroup.identity)
     usage = staticmethod(cgroup.usage)
     processes = staticmethod(cgroup.processes)
+    limits = staticmethod(cgroup.limits)
+    ooms = staticmethod(cgroup.ooms)
+    ooms_below = staticmethod(cgroup.ooms_below)
 
     def __init__(self, readiness: Readiness) -> None:
         self._readiness = readiness
@@ -37,7 +40,11 @@ class Cgroupfs:
 
     def watch(self, changed: Callable[[str], None], overflow: Callable[[], None]) -> Watch:
         """See `Hierarchy`."""
-        return InotifyWatch(self._readiness, changed, overflow)
+        return InotifyWatch(self._readiness, changed, overflow, STATE)
+
+    def watch_limits(self, reached: Callable[[str], None], overflow: Callable[[], None]) -> Watch:
+        """See `Hierarchy`."""
+        return InotifyWatch(self._readiness, reached, overflow, LIMITS)
 
 
 class System(NamedTuple):

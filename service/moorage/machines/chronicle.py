@@ -15,7 +15,7 @@ import msgspec
 
 from moorage.kernel.system import System
 from moorage.machines.event_files import EventFiles
-from moorage.machines.events import Entry, EventLog, Kind, Told, cursor_of
+from moorage.machines.events import Entry, EventLog, Kind, Told, counted, cursor_of
 from moorage.machines.followers import Fact, Follower
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine
@@ -192,14 +192,17 @@ class Chronicle(Follower):
         if self._stories is not None:
             told = self._stories.pop(_key(machine), None)
             if told is None and machine.record.timestamp.monotonic <= self._log.base:
-                told = Told(frozen=None, helpers={helper.name for helper in machine.record.helpers})
+                helpers = {helper.name for helper in machine.record.helpers}
+                told = Told(frozen=None, helpers=helpers, counts=None)
         if (before := self._ending.get(_key(machine))) is not None:
             # Nobody could tell what is told of the one from what is told of the other, in the same unit.
             self.changed(before)
         machine.told = told or Told()
+        if not machine.record.allocated:
+            machine.told.counts = None  # its control group was there before
         if told is None:
-            helpers = tuple(self._states.statuses(machine.record.helpers))
-            self._tell(machine, Kind.machine_new, {}, helpers)
+            statuses = tuple(self._states.statuses(machine.record.helpers))
+            self._tell(machine, Kind.machine_new, {}, statuses)
         else:
             self._compare_helpers(machine)
 
@@ -247,7 +250,7 @@ class Chronicle(Follower):
             names = (str(fact["helper"]),)
         else:
             names = tuple(helper.name for helper in record.helpers) if kind is Kind.machine_new else ()
-        told.note(kind, names)
+        told.note(kind, names, counted(kind, fact))
         self._write(
             kind,
             record.name,
@@ -280,7 +283,8 @@ class Chronicle(Follower):
         whole, public = self._scribe.write(
             Happened(cursor, at, kind, name, invocation_id, data, machine, statuses, error)
         )
-        entry = Entry(position, kind, name, invocation_id, registrant, helpers, whole, public)
+        counts = counted(kind, data)
+        entry = Entry(position, kind, name, invocation_id, registrant, helpers, whole, public, counts)
         begins = log.begins_segment(entry.size)
         self._files.append(log, entry, begins=begins)
         if dropped := log.append(entry, begins=begins):

@@ -273,7 +273,7 @@ class Control:
                 await thaw_helpers(record, record.helpers, manager, self._hierarchy, deadline=deadline)
                 if frozen:
                     await manager.thaw(machine.unit, deadline=deadline)
-                self._accounts.sample(machine)
+                self._accounts.before_stop(machine)
                 result = (await manager.stop(machine.unit, deadline=deadline)).result
                 if result == "frozen":  # it was just being frozen
                     await manager.thaw(machine.unit, deadline=deadline)

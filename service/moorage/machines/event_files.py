@@ -60,6 +60,7 @@ class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
     invocation_id: str = ""
     uid: int = 0
     helpers: tuple[str, ...] = ()
+    counted: tuple[str, int] | None = None
 
 
 class _Bad(Exception):
@@ -310,6 +311,7 @@ def _stored(entry: Entry) -> _Line:
         invocation_id=entry.invocation_id,
         uid=entry.registrant,
         helpers=entry.helpers,
+        counted=entry.counted,
     )
 
 
@@ -334,6 +336,7 @@ def _entries(lines: list[bytes], base: int) -> Iterator[Entry]:
             line.helpers,
             messages[0],
             messages[-1],
+            line.counted,
         )
 
 

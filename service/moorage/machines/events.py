@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -55,6 +55,8 @@ class Kind(StrEnum):
     frozen = "frozen"
     thawed = "thawed"
     properties_changed = "propertiesChanged"
+    limit_reached = "limitReached"
+    oom_kill = "oomKill"
     exited = "exited"
     forgotten = "forgotten"
     lease_lost = "leaseLost"
@@ -85,6 +87,8 @@ class Told(msgspec.Struct):
         ended: it has exited, or was forgotten.
         helpers: names of those that it has.
         failed: of these, those that have failed, and were not started again.
+        counts: how much was told of what is counted, by the words of :func:`counted`; None where nothing is known of
+            what was told, or of what was there before the machine.
     """
 
     registrant: int = 0
@@ -97,6 +101,7 @@ class Told(msgspec.Struct):
     ended: bool = False
     helpers: set[str] = msgspec.field(default_factory=set[str])
     failed: set[str] = msgspec.field(default_factory=set[str])
+    counts: dict[str, int] | None = msgspec.field(default_factory=dict[str, int])
 
     def admits(self, kind: str, helper: str = "") -> bool:
         """Whether an event is news, and not too late."""
@@ -122,13 +127,17 @@ class Told(msgspec.Struct):
             case _:
                 return True
 
-    def note(self, kind: str, helpers: Iterable[str] = ()) -> None:
+    def note(self, kind: str, helpers: Iterable[str] = (), counted: tuple[str, int] | None = None) -> None:
         """Take note that an event was told.
 
         Args:
             kind: of the event.
             helpers: that it is about.
+            counted: what it counts, and how much of it.
         """
+        if counted is not None and self.counts is not None:
+            what, count = counted
+            self.counts[what] = self.counts.get(what, 0) + count
         match kind:
             case Kind.leader_exited:
                 self.leader_exited = True
@@ -158,6 +167,24 @@ class Told(msgspec.Struct):
                 pass
 
 
+def counted(kind: str, fact: Mapping[str, object]) -> tuple[str, int] | None:
+    """Return what an event counts, and how much of it, 0 where that is not known; None if it counts nothing.
+
+    Args:
+        kind: of the event.
+        fact: what else is known.
+    """
+    match kind:
+        case Kind.oom_kill:
+            what = fact["by"]
+        case Kind.limit_reached:
+            what = fact["resource"]
+        case _:
+            return None
+    count = fact.get("count")
+    return str(what), count if isinstance(count, int) else 0
+
+
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """One event, as it is kept.
 
@@ -170,6 +197,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         helpers: names of the helpers that it is about.
         whole: the message to those who may know all of it.
         public: the message to everybody else; the same object where there is no difference.
+        counted: what it counts, and how much of it.
     """
 
     position: int
@@ -180,6 +208,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     helpers: tuple[str, ...]
     whole: bytes
     public: bytes
+    counted: tuple[str, int] | None = None
 
     @property
     def size(self) -> int:
@@ -359,7 +388,7 @@ class EventLog:
             if entry.kind == Kind.machine_new:
                 stories[key] = Told(registrant=entry.registrant)
             if (told := stories.get(key)) is not None:
-                told.note(entry.kind, entry.helpers)
+                told.note(entry.kind, entry.helpers, entry.counted)
                 if told.ended:
                     del stories[key]
         return stories

@@ -25,6 +25,7 @@ from moorage.machines.accounting import Accounting
 from moorage.machines.events import Kind
 from moorage.machines.followers import Followers
 from moorage.machines.leader import end_of
+from moorage.machines.limit_watch import LimitWatch
 from moorage.machines.machine import Leader, Machine
 from moorage.machines.model import Cause, HelperEnd, HelperFailure, Timestamp
 from moorage.names import UnitNames
@@ -109,12 +110,15 @@ class _Account:
 class FinalAccounts:
     """Takes notes of the machines that live, and completes the accounts of those that have ended."""
 
-    def __init__(self, system: System, journal: Journal, followers: Followers, *, user: bool) -> None:
+    def __init__(
+        self, system: System, journal: Journal, limits: LimitWatch, followers: Followers, *, user: bool
+    ) -> None:
         """Begin with no machine.
 
         Args:
             system: the kernel's.
             journal: of this host.
+            limits: tells who was killed, before it is told that a machine is empty or has ended.
             followers: are told when a machine is empty.
             user: the machines are those of a user's manager.
         """
@@ -122,6 +126,7 @@ class FinalAccounts:
         self._clock = system.clock
         self._boot_id = system.processes.boot_id
         self._journal = journal
+        self._limits = limits
         self._followers = followers
         self._user = user
         self._open: list[_Account] = []
@@ -164,7 +169,14 @@ class FinalAccounts:
 
     def _close_counters(self, machine: Machine) -> None:
         if machine.was_emptied(now(self._clock)):
-            machine.was_read(machine.counters, final=self.sample(machine))
+            final = self.sample(machine)
+            machine.was_read(machine.counters, final=final)
+            self._limits.read_last(machine)
+
+    def before_stop(self, machine: Machine) -> None:
+        """Read the counters of a machine that is about to be stopped, and tell what has not been told of them."""
+        self.sample(machine)
+        self._limits.read_last(machine)
 
     def sample(self, machine: Machine) -> bool:
         """Read the counters of a machine; return whether its group was there all the while."""
@@ -219,11 +231,12 @@ class FinalAccounts:
             asked=record.asked,
             deactivating=machine.deactivating,
             late=record.late,
-            accounting=machine.counters,
+            accounting=verdicts.merged(machine.counters, _told_kills(machine)),
             final=machine.final,
             leader_ended=True if gone or (leader is not None and group is None) else None,
             leader_exit=None if leader is None else leader.exit,
             leader_group=group,
+            oom_group=None if machine.reached is None else machine.reached.group,
         )
         machine.retire(verdicts.verdict_of(facts))
         # Of a unit that has ended well by itself a user's manager writes nothing.
@@ -299,7 +312,10 @@ class FinalAccounts:
         if verdicts.needs_the_helper(facts) and (helper := await self._helper(machine)) is not None:
             facts = msgspec.structs.replace(facts, helper=helper)
         self._open.remove(account)
-        machine.complete(verdicts.verdict_of(facts))
+        verdict = verdicts.verdict_of(facts)
+        kernel, oomd = verdicts.killers(facts)
+        self._limits.conclude(machine, verdict, kernel=bool(kernel), oomd=bool(oomd))
+        machine.complete(verdict)
         completed(machine)
 
     async def _helper(self, machine: Machine) -> HelperEnd | None:
@@ -336,6 +352,13 @@ class FinalAccounts:
         except OSError as error:
             _log.warning("Failed to read the journal, ignoring: %s", error)
             return lost
+
+
+def _told_kills(machine: Machine) -> Accounting:
+    """Return how many kills were told: what was read after a group was gone may be older."""
+    counts = None if machine.told is None else machine.told.counts
+    known = counts or {}
+    return Accounting(oom_kills=known.get("kernel") or None, managed_oom_kills=known.get("oomd") or None)
 
 
 def _told(end: UnitEnd) -> verdicts.Told:

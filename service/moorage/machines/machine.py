@@ -30,6 +30,7 @@ from moorage.machines.model import (
     Timestamp,
     Verdict,
 )
+from moorage.machines.reached import Reached
 from moorage.pid1.manager import UnitHint
 
 UNDER_WAY_MAX = 64
@@ -142,6 +143,7 @@ class Machine:
         leader_gone: its leader had ended before it could be watched.
         asking: what has its leader or supervisor end, by a signal; None if nothing does. Written by `Asking`.
         period: time that it is given to end by itself; None if it is not. Written by `Grace`.
+        reached: what is known of its limits; None while they are not watched. Written by `LimitWatch`.
         told: what was told of it; None while nothing is to be. Written by the chronicle.
         published: machined lists it too; None where that is to be tried. Written beside machined.
     """
@@ -163,6 +165,7 @@ class Machine:
         "leader_gone",
         "period",
         "published",
+        "reached",
         "recheck",
         "record",
         "result",
@@ -188,6 +191,7 @@ class Machine:
         self.leader_gone = False
         self.asking: object = None
         self.period: Period | None = None
+        self.reached: Reached | None = None
         self.told: Told | None = None
         self.published: bool | None = None
         self._stopping = False  # its unit is deactivating

@@ -245,6 +245,7 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
         exited_at: when moored found it gone.
         oom_killed: the kernel's OOM killer or systemd-oomd took a process of it, whatever the unit's result says: with
             ``Delegate=yes`` the unit's policy is to go on.
+        oom_group: the control group for whose limit the kernel did: the machine's own, one below, or a slice above.
         accounting: the last counters that could be had.
         cause: why it ended.
         leader_status: what its leader gave to exit(3).
@@ -264,6 +265,7 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     helper: str | None = None
     helper_result: str | None = None
     log: tuple[str, ...] = ()
+    oom_group: str | None = None
 
 
 class HelperEnd(msgspec.Struct, frozen=True):

@@ -56,6 +56,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         leader_group: the other control group in which its leader lives.
         told: by the service manager.
         helper: whose end had it stopped.
+        oom_group: the control group for whose limit of memory processes of it were killed.
     """
 
     found_at: Timestamp
@@ -72,6 +73,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     leader_group: str | None = None
     told: Told = Told()
     helper: HelperEnd | None = None
+    oom_group: str | None = None
 
 
 def verdict_of(facts: Facts) -> Verdict:
@@ -89,6 +91,7 @@ def verdict_of(facts: Facts) -> Verdict:
         result=result or "success",
         exited_at=ended_at or facts.found_at,
         oom_killed=None if killed is None and managed is None else bool(killed or managed),
+        oom_group=facts.oom_group,
         accounting=counters,
         cause=_cause(facts, result, killed=bool(killed), managed=bool(managed)),
         leader_status=leader.status,
@@ -97,6 +100,11 @@ def verdict_of(facts: Facts) -> Verdict:
         helper_result=helper.result,
         log=helper.log,
     )
+
+
+def killers(facts: Facts) -> tuple[bool | None, bool | None]:
+    """Whether the kernel, and whether systemd-oomd, killed processes of the machine; None where nobody can know."""
+    return _lack_of_memory(facts, merged(_final(facts), facts.told.accounting))
 
 
 def needs_the_helper(facts: Facts) -> bool:
@@ -126,7 +134,6 @@ def _final(facts: Facts) -> Accounting:
 
 
 def _lack_of_memory(facts: Facts, counters: Accounting) -> tuple[bool | None, bool | None]:
-    """Whether the kernel, and whether systemd-oomd, killed processes of the machine; None where nobody can know."""
     # A kernel without the memory controller in this group counts nothing, and the manager then has nothing to tell.
     counted = facts.accounting.oom_kills is not None or counters.memory_peak is not None
     sure = facts.final or (facts.told.ended_at is not None and counted)

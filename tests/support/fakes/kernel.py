@@ -11,12 +11,13 @@ import errno
 import fnmatch
 import os
 import signal as signals
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 import trio
 
-from moorage.kernel.cgroup import Events, Usage, Watch
+from moorage.kernel.cgroup import Events, Limits, Usage, Watch
 from moorage.kernel.process import Exit, NotAProcess, ProcessGone, ProcessId
 
 BOOT_ID: Final = "b007" * 8
@@ -48,6 +49,8 @@ class Group:
         count: processes in it and below that have not ended.
         frozen: it is frozen by itself, whatever those above are.
         freezing: it was told to freeze, and is not frozen yet.
+        counts: how often its own limits were reached, and how many of its own processes were killed, by the names
+            of `Limits`.
     """
 
     def __init__(self, path: str, number: int) -> None:
@@ -56,6 +59,7 @@ class Group:
         self.count = 0
         self.frozen = False
         self.freezing = False
+        self.counts: Counter[str] = Counter()
 
 
 class Process:
@@ -101,6 +105,7 @@ class Kernel:
         delay: seconds until the kernel reports what has happened; asked each time.
         reports_removal: whether watches are told that a group is gone; asked each time. The real one does not always.
         emptied: called at once with each group that has lost its last process.
+        gone: counts of groups that are gone, by the path of each group above them.
     """
 
     def __init__(self) -> None:
@@ -109,6 +114,7 @@ class Kernel:
         self.delay: Callable[[], float] = lambda: 0.0
         self.reports_removal: Callable[[], bool] = lambda: False
         self.emptied: list[Callable[[Group], None]] = []
+        self.gone: Counter[tuple[str, str]] = Counter()
         self._numbers = 1000
         self._reports: list[Callable[[], object]] = []
         self._reported = trio.Event()
@@ -142,9 +148,21 @@ class Kernel:
             (each for each in self.groups if f"{each}/".startswith(f"{path}/")), reverse=True
         ):
             gone = self.groups.pop(below)
+            self._pass_on(gone)
             for watch in self.watches if self.reports_removal() else ():
                 watch.note(gone, removed=True)
         return True
+
+    def _pass_on(self, gone: Group) -> None:
+        """Keep the counts of a group that is gone in those above it."""
+        totals = gone.counts + Counter(
+            {what: n for (path, what), n in self.gone.items() if path == gone.path}
+        )
+        for key in [key for key in self.gone if key[0] == gone.path]:
+            del self.gone[key]
+        above = gone.path.rpartition("/")[0]
+        for what in ("oom", "oom_kills"):
+            self.gone[above, what] += totals[what]
 
     def freeze(self, path: str, *, frozen: bool) -> None:
         """Freeze or thaw a group, and with it those below."""
@@ -171,7 +189,42 @@ class Kernel:
 
     def _changed(self, group: Group) -> None:
         for watch in self.watches:
-            watch.note(group, removed=False)
+            if not watch.once:
+                watch.note(group, removed=False)
+
+    # Limits
+
+    def reach(self, path: str, what: str, count: int = 1) -> None:
+        """Count that a limit of a group was reached, or what systemd-oomd notes on it, by the names of `Limits`."""
+        group = self.groups[path]
+        group.counts[what] += count
+        self._reported_to_limits(group if what in {"tasks_max", "oomd_kills", "oomd_ooms"} else None, path)
+
+    def run_out_of_memory(self, path: str, victim: Process) -> None:
+        """Have a process killed for the limit of a group that it is in or below; the host's if the path is empty."""
+        if victim.exit is not None:
+            return
+        if path:
+            self.reach(path, "oom")
+        home = victim.group
+        self.reach(home.path, "oom_kills")
+        self.end(victim, Exit(signal=signals.SIGKILL))
+
+    def _reported_to_limits(self, only: Group | None, path: str) -> None:
+        """Note a change for those who watch limits: of one group, or of one and all that are above it."""
+        groups = [only] if only is not None else []
+        while only is None and path:
+            groups.append(self.groups[path])
+            path = path.rpartition("/")[0]
+        for watch in self.watches:
+            if watch.once:
+                for group in groups:
+                    watch.note(group, removed=False)
+
+    def total(self, path: str, what: str) -> int:
+        """Return the sum of a count of a group and of all below it."""
+        within = [group for group in self.groups.values() if f"{group.path}/".startswith(f"{path}/")]
+        return sum(group.counts[what] for group in within) + self.gone[path, what]
 
     def _count(self, group: Group, by: int) -> None:
         while True:
@@ -278,12 +331,22 @@ class Faults:
 
 
 class FakeWatch:
-    """One inotify instance."""
+    """One inotify instance.
+
+    Attributes:
+        once: it watches limits, and each group is reported once.
+    """
 
     def __init__(
-        self, hierarchy: FakeHierarchy, changed: Callable[[str], None], overflow: Callable[[], None]
+        self,
+        hierarchy: FakeHierarchy,
+        changed: Callable[[str], None],
+        overflow: Callable[[], None],
+        *,
+        once: bool = False,
     ) -> None:
         self.hierarchy = hierarchy
+        self.once = once
         self._changed = changed
         self.overflow = overflow
         self._groups: dict[str, Group] = {}
@@ -323,7 +386,7 @@ class FakeWatch:
     def lose(self) -> None:
         """Drop what is still to be reported, and say so (IN_Q_OVERFLOW)."""
         for group, removed in self._noted:
-            if removed and self._groups.get(group.path) is group:
+            if (removed or self.once) and self._groups.get(group.path) is group:
                 del self._groups[group.path]
         self._noted.clear()
         self.hierarchy.kernel.report(self.overflow)
@@ -333,7 +396,7 @@ class FakeWatch:
         changed: dict[str, None] = {}
         for group, removed in noted:
             if self._groups.get(group.path) is group:
-                if removed:
+                if removed or self.once:
                     del self._groups[group.path]
                 changed[group.path] = None
         for path in changed:
@@ -372,8 +435,37 @@ class FakeHierarchy:
     def usage(self, control_group: str) -> Usage:
         """See `Hierarchy`."""
         self.faults.check("fd")
-        there = control_group in self.kernel.groups
-        return Usage(1000 if there else None, *(None,) * 15)
+        group = self.kernel.groups.get(control_group)
+        counts: dict[str, int | None] = dict.fromkeys(Usage.__struct_fields__)
+        if group is not None:
+            counts["cpu_usage_nsec"] = 1000
+            counts["oom_kills"] = self.kernel.total(control_group, "oom_kills")
+            counts["managed_oom_kills"] = group.counts["oomd_kills"]
+        return Usage(**counts)
+
+    def limits(self, control_group: str) -> Limits:
+        """See `Hierarchy`."""
+        self.faults.check("fd")
+        group = self.kernel.groups.get(control_group)
+        if group is None:
+            return Limits()
+        counts = {name: group.counts[name] for name in Limits.__struct_fields__}
+        counts["oom_below"] = self.kernel.total(control_group, "oom") - counts["oom"]
+        counts["oom_kills"] = self.kernel.total(control_group, "oom_kills")
+        return Limits(**counts)
+
+    def ooms(self, control_group: str) -> int | None:
+        """See `Hierarchy`."""
+        self.faults.check("fd")
+        group = self.kernel.groups.get(control_group)
+        return None if group is None else group.counts["oom"]
+
+    def ooms_below(self, control_group: str, most: int) -> dict[str, int] | None:
+        """See `Hierarchy`."""
+        self.faults.check("fd")
+        below = [path for path in self.kernel.groups if path.startswith(f"{control_group}/")]
+        counts = {path: self.kernel.groups[path].counts["oom"] for path in below}
+        return None if len(below) > most else {path: times for path, times in counts.items() if times}
 
     def processes(self, control_group: str, most: int) -> list[int] | None:
         """See `Hierarchy`."""
@@ -393,6 +485,10 @@ class FakeHierarchy:
     def watch(self, changed: Callable[[str], None], overflow: Callable[[], None]) -> Watch:
         """See `Hierarchy`."""
         return FakeWatch(self, changed, overflow)
+
+    def watch_limits(self, reached: Callable[[str], None], overflow: Callable[[], None]) -> Watch:
+        """See `Hierarchy`."""
+        return FakeWatch(self, reached, overflow, once=True)
 
 
 class _Watcher:

@@ -53,6 +53,13 @@ class RealBench:
         self._processes[process.pid] = process
         return process.pid
 
+    def note_kills(self, path: str, count: int) -> None:
+        try:
+            before = int(os.getxattr(ROOT + path, "user.oomd_kill"))
+        except OSError:
+            before = 0
+        os.setxattr(ROOT + path, "user.oomd_kill", str(before + count).encode())
+
     def kill(self, process: int, *, reap: bool = True) -> None:
         pidfd = os.pidfd_open(process)
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -13,6 +13,7 @@ from moorage.machines.events import (
     Extent,
     Kind,
     Told,
+    counted,
     cursor_of,
     position_of,
 )
@@ -180,3 +181,21 @@ def test_what_is_empty_is_not_being_stopped() -> None:
     told = Told()
     told.note(Kind.empty)
     assert not told.admits(Kind.stopping)
+
+
+def test_what_is_counted_adds_up_over_restarts() -> None:
+    log = EventLog(0)
+    facts: tuple[tuple[Kind, dict[str, object]], ...] = (
+        (Kind.oom_kill, {"by": "kernel", "count": 2, "controlGroup": "/a"}),
+        (Kind.oom_kill, {"by": "kernel", "count": 3}),
+        (Kind.oom_kill, {"by": "oomd"}),  # nobody knows how many it were
+        (Kind.limit_reached, {"resource": "memoryMax", "count": 7}),
+    )
+    add(log, entry(1, Kind.machine_new))
+    for position, (kind, fact) in enumerate(facts, start=2):
+        add(log, entry(position, kind, counted=counted(kind, fact)))
+    add(log, entry(9, Kind.leader_exited, counted=counted(Kind.leader_exited, {"status": 0})))
+    assert log.stories()["web", "i"].counts == {"kernel": 5, "oomd": 0, "memoryMax": 7}
+    unknown = Told(counts=None)
+    unknown.note(Kind.oom_kill, counted=("kernel", 1))
+    assert unknown.counts is None

@@ -175,6 +175,7 @@ def verdict(found: model.Verdict, *, whole: bool) -> wire.Verdict:
         exitedAt=timestamp(found.exited_at),
         cause=found.cause,
         oomKilled=found.oom_killed,
+        oomControlGroup=found.oom_group,
         leaderStatus=found.leader_status,
         leaderSignal=found.leader_signal,
         helper=found.helper,

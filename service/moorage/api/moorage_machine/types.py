@@ -104,6 +104,7 @@ class Verdict(Reply, kw_only=True):
     exitedAt: Timestamp  # noqa: N815
     cause: model.Cause | None = None
     oomKilled: bool | None = None  # noqa: N815
+    oomControlGroup: str | None = None  # noqa: N815
     leaderStatus: Int | None = None  # noqa: N815
     leaderSignal: Int | None = None  # noqa: N815
     helper: str | None = None
