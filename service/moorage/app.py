@@ -69,6 +69,7 @@ from moorage.machines.registration import Registrar
 from moorage.machines.registry import Registry
 from moorage.machines.resetting import Resetting
 from moorage.machines.retirement import Retirement
+from moorage.machines.sampling import Sampling
 from moorage.machines.scopes import Scopes
 from moorage.machines.services import Services
 from moorage.machines.started import StartedUnits
@@ -185,8 +186,8 @@ class Core:
             Changing(changes, states, followers, manager, directories, detached),
             ChangingLimits(registry, intents.marks_of, manager, followers, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
-            grace, powering, looking, Resetting(registry, store, agenda, looking, hierarchy), retirement,
-            chronicle)  # fmt: skip
+            grace, powering, looking, Sampling(accounts, hierarchy, clock),
+            Resetting(registry, store, agenda, looking, hierarchy), retirement, chronicle)  # fmt: skip
 
     def stand_beside(self, machined: Peer, watch: Watch, notes: Notes, settings: Settings) -> None:
         """Be in step with machined once it runs.

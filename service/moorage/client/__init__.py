@@ -45,6 +45,7 @@ from moorage.client.methods import (
 from moorage.client.types import (
     Accounting,
     Cause,
+    Counters,
     Difference,
     Event,
     FreezerState,
@@ -108,6 +109,7 @@ __all__ = [
     "Caller",
     "Cause",
     "ConfigurationDescribed",
+    "Counters",
     "CursorExpired",
     "Describe",
     "DescribeConfiguration",

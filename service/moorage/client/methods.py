@@ -216,6 +216,8 @@ class Measure(Request[Measured]):
     """Measure the living machines, or those that are named: one in each reply."""
 
     names: list[str] | None = None
+    counters: list[str] | None = None
+    limits: bool | None = None
 
 
 class Describe(_OfMachine[Described]):

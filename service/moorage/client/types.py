@@ -45,6 +45,19 @@ class FreezerState(StrEnum):
     THAWING = "thawing"
 
 
+class Counters(StrEnum):
+    """What Measure can look at apart. See the interface."""
+
+    CPU = "cpu"
+    MEMORY = "memory"
+    SWAP = "swap"
+    TASKS = "tasks"
+    IO = "io"
+    PEAKS = "peaks"
+    OOM = "oom"
+    PRESSURE = "pressure"
+
+
 class SocketType(StrEnum):
     """A type of socket (systemd.socket(5))."""
 
@@ -296,6 +309,9 @@ class Sample(Struct, rename="camel", frozen=True, kw_only=True):
 
     Attributes:
         accounting_since: when the counters were reset; None if they never were.
+        phase: see :class:`Phase`.
+        freezer: see :class:`FreezerState`.
+        limits: of memory in bytes and of tasks, by the names of their properties, if they were asked for.
     """
 
     name: str
@@ -305,6 +321,9 @@ class Sample(Struct, rename="camel", frozen=True, kw_only=True):
     accounting_since: Timestamp | None = None
     pressure: Pressures | None = None
     helpers: list[HelperSample] | None = None
+    phase: str
+    freezer: str
+    limits: dict[str, int] | None = None
 
 
 class Verdict(Struct, rename="camel", frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ class Cgroupfs:
     events = staticmethod(cgroup.events)
     attribute = staticmethod(cgroup.attribute)
     identity = staticmethod(cgroup.identity)
+    controllers = staticmethod(cgroup.controllers)
     usage = staticmethod(cgroup.usage)
     processes = staticmethod(cgroup.processes)
     limits = staticmethod(cgroup.limits)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import trio
 
+from moorage.kernel.cgroup import USAGE
 from moorage.kernel.clock import Clock
 from moorage.kernel.system import System
 from moorage.kernel.threads import in_thread
@@ -193,9 +194,14 @@ class FinalAccounts:
         )
         return whole
 
-    def counters(self, control_group: str) -> Accounting:
-        """Read the counters of a control group; those that are not there are None."""
-        return Accounting(**msgspec.structs.asdict(self._hierarchy.usage(control_group)))
+    def counters(self, control_group: str, attributes: Collection[str] = USAGE) -> Accounting:
+        """Read the counters of a control group; those that are not there are None.
+
+        Args:
+            control_group: path of it.
+            attributes: those to read.
+        """
+        return Accounting(**msgspec.structs.asdict(self._hierarchy.usage(control_group, attributes)))
 
     def consumed(self, machine: Machine, counters: Accounting) -> None:
         """Take note of what the manager last read of a group before it removed it."""

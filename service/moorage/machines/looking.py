@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
@@ -17,9 +16,10 @@ from moorage.machines.effective import InForce, in_force_of
 from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.machine import Machine, Work
 from moorage.machines.metadata import Metadata, acquire
-from moorage.machines.model import Bases, FreezerState, Helper, HelperBase, Timestamp
+from moorage.machines.model import Bases, FreezerState, HelperBase, Timestamp
+from moorage.machines.sampling import pressure_texts
 from moorage.machines.thawing import helper_group, is_frozen, is_to_freeze
-from moorage.machines.use import RESOURCES, Pressure, pressure, traffic, waited
+from moorage.machines.use import Pressure, pressure, traffic, waited
 from moorage.machines.verdicts import merged
 from moorage.pid1.manager import ASK_USEC, Json, Manager
 
@@ -34,22 +34,6 @@ NETWORK: Final = {
 
 DEVICES_MAX: Final = 64
 """Block devices whose counters are kept when they are reset: 300 bytes of a record each."""
-
-
-class Sample(NamedTuple):
-    """What a machine uses at a moment.
-
-    Attributes:
-        timestamp: the moment.
-        accounting: its counters.
-        pressure: of each resource that the kernel tells of, by its name.
-        helpers: counters of each helper that runs, by its name.
-    """
-
-    timestamp: Timestamp
-    accounting: Accounting
-    pressure: dict[str, Pressure]
-    helpers: dict[str, Accounting]
 
 
 class Looking:
@@ -82,14 +66,6 @@ class Looking:
         found = merged(self._accounts.counters(placement.control_group), network)
         return found if bases is None else since(found, bases.accounting)
 
-    def _helper_counters(self, machine: Machine, helper: Helper, group: str) -> Accounting:
-        bases = machine.record.bases
-        base = None if bases is None else bases.helpers.get(helper.name)
-        if base is not None and self._hierarchy.identity(group) != base.control_group_id:
-            base = None  # it was started again
-        found = self._accounts.counters(group)
-        return found if base is None else since(found, base.accounting)
-
     def bases(self, machine: Machine, network: Accounting) -> Bases:
         """Read what is to be subtracted from all counters of a machine from now on.
 
@@ -113,23 +89,6 @@ class Looking:
             devices if len(devices) <= DEVICES_MAX else None,
             helpers,
         )
-
-    def sample(self, machine: Machine) -> Sample:
-        """Read what a machine that lives uses now, and what each of its helpers does that runs.
-
-        Only the kernel is asked: what the service manager alone counts, the IP traffic, is left out.
-
-        Raises:
-            OSError: no file descriptor is left, or no memory.
-        """
-        record = machine.record
-        helpers = {
-            helper.name: self._helper_counters(machine, helper, group)
-            for helper in record.helpers
-            if (state := self._hierarchy.events(group := helper_group(record, helper))) and state.populated
-        }
-        at = now(self._clock)
-        return Sample(at, self.counters(machine), self.pressure(machine), helpers)
 
     def ceiling(self, machine: Machine, attribute: str, known: Known) -> int | None:
         """Return the lowest limit of a machine and of what is above it; parameters as for :func:`ceiling`."""
@@ -169,15 +128,8 @@ class Looking:
             yield each, waited(text)
 
     def _pressure(self, machine: Machine) -> Iterator[tuple[str, str]]:
-        for each in () if machine.record.placement.shared else RESOURCES:
-            try:
-                text = self._hierarchy.attribute(machine.record.control_group, f"{each}.pressure")
-            except OSError as error:
-                if error.errno != errno.EOPNOTSUPP:  # the kernel was told not to keep account of it
-                    raise
-                continue
-            if text:
-                yield each, text
+        placement = machine.record.placement
+        return iter(()) if placement.shared else pressure_texts(placement.control_group, self._hierarchy)
 
     def traffic(self, machine: Machine) -> dict[str, dict[str, int | str]]:
         """Read what a machine has read from and written to each block device, by its name, since that was reset.

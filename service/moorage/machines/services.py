@@ -17,6 +17,7 @@ from moorage.machines.registration import Registrar
 from moorage.machines.registry import Registry
 from moorage.machines.resetting import Resetting
 from moorage.machines.retirement import Retirement
+from moorage.machines.sampling import Sampling
 
 
 class Services(NamedTuple):
@@ -33,6 +34,7 @@ class Services(NamedTuple):
         grace: stops, and gives time first.
         powering: asks guests to power off, or to boot again.
         looking: looks things up.
+        sampling: looks at many machines.
         resetting: has counters begin at zero again.
         retirement: forgets.
         chronicle: tells what happens.
@@ -48,6 +50,7 @@ class Services(NamedTuple):
     grace: Grace
     powering: Powering
     looking: Looking
+    sampling: Sampling
     resetting: Resetting
     retirement: Retirement
     chronicle: Chronicle

@@ -8,6 +8,7 @@ Pure: no I/O.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -51,19 +52,21 @@ _TRAFFIC: Final = {
 """Counters of io.stat, by what they are called here."""
 
 
+_LINE: Final = re.compile(
+    r"^(some|full) avg10=([0-9]+\.[0-9]+) avg60=([0-9]+\.[0-9]+) avg300=([0-9]+\.[0-9]+) total=([0-9]+)",
+    re.MULTILINE,
+)
+
+
 def pressure(text: str) -> Pressure | None:
     """Read the file of one resource; None if it says nothing."""
-    lines: dict[str, PressureLine] = {}
-    for line in text.splitlines():
-        kind, *words = line.split()
-        values = dict(word.split("=", 1) for word in words if "=" in word)
-        try:
-            lines[kind] = PressureLine(
-                float(values["avg10"]), float(values["avg60"]), float(values["avg300"]), int(values["total"])
-            )
-        except (KeyError, ValueError):
-            continue
-    some, full = lines.get("some"), lines.get("full")
+    some = full = None
+    for kind, avg10, avg60, avg300, total in _LINE.findall(text):
+        line = PressureLine(float(avg10), float(avg60), float(avg300), int(total))
+        if kind == "some":
+            some = line
+        else:
+            full = line
     return None if some is None and full is None else Pressure(some, full)
 
 

@@ -60,6 +60,10 @@ USER_TURN_SECONDS = 0.001
 """How long a turn of a user's connection may last before it is cut short at the next call or reply. If the replies are
 long, a turn of the figures above takes ten times as long, and root waits for it."""
 
+TURN_SECONDS = 0.002
+"""The same for a trusted peer: replies that are read from many files take ten times as long, too, and a turn costs its
+tenth of a millisecond."""
+
 UNFINISHED_SECONDS = 30.0
 """How long a user may take to send the rest of a call. Programs write a call at once; a person at a keyboard has this
 long."""
@@ -292,7 +296,7 @@ class Link(Watched):
                 self._watch(None)
                 self._context.deadlines.set((self, "rest"), rest, partial(self.ready, IN | OUT))
                 return
-            self.turn_ends = time.monotonic() + USER_TURN_SECONDS
+        self.turn_ends = time.monotonic() + (TURN_SECONDS if self.trusted else USER_TURN_SECONDS)
         try:
             if self._state in _AT_SOCKET:
                 self._turn(events)
@@ -317,7 +321,7 @@ class Link(Watched):
         more = self._work(may_read=bool(events & ~OUT))
         if self.closed:
             return
-        more |= not self.outlet.flush(self)
+        more = self.outlet.end_turn(self, more=more)
         if self._finishing and not more and self._state is _READING:
             self.close()
             return
@@ -382,7 +386,7 @@ class Link(Watched):
             if (fed := self._answering.feed(self)) is None:
                 self.answered()
                 return
-            more = fed | (not self.outlet.flush(self))
+            more = self.outlet.end_turn(self, more=fed)
         if self._finishing and not more:
             self.close()
         else:

@@ -63,10 +63,11 @@ class Outlet:
         stalled: the peer has to read before more can be written.
     """
 
-    __slots__ = ("_connection", "_socket", "_unwritten", "_written", "stalled")
+    __slots__ = ("_connection", "_socket", "_unwritten", "_waits", "_written", "stalled")
 
     def __init__(self, connection: Connection, connected: socket.socket, unwritten: Unwritten) -> None:
         self.stalled = False
+        self._waits = False
         self._connection = connection
         self._socket = connected
         self._unwritten = unwritten
@@ -96,6 +97,32 @@ class Outlet:
             self._written.set()
         return True
 
+    def end_turn(self, owner: Owner, *, more: bool) -> bool:
+        """Write the queued replies; return whether anything is left to do as soon as the socket has room.
+
+        Args:
+            owner: the connection.
+            more: there is, even if all of them are written. The socket may not have room all the same: one that takes
+                a little more is not ready (unix_writable() of the kernel), and its peer may never read.
+
+        Raises:
+            OSError: the peer is gone.
+        """
+        if not self.flush(owner):
+            return True
+        if more:
+            self._waits = True
+            unwritten = self._unwritten
+            unwritten.deadlines.set((owner, "room"), unwritten.stall_seconds, partial(owner.fail, UNREAD))
+        else:
+            self._has_room(owner)
+        return more
+
+    def _has_room(self, owner: Owner) -> None:
+        if self._waits:
+            self._waits = False
+            self._unwritten.deadlines.clear((owner, "room"))
+
     async def wait_written(self) -> None:
         """Return when all queued replies are written; the caller has seen that some are."""
         self._written = trio.Event()
@@ -104,10 +131,12 @@ class Outlet:
 
     def close(self, owner: Owner) -> None:
         """Note that nothing is written any more."""
+        self._has_room(owner)
         self._unwritten.deadlines.clear((owner, "unread"))
         self._note_unread(owner, 0)
 
     def _stall(self, owner: Owner, *, progress: bool) -> None:
+        self._has_room(owner)
         # Each byte that the peer reads renews its deadline. A connection that is refused has one of its own.
         if owner.refusal is None and (progress or not self.stalled):
             self.stalled = True

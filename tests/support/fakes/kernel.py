@@ -12,7 +12,7 @@ import fnmatch
 import os
 import signal as signals
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import trio
@@ -432,8 +432,13 @@ class FakeHierarchy:
         group = self.kernel.groups.get(control_group)
         return None if group is None else group.number
 
-    def usage(self, control_group: str) -> Usage:
+    def controllers(self, control_group: str) -> frozenset[str]:
         """See `Hierarchy`."""
+        return frozenset((self.attribute(control_group, "cgroup.controllers") or "").split())
+
+    def usage(self, control_group: str, attributes: Collection[str] = ()) -> Usage:
+        """See `Hierarchy`."""
+        del attributes
         self.faults.check("fd")
         group = self.kernel.groups.get(control_group)
         counts: dict[str, int | None] = dict.fromkeys(Usage.__struct_fields__)

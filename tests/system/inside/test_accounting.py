@@ -121,6 +121,13 @@ async def test_many_are_measured_with_their_helpers(spawn: Processes) -> None:
         assert {name: each["invocationId"] for name, each in found.items()} == {
             name: each["invocationId"] for name, each in machines.items()
         }
+        assert {(each["phase"], each["freezer"]) for each in found.values()} == {("running", "running")}
+        few = await measured(client, names=["m0"], counters=["cpu"], limits=True)
+        assert {"cpuUserNSec"} <= few["m0"]["accounting"].keys()
+        assert all(name.startswith("cpu") for name in few["m0"]["accounting"])
+        assert "pressure" not in few["m0"]
+        with pytest.raises(InvalidParameter):
+            await measured(client, counters=["cpu", "network"])
         times = [each["accounting"]["cpuUsageNSec"] for each in (before, found["m0"], after)]
         assert times == sorted(times)
         assert found["m0"]["pressure"].keys() == set(RESOURCES)

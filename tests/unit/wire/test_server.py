@@ -459,6 +459,18 @@ async def test_who_never_reads_is_dropped(serve: Serve, open_fds: Callable[[], i
             assert running.interface.made * 4096 < 4 * OUTPUT_HIGH_WATER
 
 
+async def test_who_never_reads_is_dropped_also_where_turns_are_cut_short(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that a turn ends when all replies are written, and the socket takes a little more, but is not ready.
+    monkeypatch.setattr(link, "TURN_SECONDS", 0.0)
+    async with serve(Limits(stall_seconds=0.05)) as running:
+        with running.connect() as raw:
+            raw.send(call("Count", {"to": 10_000, "size": 4096}, more=True))
+            while not running.interface.finished:
+                await running.interface.changed.wait()
+
+
 async def test_pipelined_calls_of_who_never_reads_wait_in_the_socket(serve: Serve) -> None:
     text = "x" * 20_000
     async with serve() as running:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-
-import trio
+from collections.abc import Iterable, Iterator, Sequence
 
 from moorage import errors
 from moorage.api.calls import find_named, permit
@@ -14,32 +12,32 @@ from moorage.api.moorage_machine.base import Handlers
 from moorage.api.moorage_machine.subscribing import NAMES_MAX
 from moorage.api.wire_types import timestamp
 from moorage.machines.machine import Machine
+from moorage.machines.sampling import COUNTERS, Round
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
 from moorage.wire.method import method
-from moorage.wire.types import Last
 
 
 class Measuring(Handlers):
     """Measures machines."""
 
     @method("Measure", requires_more=True)
-    async def measure(
-        self, call: Call, params: wire.MeasureIn
-    ) -> AsyncIterator[wire.SampleOut | Last[wire.SampleOut]]:
+    def measure(self, call: Call, params: wire.MeasureIn) -> Iterator[wire.SampleOut]:
         """Measure the living machines, or those that are named; each when there is room for it on the connection."""
         permit(call, self.authority)
-        held: wire.SampleOut | None = None
-        for machine in self._wanted(params.names):
-            # A dozen files are read of each, which takes longer than any other reply: everybody gets in between.
-            await trio.lowlevel.checkpoint()
+        wanted = self._wanted(params.names)
+        counters = COUNTERS if params.counters is None else frozenset(params.counters)
+        round_ = self.services.sampling.round(counters, limits=bool(params.limits))
+        return self._measured(wanted, round_)
+
+    def _measured(self, wanted: Iterable[Machine], round_: Round) -> Iterator[wire.SampleOut]:
+        measured = False
+        for machine in wanted:
             if self.registry.get(machine.name) is machine and machine.is_there:
-                if held is not None:
-                    yield held
-                held = wire.SampleOut(sample=self._sample(machine))
-        if held is None:
+                measured = True
+                yield wire.SampleOut(sample=self._sample(machine, round_))
+        if not measured:
             raise errors.NoSuchMachine  # a call must be answered, as that of List
-        yield Last(held)
 
     def _wanted(self, wanted: list[str] | None) -> Sequence[Machine]:
         """Return the machines that are to be measured.
@@ -60,8 +58,8 @@ class Measuring(Handlers):
             found[name] = machine
         return list(found.values())
 
-    def _sample(self, machine: Machine) -> wire.Sample:
-        found, bases = self.services.looking.sample(machine), machine.record.bases
+    def _sample(self, machine: Machine, round_: Round) -> wire.Sample:
+        found, bases = round_.sample(machine), machine.record.bases
         helpers = [
             wire.HelperSample(helper=name, accounting=convert.accounting(each))
             for name, each in found.helpers.items()
@@ -74,4 +72,7 @@ class Measuring(Handlers):
             accountingSince=None if bases is None else timestamp(bases.at),
             pressure=convert.pressures(found.pressure),
             helpers=helpers or None,
+            phase=machine.phase,
+            freezer=self.services.looking.noted_freezer(machine),
+            limits=found.limits or None,
         )

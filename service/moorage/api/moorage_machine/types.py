@@ -279,10 +279,25 @@ class EventOut(Reply, kw_only=True):
     event: Event
 
 
+class Counters(StrEnum):
+    """What can be measured apart."""
+
+    cpu = "cpu"
+    memory = "memory"
+    swap = "swap"
+    tasks = "tasks"
+    io = "io"
+    peaks = "peaks"
+    oom = "oom"
+    pressure = "pressure"
+
+
 class MeasureIn(Parameters, kw_only=True):
     """Parameters of Measure."""
 
     names: list[str] | None = None
+    counters: list[Counters] | None = None
+    limits: bool | None = None
 
 
 class HelperSample(Reply, kw_only=True):
@@ -302,6 +317,9 @@ class Sample(Reply, kw_only=True):
     accountingSince: Timestamp | None = None  # noqa: N815
     pressure: Pressures | None = None
     helpers: list[HelperSample] | None = None
+    phase: model.Phase
+    freezer: model.FreezerState
+    limits: dict[str, Int] | None = None
 
 
 class SampleOut(Reply, kw_only=True):
