@@ -19,6 +19,8 @@ class Agenda:
 
     def __init__(self) -> None:
         self._marked: list[Machine] = []
+        self._urgent = False  # one of them is to be looked at now
+        self._by = math.inf  # when the others are
         self._due: list[
             tuple[float, int, Machine]
         ] = []  # a heap; an entry is stale if the machine is due otherwise
@@ -26,13 +28,18 @@ class Agenda:
         self._woken: Callable[[], None] = lambda: None
 
     def wakes(self, woken: Callable[[], None]) -> None:
-        """Have a function called when there is something new on the agenda."""
+        """Have a function called when the next look may be due earlier."""
         self._woken = woken
 
     @property
     def is_empty(self) -> bool:
-        """Whether no machine is to be looked at now; some may be due later."""
+        """Whether no machine is marked; some may be due later."""
         return not self._marked
+
+    @property
+    def next_look(self) -> float:
+        """When something on the agenda is to be taken off: minus infinity if that is now, infinity if never."""
+        return -math.inf if self._urgent else min(self._by, self.next_due)
 
     @property
     def next_due(self) -> float:
@@ -45,18 +52,24 @@ class Agenda:
         self,
         machine: Machine,
         *,
-        new: bool = False,
         ask: bool = False,
         removed: bool = False,
         ended: UnitHint | None = None,
     ) -> None:
         """Have a machine looked at now; reasons that it is to be looked at for already are kept."""
         mark = self._marked_for(machine)
-        mark.new |= new
         mark.ask |= ask
         mark.removed |= removed
         mark.ended = mark.ended or ended
+        self._urgent = True
         self._woken()
+
+    def mark_new(self, machine: Machine, by: float) -> None:
+        """Have a machine that is new looked at with others, or by some time."""
+        self._marked_for(machine).new = True
+        if by < self._by:
+            self._by = by
+            self._woken()
 
     def _marked_for(self, machine: Machine) -> Recheck:
         if machine.recheck is None:
@@ -86,6 +99,7 @@ class Agenda:
             machine.due = math.inf
             self._marked_for(machine).ask = True
         marked, self._marked = self._marked, []
+        self._urgent, self._by = False, math.inf
         taken: list[tuple[Machine, Recheck]] = []
         for machine in marked:
             assert machine.recheck is not None

@@ -23,6 +23,10 @@ from moorage.machines.scopes import Scopes
 from moorage.machines.store import Store
 from moorage.pid1.manager import ASK_USEC, ManagerError
 
+NEW_SECONDS = 0.02
+"""For how long a new machine may wait for its first look, s. Where many are registered one after the other, a look after
+each keeps the next caller waiting; in this time the manager starts some ten scopes, which are looked at together."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +85,8 @@ class Starts:
             raise
         self._registry.commit(claim, machine)
         self._followers.added(machine)
-        self._agenda.mark(machine, new=True)  # for what happened before the watch was there
+        # For what happened before the watch was there; but for that, the end of its leader is enough to be looked at.
+        self._agenda.mark_new(machine, trio.current_time() + NEW_SECONDS)
         return machine
 
     async def resume(self, intent: Intent) -> Placement | None:

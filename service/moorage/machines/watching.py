@@ -92,32 +92,35 @@ class Watching:
         self._processes = system.processes
         self._detached = detached
         self._questions = trio.CapacityLimiter(QUESTIONS_MAX)
-        self._wake = trio.Event()
+        self._rest = trio.CancelScope()
         agenda.wakes(self._woken)
 
     async def run(self) -> None:
         """Look at what is on the agenda, for ever."""
         while True:
-            with trio.move_on_at(self._agenda.next_due):
-                await self._wake.wait()
-            self._wake = trio.Event()
+            with trio.CancelScope(deadline=self._agenda.next_look) as self._rest:
+                await trio.sleep_forever()
             await self.look()
 
     async def look(self) -> None:
         """Look at what is on the agenda by now."""
-        async with trio.open_nursery() as nursery:
-            for number, (machine, mark) in enumerate(self._agenda.take(trio.current_time()), start=1):
-                if mark.new:
-                    _log.info("New machine %s in %s.", machine.name, machine.unit)
-                    self._retirement.withdraw(machine)
-                if self._is_kept(machine) and self._look_at(machine, mark):
-                    nursery.start_soon(self._ask_about, machine, mark.ended)
-                # When hundreds of leaders die at once, others wait no longer.
-                if number % QUESTIONS_MAX == 0:
-                    await trio.lowlevel.checkpoint()
+        questions: list[tuple[Machine, UnitHint | None]] = []
+        for number, (machine, mark) in enumerate(self._agenda.take(trio.current_time()), start=1):
+            if mark.new:
+                _log.info("New machine %s in %s.", machine.name, machine.unit)
+                self._retirement.withdraw(machine)
+            if self._is_kept(machine) and self._look_at(machine, mark):
+                questions.append((machine, mark.ended))
+            # When hundreds of leaders die at once, others wait no longer.
+            if number % QUESTIONS_MAX == 0:
+                await trio.lowlevel.checkpoint()
+        if questions:
+            async with trio.open_nursery() as nursery:
+                for machine, ended in questions:
+                    nursery.start_soon(self._ask_about, machine, ended)
 
     def _woken(self) -> None:
-        self._wake.set()
+        self._rest.deadline = self._agenda.next_look
 
     def _is_kept(self, machine: Machine) -> bool:
         return self._registry.get(machine.name) is machine
