@@ -9,7 +9,8 @@ Pure: no I/O.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 from moorage.dbus.marshal import message as marshal
@@ -21,6 +22,10 @@ of a service, has 0.1 MB. 16 MiB is also what sd-varlink takes from a peer."""
 
 FIELDS_MAX: Final = 64
 """Header fields of one message; the specification knows nine."""
+
+SIGNAL_HEADERS_MAX: Final = 256
+"""Headers of signals that are kept once they have been taken apart: most signals about one object are alike but for
+their bodies, and the manager sends each of them about every unit."""
 
 METHOD_CALL: Final = 1
 METHOD_RETURN: Final = 2
@@ -82,7 +87,7 @@ class Received(NamedTuple):
     kind: int
     flags: int
     serial: int
-    fields: dict[int, str | int]
+    fields: Mapping[int, str | int]
     data: bytes
     body_at: int
     endian: int
@@ -171,25 +176,26 @@ class BusSignal:
     def _changed(self, name: str, signature: Literal["s", "ay", "u"]) -> tuple[int, int] | None:
         """Return the first 32 bits of a value, and where they are."""
         received = self._received
-        number = _UINT32[received.endian]
-        # A key with its length and its NUL, and the signature of its value: no value can look like that, for the byte
-        # after the NUL of a string is padding or the length of what follows, and no length has a signature in it.
-        key = (
-            number.pack(len(name))
-            + name.encode()
-            + b"\0"
-            + bytes([len(signature)])
-            + signature.encode()
-            + b"\0"
-        )
+        key = _key(name, signature, received.endian)
         at = received.data.find(key, received.body_at + 4)
         if at < 0:
             return None
         at = at + len(key) + 3 & ~3
         try:
-            return number.unpack_from(received.data, at)[0], at
+            return _UINT32[received.endian].unpack_from(received.data, at)[0], at
         except struct.error:
             return None
+
+
+@lru_cache
+def _key(name: str, signature: str, endian: int) -> bytes:
+    """What a property begins with among those that have changed.
+
+    That is a key with its length and its NUL, and the signature of its value: no value can look like that, for the byte
+    after the NUL of a string is padding or the length of what follows, and no length has a signature in it.
+    """
+    length = _UINT32[endian].pack(len(name))
+    return length + name.encode() + b"\0" + bytes([len(signature)]) + signature.encode() + b"\0"
 
 
 def call_bytes(call: BusCall, serial: int) -> tuple[bytes, Sequence[int]]:
@@ -257,9 +263,25 @@ def parse(data: bytes) -> Received:
     """
     endian = data[0]
     _, kind, flags, _, _, serial, length = _FIXED_HEADER[endian].unpack_from(data, 0)
+    end = 16 + length
+    # Numbers of replies are in the fields: no two of their headers are alike.
+    fields = (_fields_of_signal if kind == SIGNAL else _fields)(data[16:end], endian)
+    return Received(kind, flags, serial, fields, data, end + 7 & ~7, endian)
+
+
+def _fields(data: bytes, endian: int) -> Mapping[int, str | int]:
+    """Take header fields apart.
+
+    Args:
+        data: their bytes. They are at byte 16 of the message, so that places in them are aligned as they are in it.
+        endian: first byte of the message.
+
+    Raises:
+        Violation: they are malformed.
+    """
     uint32 = _UINT32[endian]
     fields: dict[int, str | int] = {}
-    at, end = 16, 16 + length
+    at, end = 0, len(data)
     try:
         for _ in range(FIELDS_MAX):
             if at >= end:
@@ -284,7 +306,10 @@ def parse(data: bytes) -> Received:
             raise Violation("malformed header fields")
     except (IndexError, ValueError, struct.error) as exc:
         raise Violation("malformed header fields") from exc
-    return Received(kind, flags, serial, fields, data, end + 7 & ~7, endian)
+    return fields
+
+
+_fields_of_signal = lru_cache(maxsize=SIGNAL_HEADERS_MAX)(_fields)
 
 
 def _skip(data: bytes, at: int, endian: int) -> int:
