@@ -232,6 +232,7 @@ class Link(Watched):
         """
         try:
             self._watch(IN)
+            self._poller.expect()
         except OSError:
             self._state = _CLOSED
             self._inlet.close(self.dispose)
@@ -326,6 +327,8 @@ class Link(Watched):
             self.close()
             return
         self._watch(WATCHED[self._state][more])
+        if self._state is _READING:
+            self._poller.expect()
         if not self.trusted and (self._connection.buffered or self._unfinished):
             self._watch_unfinished()
 

@@ -6,8 +6,9 @@ import socket
 
 import pytest
 import trio
+import trio.testing
 
-from moorage.kernel.poller import EVENTS_PER_POLL, Readiness
+from moorage.kernel.poller import EVENTS_PER_POLL, IDLE_TURNS, Readiness
 
 
 def test_calls_back_with_the_events() -> None:
@@ -105,6 +106,33 @@ async def test_wakes_when_something_becomes_ready() -> None:
         await trio.testing.wait_all_tasks_blocked()
         os.eventfd_write(fd, 1)
         await woken.wait()
+        nursery.cancel_scope.cancel()
+    readiness.close()
+    os.close(fd)
+
+
+@pytest.mark.parametrize(("expects", "polls"), [(False, 1), (True, 1 + IDLE_TURNS)])
+async def test_stays_awake_for_what_is_expected(expects: bool, polls: int) -> None:
+    made = 0
+
+    class Counted(Readiness):
+        def poll(self) -> int:
+            nonlocal made
+            made += 1
+            return super().poll()
+
+    def ready(_: int) -> None:
+        os.eventfd_read(fd)
+        if expects:
+            readiness.expect()
+
+    readiness = Counted()
+    fd = os.eventfd(1)
+    readiness.add(fd, select.EPOLLIN, ready)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(readiness.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert made == polls
         nursery.cancel_scope.cancel()
     readiness.close()
     os.close(fd)
