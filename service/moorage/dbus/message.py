@@ -191,8 +191,8 @@ class BusSignal:
 def _key(name: str, signature: str, endian: int) -> bytes:
     """What a property begins with among those that have changed.
 
-    That is a key with its length and its NUL, and the signature of its value: no value can look like that, for the byte
-    after the NUL of a string is padding or the length of what follows, and no length has a signature in it.
+    That is a key with its length and its NUL, and the signature of its value: no value can look like that, for the
+    byte after the NUL of a string is padding or the length of what follows, and no length has a signature in it.
     """
     length = _UINT32[endian].pack(len(name))
     return length + name.encode() + b"\0" + bytes([len(signature)]) + signature.encode() + b"\0"

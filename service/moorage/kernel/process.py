@@ -300,17 +300,18 @@ def control_group(pid: int) -> str:
         NotAProcess: it is in no unified hierarchy.
     """
     try:
-        lines = _lines(f"/proc/{pid}/cgroup")
+        text = _read(f"/proc/{pid}/cgroup")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
-    for line in lines:
-        if line.startswith(b"0::"):
-            # The kernel marks a group that was removed under a process, which is then a zombie. With any other process
-            # it is a part of the name.
-            path = line[3:]
-            if path.endswith(_REMOVED) and _is_zombie(pid):
-                path = path.removesuffix(_REMOVED)
-            return os.fsdecode(path)
+    # Each hierarchy has a line, and the kernel escapes newlines in the names of groups.
+    _, found, rest = (b"\n" + text).partition(b"\n0::")
+    if found:
+        # The kernel marks a group that was removed under a process, which is then a zombie. With any other process
+        # it is a part of the name.
+        path = rest.partition(b"\n")[0]
+        if path.endswith(_REMOVED) and _is_zombie(pid):
+            path = path.removesuffix(_REMOVED)
+        return os.fsdecode(path)
     raise NotAProcess(f"{pid} is in no control group of the unified hierarchy")
 
 
@@ -334,13 +335,13 @@ def numbers_like_us(pid: int) -> bool:
         ProcessGone: it does not exist.
     """
     try:
-        lines = _lines(f"/proc/{pid}/status")
+        text = _read(f"/proc/{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
-    for line in lines:
-        if line.startswith(b"NSpid:"):  # one number for each namespace, from that of /proc downwards
-            return len(line.split()) == 2
-    return True  # a kernel without PID namespaces
+    # The kernel escapes newlines in the name of a process, which comes first.
+    _, found, rest = text.partition(b"\nNSpid:")
+    # One number for each namespace, from that of /proc downwards; a kernel without PID namespaces has no such line.
+    return not found or len(rest.partition(b"\n")[0].split()) == 1
 
 
 def parent(pid: int) -> int:

@@ -36,7 +36,10 @@ class Holders:
             ManagerTimeout: the manager does not say what became of the other machine.
         """
         group = self._processes.control_group(registration.leader.pid)
-        for holder in (self._registry.get(registration.name), self._registry.by_control_group(group)):
+        holders = self._registry.get(registration.name), self._registry.by_control_group(group)
+        if holders == (None, None):
+            return
+        for holder in holders:
             if holder is not None:
                 await self._wait_until_gone(holder, deadline)
         holder = self._registry.by_control_group(self._processes.control_group(registration.leader.pid))

@@ -51,12 +51,9 @@ class Places:
         """
         taken: list[trio.CapacityLimiter] = []
         try:
-            with trio.move_on_at(deadline) as waiting:
-                for limiter in self._limiters(uid):
-                    await _acquire(limiter)
-                    taken.append(limiter)
-            if waiting.cancelled_caught:
-                raise NoPlace
+            for limiter in self._limiters(uid):
+                await _acquire(limiter, deadline)
+                taken.append(limiter)
             yield
         finally:
             for limiter in taken:
@@ -75,8 +72,11 @@ class Places:
             del self._by_uid[uid]
 
 
-async def _acquire(limiter: trio.CapacityLimiter) -> None:
+async def _acquire(limiter: trio.CapacityLimiter, deadline: float) -> None:
     try:
         limiter.acquire_nowait()
     except trio.WouldBlock:
-        await limiter.acquire()
+        with trio.move_on_at(deadline) as waiting:
+            await limiter.acquire()
+        if waiting.cancelled_caught:
+            raise NoPlace from None

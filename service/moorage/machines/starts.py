@@ -24,8 +24,9 @@ from moorage.machines.store import Store
 from moorage.pid1.manager import ASK_USEC, ManagerError
 
 NEW_SECONDS = 0.02
-"""For how long a new machine may wait for its first look, s. Where many are registered one after the other, a look after
-each keeps the next caller waiting; in this time the manager starts some ten scopes, which are looked at together."""
+"""For how long a new machine may wait for its first look, s. Where many are registered one after the other, a look
+after each keeps the next caller waiting; in this time the manager starts some ten scopes, which are looked at
+together."""
 
 _log = logging.getLogger(__name__)
 

@@ -104,15 +104,16 @@ class BusReferences:
         for unit in units:
             self._wanted[unit] = None
             self._lingering.pop(unit, None)
-            if unit not in self._held or unit in self._dropping:
+            if (unit not in self._held or unit in self._dropping) and unit not in self._missing:
                 self._missing[unit] = None
-        self._changed.set()
+                self._changed.set()
 
     async def settled(self, unit: str) -> None:
         """See `References`."""
-        with trio.move_on_after(SETTLE_SECONDS):
-            while self.holds(unit) and unit in self._missing:
-                await self._progress.wait()
+        if unit in self._missing:
+            with trio.move_on_after(SETTLE_SECONDS):
+                while self.holds(unit) and unit in self._missing:
+                    await self._progress.wait()
 
     def release(self, unit: str) -> None:
         """See `References`."""
@@ -130,9 +131,10 @@ class BusReferences:
             del self._lingering[unit]
             self._dropping[unit] = None
             self._changed.set()
-        with trio.move_on_after(SETTLE_SECONDS):
-            while unit in self._dropping:
-                await self._progress.wait()
+        if unit in self._dropping:
+            with trio.move_on_after(SETTLE_SECONDS):
+                while unit in self._dropping:
+                    await self._progress.wait()
 
     def _linger(self, unit: str) -> None:
         """Let a unit go in a while, or now, if it is the first for long."""

@@ -252,6 +252,8 @@ class DBusManager(UnitOrders):
 
     async def property_types(self, unit_type: UnitType, *, deadline: float) -> UnitProperties:
         """See `Manager`."""
+        if (types := self._session.types.get(unit_type)) is not None:
+            return types
         with errors(f"introspection of a {unit_type}", deadline, ""):
             return await self._properties_of(unit_type, deadline)
 

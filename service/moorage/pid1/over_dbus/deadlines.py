@@ -15,10 +15,10 @@ from moorage.pid1.over_dbus.translate import translated
 def errors(operation: str, deadline: float, unit: str, sent: Sequence[Sent] = ()) -> Generator[None]:
     """Hold the deadline, and turn the errors of a connection into those of a manager."""
     try:
-        with trio.fail_at(deadline):
+        with trio.move_on_at(deadline) as waiting:
             yield
-    except trio.TooSlowError:
-        raise ManagerTimeout(operation) from None
+        if waiting.cancelled_caught:
+            raise ManagerTimeout(operation)
     except CallTimeout:
         raise ManagerTimeout(operation) from None
     except CallFailed as exc:
