@@ -161,7 +161,7 @@ class Core:
             chronicle, observer, limits, HeldUnits(references),
             FrozenHelpers(states, manager, hierarchy, detached), asking, FollowedHelpers(states))  # fmt: skip
         self._retirement = retirement = Retirement(
-            registry, store, intents, agenda, accounts, left, followers, clock)  # fmt: skip
+            registry, store, agenda, accounts, left, followers, clock)  # fmt: skip
         control = Control(
             registry, store, agenda, accounts, states, followers, asking, manager, system, detached)  # fmt: skip
         powering = Powering(control, manager)

@@ -240,6 +240,8 @@ class Registrar:
             raise
         machine = await self._starts.enter(intent, placement, claim, pidfd)
         steps.pop_all()
+        if intent.allocated:
+            self._intents.withdraw(intent.name)  # beside the record it means nothing any more
         if lease is not None:
             self._leases.hold(machine, lease)
         await self._references.settled(machine.unit)

@@ -16,7 +16,6 @@ from moorage.kernel.clock import Clock
 from moorage.machines.agenda import Agenda
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import Followers
-from moorage.machines.intents import Intents
 from moorage.machines.left_units import LeftUnits
 from moorage.machines.machine import Machine
 from moorage.machines.registry import VERDICT_KEEP_USEC, Registry
@@ -39,7 +38,6 @@ class Retirement:
         self,
         registry: Registry,
         store: Store,
-        intents: Intents,
         agenda: Agenda,
         accounts: FinalAccounts,
         left_units: LeftUnits,
@@ -48,7 +46,6 @@ class Retirement:
     ) -> None:
         self._registry = registry
         self._store = store
-        self._intents = intents
         self._agenda = agenda
         self._accounts = accounts
         self._left_units = left_units
@@ -103,7 +100,6 @@ class Retirement:
         self._registry.remove(machine)
         self._registry.drop_verdict(machine.name)
         self._agenda.drop(machine)
-        self.withdraw(machine)
         self._remove_record(machine.name)
         if living:
             machine.gone.set()
@@ -111,11 +107,6 @@ class Retirement:
             self._left_units.leave(machine)
             self._kept.set()
         _log.info("Machine %s forgotten.", machine.name)
-
-    def withdraw(self, machine: Machine) -> None:
-        """Remove the intent of a machine that was entered: beside the record it means nothing any more."""
-        if self._registry.claim(machine.name) is None:  # else it is that of a successor
-            self._intents.withdraw(machine.name)
 
     def _remove_records(self, machines: Iterable[Machine]) -> None:
         for machine in machines:

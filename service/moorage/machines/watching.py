@@ -108,7 +108,6 @@ class Watching:
         for number, (machine, mark) in enumerate(self._agenda.take(trio.current_time()), start=1):
             if mark.new:
                 _log.info("New machine %s in %s.", machine.name, machine.unit)
-                self._retirement.withdraw(machine)
             if self._is_kept(machine) and self._look_at(machine, mark):
                 questions.append((machine, mark.ended))
             # When hundreds of leaders die at once, others wait no longer.
