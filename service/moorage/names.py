@@ -6,6 +6,7 @@ Pure: no I/O.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 NAME_MAX: Final = 64
@@ -16,6 +17,9 @@ UNIT_NAME_MAX: Final = 255
 
 SUN_PATH_MAX: Final = 107
 """Bytes of a socket's path (unix(7): 108 with the final NUL)."""
+
+ESCAPED_MAX: Final = 256
+"""Names whose escaped form is kept: that of a machine is needed five times for each of its registrations."""
 
 _SURELY_SHORT = (UNIT_NAME_MAX - len("machine-.scope")) // 4
 _NAME = re.compile(r"[A-Za-z0-9_@\\:][A-Za-z0-9_.@\\:-]*")
@@ -121,6 +125,7 @@ def is_slice_name(name: str) -> bool:
     return all(_SLICE_PART.fullmatch(part) for part in name.removesuffix(".slice").split("-"))
 
 
+@lru_cache(maxsize=ESCAPED_MAX)
 def escape(text: str) -> str:
     r"""Escape a string for use in a unit's name (systemd.unit(5), "String Escaping for Inclusion in Unit Names")."""
     return "".join(

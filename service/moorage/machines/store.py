@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -116,6 +117,10 @@ _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors that say nothing of a file."""
 
 _WANTED = tuple(name for name in Wanted.__struct_fields__ if name != "identity")
+_PARTS = tuple(
+    (names, attrgetter(*names))
+    for names in (_WANTED, Identity.__struct_fields__, Placement.__struct_fields__)
+)
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(StoredMachine)
 
@@ -145,12 +150,8 @@ def encode_intent(intent: Intent) -> bytes:
 
 
 def _encoded(wanted: Wanted, placement: Placement, **values: Any) -> bytes:
-    for part, names in (
-        (wanted, _WANTED),
-        (wanted.identity, Identity.__struct_fields__),
-        (placement, Placement.__struct_fields__),
-    ):
-        values |= {name: getattr(part, name) for name in names}
+    for part, (names, read) in zip((wanted, wanted.identity, placement), _PARTS, strict=True):
+        values |= zip(names, read(part), strict=True)
     return _encoder.encode(StoredMachine(version=VERSION, boot_id=boot_id(), **values))
 
 

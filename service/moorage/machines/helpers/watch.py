@@ -86,6 +86,9 @@ class StartWatcher:
     @contextmanager
     def watching(self, names: UnitNames, specs: Sequence[HelperSpec]) -> Generator[StartWatch]:
         """Watch the units of helpers while they start. Their states are kept from here on, until they are dropped."""
+        if not specs:
+            yield StartWatch({}, (), News(), since_usec=self._system.clock.monotonic())
+            return
         records = to_records(names, specs)
         units: dict[str, str] = {}
         for helper in records:
