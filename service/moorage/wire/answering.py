@@ -15,7 +15,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import trio
@@ -81,6 +81,7 @@ class Answering:
         service: has the handlers.
         fairness: has the slots of users for tasks.
         tasks: nursery for handlers that wait.
+        give_way: gives turns to trusted peers that are ready.
     """
 
     __slots__ = (
@@ -88,6 +89,7 @@ class Answering:
         "_connection",
         "_fairness",
         "_feed",
+        "_give_way",
         "_held",
         "_scope",
         "_service",
@@ -96,12 +98,18 @@ class Answering:
     )
 
     def __init__(
-        self, connection: Connection, service: Service, fairness: Fairness, tasks: trio.Nursery
+        self,
+        connection: Connection,
+        service: Service,
+        fairness: Fairness,
+        tasks: trio.Nursery,
+        give_way: Callable[[], object],
     ) -> None:
         self._connection = connection
         self._service = service
         self._fairness = fairness
         self._tasks = tasks
+        self._give_way = give_way
         self._call: Call | None = None
         self._scope: trio.CancelScope | None = None
         self._stream: Iterator[Any] | None = None
@@ -280,6 +288,8 @@ class Answering:
     ) -> None:
         try:
             with scope:
+                # Tasks that can go on at the same time are one turn of the scheduler, and some of them work for long.
+                self._give_way()
                 if turns.trusted:
                     await work
                 else:
@@ -295,6 +305,7 @@ class Answering:
             call.close()
         self._scope = self._call = None
         turns.answered()
+        self._give_way()
 
     async def _run_one(self, turns: Turns, call: Call, handler: Method, parameters: Struct) -> None:
         self._end_with_reply(turns, call, await handler.function(call, parameters))

@@ -190,7 +190,8 @@ class Link(Watched):
             close_fds=partial(context.disposal.close, peer.uid) if self.trusted else close_all,
         )
         self.outlet = Outlet(self._connection, connected, context.unwritten)
-        self._answering = Answering(self._connection, service, context.fairness, context.tasks)
+        self._answering = Answering(
+            self._connection, service, context.fairness, context.tasks, context.poller.poll)  # fmt: skip
         self._state = _READING
         self._finishing = False  # close when everything is answered and written
         self._unfinished = False  # the deadline for the rest of a call is set

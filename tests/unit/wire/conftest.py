@@ -135,6 +135,7 @@ class Tested(Interface):
     holding: int = 0
     cancelled: int = 0
     finished: int = 0
+    finished_by_echo: int = 0
     kept: list[int] = field(default_factory=list[int])
     gone: int = 0
     fed: int = 0
@@ -154,6 +155,7 @@ class Tested(Interface):
     @method("Echo")
     def echo(self, call: Call, params: EchoIn) -> EchoOut:
         self.echoed.append(params.text)
+        self.finished_by_echo = self.finished
         self.note()
         return EchoOut(text=params.text)
 

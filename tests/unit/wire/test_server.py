@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import gc
 import json
@@ -307,6 +308,28 @@ async def test_one_call_at_a_time_and_the_others_go_on(serve: Serve, read_messag
                 "last",
             ]
             assert running.interface.finished == 1
+
+
+async def test_tasks_that_go_on_at_once_let_others_in_between(
+    serve: Serve, read_messages: ReadMessages
+) -> None:
+    async with serve() as running:
+        interface = running.interface
+        with contextlib.ExitStack() as raws:
+            other, *holders = [raws.enter_context(running.connect()) for _ in range(16)]
+            for _ in range(10):  # in any order
+                interface.go_on, interface.holding, interface.finished = trio.Event(), 0, 0
+                for raw in holders:
+                    raw.send(call("Hold"))
+                while interface.holding < len(holders):
+                    await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked()
+                other.send(call("Echo", {"text": "a"}))
+                interface.go_on.set()
+                await read_messages(other, 1)
+                assert interface.finished_by_echo <= 1
+                for raw in holders:
+                    await read_messages(raw, 1)
 
 
 async def test_oneway_is_never_answered(serve: Serve, read_messages: ReadMessages) -> None:
