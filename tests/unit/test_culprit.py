@@ -38,6 +38,14 @@ CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, str] | None]] = {
         [end("a", "signal"), job("a-bond", "stop", 9), job("m", "stop", 10), end("m"), job("m", "stop", 10), end("b")],
         ("a", "signal"),
     ),
+    "it failed too often": (
+        [end("a", "exit-code"), end("a", "start-limit-hit"), job("a-bond", "stop", 9), job("m", "stop", 10), end("m")],
+        ("a", "start-limit-hit"),
+    ),
+    "it failed too often, as 257 tells it": (
+        [end("a", "exit-code"), end("a", "exit-code"), job("a-bond", "stop", 9), job("m", "stop", 10), end("m")],
+        ("a", "exit-code"),
+    ),
     "it ended well": ([end("a"), job("a-bond", "stop", 9), job("m", "stop", 10), end("m")], ("a", "success")),
     "it was stopped, after the machine": (
         [job("a-bond", "stop", 9), job("m", "stop", 10), end("m"), job("a", "stop", 8), end("a")], ("a", "success"),

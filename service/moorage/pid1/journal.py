@@ -248,10 +248,11 @@ def _culprit(
         elif silent and kind == _UNIT_STARTED and unit not in ends:
             ends[unit] = Culprit(unit, "success", _moment(entry)[1])
         elif found is not None and unit == found.unit:
-            if kind in _ENDS or (silent and unit in begun and kind != _UNIT_STARTING):
+            # A start that is refused (StartLimitBurst=) ends what did not begin: the last run is what ended before.
+            if unit in begun and (kind in _ENDS or (silent and kind != _UNIT_STARTING)):
                 break
             found.began_usec = _moment(entry)[1]
-        if kind == _UNIT_STARTED:
+        if kind in {_UNIT_STARTED, _UNIT_STARTING}:
             begun.add(unit)
         found = found if found is not None and found.unit == blamed else ends.get(blamed or "")
     return found

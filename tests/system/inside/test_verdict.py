@@ -219,6 +219,19 @@ async def test_a_helper_that_fails(spawn: Processes) -> None:
         }  # fmt: skip
 
 
+async def test_a_helper_that_fails_each_time_it_is_restarted(spawn: Processes) -> None:
+    """The last start is refused; the last words are those of the run before."""
+    properties = {"PrivateNetwork": False, "RestartUSec": 1000, "StartLimitBurst": 2}
+    disk = helper("disk", "sleep 0.2; echo one >&2; exit 3", restart="on-failure", properties=properties)
+    async with await connect() as client:
+        await register(client, "web", spawn(), helpers=[disk])
+        found = await verdict(client, "web")
+        assert (found["cause"], found["helper"]) == ("helperEnded", "disk")
+        assert found["helperResult"] in {"start-limit-hit", "exit-code"}  # 257 keeps that of the run before
+        if not USER:  # of a user's service that has ended the journal may not know any more what it wrote
+            assert found["log"] == ["one"]
+
+
 async def test_a_helper_that_is_killed(spawn: Processes) -> None:
     async with await connect() as client:
         leader = spawn()
