@@ -142,9 +142,12 @@ def scale_of_percent(text: str) -> int:
     """Parse a share to the scale of the service manager, where 2³²-1 is 100% (``UINT32_SCALE_FROM_PERMYRIAD()``).
 
     Raises:
-        ValueError: the text is not one.
+        ValueError: the text is not one, or more than the whole.
     """
-    return (min(parse_percent(text), 10_000) * UINT32_MAX + 5_000) // 10_000
+    permyriad = parse_percent(text)
+    if permyriad > 10_000:
+        raise ValueError(f"{text!r} is more than 100%")
+    return (permyriad * UINT32_MAX + 5_000) // 10_000
 
 
 def parse_signal(text: str) -> int:

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from moorage.cli.failures import Exit, Failure
-from moorage.cli.properties.display import setting_words
+from moorage.cli.properties.display import assignment, setting_words
 from moorage.cli.service import Reply
 from moorage.client.methods import (
     ConfigurationDescribed,
@@ -129,8 +129,7 @@ def show_planned(reply: Reply, heading: str = "") -> None:
             click.echo(printable(planned.unit))
         for values, remark in ((planned.defaults, " (default)"), (planned.properties, "")):
             for name, value in values.items():
-                text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-                click.echo(printable(f"  {name}={text}{remark}"))
+                click.echo(printable(f"  {assignment(name, value)}{remark}"))
 
 
 def machine_registered(reply: Reply) -> Machine:

@@ -10,6 +10,7 @@ from property_types import TYPES
 
 from moorage.cli.properties import assignments
 from moorage.cli.properties.assignments import Signatures, settings, without_names
+from moorage.cli.properties.display import assignment
 from moorage.cli.properties.irregular import ALIASES, TABLE
 
 KNOWN: Signatures = {**TYPES["service"], **TYPES["scope"], "WhateverB": "b", "WhateverA": "a(dd)"}
@@ -32,7 +33,6 @@ def convert_values(values: dict[str, Any], known: Signatures = KNOWN) -> dict[st
         ("MemoryLow=", {"MemoryLow": 0}),
         ("MemoryMax=50%", {"MemoryMaxScale": 2147483648}),
         ("MemoryHigh=100%", {"MemoryHighScale": 2**32 - 1}),
-        ("MemoryHigh=200%", {"MemoryHighScale": 2**32 - 1}),
         ("TasksMax=100", {"TasksMax": 100}),
         ("TasksMax=12.5%", {"TasksMaxScale": 536870912}),
         ("CPUQuota=50%", {"CPUQuotaPerSecUSec": 500_000}),
@@ -270,6 +270,26 @@ def test_no_rule_is_dead() -> None:
     assert regular == {"Delegate", "StandardInput", "StandardOutput", "StandardError"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("AllowedCPUs", [1], "AllowedCPUs=0"),
+        ("StartupAllowedMemoryNodes", [15, 1], "StartupAllowedMemoryNodes=0-3 8"),
+        ("CPUQuotaPerSecUSec", 500_000, "CPUQuota=50%"),
+        ("CPUQuotaPeriodUSec", 50_000, "CPUQuotaPeriodSec=50ms"),
+        ("MemoryMax", 1 << 30, "MemoryMax=1G"),
+        ("MemoryMax", "infinity", "MemoryMax=infinity"),
+        ("MemoryMaxScale", 1 << 31, "MemoryMaxScale=2147483648"),
+        ("TasksMax", 16384, "TasksMax=16384"),
+        ("SendSIGHUP", True, "SendSIGHUP=true"),
+        ("IOWriteBandwidthMax", [["/dev/vda", 5]], 'IOWriteBandwidthMax=[["/dev/vda",5]]'),
+    ],
+)
+def test_what_is_planned_is_written_as_it_is_set(name: str, value: Any, text: str) -> None:
+    assert assignment(name, value) == text
+    assert convert([text]) == {name: value}
+
+
 def test_lists_are_joined_and_reset_and_other_values_replaced() -> None:
     assert convert(["After=a b", "After=c"]) == {"After": ["a", "b", "c"]}
     assert convert(["After=a b", "After=", "After=c"]) == {"After": ["c"]}
@@ -286,7 +306,8 @@ def test_lists_are_joined_and_reset_and_other_values_replaced() -> None:
     [
         "MemoryMax", "Memory Max=1", "MemoryMax=-1", "MemoryMax=1X", "MemoryMax=1M1G", "MemoryMax=9999E",
         "MemoryMax=[1", "TasksMax=1K", "TasksMax=18446744073709551616", "CPUQuota=0%", "CPUQuota=50",
-        "CPUQuota=12.345%", "AllowedCPUs=3-0", "AllowedCPUs=9999", "TimeoutStopSec=", "TimeoutStopSec=5 apples",
+        "CPUQuota=12.345%", "MemoryHigh=101%", "TasksMax=100.01%", "ManagedOOMMemoryPressureLimit=200%",
+        "AllowedCPUs=3-0", "AllowedCPUs=9999", "TimeoutStopSec=", "TimeoutStopSec=5 apples",
         "TimeoutStopSec=-5s", "Delegate='", "KillSignal=SIGNONE", "SendSIGHUP=maybe", "IOReadBandwidthMax=/dev/vda",
         "IPAddressAllow=300.0.0.1", "BPFProgram=/sys/fs/bpf/x", "WhateverA=text", "WhateverA=NaN",
         "WhateverA=[Infinity]",

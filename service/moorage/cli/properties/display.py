@@ -35,6 +35,26 @@ def setting_words(name: str, text: str) -> tuple[str, str]:
     return setting_name(name), words
 
 
+def assignment(name: str, value: Any) -> str:
+    """Write a property and its value in JSON as a person sets it, such as "AllowedCPUs=0-3"."""
+    match value:
+        case str():
+            return f"{name}={value}"
+        case int() if not isinstance(value, bool) and value != UINT64_MAX and not name.endswith("Scale"):
+            name, text = setting_words(name, str(value))
+            return f"{name}={text}"
+        case [*numbers] if _is_set(name, numbers):
+            return f"{name}={format_set(numbers)}"
+        case _:
+            return f"{name}={json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
+
+
+def _is_set(name: str, value: list[Any]) -> bool:
+    return name.removeprefix("Startup").startswith("Allowed") and all(
+        isinstance(each, int) for each in value
+    )
+
+
 def setting_name(name: str) -> str:
     """Return the name under which people set a property, such as "CPUQuota" for "CPUQuotaPerSecUSec"."""
     if name == "CPUQuotaPerSecUSec":
@@ -84,7 +104,7 @@ def limit_words(name: str, value: Any) -> str:
             return format_size(value)
         case int():
             return _writer(name)(value)
-        case [*numbers] if name.startswith("Allowed") and all(isinstance(number, int) for number in numbers):
+        case [*numbers] if _is_set(name, numbers):
             return format_set(numbers)
         case [*words] if all(isinstance(word, str) for word in words):
             return " ".join(words)
