@@ -42,6 +42,7 @@ from moorage.machines.changing_limits import ChangingLimits
 from moorage.machines.chronicle import Chronicle, Scribe
 from moorage.machines.control import Control
 from moorage.machines.detached import Detached
+from moorage.machines.diary import Diary
 from moorage.machines.event_files import EventFiles
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import FollowedHelpers, Followers, HeldUnits
@@ -80,6 +81,7 @@ from moorage.machines.watching import Watching
 from moorage.pid1 import journal
 from moorage.pid1.hints import Hints
 from moorage.pid1.journal import Journal
+from moorage.pid1.journal_writer import JournalWriter
 from moorage.pid1.manager import Manager
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
@@ -131,6 +133,7 @@ class Core:
     """
 
     _beside: Beside | None = None
+    _writer: JournalWriter | None = None
 
     def __init__(
         self, manager: Manager, store: Store, files: EventFiles, scribe: Scribe,
@@ -202,6 +205,11 @@ class Core:
         self._beside = Beside(registry, notes, machined, watch, followers, publish=settings.publish)
         followers.join(self._beside)
 
+    def keep_diary(self, writer: JournalWriter, *, user: bool) -> None:
+        """Have what happens written to the journal; user: the machines are those of a user's manager."""
+        self._writer = writer
+        self._chronicle.join(Diary(writer, user=user))
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the machines; started once what was kept on disk has been compared with what is there.
 
@@ -229,11 +237,15 @@ class Core:
                 nursery.start_soon(self._retirement.run)
                 if self._beside is not None:
                     nursery.start_soon(self._beside.run)
+                if self._writer is not None:
+                    nursery.start_soon(self._writer.run)
                 task_status.started()
         finally:
             self._observer.close()
             self._limits.close()
             self._chronicle.close()
+            if self._writer is not None:
+                self._writer.close()
 
     def apply(self, settings: Settings) -> None:
         """Have other limits from now on."""
@@ -292,6 +304,7 @@ async def serve(
     core = Core(
         manager, store, files, Wording(), directories, references, system(readiness), journal, settings
     )
+    core.keep_diary(JournalWriter(), user=directories.user)
     if _is_beside(options, settings, listeners):
         core.stand_beside(Peer(ADDRESS), partial(Directory, readiness), Notes(store), settings)
     service = _service(core, authority, manager, configuration)

@@ -40,7 +40,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     # 2: adapters to the outside
     (
-        "moorage.dbus.authentication", "moorage.dbus.bus", "moorage.pid1.journal", "moorage.kernel.poller",
+        "moorage.dbus.authentication", "moorage.dbus.bus", "moorage.pid1.journal",
+        "moorage.pid1.journal_writer", "moorage.kernel.poller",
         "moorage.pid1.over_dbus",
         "moorage.kernel.block", "moorage.kernel.cgroup", "moorage.kernel.inotify", "moorage.kernel.cgroup_watch",
         "moorage.kernel.processes", "moorage.kernel.system",
@@ -69,7 +70,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.services",
         "moorage.machines.leader", "moorage.machines.leases", "moorage.machines.final_account",
         "moorage.machines.places", "moorage.machines.latest", "moorage.machines.vital",
-        "moorage.machines.limit_watch",
+        "moorage.machines.limit_watch", "moorage.machines.diary",
         "moorage.machines.helpers.changes", "moorage.machines.helpers.changing", "moorage.machines.helpers.programs",
         "moorage.machines.helpers.start", "moorage.machines.helpers.status", "moorage.machines.helpers.watch",
         "moorage.authz.ownership", "moorage.pid1.oneshot",

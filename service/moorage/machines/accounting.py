@@ -6,6 +6,23 @@ from typing import Final
 
 import msgspec
 
+JOURNAL_NAMES: Final = {
+    "CPU_USAGE_NSEC": "cpu_usage_nsec",
+    "MEMORY_PEAK": "memory_peak",
+    "MEMORY_SWAP_PEAK": "memory_swap_peak",
+    "IO_METRIC_READ_BYTES": "io_read_bytes",
+    "IO_METRIC_WRITE_BYTES": "io_write_bytes",
+    "IO_METRIC_READ_OPERATIONS": "io_read_operations",
+    "IO_METRIC_WRITE_OPERATIONS": "io_write_operations",
+    "IP_METRIC_INGRESS_BYTES": "ip_ingress_bytes",
+    "IP_METRIC_INGRESS_PACKETS": "ip_ingress_packets",
+    "IP_METRIC_EGRESS_BYTES": "ip_egress_bytes",
+    "IP_METRIC_EGRESS_PACKETS": "ip_egress_packets",
+    "OOM_KILLS": "oom_kills",
+    "MANAGED_OOM_KILLS": "managed_oom_kills",
+}
+"""What the journal calls the counters: the first ones by the service manager's word, the others by ours."""
+
 
 class Accounting(msgspec.Struct, frozen=True, omit_defaults=True):
     """Counters of a control group; what could not be had is None, never 0.

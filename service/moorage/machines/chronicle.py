@@ -82,6 +82,14 @@ class Scribe(Protocol):
         ...
 
 
+class Recorder(Protocol):
+    """Who else takes note of what is told."""
+
+    def record(self, happened: Happened) -> None:
+        """Take note of an event; neither waits nor raises."""
+        ...
+
+
 class Chronicle(Follower):
     """Keeps the log of events.
 
@@ -108,9 +116,14 @@ class Chronicle(Follower):
         self._boot_id = system.processes.boot_id()
         self._subscriptions = Subscriptions(self._boot_id)
         self._log = EventLog(self._clock.monotonic())
+        self._recorders: list[Recorder] = []
         # What the instance before has told of machines that had not ended: until they are found again.
         self._stories: dict[Key, Told] | None = None
         self._ending: dict[Key, Machine] = {}  # those whose end is being looked into
+
+    def join(self, recorder: Recorder) -> None:
+        """Have somebody else take note of all that is told from now on."""
+        self._recorders.append(recorder)
 
     def open(self) -> None:
         """Go on with the log of the instance before. Machines that are added from now on were found again."""
@@ -280,9 +293,8 @@ class Chronicle(Follower):
         position = max(log.last + 1, at.monotonic)
         cursor = cursor_of(self._boot_id, position)
         data: Mapping[str, object] = fact or {}
-        whole, public = self._scribe.write(
-            Happened(cursor, at, kind, name, invocation_id, data, machine, statuses, error)
-        )
+        happened = Happened(cursor, at, kind, name, invocation_id, data, machine, statuses, error)
+        whole, public = self._scribe.write(happened)
         counts = counted(kind, data)
         entry = Entry(position, kind, name, invocation_id, registrant, helpers, whole, public, counts)
         begins = log.begins_segment(entry.size)
@@ -291,6 +303,8 @@ class Chronicle(Follower):
             self._files.drop(log.base)
             self._subscriptions.drop(log.first, dropped)
         self._subscriptions.wake()
+        for recorder in self._recorders:
+            recorder.record(happened)
 
     def _write_lost(self, cursor: str, count: int) -> bytes:
         return self._scribe.write_lost(cursor, self._now(), count)

@@ -22,7 +22,7 @@ from moorage.kernel.clock import Clock
 from moorage.kernel.system import System
 from moorage.kernel.threads import in_thread
 from moorage.machines import verdicts
-from moorage.machines.accounting import Accounting
+from moorage.machines.accounting import JOURNAL_NAMES, Accounting
 from moorage.machines.events import Kind
 from moorage.machines.followers import Followers
 from moorage.machines.leader import end_of
@@ -59,21 +59,6 @@ PASS_MAX = 256
 
 LOOKS_MAX = 2
 """Searches for a helper that ended at once: they read from disks."""
-
-_COUNTERS = {
-    "CPU_USAGE_NSEC": "cpu_usage_nsec",
-    "MEMORY_PEAK": "memory_peak",
-    "MEMORY_SWAP_PEAK": "memory_swap_peak",
-    "IO_METRIC_READ_BYTES": "io_read_bytes",
-    "IO_METRIC_WRITE_BYTES": "io_write_bytes",
-    "IO_METRIC_READ_OPERATIONS": "io_read_operations",
-    "IO_METRIC_WRITE_OPERATIONS": "io_write_operations",
-    "IP_METRIC_INGRESS_BYTES": "ip_ingress_bytes",
-    "IP_METRIC_INGRESS_PACKETS": "ip_ingress_packets",
-    "IP_METRIC_EGRESS_BYTES": "ip_egress_bytes",
-    "IP_METRIC_EGRESS_PACKETS": "ip_egress_packets",
-}
-"""What the journal calls the counters."""
 
 _log = logging.getLogger(__name__)
 
@@ -375,6 +360,10 @@ def _told(end: UnitEnd) -> verdicts.Told:
         oom=end.oom,
         oomd=end.oomd,
         accounting=Accounting(
-            **{ours: end.counters[theirs] for theirs, ours in _COUNTERS.items() if theirs in end.counters}
+            **{
+                ours: end.counters[theirs]
+                for theirs, ours in JOURNAL_NAMES.items()
+                if theirs in end.counters
+            }
         ),
     )

@@ -107,7 +107,7 @@ class Watching:
         questions: list[tuple[Machine, UnitHint | None]] = []
         for number, (machine, mark) in enumerate(self._agenda.take(trio.current_time()), start=1):
             if mark.new:
-                _log.info("New machine %s in %s.", machine.name, machine.unit)
+                _log.debug("New machine %s in %s.", machine.name, machine.unit)
             if self._is_kept(machine) and self._look_at(machine, mark):
                 questions.append((machine, mark.ended))
             # When hundreds of leaders die at once, others wait no longer.

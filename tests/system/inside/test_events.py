@@ -23,6 +23,7 @@ from moored import (
     process_of,
     register,
     run,
+    signal_moored,
     until,
 )
 from subscriber import SUBSCRIBE, Reader, is_in_order, kinds, subscribed
@@ -401,3 +402,69 @@ def test_the_program_of_the_page_for_clients() -> None:
     (program,) = re.findall(r"```python\n# events\.py\n(.*?)```", page, re.DOTALL)
     shown = run("env", f"MOORAGE_ADDRESS={SOCKET}", sys.executable, "-c", program)
     assert shown == "machine-web.scope\nweb leaderEnded\n"
+
+
+# In the journal
+
+MACHINE_START = "24d8d4452573402496068381a6312df2"
+MACHINE_STOP = "58432bd3bace477cb514b56381b8a758"
+"""SD_MESSAGE_MACHINE_START and SD_MESSAGE_MACHINE_STOP of sd-messages.h."""
+
+JOURNAL = "/run/systemd/journal/socket"
+
+
+def written(*matches: str) -> list[dict[str, Any]]:
+    """Return entries of the journal."""
+    text = run("journalctl", "--output=json", "--no-pager", "--quiet", *matches)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def fill_the_journal() -> list[socket.socket]:
+    """Send to journald until its queue is full; returns what has to stay open until it goes on."""
+    senders: list[socket.socket] = []
+    while True:
+        sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sender.setblocking(False)
+        sender.connect(JOURNAL)
+        senders.append(sender)
+        sent = 0
+        try:
+            while True:
+                sender.send(b"MESSAGE=filler\n")
+                sent += 1
+        except BlockingIOError:
+            if not sent:
+                return senders
+
+
+async def test_the_journal_has_one_entry_for_each_start_and_each_end(spawn: Processes, mortal: None) -> None:
+    """Also where moored is killed in between; and while journald does not listen, nobody waits for it."""
+    async with await connect() as client:
+        machine = (await register(client, "web", leader := spawn()))["machine"]
+    signal_moored(signal.SIGKILL)
+    await until(lambda: "web" in run("moorctl", "list"))
+    leader.kill()
+    leader.wait()
+    about = ("MACHINE=web", f"INVOCATION_ID={machine['invocationId']}")
+    await until(lambda: written(*about, f"MESSAGE_ID={MACHINE_STOP}"))
+    (start,), (stop,) = (written(*about, f"MESSAGE_ID={kind}") for kind in (MACHINE_START, MACHINE_STOP))
+    for entry in (start, stop):
+        assert (entry["NAME"], entry["LEADER"], entry["UNIT"]) == (
+            "web",
+            str(leader.pid),
+            "machine-web.scope",
+        )
+        assert entry["_SYSTEMD_UNIT"] == "moored.service"
+    assert (stop["RESULT"], int(stop["CPU_USAGE_NSEC"]) > 0) == ("success", True)
+    run("systemctl", "kill", "--signal=SIGSTOP", "systemd-journald.service")
+    try:
+        senders = fill_the_journal()
+        async with await connect() as client:
+            machine = (await register(client, "late", spawn()))["machine"]
+            await client.call(f"{OURS}Describe", {"name": "late"})
+    finally:
+        run("systemctl", "kill", "--signal=SIGCONT", "systemd-journald.service")
+    late = f"INVOCATION_ID={machine['invocationId']}"
+    await until(lambda: written("MACHINE=late", late, f"MESSAGE_ID={MACHINE_START}"))
+    for sender in senders:
+        sender.close()
