@@ -27,6 +27,8 @@ DOWN_SECONDS = 60.0
 PYTEST_SECONDS = 900.0
 """For one module of tests that runs inside."""
 
+SHELLS_AND_SSH = "openssh-server,openssh-client,zsh,fish,bash-completion"
+"""Packages of the tests of what people type, so that all of these have one image."""
 
 DESCRIPTORS = "descriptors"
 """Group of tests of which no two may run at a time, in whatever sandboxes: the kernel counts file descriptors that are

@@ -5,10 +5,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from sandboxes import RUN_SECONDS, Sandbox
-
-PACKAGES = "openssh-server,openssh-client,zsh,fish,bash-completion"
-"""With the shells of test_completions.py, so that both have one image."""
+from sandboxes import RUN_SECONDS, SHELLS_AND_SSH, Sandbox
 
 # The hosts a and b are this one, behind its own sshd; nobody listens on c.
 SSHD = r"""
@@ -24,7 +21,7 @@ systemctl start ssh.service moored.socket
 
 @pytest.mark.parametrize("suite", ["forky"])
 def test_machines_of_other_hosts(boot: Callable[..., Sandbox]) -> None:
-    sandbox = boot("--packages", PACKAGES)
+    sandbox = boot("--packages", SHELLS_AND_SSH)
     sandbox.run(["bash", "-euc", SSHD])
 
     def moorctl(*words: str) -> str:

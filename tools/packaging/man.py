@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 SOURCES = CHECKOUT / "docs" / "man"
 INTERFACE = CHECKOUT / "interfaces" / "io.moorage.Machine.varlink"
 
-SHARED = ("--help", "--user", "--host", "--address", "--json", "--version")
+SHARED = ("--help", "--user", "--host", "--address", "--no-ask-password", "--json", "--version")
 """Options that the commands have in common are described once."""
 
 

@@ -30,11 +30,13 @@ class Address:
         manager: command that talks to the service manager, ``systemctl`` or ``systemctl --user``; None if the path was
             chosen freely, so that nothing is known of the service.
         host: the other host that it is on, as ``[user@]host``.
+        asks: a person may be asked for authentication.
     """
 
     path: str
     manager: str | None
     host: str | None = None
+    asks: bool = False
 
     @property
     def moorctl(self) -> str:
@@ -59,11 +61,13 @@ class Choice:
         user: use the service of the caller's own user manager.
         path: of a socket.
         hosts: other ones that it is on.
+        ask_password: a person may be asked for authentication.
     """
 
     user: bool = False
     path: str | None = None
     hosts: list[str] = field(default_factory=list[str])
+    ask_password: bool = True
 
     def each(self) -> list[Address]:
         """Return the address on each host; see :meth:`resolve`."""
@@ -74,7 +78,7 @@ class Choice:
         # $MOORAGE_ADDRESS is a path on this host.
         path, manager = (self.path, None) if self.path else (SYSTEM_SOCKET, "systemctl")
         return [
-            Address(path, manager and f"ssh {shlex.quote(host)} {manager}", host)
+            Address(path, manager and f"ssh {shlex.quote(host)} {manager}", host, self.ask_password)
             for host in dict.fromkeys(self.hosts)
         ] or [self.here("this command")]
 
@@ -102,10 +106,11 @@ class Choice:
         if self.hosts:
             raise click.UsageError(f"--host cannot be used: {what} is about this host.")
         environment = os.environ if environment is None else environment
+        asks = self.ask_password and os.geteuid() != 0
         if self.path is not None:
             if self.user:
                 raise click.UsageError("--user and --address exclude each other.")
-            return Address(self.path, None)
+            return Address(self.path, None, asks=asks)
         if self.user:
             try:
                 return Address(user_address(environment), "systemctl --user")
@@ -114,8 +119,8 @@ class Choice:
                     "$XDG_RUNTIME_DIR is not set: --user works only within a login session of that user."
                 ) from None
         if environment.get(VARIABLE):
-            return Address(environment[VARIABLE], None)
-        return Address(SYSTEM_SOCKET, "systemctl")
+            return Address(environment[VARIABLE], None, asks=asks)
+        return Address(SYSTEM_SOCKET, "systemctl", asks=asks)
 
 
 def host_of(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 import trio
 
-from moorage.cli import views
+from moorage.cli import authentication, views
 from moorage.cli.address import Address
 from moorage.cli.endings import surprise
 from moorage.cli.failures import Exit, Failure, explain
@@ -26,7 +26,7 @@ from moorage.cli.terminal import Terminal
 from moorage.client.dialogue import Dialogue, call_at, connect
 from moorage.client.lease import Lease
 from moorage.client.lifecycle import AFTERMATH_SECONDS, LOOK_SECONDS
-from moorage.client.methods import INTERFACE, Describe, Kill, Request, Stop
+from moorage.client.methods import Describe, Kill, Request, Stop
 from moorage.client.types import Machine
 from moorage.errors import NoSuchMachine
 from moorage.launch import HOLD_SECONDS, BadCommand, HolderGone, StartFailed, TooSlow
@@ -202,8 +202,8 @@ async def _registered(dialogue: Dialogue, address: Address, order: Order, payloa
     parameters, fds = _parameters(order, payload)
     try:
         return await take(
-            dialogue.call(
-                f"{INTERFACE}.Register", parameters, Reply, fds=fds, seconds=order.register_seconds
+            authentication.call(
+                dialogue, address, "Register", parameters, Reply, fds=fds, seconds=order.register_seconds
             )
         )
     except Exception as error:  # noqa: BLE001 - explain() raises again what it does not expect

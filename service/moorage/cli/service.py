@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from moorage.cli import authentication
 from moorage.cli.address import Address
 from moorage.cli.connecting import connect
 from moorage.cli.failures import Exit, Failure, explain
@@ -48,7 +49,7 @@ def call(
     given = {name: value for name, value in parameters.items() if value is not None}
 
     def talk(dialogue: Dialogue) -> Steps[Reply]:
-        return dialogue.call(f"{INTERFACE}.{method}", given, Reply, fds=fds, seconds=timeout)
+        return authentication.call(dialogue, address, method, given, Reply, fds=fds, seconds=timeout)
 
     return _run(address, talk, timeout, given)
 

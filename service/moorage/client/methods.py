@@ -184,6 +184,7 @@ class Register(_Managing[Registered], kw_only=True):
     class_: str = field(name="class")
     leader: ProcessId | None = None
     leader_file_descriptor: int | None = None
+    supervised: bool | None = None
     id: str | None = None
     service: str | None = None
     root_directory: str | None = None

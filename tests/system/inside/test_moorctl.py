@@ -24,6 +24,26 @@ def _activated() -> None:
     run("systemctl", "start", "moored.socket")
 
 
+# Types the password when it is asked for, as a person does at a terminal.
+ADMINISTRATOR = """
+import os, pty, sys
+pid, fd = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+told = b""
+while True:
+    try:
+        read = os.read(fd, 4096)
+    except OSError:
+        break
+    if b"assword:" in read:
+        os.write(fd, b"secret\\n")
+    told += read
+print(told.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
 class TestOverTheService(Battery):
     @pytest.fixture
     def moorctl(self) -> Moorctl:
@@ -130,6 +150,48 @@ class TestOverTheService(Battery):
         pid = run("systemctl", "show", "--value", "--property=MainPID", service).strip()
         assert moorctl.output("register", name, "--leader", pid, "--no-allocate") == f"{service}\n"
         run("systemctl", "stop", service)
+
+    @pytest.mark.system_instance("the manager of a user asks nobody")
+    def test_an_administrator_is_asked_at_the_terminal(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name, leader = a_name(), leaders()
+        moorctl.output("register", name, "--leader", str(leader.pid))
+        subprocess.run(["chpasswd"], input=b"root:secret\n", check=True, timeout=RUN_SECONDS)
+        program = [moorctl.program, *moorctl.options]
+        # A login session, as polkit asks agents of sessions only.
+        session = [
+            "systemd-run",
+            "--quiet",
+            "--pipe",
+            "--wait",
+            "--property=PAMName=login",
+            "--property=User=alice",
+        ]
+        try:
+            silent = subprocess.run(
+                [*session, *program, "--no-ask-password", "stop", name],
+                capture_output=True, text=True, check=False, timeout=RUN_SECONDS,
+            )  # fmt: skip
+            refused(silent, 4, "needs an administrator to authenticate")
+            done = subprocess.run(
+                [*session, "python3", "-c", ADMINISTRATOR, *program, "stop", name],
+                capture_output=True, text=True, check=False, timeout=RUN_SECONDS,
+            )  # fmt: skip
+            assert done.returncode == 0, done
+            assert (
+                f"Authentication is required to manage machine {name} of another user (stop)." in done.stdout
+            )
+        finally:
+            run("usermod", "--password", "*", "root")
+        refused(moorctl("stop", name), 3, name)
+
+    def test_whoever_registers_and_leaves_supervises_nothing(
+        self, moorctl: Moorctl, leaders: Leaders
+    ) -> None:
+        name, leader = a_name(), leaders()
+        moorctl.output("register", name, "--leader", str(leader.pid))
+        (shown,) = moorctl.objects("status", name)
+        assert "supervisor" not in shown["machine"]  # type: ignore[operator]
+        moorctl.output("stop", name)
 
 
 UNWRITTEN = {

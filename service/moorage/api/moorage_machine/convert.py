@@ -33,7 +33,7 @@ def registration(
         leader=leader.id,
         leader_pidfd=leader.pidfd,
         leader_uid=leader.uid,
-        supervisor=leader.supervisor,
+        supervisor=None if params.supervised is False else leader.supervisor,
         allocate_unit=params.allocateUnit is not False,
         identity=identity,
         slice=params.slice,

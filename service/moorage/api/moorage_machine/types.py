@@ -173,6 +173,7 @@ class RegisterIn(IdentityIn, kw_only=True):
     class_: MachineClass = field(name="class")
     leader: ProcessId | None = None
     leaderFileDescriptor: Int | None = None  # noqa: N815
+    supervised: bool | None = None
     allocateUnit: bool | None = None  # noqa: N815
     slice: str | None = None
     description: str | None = None

@@ -80,7 +80,11 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         status = moorctl.main(
-            arguments, prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE, standalone_mode=False
+            arguments,
+            prog_name=PROGRAM,
+            complete_var=COMPLETE_VARIABLE,
+            standalone_mode=False,
+            color=False if os.environ.get("NO_COLOR") else None,  # no-color.org
         )
     except click.ClickException as error:
         error.show()

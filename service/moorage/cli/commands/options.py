@@ -76,6 +76,11 @@ def _choose_hosts(ctx: click.Context, param: click.Parameter, value: tuple[str, 
         raise click.BadParameter(str(error), ctx, param) from None
 
 
+def _choose_silence(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    choice = ctx.ensure_object(Choice)
+    choice.ask_password = choice.ask_password and not value
+
+
 def addressed(command: F) -> F:
     """Add the options that choose the service to call. They may stand before or after the command's name."""
     path = click.option(
@@ -102,7 +107,14 @@ def addressed(command: F) -> F:
         expose_value=False,
         help="Call the service of another host, by ssh(1). List and events take several.",
     )
-    return user(host(path(command)))
+    silence = click.option(
+        "--no-ask-password",
+        is_flag=True,
+        callback=_choose_silence,
+        expose_value=False,
+        help="Ask nobody for authentication.",
+    )
+    return user(host(path(silence(command))))
 
 
 def complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -54,6 +54,8 @@ def register(
     address = choice.resolve() if pidfd is None else choice.here("a file descriptor")
     fd = None if pidfd is None else checked_fd("--pidfd", pidfd)
     parameters = registration(address, name, **described)
+    # This process is gone a moment later.
+    parameters["supervised"] = False
     if no_allocate:
         parameters["allocateUnit"] = False
     from moorage.cli import service, views

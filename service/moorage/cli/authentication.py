@@ -1,0 +1,89 @@
+"""Calls for which polkit may ask a person, who is asked at the terminal where there is nothing better."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+from moorage.cli.address import Address
+from moorage.client import methods
+from moorage.client.dialogue import Dialogue
+from moorage.client.methods import INTERFACE, PERSON_SECONDS
+from moorage.steps.waits import Steps
+from moorage.wire.errors import InteractiveAuthenticationRequired
+
+AGENT: Final = "pkttyagent"
+
+_AGENT_SECONDS: Final = 10.0
+"""How long the agent may take to register with polkit, and to end, s."""
+
+T = TypeVar("T")
+
+
+def call(
+    dialogue: Dialogue,
+    address: Address,
+    method: str,
+    parameters: Mapping[str, Any],
+    kind: type[T],
+    *,
+    fds: Sequence[int] = (),
+    seconds: float,
+) -> Steps[T]:
+    """Call a method of io.moorage.Machine; once more, with a person to be asked, if it needs one.
+
+    Args:
+        dialogue: the connection.
+        address: its other end.
+        method: without the interface.
+        parameters: of the call.
+        kind: type to decode the reply to.
+        fds: file descriptors to send along.
+        seconds: until the reply must have arrived, if nobody is asked.
+
+    Raises:
+        VarlinkError: see :meth:`~moorage.client.dialogue.Dialogue.call`.
+    """
+    name = f"{INTERFACE}.{method}"
+    try:
+        return (yield from dialogue.call(name, parameters, kind, fds=fds, seconds=seconds))
+    except InteractiveAuthenticationRequired:
+        if not (
+            address.asks and hasattr(getattr(methods, method, None), "allow_interactive_authentication")
+        ):
+            raise
+    interactive = {**parameters, "allowInteractiveAuthentication": True}
+    with _agent(address):
+        return (yield from dialogue.call(name, interactive, kind, fds=fds, seconds=seconds + PERSON_SECONDS))
+
+
+@contextmanager
+def _agent(address: Address) -> Generator[None]:
+    """Have polkit's agent at the terminal, if there is one; it steps back for the agent of a desktop (--fallback)."""
+    if address.host is not None or not os.isatty(0):
+        yield
+        return
+    read, write = os.pipe()
+    try:
+        agent = subprocess.Popen([AGENT, f"--notify-fd={write}", "--fallback"], pass_fds=[write])
+    except OSError:  # a host without polkit's programs may have an agent all the same
+        agent = None
+    finally:
+        os.close(write)
+    try:
+        if agent is not None:
+            select.select([read], [], [], _AGENT_SECONDS)  # it closes its end when it is ready, or fails
+        yield
+    finally:
+        os.close(read)
+        if agent is not None:
+            agent.terminate()
+            try:
+                agent.wait(_AGENT_SECONDS)
+            except subprocess.TimeoutExpired:
+                agent.kill()
+                agent.wait()
