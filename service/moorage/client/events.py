@@ -84,6 +84,32 @@ class Count(Struct, rename="camel", frozen=True):
     count: int
 
 
+class Reached(Struct, rename="camel", frozen=True):
+    """A limit of the machine's own, and how often it was reached since that was last told.
+
+    Attributes:
+        resource: memoryHigh, memoryMax or tasksMax.
+        count: how often.
+    """
+
+    resource: str
+    count: int
+
+
+class Killed(Struct, rename="camel", frozen=True, kw_only=True):
+    """Processes that were killed for lack of memory since that was last told. None: it is not known.
+
+    Attributes:
+        by: kernel or oomd.
+        count: how many.
+        control_group: for whose limit the kernel did.
+    """
+
+    by: str
+    count: int | None = None
+    control_group: str | None = None
+
+
 class Machine(Event, frozen=True, kw_only=True):
     """Only in a snapshot: a machine that exists."""
 
@@ -172,6 +198,18 @@ class PropertiesChanged(Event, frozen=True, kw_only=True):
     data: Changed = Changed()
 
 
+class LimitReached(Event, frozen=True, kw_only=True):
+    """A limit was reached."""
+
+    data: Reached
+
+
+class OomKill(Event, frozen=True, kw_only=True):
+    """Processes were killed for lack of memory."""
+
+    data: Killed
+
+
 class Exited(Event, frozen=True, kw_only=True):
     """The machine has ended."""
 
@@ -188,6 +226,14 @@ class LeaseLost(Event, frozen=True, kw_only=True):
 
 class LeaseResumed(Event, frozen=True, kw_only=True):
     """Another connection holds the machine, after a restart of the service."""
+
+
+class Published(Event, frozen=True, kw_only=True):
+    """machined has it, too."""
+
+
+class Unpublished(Event, frozen=True, kw_only=True):
+    """machined has it no more."""
 
 
 class Lost(Event, frozen=True, kw_only=True):
@@ -250,22 +296,28 @@ __all__ = [
     "HelperRemoved",
     "HelperRestarted",
     "HelperStarted",
+    "Killed",
     "LeaderEnd",
     "LeaderExited",
     "LeaseLost",
     "LeaseResumed",
     "Left",
+    "LimitReached",
     "Lingering",
     "Lost",
     "Machine",
     "MachineNew",
+    "OomKill",
     "PlainEvent",
     "PropertiesChanged",
+    "Published",
+    "Reached",
     "Refusal",
     "RegistrationFailed",
     "Request",
     "SnapshotDone",
     "Stopping",
     "Thawed",
+    "Unpublished",
     "event_of",
 ]
