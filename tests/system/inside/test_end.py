@@ -261,6 +261,10 @@ async def test_a_machine_that_may_not_be_killed_lingers(spawn: Processes) -> Non
         assert (await listed(client))["web"]["phase"] == "lingering"
         with pytest.raises(machine_errors.MachineExists):
             await register(client, "web", spawn())
+        for method, parameters in (("SetProperties", {"properties": {"TasksMax": 5}}), ("Freeze", {})):
+            with pytest.raises(machine_errors.Busy) as busy:
+                await client.call(f"{OURS}{method}", {"name": "web", **parameters})
+            assert busy.value.operation == "the machine is lingering"
         assert await client.call(f"{OURS}Kill", {"name": "web", "signal": signal.SIGKILL}) == {}
         assert (await verdict(client, "web"))["result"] == "timeout"
         await ended(client, "web")

@@ -312,6 +312,38 @@ async def test_a_hundred_callers_at_once(spawn: Processes) -> None:
         assert freezer(SERVICE) == "running"
 
 
+async def test_a_machine_that_is_just_being_registered(spawn: Processes) -> None:
+    """It is there, and can be frozen, or it is not."""
+    for turn in range(10):
+        leader = spawn()
+        answers: Counter[str] = Counter()
+
+        async def freeze(number: int, answers: Counter[str] = answers) -> None:
+            async with await connect() as client:
+                for _ in range(number):
+                    await client.call("org.varlink.service.GetInfo")
+                try:
+                    await order(client, "Freeze", helpers=True)
+                    answers["frozen"] += 1
+                except (NoSuchMachine, Busy) as refusal:
+                    answers[type(refusal).__name__] += 1
+
+        async with await connect() as client, trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(freeze, number * turn)
+            machine = (await register(client, "web", leader, helpers=[HELPER]))["machine"]
+        async with await connect() as client:
+            assert answers.total() == 10
+            assert (
+                frozen(machine["controlGroup"]) == (freezer(SERVICE) == "frozen") == (answers["frozen"] > 0)
+            )
+            assert (await describe(client, "web"))["freezer"] == (
+                "frozen" if answers["frozen"] else "running"
+            )
+            await client.call(f"{OURS}Stop", {"name": "web"})
+        await assert_everything_gone()
+
+
 # What cannot be frozen, since a process of it waits for something that nothing interrupts
 
 

@@ -22,6 +22,7 @@ from moored import (
     until,
     verdict,
 )
+from service_manager import property_of
 
 from moorage.errors import (
     Busy,
@@ -186,6 +187,40 @@ async def test_bad_values_change_nothing(spawn: Processes, dry_run: bool) -> Non
             await change(client, {"CPUWeight": 5, **{f"X{n}": n for n in range(600)}}, dryRun=dry_run)
         assert shown(SCOPE, *names) == before
         assert not (TRANSIENT / f"{SCOPE}.d").exists()
+
+
+# Of every type in JSON, at the ends of every type on D-Bus, and shaped like the lists that some properties take.
+ANY: list[Any] = [
+    None, True, -1, 2**32, 2**64 - 1, 2**64, 1.5, 1e300, "", "nan", "infinity", "10%", "a\nb", [], [-1], ["x"], {},
+    [["x", 1]], [["/dev/gone", 2**64]], [["/dev/null", "rwx"]], [[2, [127, 0, 0, 1], 99]], [True, ["x"]],
+]  # fmt: skip
+
+
+async def test_every_property_with_values_of_every_kind(spawn: Processes) -> None:
+    """Whatever is refused is refused by its name, with all that was asked for beside it."""
+    wrong: list[Any] = []
+    taken = 0
+    async with await connect() as client:
+        await register(client, "web", spawn())
+        known = (await client.call(f"{OURS}DescribeProperties", {"type": "scope"}))["properties"]
+        assert len(known) > 200
+        for name in known:
+            beside = "MemoryMax" if name.startswith("TasksMax") else "TasksMax"
+            there = property_of(SCOPE, "Scope", beside)
+            for number, value in enumerate(ANY, 1):
+                asked = {name: value, beside: number * 4096}
+                try:
+                    await change(client, asked)
+                except InvalidProperty as refusal:
+                    if refusal.property not in {name, ", ".join(asked)}:
+                        wrong.append((name, value, refusal))
+                else:
+                    there = number * 4096
+                    taken += 1
+            if property_of(SCOPE, "Scope", beside) != there:
+                wrong.append((name, beside))
+    assert wrong == []
+    assert taken > 50
 
 
 async def test_whom_it_is_not_for(spawn: Processes) -> None:
