@@ -168,7 +168,7 @@ class Core:
         control = Control(
             registry, store, agenda, accounts, states, followers, asking, manager, system, detached)  # fmt: skip
         powering = Powering(control, manager)
-        grace = Grace(registry, store, control, powering, clock, detached)
+        self._grace = grace = Grace(registry, store, control, powering, clock, detached)
         followers.join(grace)
         self._changes = changes = Changes(
             helper_starts, store, intents, registry, states, followers, directories, clock, detached)  # fmt: skip
@@ -258,6 +258,7 @@ class Core:
     def end(self) -> None:
         """Take note of the order to end: connections that close from now on are not the end of who made them."""
         self.leases.close()
+        self._grace.close()
 
     @property
     def idle(self) -> bool:

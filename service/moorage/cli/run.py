@@ -24,9 +24,9 @@ from moorage.cli.processes import naming
 from moorage.cli.service import Reply
 from moorage.cli.terminal import Terminal
 from moorage.client.dialogue import Dialogue, call_at, connect
-from moorage.client.lease import Lease
+from moorage.client.lease import Lease, Notice
 from moorage.client.lifecycle import AFTERMATH_SECONDS, LOOK_SECONDS
-from moorage.client.methods import Describe, Kill, Request, Stop
+from moorage.client.methods import AwaitStop, Describe, Kill, Request, Stop, StopRequested
 from moorage.client.types import Machine
 from moorage.errors import NoSuchMachine
 from moorage.launch import HOLD_SECONDS, BadCommand, HolderGone, StartFailed, TooSlow
@@ -68,6 +68,8 @@ class Order:
         identity: arguments of :func:`moorage.launch.trio.hold`: user and groups.
         argv: program and arguments.
         settings: further arguments of :meth:`moorage.launch.trio.Payload.run`.
+        on_stop: command line that is run when somebody stops the machine, before that is told; empty for none.
+        grace_usec: how long a stop waits for it; None for the default.
         terminal: give the program a terminal of its own.
         as_json: print the reply of the service to stderr; standard output belongs to the program.
     """
@@ -80,6 +82,8 @@ class Order:
     identity: Mapping[str, Any]
     argv: Sequence[str]
     settings: Mapping[str, Any]
+    on_stop: Sequence[str] = ()
+    grace_usec: int | None = None
     terminal: bool = False
     as_json: bool = False
 
@@ -164,11 +168,14 @@ async def _executed(
         trio.open_signal_receiver(*handled) as signals,
         contextlib.nullcontext() if terminal is None else terminal.raw(),
     ):
+        end = _End(address, order, machine, payload, raw=terminal is not None)
+        notice = Notice(_await_stop(order, machine), end.stop_requested) if order.on_stop else None
+        lease = Lease(address.path, dialogue, *_parameters(order, payload), end.lease_not_taken, notice)
+        await take(lease.listen())
         await _execute(payload, order, terminal)
         async with trio.open_nursery() as nursery:
-            end = _End(address, order, machine, payload, nursery, raw=terminal is not None)
+            end.begin(nursery)
             nursery.start_soon(end.on_signals, signals)
-            lease = Lease(address.path, dialogue, *_parameters(order, payload), end.lease_not_taken)
             try:
                 if order.registration["lease"]:
                     nursery.start_soon(take, lease.keep())
@@ -177,13 +184,19 @@ async def _executed(
                     left = False
                     if order.registration["lease"]:
                         left = await end.outlived()
-                        await end.stop()  # stops processes left behind; afterwards the name is free
+                        await end.stop(
+                            at_once=True
+                        )  # stops processes left behind; afterwards the name is free
                     end.over = True
                     await end.tell(left=left)
             finally:
                 nursery.cancel_scope.cancel()
                 lease.close()
     return status if status >= 0 else 128 - status
+
+
+def _await_stop(order: Order, machine: Machine) -> AwaitStop:
+    return AwaitStop(machine.name, if_invocation_id=machine.invocation_id, grace_usec=order.grace_usec)
 
 
 def _not_run(error: Exception, address: Address, helpers: Sequence[Helper] = ()) -> Failure:
@@ -253,19 +266,28 @@ class _End:
         order: Order,
         machine: Machine,
         payload: Payload,
-        nursery: trio.Nursery,
         *,
         raw: bool,
     ) -> None:
         self.over = False
         self._address = address
         self._seconds = order.stop_seconds
+        self._on_stop = order.on_stop
         self._machine = machine
         self._payload = payload
-        self._nursery = nursery
         # A terminal in raw mode does not turn "\n" into "\r\n".
         self._line = "\r\n{}\r" if raw and os.isatty(2) else "{}"
         self._asked = False
+        self._running_in: trio.Nursery | None = None
+
+    @property
+    def _nursery(self) -> trio.Nursery:
+        assert self._running_in is not None, "nothing is to end yet"
+        return self._running_in
+
+    def begin(self, nursery: trio.Nursery) -> None:
+        """Have a nursery for what goes on beside the command; it is cancelled to stop waiting."""
+        self._running_in = nursery
 
     async def on_signals(self, signals: AsyncIterator[int]) -> None:
         """Pass on the signals that are for the command, and take every other one for a request to end."""
@@ -314,10 +336,33 @@ class _End:
         """Report that the lease could not be taken again yet."""
         self.say(f"Failed to take the lease again, will retry: {explain(error, self._address)}")
 
-    async def stop(self) -> None:
-        """Have the service stop the machine, and wait until it is gone."""
-        machine = self._machine
-        await self._ask(Stop(machine.name, if_invocation_id=machine.invocation_id), self._seconds)
+    def stop_requested(self, request: StopRequested) -> None:
+        """Have the guest shut down; called when the machine is to be stopped, before it is."""
+        del request  # the service insists by itself
+        self._nursery.start_soon(self._shut_down)
+
+    async def _shut_down(self) -> None:
+        """Run the command that shuts the guest down; if it fails, have the machine stopped at once."""
+        self.say(f"{printable(self._machine.name)} is to stop: shutting it down.")
+        program = self._on_stop[0]
+        try:
+            done = await trio.run_process(self._on_stop, stdin=b"", stdout=2, check=False)
+            failure = None if done.returncode == 0 else f"{program} ended with status {done.returncode}"
+        except OSError as error:
+            failure = f"Failed to execute {program}: {error.strerror}"
+        if failure is not None:
+            self.say(f"Error: {printable(failure)}.")
+            await self.stop(at_once=True)
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Have the service stop the machine, and wait until it is gone.
+
+        Args:
+            at_once: without the command that shuts it down.
+        """
+        machine, insist = self._machine, 0 if at_once and self._on_stop else None
+        stop = Stop(machine.name, if_invocation_id=machine.invocation_id, insist_after_usec=insist)
+        await self._ask(stop, self._seconds)
 
     async def outlived(self) -> bool:
         """Whether the machine lives on without its command, and is not being stopped.

@@ -10,6 +10,7 @@ from moorage.client.leaders import CALLER, Caller, HasPid, Leader
 from moorage.client.lifecycle import Forgotten
 from moorage.client.methods import (
     AddHelpers,
+    AwaitStop,
     ConfigurationDescribed,
     Describe,
     DescribeConfiguration,
@@ -39,6 +40,7 @@ from moorage.client.methods import (
     ResetAccounting,
     SetProperties,
     Stop,
+    StopRequested,
     Subscribe,
     Thaw,
 )
@@ -105,6 +107,7 @@ __all__ = [
     "CALLER",
     "Accounting",
     "AddHelpers",
+    "AwaitStop",
     "Busy",
     "Caller",
     "Cause",
@@ -181,6 +184,7 @@ __all__ = [
     "SetProperties",
     "SocketType",
     "Stop",
+    "StopRequested",
     "Subscribe",
     "Thaw",
     "TimedOut",

@@ -140,14 +140,22 @@ class Dialogue:
         Raises:
             Underway: a call is under way on this connection.
         """
+        yield from self.readable()  # anything but the end would be a violation; either way it ends
+        self.close()
+
+    def readable(self) -> Steps[None]:
+        """Wait until the service has sent something, or has ended the connection.
+
+        A wait that is given up leaves the connection as it is.
+
+        Raises:
+            Underway: a call is under way on this connection.
+        """
         if self._closed or self._under_way:
             raise Disconnected if self._closed else Underway
         self._under_way = True
         try:
-            yield Wait(
-                self._socket.fileno()
-            )  # anything but the end would be a violation; either way it ends
-            self._closed = True
+            yield Wait(self._socket.fileno())
         finally:
             self._under_way = False
             if self._closed:

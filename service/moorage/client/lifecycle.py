@@ -19,8 +19,8 @@ from moorage import errors
 from moorage.addresses import default_address
 from moorage.client.dialogue import call, call_at, connect
 from moorage.client.leaders import Caller, Leader, named, open_leader
-from moorage.client.lease import Lease
-from moorage.client.methods import Describe, Register, Registered, Request, Stop
+from moorage.client.lease import Lease, Notice
+from moorage.client.methods import AwaitStop, Describe, Register, Registered, Request, Stop, StopRequested
 from moorage.client.types import Machine, Phase, Verdict
 from moorage.launch.command import Settings, Text
 from moorage.launch.errors import TooSlow
@@ -64,6 +64,8 @@ class Lifecycle:
             machine ends when it does.
         address: path of the service's socket; see :func:`~moorage.addresses.default_address`.
         complain: see :class:`~moorage.client.lease.Lease`.
+        stop_requested: called once, where the lease is kept, when the machine is to be stopped, before it is.
+        grace: how much time the machine needs to end then, s.
     """
 
     def __init__(
@@ -72,7 +74,11 @@ class Lifecycle:
         leader: Leader | Caller | None = None,
         address: str | None = None,
         complain: Callable[[Exception], None] | None = None,
+        stop_requested: Callable[[StopRequested], None] | None = None,
+        grace: float | None = None,
     ) -> None:
+        self._stop_requested = stop_requested
+        self._grace_usec = None if grace is None else round(grace * 1e6)
         self._leader = leader
         self._address = default_address() if address is None else address
         self._complain = complain
@@ -114,10 +120,20 @@ class Lifecycle:
             except BaseException:
                 dialogue.close()
                 raise
-            self._lease = Lease(self._address, dialogue, self._register, fds, self._complain)
+            self._lease = Lease(self._address, dialogue, self._register, fds, self._complain, self._notice())
+            yield from self._lease.listen()
         except BaseException:
             yield from self._close()
             raise
+
+    def _notice(self) -> Notice | None:
+        if self._stop_requested is None:
+            return None
+        machine = self.registered.machine
+        request = AwaitStop(
+            machine.name, if_invocation_id=machine.invocation_id, grace_usec=self._grace_usec
+        )
+        return Notice(request, self._stop_requested)
 
     def _open(self) -> Steps[None]:
         if self._leader is None:
@@ -193,10 +209,11 @@ class Lifecycle:
 
     def _stopped(self) -> Steps[None]:
         machine = self.registered.machine
+        # Whoever stops it here need not be told of that.
+        at_once = None if self._stop_requested is None else 0
+        stop = Stop(machine.name, if_invocation_id=machine.invocation_id, insist_after_usec=at_once)
         with contextlib.suppress(errors.NoSuchMachine):  # it has ended
-            yield from self._asked(
-                Stop(machine.name, if_invocation_id=machine.invocation_id), END_ABSENT_SECONDS
-            )
+            yield from self._asked(stop, END_ABSENT_SECONDS)
 
     def _described(self) -> Steps[Machine]:
         """Return this very machine, be it alive or not."""

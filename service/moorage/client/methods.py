@@ -144,6 +144,18 @@ class HelpersReloaded(Struct, rename="camel", frozen=True):
     skipped: list[str]
 
 
+class StopRequested(Struct, rename="camel", frozen=True):
+    """Reply of :class:`AwaitStop`. The first one is empty: whoever has it will be told.
+
+    Attributes:
+        deadline: when the machine is stopped all the same, monotonic.
+        power_off: its guest is being asked to power off already.
+    """
+
+    deadline: Timestamp | None = None
+    power_off: bool | None = None
+
+
 class PropertiesSet(Struct, rename="camel", frozen=True):
     """Reply of :class:`SetProperties`."""
 
@@ -343,6 +355,17 @@ class Stop(_Managing[OneMachine], kw_only=True):
 
     def _deadline(self) -> float:
         return SERVICE_SECONDS if self.timeout_usec is None else self.timeout_usec / 1e6
+
+
+class AwaitStop(_OfMachine[StopRequested], kw_only=True):
+    """Report that the machine is to be stopped, before it is; see ``stop_requested`` of ``machine()``."""
+
+    if_invocation_id: str | None = None
+    grace_usec: int | None = field(name="graceUSec", default=None)
+
+    def patience(self) -> float:
+        """Return how long that may take, s: for ever."""
+        return math.inf
 
 
 class Forget(_Managing[Nothing]):

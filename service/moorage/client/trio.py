@@ -28,7 +28,7 @@ from moorage.client import dialogue
 from moorage.client.events import event_of
 from moorage.client.leaders import Caller, Leader
 from moorage.client.lifecycle import Lifecycle
-from moorage.client.methods import Register, Request, Subscribe
+from moorage.client.methods import Register, Request, StopRequested, Subscribe
 from moorage.client.subscription import EventStream, event_stream
 from moorage.client.types import Difference, Event, Machine, Verdict
 from moorage.launch.command import Settings, Text
@@ -270,6 +270,8 @@ async def machine(
     leader: Leader | Caller | None = None,
     address: str | None = None,
     complain: Callable[[Exception], None] | None = None,
+    stop_requested: Callable[[StopRequested], None] | None = None,
+    grace: float | None = None,
 ) -> AsyncGenerator[Launched]:
     """Register a machine, with its helpers, hold its lease, and leave nothing of it at the end of the block.
 
@@ -284,6 +286,10 @@ async def machine(
         address: path of the service's socket; by default $MOORAGE_ADDRESS, or that of the system's service.
         complain: called with the error if a lease that was lost could not be taken again, once after each loss;
             further attempts follow.
+        stop_requested: called once, in the task that holds the lease, when somebody has the service stop the machine,
+            before its processes are told; it must not block. The program may shut its guest down then: the machine has
+            until the deadline to end. Needs a lease.
+        grace: how much time the machine needs for that, s; by default 90.
 
     Raises:
         VarlinkError: the service refuses: one of the classes of :mod:`moorage.errors`, or an error of any service.
@@ -291,7 +297,7 @@ async def machine(
         OSError: there is no service.
         ValueError: the leader is not one.
     """
-    lifecycle = Lifecycle(register, leader, address, complain)
+    lifecycle = Lifecycle(register, leader, address, complain, stop_requested, grace)
     await take(lifecycle.begin())
     failure: BaseException | None = None
     try:

@@ -1,4 +1,8 @@
-"""Stops machines that are given time to end by themselves: the guest is asked first, and the stop insists later.
+"""Stops machines that are given time to end by themselves: they are asked first, and the stop insists later.
+
+The guest is asked to power off where the caller wants it. And those who wait for a stop, such as the launcher, are
+told before any process of the machine is, and may shut the guest down in their own way; the machine gets the time that
+they want for that. When the last of them has left, nobody shuts it down any more, and the stop insists.
 
 Once begun that goes on without its caller. The record says by when the stop insists, so that the next instance does if
 this one is killed meanwhile.
@@ -7,6 +11,7 @@ this one is killed meanwhile.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -17,7 +22,7 @@ from moorage.machines.control import Control
 from moorage.machines.detached import Detached
 from moorage.machines.errors import NotStoppable, Refused, TooMuchUnderWay
 from moorage.machines.followers import Follower
-from moorage.machines.machine import Machine, Period
+from moorage.machines.machine import UNDER_WAY_MAX, Machine, Period
 from moorage.machines.model import Phase
 from moorage.machines.powering import Power, Powering, control_path
 from moorage.machines.registry import Registry
@@ -28,7 +33,36 @@ INSIST_SECONDS: Final = 90.0
 """For how long a guest that was asked to power off may take, if the caller does not say: the manager's
 DefaultTimeoutStopSec=."""
 
+GRACE_SECONDS_MAX: Final = 300.0
+"""The longest time that those who wait may want. Root can insist earlier, and so can who registered the machine."""
+
 _log = logging.getLogger(__name__)
+
+
+class Waiter:
+    """Somebody who wants to be told before a machine is stopped.
+
+    Attributes:
+        seconds: how much time the machine needs to end then.
+        woken: called when there is something to look at.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.woken: Callable[[], None] = lambda: None
+        self.told: Period | None = None
+
+    def wake(self) -> None:
+        """See `Waiting`."""
+        self.woken()
+
+    def take(self, machine: Machine) -> Period | None:
+        """Return the time that a machine is given, once; None if there is none, or it was returned before."""
+        period = machine.period
+        if period is self.told:
+            return None
+        self.told = period
+        return period
 
 
 class Grace(Follower):
@@ -49,6 +83,34 @@ class Grace(Follower):
         self._powering = powering
         self._clock = clock
         self._detached = detached
+        self._closed = False
+
+    def close(self) -> None:
+        """Take note that this service ends: those who wait leave with it, and come back to the next instance."""
+        self._closed = True
+
+    def join(self, machine: Machine, seconds: float) -> Waiter:
+        """Have somebody told before a machine is stopped; whoever it is must :meth:`leave` it.
+
+        Args:
+            machine: one of the registry's.
+            seconds: how much time the machine needs to end then.
+
+        Raises:
+            TooMuchUnderWay: too many are.
+        """
+        if len(machine.waiting) >= UNDER_WAY_MAX:
+            raise TooMuchUnderWay
+        waiter = Waiter(seconds)
+        machine.waiting = (*machine.waiting, waiter)
+        return waiter
+
+    def leave(self, machine: Machine, waiter: Waiter) -> None:
+        """Tell somebody no more. Time that a machine has because of those who wait is over with the last of them."""
+        machine.waiting = tuple(each for each in machine.waiting if each is not waiter)
+        period = machine.period
+        if period is not None and not (machine.waiting or period.power_off or self._closed):
+            period.shorten(trio.current_time())
 
     def begin(self, machine: Machine, *, power_off: bool, insist_after: float | None) -> bool:
         """Begin to stop a machine that is given time first; if it has time already, it may get less.
@@ -71,12 +133,20 @@ class Grace(Follower):
             if insist_after is not None:
                 period.shorten(trio.current_time() + insist_after)
             return insist_after != 0
-        seconds = INSIST_SECONDS if insist_after is None else insist_after
-        if not power_off or seconds == 0 or not self._runs(machine):
+        seconds = self.seconds(machine, power_off=power_off, insist_after=insist_after)
+        if seconds == 0 or not self._runs(machine):
             return False
-        self._control.note_asked(machine, insist_by=self._clock.monotonic() + round(seconds * 1e6))
-        self._give(machine, seconds, power_off=power_off)
+        insist_by = self._clock.monotonic() + round(seconds * 1e6)
+        self._control.note_asked(machine, insist_by=insist_by)
+        self._give(machine, seconds, insist_by, power_off=power_off)
+        for waiter in machine.waiting:
+            waiter.wake()
         return True
+
+    def seconds(self, machine: Machine, *, power_off: bool, insist_after: float | None) -> float:
+        """Return how much time a machine would be given, in seconds."""
+        wanted = [each.seconds for each in machine.waiting] + ([INSIST_SECONDS] if power_off else [])
+        return max(wanted) if wanted and insist_after is None else (insist_after or 0.0) if wanted else 0.0
 
     def _runs(self, machine: Machine) -> bool:
         return self._registry.get(machine.name) is machine and machine.phase is Phase.running
@@ -97,16 +167,21 @@ class Grace(Follower):
         record = machine.record
         if record.insist_by is not None and record.verdict is None:
             left = max(0.0, (record.insist_by - self._clock.monotonic()) / 1e6)
-            self._give(machine, left, power_off=False)
+            self._give(machine, left, record.insist_by, power_off=False)
 
-    def _give(self, machine: Machine, seconds: float, *, power_off: bool) -> None:
-        period = machine.period = Period(trio.current_time() + seconds)
-        self._detached.start(self._see_through, machine, period, power_off)
+    def ended(self, machine: Machine) -> None:
+        """Have those who wait find that it is gone."""
+        for waiter in machine.waiting:
+            waiter.wake()
 
-    async def _see_through(self, machine: Machine, period: Period, power_off: bool) -> None:  # noqa: FBT001
+    def _give(self, machine: Machine, seconds: float, insist_by: int, *, power_off: bool) -> None:
+        period = Period(trio.current_time() + seconds, insist_by, power_off=power_off)
+        machine.period = period
+        self._detached.start(self._see_through, machine, period)
+
+    async def _see_through(self, machine: Machine, period: Period) -> None:
         async with trio.open_nursery() as nursery:
-            if power_off:
-                nursery.start_soon(self._ask, machine, period)
+            nursery.start_soon(self._ask, machine, period)
             await period.over(machine.gone)
             nursery.cancel_scope.cancel()
         machine.period = None
@@ -120,9 +195,12 @@ class Grace(Follower):
                 return
 
     async def _ask(self, machine: Machine, period: Period) -> None:
-        """Ask a guest to power off; if that is not possible, its time is over."""
+        """Ask the guest, or at least thaw the machine, so that it can end; if that fails, its time is over."""
         try:
-            await self._powering.ask(machine, Power.off)
+            if period.power_off:
+                await self._powering.ask(machine, Power.off)
+            else:
+                await self._control.thaw(machine)
         except (Refused, ProcessGone, ManagerError, OSError) as error:
-            _log.warning("Failed to ask machine %s to power off, stopping it: %s", machine.name, error)
+            _log.warning("Failed to ask machine %s to end, stopping it: %s", machine.name, error)
             period.shorten(trio.current_time())

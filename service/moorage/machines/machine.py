@@ -49,15 +49,29 @@ class Work(StrEnum):
     thaw = "thaw"
 
 
+class Waiting(Protocol):
+    """Somebody who wants to be told before the machine is stopped, see `Grace.join`."""
+
+    seconds: float
+
+    def wake(self) -> None:
+        """Have it look at the machine."""
+        ...
+
+
 class Period:
     """Time that a machine is given to end by itself.
 
     Attributes:
         deadline: when it is over, on trio's clock.
+        insist_by: the same, µs since boot.
+        power_off: its guest is asked to power off.
     """
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, insist_by: int, *, power_off: bool) -> None:
         self.deadline = deadline
+        self.insist_by = insist_by
+        self.power_off = power_off
         self._shortened = trio.Event()
 
     def shorten(self, deadline: float) -> None:
@@ -144,6 +158,7 @@ class Machine:
         asking: what has its leader or supervisor end, by a signal; None if nothing does. Written by `Asking`.
         period: time that it is given to end by itself; None if it is not. Written by `Grace`.
         reached: what is known of its limits; None while they are not watched. Written by `LimitWatch`.
+        waiting: who wants to be told before it is stopped. Written by `Grace`.
         told: what was told of it; None while nothing is to be. Written by the chronicle.
         published: machined lists it too; None where that is to be tried. Written beside machined.
     """
@@ -170,6 +185,7 @@ class Machine:
         "record",
         "result",
         "told",
+        "waiting",
         "watched",
     )
 
@@ -192,6 +208,7 @@ class Machine:
         self.asking: object = None
         self.period: Period | None = None
         self.reached: Reached | None = None
+        self.waiting: tuple[Waiting, ...] = ()
         self.told: Told | None = None
         self.published: bool | None = None
         self._stopping = False  # its unit is deactivating

@@ -115,6 +115,7 @@ OPEN = {
     "org.varlink.service.GetInfo",
     "org.varlink.service.GetInterfaceDescription",
     "io.systemd.service.Ping",
+    f"{OURS}AwaitStop",  # tried below
 }
 
 
@@ -144,6 +145,8 @@ def test_what_polkit_does_not_allow_changes_nothing(spawn: Processes) -> None:
     with acting_as(ALICE):
         replies = hostile.ask(encode(f"{THEIRS}List", {"acquireMetadata": "graceful"}, more=True))
     assert replies == [INSPECTED]
+    with acting_as(ALICE):  # nobody but those who may stop it without a question gives it time
+        assert hostile.ask(encode(f"{OURS}AwaitStop", {"name": "web"}, more=True)) == [DENIED]
     assert everything() == before
     assert scopes() == ["machine-web.scope"]
     assert call("io.systemd.service.GetLogLevel") == {"parameters": {"level": 6}}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,18 @@ from moored import (
 )
 
 from moorage import client
-from moorage.client import CALLER, Cause, Describe, Helper, HelperSocket, Register, Stop, Subscribe, events
+from moorage.client import (
+    CALLER,
+    Cause,
+    Describe,
+    Helper,
+    HelperSocket,
+    Register,
+    Stop,
+    StopRequested,
+    Subscribe,
+    events,
+)
 from moorage.machines.leases import LEASE_GRACE_SECONDS
 
 pytestmark = [
@@ -83,6 +95,49 @@ def test_a_child_is_registered(flavour: Flavour, spawn: Processes) -> None:
             await flavour.until(lambda: bool(os.listdir(f"/proc/{child.pid}/task")))
         assert child.wait(20) in {3, -signal.SIGTERM}
         await flavour.until(lambda: not scopes())
+
+    flavour.run(test)
+
+
+def test_a_launcher_is_told_before_its_machine_is_stopped(flavour: Flavour) -> None:
+    """It shuts its guest down, which is not told by anybody else."""
+
+    async def test() -> None:
+        read, write = os.pipe()
+        told: list[StopRequested] = []
+
+        def shut_down(request: StopRequested) -> None:
+            told.append(request)
+            os.write(write, b"5\n")
+
+        machine = flavour.client.machine(Register("web", class_="vm"), stop_requested=shut_down)
+        async with within(machine) as web:
+            await done(web.run(PROGRAM, fds={0: read}))
+            stop = subprocess.Popen(["moorctl", "stop", "web"])  # noqa: ASYNC220  # it is not waited for
+            verdict = await done(web.wait())
+            assert (verdict.leader_status, verdict.cause) == (5, Cause.STOPPED)
+            await flavour.until(lambda: stop.poll() is not None)
+        [request] = told
+        assert not request.power_off
+        assert request.deadline is not None
+        assert (request.deadline.monotonic or 0) > time.monotonic() * 1e6
+        os.close(read)
+        os.close(write)
+
+    flavour.run(test)
+
+
+def test_a_launcher_that_does_nothing_is_not_waited_for(flavour: Flavour) -> None:
+    async def test() -> None:
+        told: list[StopRequested] = []
+        machine = flavour.client.machine(Register("web", class_="vm"), stop_requested=told.append, grace=0.3)
+        async with within(machine) as web:
+            await done(web.run(["sleep", "infinity"]))
+            stop = subprocess.Popen(["moorctl", "stop", "web"])  # noqa: ASYNC220  # it is not waited for
+            verdict = await done(web.wait())
+            assert (verdict.leader_signal, verdict.cause) == (signal.SIGTERM, Cause.STOPPED)
+            await flavour.until(lambda: stop.poll() is not None)
+        assert len(told) == 1
 
     flavour.run(test)
 

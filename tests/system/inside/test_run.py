@@ -200,6 +200,35 @@ def test_a_signal_has_the_machine_stopped(start: Starter, number: int) -> None:
     assert units(name) == []
 
 
+GUEST = "trap 'exit 9' TERM; echo ready; while [ ! -e $0 ]; do sleep 0.01; done; exit 4"
+
+
+@pytest.mark.parametrize("by", ["stop", "signal"])
+def test_a_command_shuts_the_guest_down_first(start: Starter, tmp_path: Path, by: str) -> None:
+    name, button = a_name(), str(tmp_path / "button")
+    running = start("--name", name, "--on-stop", f"touch {button}", "--", "sh", "-c", GUEST, button)
+    assert line_of(running) == "ready"
+    if by == "stop":
+        moorctl.output("stop", name)
+    else:
+        running.terminate()
+    _, said = running.communicate(timeout=RUN_SECONDS)
+    assert running.returncode == 4
+    assert f"{name} is to stop: shutting it down." in said
+
+
+def test_a_command_that_fails_has_the_machine_stopped_at_once(start: Starter) -> None:
+    name = a_name()
+    running = start("--name", name, "--on-stop", "false", "--", "sh", "-c", GUEST, "/none")
+    assert line_of(running) == "ready"
+    moorctl.output("stop", name)
+    _, said = running.communicate(timeout=RUN_SECONDS)
+    assert running.returncode == 9
+    assert "false ended with status 1" in said
+    for options in (["--grace", "5s"], ["--on-stop", "false", "--no-lease"], ["--on-stop", "'"]):
+        refused(moorctl("run", "--name", name, *options, "--", "true"), 2)
+
+
 def test_a_second_signal_kills(start: Starter) -> None:
     name = a_name()
     process = start(

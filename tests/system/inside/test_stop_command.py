@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -326,3 +327,39 @@ async def test_the_next_instance_insists(spawn: Processes, place: Path) -> None:
         assert found["machine"]["phase"] in {"stopping", "exited"}
         assert await trio.to_thread.run_sync(web.wait, UNTIL_SECONDS) == -signal.SIGTERM
         assert (await verdict(client, "web"))["cause"] == "stopped"
+
+
+@pytest.mark.system_instance
+async def test_who_waits_for_a_stop_is_told_and_waited_for(spawn: Processes) -> None:
+    async with await connect() as client, await connect() as other:
+        web = spawn()
+        await register(client, "web", web)
+        for parameters in ({"ifInvocationId": "0" * 32}, {"name": "nobody"}):
+            with pytest.raises(NoSuchMachine):
+                await anext(other.call_more(f"{OURS}AwaitStop", {"name": "web", **parameters}))
+        for usec in (0, -1, 300_000_001):
+            with pytest.raises(InvalidParameter):
+                await anext(other.call_more(f"{OURS}AwaitStop", {"name": "web", "graceUSec": usec}))
+        for ends in ("leaves", "insists"):
+            async with await connect() as waiting, trio.open_nursery() as nursery:
+                replies = waiting.call_more(f"{OURS}AwaitStop", {"name": "web", "graceUSec": 300_000_000})
+                assert await anext(replies) == {}
+                nursery.start_soon(client.call, f"{OURS}Stop", {"name": "web"})
+                told = await anext(replies)
+                assert told["powerOff"] is False
+                assert told["deadline"]["monotonic"] > time.monotonic() * 1e6
+                assert (await describe(other, "web"))["phase"] == "stopping"
+                assert web.poll() is None
+                if ends == "leaves":
+                    waiting.close()
+                else:
+                    await other.call(f"{OURS}Stop", {"name": "web", "insistAfterUSec": 0})
+            assert web.wait(UNTIL_SECONDS) == -signal.SIGTERM
+            web = spawn()
+            await register(client, "web", web)
+        async with await connect() as waiting:
+            replies = waiting.call_more(f"{OURS}AwaitStop", {"name": "web"})
+            assert await anext(replies) == {}
+            await client.call(f"{OURS}Kill", {"name": "web", "signal": 9})
+            with pytest.raises(NoSuchMachine):
+                await anext(replies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moorage.api.moorage_machine.awaiting import Awaiting
 from moorage.api.moorage_machine.helpers import Helpers
 from moorage.api.moorage_machine.limits import Limits
 from moorage.api.moorage_machine.looks import Looks
@@ -11,5 +12,5 @@ from moorage.api.moorage_machine.registering import Registering
 from moorage.api.moorage_machine.subscribing import Subscribing
 
 
-class MoorageMachine(Registering, Looks, Orders, Limits, Helpers, Measuring, Subscribing):
+class MoorageMachine(Registering, Looks, Orders, Limits, Helpers, Measuring, Subscribing, Awaiting):
     """All of them."""

@@ -13,7 +13,6 @@ from moorage.api.refusals import translated
 from moorage.authz.policy import WITH_HELPERS
 from moorage.machines import model, texts
 from moorage.machines.freezing import FREEZE_SECONDS
-from moorage.machines.grace import INSIST_SECONDS
 from moorage.machines.powering import Power
 from moorage.pid1.manager import NoSuchUnit
 from moorage.wire.call import Call
@@ -45,16 +44,15 @@ class Orders(Handlers):
         self, call: Call, params: wire.StopIn
     ) -> AsyncIterator[wire.MachineOut | Last[wire.MachineOut]]:
         """Stop a machine; reply when it is gone, with ``more`` also when it begins to stop."""
-        settings, power_off = self.configuration.settings, bool(params.powerOff)
-        insist_after = None if params.insistAfterUSec is None else params.insistAfterUSec / 1e6
-        usual = settings.stop_timeout_usec
-        if power_off and params.timeoutUSec is None:  # the stop has its time after the guest had its own
-            usual += INSIST_SECONDS * 1e6 if insist_after is None else insist_after * 1e6
-        timeout = self.seconds(params.timeoutUSec, usual)
+        control, grace, settings = self.services.control, self.services.grace, self.configuration.settings
+        timeout = self.seconds(params.timeoutUSec, settings.stop_timeout_usec)
         if params.insistAfterUSec is not None and params.insistAfterUSec > settings.timeout_max_usec:
             raise InvalidParameter("insistAfterUSec")
+        insist_after = None if params.insistAfterUSec is None else params.insistAfterUSec / 1e6
+        power_off = bool(params.powerOff)
         machine = await self.managed(call, params, params.ifInvocationId)
-        control, grace = self.services.control, self.services.grace
+        if params.timeoutUSec is None:  # the stop has its time after the machine had its own
+            timeout += grace.seconds(machine, power_off=power_off, insist_after=insist_after)
         with translated(REFUSALS):
             given = grace.begin(machine, power_off=power_off, insist_after=insist_after)
             if call.more:

@@ -432,6 +432,21 @@ class OrderIn(ManageIn, kw_only=True):
     ifInvocationId: str | None = None  # noqa: N815
 
 
+class AwaitStopIn(Parameters, kw_only=True):
+    """Parameters of AwaitStop."""
+
+    name: str
+    ifInvocationId: str | None = None  # noqa: N815
+    graceUSec: TimeoutUSec | None = None  # noqa: N815
+
+
+class AwaitStopOut(Reply, kw_only=True):
+    """Reply of AwaitStop; the first one is empty."""
+
+    deadline: Timestamp | None = None
+    powerOff: bool | None = None  # noqa: N815
+
+
 class StopIn(ManageIn, kw_only=True):
     """Parameters of Stop."""
 

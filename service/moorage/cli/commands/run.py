@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import shlex
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -117,6 +118,17 @@ Example:
     help="How long that may take.  [default: 1min 30s]",
 )
 @click.option(
+    "--on-stop",
+    metavar="COMMAND",
+    help="Command line that shuts the guest down; moorctl runs it when somebody stops the machine, before it is told.",
+)
+@click.option(
+    "--grace",
+    callback=parsed(finite_span),
+    metavar="SPAN",
+    help="How long a stop waits for that.  [default: 1min 30s]",
+)
+@click.option(
     "--lease/--no-lease",
     default=True,
     show_default=True,
@@ -140,6 +152,8 @@ def run(
     helper_file: str | None,
     exec_stop: str | None,
     exec_stop_timeout: int | None,
+    on_stop: str | None,
+    grace: int | None,
     lease: bool,
     pty: bool,
     as_json: bool,
@@ -183,10 +197,29 @@ def run(
             identity=identity,
             argv=argv,
             settings=settings,
+            on_stop=_shutting_down(on_stop, grace, lease=lease),
+            grace_usec=grace,
             terminal=pty,
             as_json=as_json,
         ),
     )
+
+
+def _shutting_down(on_stop: str | None, grace: int | None, *, lease: bool) -> Sequence[str]:
+    """Return the words of --on-stop, none without it."""
+    if on_stop is None:
+        if grace is not None:
+            raise click.UsageError("--grace needs --on-stop.")
+        return ()
+    if not lease:
+        raise click.UsageError("--on-stop needs a lease.")
+    try:
+        words = shlex.split(on_stop)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--on-stop'") from None
+    if not words:
+        raise click.BadParameter("there is no program", param_hint="'--on-stop'")
+    return words
 
 
 @contextmanager
