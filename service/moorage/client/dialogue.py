@@ -350,19 +350,26 @@ def machines(dialogue: Dialogue, seconds: float | None = None) -> Steps[list[Mac
     return [reply.machine for reply in found]
 
 
-def every_reply(dialogue: Dialogue, method: str, kind: type[T], seconds: float) -> Steps[list[T]]:
-    """Call a method without parameters, and return all its replies; the error NoSuchMachine stands for no reply.
+def every_reply(
+    dialogue: Dialogue,
+    method: str,
+    kind: type[T],
+    seconds: float,
+    parameters: Mapping[str, Any] | None = None,
+) -> Steps[list[T]]:
+    """Call a method, and return all its replies; the error NoSuchMachine stands for no reply.
 
     Args:
         dialogue: the connection.
         method: full name.
         kind: type to decode each reply to.
         seconds: until each reply must have arrived.
+        parameters: of the call; none by default.
 
     Raises:
         VarlinkError: see :meth:`Dialogue.call`.
     """
-    replies = Replies(dialogue, method, {}, kind, seconds=seconds, more=True)
+    replies = Replies(dialogue, method, parameters or {}, kind, seconds=seconds, more=True)
     found: list[T] = []
     try:
         while (reply := (yield from replies.next())) is not None:

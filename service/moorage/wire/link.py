@@ -56,13 +56,9 @@ logger = logging.getLogger(__name__)
 MESSAGES_PER_TURN = 16
 """Pipelined calls of one connection to answer before the others get their turn."""
 
-USER_TURN_SECONDS = 0.001
-"""How long a turn of a user's connection may last before it is cut short at the next call or reply. If the replies are
-long, a turn of the figures above takes ten times as long, and root waits for it."""
-
-TURN_SECONDS = 0.002
-"""The same for a trusted peer: replies that are read from many files take ten times as long, too, and a turn costs its
-tenth of a millisecond."""
+TURN_SECONDS = 0.001
+"""How long a turn may last before it is cut short at the next call or reply. If the replies are long, or are read from
+many files, a turn of the figures above takes ten times as long, and everybody else waits for it."""
 
 UNFINISHED_SECONDS = 30.0
 """How long a user may take to send the rest of a call. Programs write a call at once; a person at a keyboard has this
@@ -298,7 +294,7 @@ class Link(Watched):
                 self._watch(None)
                 self._context.deadlines.set((self, "rest"), rest, partial(self.ready, IN | OUT))
                 return
-        self.turn_ends = time.monotonic() + (TURN_SECONDS if self.trusted else USER_TURN_SECONDS)
+        self.turn_ends = time.monotonic() + TURN_SECONDS
         try:
             if self._state in _AT_SOCKET:
                 self._turn(events)

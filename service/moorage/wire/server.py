@@ -37,7 +37,7 @@ ACCEPTS_PER_TURN = 16
 """Connections to accept before those that exist get their turn again."""
 
 CROWD_BATCH = 4
-"""Connections of users that get a turn (link.USER_TURN_SECONDS) before trusted callers get theirs: the longest time
+"""Connections of users that get a turn (link.TURN_SECONDS) before trusted callers get theirs: the longest time
 that a trusted caller waits, each time that it has to wait."""
 
 

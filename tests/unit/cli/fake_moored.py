@@ -143,6 +143,28 @@ class FakeMachine(Interface):
         for machine in living:
             yield wire.MachineOut(machine=machine)
 
+    @method("Measure", requires_more=True)
+    def measure(self, call: Call, params: wire.MeasureIn) -> Iterator[wire.SampleOut]:
+        del call
+        living = [kept.machine for kept in self._kept.values() if kept.lives]
+        if not living:
+            raise errors.NoSuchMachine
+        for machine in (
+            living if params.names is None else (self._living(name).machine for name in params.names)
+        ):
+            usec = time.monotonic_ns() // 1000
+            sample = wire.Sample(
+                name=machine.name,
+                invocationId=machine.invocationId,
+                timestamp=Timestamp(realtime=0, monotonic=usec),
+                # As if half a CPU were busy all the time.
+                accounting=wire.Accounting(cpuUsageNSec=usec * 500, memoryCurrent=3 << 20, tasksCurrent=1),
+                phase=machine.phase,
+                freezer=machine.freezer,
+                limits={"MemoryMax": 4 << 20} if params.limits else None,
+            )
+            yield wire.SampleOut(sample=sample)
+
     @method("Describe")
     def describe(self, call: Call, params: wire.NameIn) -> wire.DescribeOut:
         del call

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from moorage import __version__
-from moorage.cli.commands import control, events, helpers, host, limits, look, register, run
+from moorage.cli.commands import control, events, helpers, host, limits, look, register, run, top
 from moorage.cli.commands.options import addressed
 from moorage.cli.failures import Exit, Failure
 
@@ -51,6 +51,7 @@ for _command in (
     look.status,
     look.find,
     look.tree,
+    top.top,
     events.events,
     events.wait,
     control.kill,

@@ -1,0 +1,375 @@
+"""``moorctl top``: what machines use, again and again.
+
+On a terminal the table is drawn in place, and keys choose the order; everywhere else lines follow each other.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+import msgspec
+
+from moorage.cli.address import Address
+from moorage.cli.connecting import connect
+from moorage.cli.failures import explain
+from moorage.cli.rates import PRESSURE_WORDS, Row, completed, rows, sort
+from moorage.cli.views import PHASE_COLOURS, phase_words, show_json
+from moorage.client.dialogue import Dialogue, every_reply
+from moorage.client.methods import INTERFACE, Measured
+from moorage.client.subscription import RETRY_SECONDS, RETURN_SECONDS
+from moorage.client.types import Sample
+from moorage.quantities import format_size, printable
+from moorage.steps.blocking import take
+from moorage.wire.errors import Disconnected, ProtocolError, VarlinkError
+from moorage.wire.patience import CALL_SECONDS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+COLUMNS: Final = ("NAME", "STATE", "CPU%", "MEMORY", "OF", "IO/S", "TASKS", "PRESSURE")
+_ORDER: Final = {"CPU%": "cpu", "IO/S": "io"}
+"""The order by a column, where that is not simply its name."""
+
+_LEFT: Final = frozenset({"NAME", "STATE"})
+
+COUNTERS: Final = ("cpu", "memory", "tasks", "io")
+"""What is measured of all machines; the rest only of those that are shown, unless all are sorted by it."""
+
+KEYS: Final = {
+    "c": "cpu",
+    "m": "memory",
+    "i": "io",
+    "t": "tasks",
+    "p": "pressure",
+    "s": "state",
+    "n": "name",
+}
+"""Keys that choose the order."""
+
+TERMINATED: Final = 128 + signal.SIGTERM
+
+
+class Options(NamedTuple):
+    """What is shown, and how.
+
+    Attributes:
+        order: one of `moorage.cli.rates.ORDERS`.
+        reverse: in the other direction.
+        pattern: only of machines whose names match it (fnmatch(3)); None for all.
+        delay: between two looks, s.
+        iterations: looks that are shown; None for as long as nobody ends it.
+        batch: print lines, also on a terminal.
+        as_json: print a line of JSON for each machine.
+    """
+
+    order: str
+    reverse: bool
+    pattern: str | None
+    delay: float
+    iterations: int | None
+    batch: bool
+    as_json: bool
+
+
+class Meter:
+    """Measures all machines, again and again, on one connection for as long as that lasts.
+
+    Args:
+        address: where the service listens.
+        pattern: only machines whose names match it; None for all.
+    """
+
+    def __init__(self, address: Address, pattern: str | None) -> None:
+        self._address = address
+        self._pattern = pattern
+        self._dialogue: Dialogue | None = None
+        self._before: dict[str, Sample] = {}
+        self._away_since: float | None = None
+        self._was_there = False
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._dialogue is not None:
+            self._dialogue.close()
+            self._dialogue = None
+
+    def look(self, *, whole: bool) -> list[Row] | None:
+        """Measure; return None while the service is away for a moment: it may be restarted.
+
+        Args:
+            whole: also limits and pressure, which cost as much as all the rest.
+
+        Raises:
+            Failure: it refuses, or stays away.
+        """
+        counters = (*COUNTERS, "pressure") if whole else COUNTERS
+        samples = self._measure({"counters": counters, "limits": whole})
+        if samples is None:
+            return None
+        samples = [
+            sample
+            for sample in samples
+            if self._pattern is None or fnmatch.fnmatchcase(sample.name, self._pattern)
+        ]
+        found = rows(samples, self._before)
+        self._before = {sample.name: sample for sample in samples}
+        return found
+
+    def complete(self, found: Sequence[Row]) -> list[Row]:
+        """Return the same rows with limits and pressure, where these machines are all still there.
+
+        Raises:
+            Failure: as :meth:`look` says.
+        """
+        if not found:
+            return []
+        names = [row.name for row in found]
+        samples = self._measure({"names": names, "counters": ["pressure"], "limits": True}) or []
+        known = {sample.name: sample for sample in samples}
+        return [completed(row, known[row.name]) if row.name in known else row for row in found]
+
+    def _measure(self, parameters: dict[str, Any]) -> list[Sample] | None:
+        try:
+            if self._dialogue is None:
+                self._dialogue = take(connect(self._address, CALL_SECONDS))
+            replies = take(
+                every_reply(self._dialogue, f"{INTERFACE}.Measure", Measured, CALL_SECONDS, parameters)
+            )
+        except (Disconnected, ConnectionError, FileNotFoundError) as error:
+            self.close()
+            self._note_away(error)
+            return None
+        except (VarlinkError, ProtocolError, OSError) as error:
+            raise explain(error, self._address) from None
+        self._was_there, self._away_since = True, None
+        return [reply.sample for reply in replies]
+
+    def _note_away(self, error: Exception) -> None:
+        present = time.monotonic()
+        self._away_since = present if self._away_since is None else self._away_since
+        if not self._was_there or present - self._away_since > RETURN_SECONDS:
+            raise explain(error, self._address) from None
+
+
+def show(address: Address, options: Options) -> None:
+    """Show what machines use until it is ended.
+
+    Raises:
+        Failure: the service refuses, or stays away.
+    """
+    from rich.console import Console
+
+    # highlight would colour numbers in names.
+    console = Console(highlight=False)
+    meter = Meter(address, options.pattern)
+    try:
+        if options.batch or options.as_json or not console.is_terminal or console.is_dumb_terminal:
+            _print(meter, options)
+        else:
+            with _terminated():
+                _draw(meter, options, console)
+    finally:
+        meter.close()
+
+
+def _print(meter: Meter, options: Options) -> None:
+    shown = 0
+    # Rates take two looks, of which the first is not shown.
+    looks = _looks(meter, options.delay)
+    next(looks)
+    for found in looks:
+        if found is None:
+            continue
+        if options.as_json:
+            for row in sort(found, options.order, reverse=options.reverse):
+                show_json(msgspec.Raw(msgspec.json.encode(row)))
+        else:
+            if shown:
+                print()
+            _print_table(sort(found, options.order, reverse=options.reverse))
+        sys.stdout.flush()
+        shown += 1
+        if shown == options.iterations:
+            return
+
+
+def _looks(meter: Meter, delay: float) -> Generator[list[Row] | None]:
+    while True:
+        begun = time.monotonic()
+        found = meter.look(whole=True)
+        yield found
+        pause = RETRY_SECONDS if found is None else delay
+        time.sleep(max(0.0, begun + pause - time.monotonic()))
+
+
+def _print_table(found: Sequence[Row]) -> None:
+    table = [COLUMNS, *(_cells(row) for row in found)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        padded = (
+            cell.ljust(width) if name in _LEFT else cell.rjust(width)
+            for name, cell, width in zip(COLUMNS, cells, widths, strict=True)
+        )
+        print("  ".join(padded).rstrip())
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    worst, share = row.worst_pressure, row.memory_share
+    return (
+        printable(row.name),
+        printable(phase_words(row.phase, row.freezer)),
+        "-" if row.cpu_percent is None else f"{row.cpu_percent:.1f}",
+        "-" if row.memory_current is None else format_size(row.memory_current),
+        "-" if share is None else f"{share:.0%}",
+        "-" if row.io_rate is None else format_size(round(row.io_rate)),
+        "-" if row.tasks_current is None else str(row.tasks_current),
+        "-" if worst is None else f"{worst[0]:.0f}% {PRESSURE_WORDS[worst[1]]}" if worst[0] >= 0.5 else "0%",
+    )
+
+
+# On a terminal
+
+
+def _draw(meter: Meter, options: Options, console: Console) -> None:
+    from rich.live import Live
+
+    order, reverse, shown = options.order, options.reverse, 0
+    found: list[Row] = []
+    with _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            begun = time.monotonic()
+            looked = meter.look(whole=order == "pressure")
+            found = found if looked is None else looked
+            shown += 1
+            end = begun + (RETRY_SECONDS if looked is None else options.delay)
+            while True:
+                visible = sort(found, order, reverse=reverse)[: _lines(console)]
+                if looked is not None and order != "pressure":
+                    visible = meter.complete(visible)
+                summary = _summary(found, order, away=looked is None)
+                live.update(_screen(console, summary, visible, order), refresh=True)
+                key = _key(keyboard, end)
+                if key is None:
+                    break
+                if key == "q":
+                    return
+                if key == "r":
+                    reverse = not reverse
+                order = KEYS.get(key, order)
+            if shown == options.iterations:
+                return
+
+
+def _lines(console: Console) -> int:
+    """Return how many machines fit into the window."""
+    return min(max(1, console.height - _AROUND), LINES_MAX)
+
+
+@contextmanager
+def _keys() -> Generator[int | None]:
+    """Have keys read one by one, if there is a keyboard; afterwards the terminal is as before."""
+    keyboard = 0
+    try:
+        before = termios.tcgetattr(keyboard)
+    except termios.error:
+        yield None
+        return
+    tty.setcbreak(keyboard)
+    try:
+        yield keyboard
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSAFLUSH, before)
+
+
+def _key(keyboard: int | None, until: float) -> str | None:
+    """Return the next key; None if there is none until then."""
+    left = max(0.0, until - time.monotonic())
+    if keyboard is None:
+        time.sleep(left)
+        return None
+    if not select.select([keyboard], [], [], left)[0]:
+        return None
+    # A hung up terminal reads as empty, for ever.
+    return os.read(keyboard, 1).decode("ascii", "replace") or "q"
+
+
+@contextmanager
+def _terminated() -> Generator[None]:
+    """Have SIGTERM leave the terminal as it was."""
+
+    def end(_number: int, _frame: FrameType | None) -> NoReturn:
+        sys.exit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _screen(console: Console, summary: Text, visible: Sequence[Row], order: str) -> Table:
+    """Return what is drawn."""
+    from rich.table import Table
+    from rich.text import Text
+
+    frame = Table.grid()
+    frame.add_row(summary)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
+    for name in COLUMNS:
+        style = "bold reverse" if _ORDER.get(name, name.lower()) == order else "bold"
+        table.add_column(
+            Text(name, style),
+            justify="left" if name in _LEFT else "right",
+            no_wrap=True,
+            overflow="ellipsis",
+            max_width=_NAME_MAX if name == "NAME" and console.width < _WIDE else None,
+        )
+    for row in visible:
+        # As Text, because rich would interpret markup in a str, and names come from outside.
+        name, state, *others = _cells(row)
+        share = row.memory_share or 0.0
+        styles = ["", "", "red" if share >= 0.9 else "", "", "", ""]
+        table.add_row(
+            Text(name, "bold"),
+            Text(state, PHASE_COLOURS.get(row.phase, "") if row.freezer == "running" else "cyan"),
+            *(Text(cell, style) for cell, style in zip(others, styles, strict=True)),
+        )
+    frame.add_row(table)
+    frame.add_row(Text("sort: c m i t p s n   r: reverse   q: quit", "bright_black", no_wrap=True))
+    return frame
+
+
+_AROUND: Final = 3
+"""Lines of the window that are not machines: the summary, the heading, the keys."""
+
+LINES_MAX: Final = 512
+"""Machines in one window; the service is asked for so many by their names."""
+
+_WIDE: Final = 110
+_NAME_MAX: Final = 24
+"""Columns of a name where the window has less than _WIDE: the others need 55, and all is to fit into 80."""
+
+
+def _summary(found: Sequence[Row], order: str, *, away: bool) -> Text:
+    from rich.text import Text
+
+    cpu = sum(row.cpu_percent or 0.0 for row in found)
+    memory = sum(row.memory_current or 0 for row in found)
+    count = f"{len(found)} machine{'' if len(found) == 1 else 's'}"
+    words = f"{count}, CPU {cpu:.1f}%, memory {format_size(memory)}, by {order}"
+    if away:
+        return Text.assemble(words, ("  the service is away", "red"), no_wrap=True, overflow="ellipsis")
+    return Text(words, no_wrap=True, overflow="ellipsis")
