@@ -98,6 +98,8 @@ def _words(happened: Happened) -> str | None:
             limit = f", for the limit of {group}" if group else ""
             number = "processes" if count is None else f"{count} process{'' if count == 1 else 'es'}"
             return f"{number.capitalize()} of machine {name} killed by {who} for lack of memory{limit}."
+        case Kind.helper_started:
+            return f"Helper {data.get('helper')} of machine {name} started."
         case Kind.helper_failed:
             return f"Helper {data.get('helper')} of machine {name} failed: {data.get('result')}."
         case Kind.lease_lost:

@@ -12,7 +12,7 @@ import pytest
 pytest.register_assert_rewrite("cli_battery")
 
 from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
-from moored import MOORCTL, Processes, run  # noqa: E402
+from moored import MOORCTL, SOCKET, Processes, run  # noqa: E402
 
 
 @pytest.fixture
@@ -135,3 +135,35 @@ def moorctl_objects(moorctl: Moorctl, status: int, *arguments: str) -> list[Any]
     done = moorctl(*arguments, "--json")
     assert done.returncode == status, done
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_log_of_a_machine_and_its_helpers(moorctl: Moorctl, spawn: Processes) -> None:
+    name, hostile = a_name(), "\\033]0;owned\\007"
+    script = f"logger -t helper 'from the helper'; printf '{hostile}\\n'; sleep infinity"
+    helper = {"name": "fs", "execStart": ["/bin/sh", "-c", script], "type": "exec"}
+    leader = spawn()
+    parameters = {"name": name, "class": "vm", "leader": {"pid": leader.pid}, "helpers": [helper]}
+    run("varlinkctl", "call", SOCKET, "io.moorage.Machine.Register", json.dumps(parameters))
+    with follow(moorctl, "log", "--follow", "--json", name) as output:
+        while json.loads(output.readline()).get("MACHINE") != name:
+            pass
+    moorctl.output("stop", name)
+    assert moorctl("wait", name).returncode == 0
+    moorctl.output("forget", name)
+    run("journalctl", "--sync")
+    lines = moorctl.output("log", name).splitlines()
+    started, ended = (
+        next(number for number, line in enumerate(lines) if text in line)
+        for text in ("moored[", f"Machine {name} exited: success, cause stopped")
+    )
+    assert started < ended
+    assert f"New machine {name} in machine-{name}.scope." in lines[started]
+    own = [line for line in lines if "owned" in line]
+    assert len(own) == 1
+    assert "\\x1b]0;owned\\x07" in own[0]
+    assert any("systemd[1]: Started machine-" in line for line in lines)
+    assert moorctl.output("log", "-n", "1", name).count("\n") == 1
+    assert moorctl.output("log", "--since", "+1h", name) == ""
+    refused(moorctl("log", "a/b"), 2, "a/b")
+    refused(moorctl("log", "--since", "nonsense", name), 1, "nonsense")
+    assert moorctl.output("log", a_name()) == ""

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from moorage import __version__
-from moorage.cli.commands import control, events, helpers, host, limits, look, register, run, top
+from moorage.cli.commands import control, events, helpers, host, limits, log, look, register, run, top
 from moorage.cli.commands.options import addressed
 from moorage.cli.failures import Exit, Failure
 
@@ -54,6 +54,7 @@ for _command in (
     top.top,
     events.events,
     events.wait,
+    log.log,
     control.kill,
     control.stop,
     limits.set_property,
