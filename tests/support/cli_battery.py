@@ -194,6 +194,13 @@ class Battery:
             assert moorctl.output("kill", name, *options) == ""
             assert leader.wait(RUN_SECONDS) == -ends_by
 
+    def test_kill_of_a_subgroup(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name = a_name()
+        moorctl.output("register", name, "--leader", str(leaders().pid))
+        refused(moorctl("kill", name, "--subgroup", "none"), 1)
+        refused(moorctl("kill", name, "--subgroup", "a", "--whom", "leader"), 2, "--whom")
+        moorctl.output("stop", name)
+
     def test_set_property(self, moorctl: Moorctl, leaders: Leaders) -> None:
         """No controller of tasks is there, neither in a sandbox nor in the fake."""
         name = a_name()

@@ -64,6 +64,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.asking", "moorage.machines.control", "moorage.machines.detached",
         "moorage.machines.lookup", "moorage.machines.looking",
         "moorage.machines.sampling", "moorage.machines.resetting",
+        "moorage.machines.group_signals",
         "moorage.machines.powering", "moorage.machines.grace", "moorage.machines.ceilings",
         "moorage.machines.alone", "moorage.machines.renewal", "moorage.machines.thawing",
         "moorage.machines.freezing", "moorage.machines.changing_limits",

@@ -19,6 +19,7 @@ from moorage.machines.errors import TooMuchUnderWay, TooOld
 from moorage.machines.events import Kind
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import Followers
+from moorage.machines.group_signals import signal_group
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine, Work
 from moorage.machines.model import Cause, HelperEnd, KillWhom
@@ -65,6 +66,7 @@ class Control:
         self._followers = followers
         self._manager = manager
         self._hierarchy = system.hierarchy
+        self._system = system
         self._asking = asking
         self._detached = detached
 
@@ -182,7 +184,7 @@ class Control:
         Raises:
             ProcessGone: the leader or supervisor has exited, or was never told.
             NoSuchUnit: no process is left.
-            TooOld: this manager cannot kill in a part of a unit.
+            TooOld: this manager cannot kill in a part of a unit, and too many processes are in it.
             UnitBusy: the machine is frozen, and cannot be thawed now.
             ManagerError: as the manager says.
         """
@@ -204,9 +206,10 @@ class Control:
             await self._thaw(machine)
         deadline = trio.current_time() + ASK_USEC / 1e6
         below = (placement.subgroup or "") + lower
-        if below:
-            if self._manager.version < SUBGROUPS_SINCE:
-                raise TooOld("Kill in a part of a unit", SUBGROUPS_SINCE)
+        if below and self._manager.version < SUBGROUPS_SINCE:
+            if not await signal_group(placement.control_group + lower, signal, self._system):
+                raise TooOld("Kill of so many processes in a part of a unit", SUBGROUPS_SINCE)
+        elif below:
             await self._manager.kill_subgroup(machine.unit, below, signal, deadline=deadline)
         else:
             await self._manager.kill(machine.unit, "all", signal, deadline=deadline)

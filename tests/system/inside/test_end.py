@@ -40,8 +40,6 @@ from moorage.kernel.cgroup import identity
 from moorage.wire.client import Client
 from moorage.wire.errors import InvalidParameter
 
-SYSTEMD = int(run("systemctl", "--version").split()[1])
-
 STUBBORN = ("sh", "-c", "trap '' TERM; echo ready; while :; do sleep infinity; done")
 """Does not go for SIGTERM; the sleep that it waits for does, and is followed by another."""
 
@@ -358,12 +356,10 @@ async def test_a_signal_to_one_subgroup(spawn: Processes) -> None:
         move(lower, f"{machine['controlGroup']}/a/b")
         for subgroup in ("a/b", "/a/b", "a"):
             parameters = {"name": "web", "signal": signal.SIGUSR1, "subgroup": subgroup}
-            if SYSTEMD < 258:
-                with pytest.raises(NotSupported, match="258"):
-                    await client.call(f"{OURS}Kill", parameters)
-                continue
             await client.call(f"{OURS}Kill", parameters)
             assert await until(lambda: signals_seen(lower)) == [b"usr1"]
+        run("moorctl", "kill", "web", "--signal", "USR1", "--subgroup", "a/b")
+        assert await until(lambda: signals_seen(lower)) == [b"usr1"]
         assert signals_seen(leader) == signals_seen(lower) == []
         with pytest.raises(ProcessGone):
             await client.call(f"{OURS}Kill", {"name": "web", "signal": signal.SIGUSR1, "subgroup": "none"})

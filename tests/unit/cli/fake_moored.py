@@ -217,7 +217,10 @@ class FakeMachine(Interface):
     @method("Kill")
     def kill(self, call: Call, params: wire.KillIn) -> None:
         del call
-        signal.pidfd_send_signal(self._living(params.name).pidfd, params.signal)
+        kept = self._living(params.name)
+        if params.subgroup is not None:  # nobody makes any here
+            raise errors.ProcessGone
+        signal.pidfd_send_signal(kept.pidfd, params.signal)
 
     @method("Stop")
     async def stop(self, call: Call, params: wire.StopIn) -> wire.MachineOut:

@@ -41,15 +41,23 @@ FREEZE_SECONDS: Final = 25.0
     show_default=True,
     help="Which of its processes to signal.",
 )
+@click.option(
+    "--subgroup",
+    metavar="PATH",
+    help="Signal only the processes in this control group below the machine's, and below that.",
+)
 @JSON
 @addressed
 @chosen
-def kill(choice: Choice, name: str, signal: int, whom: str, as_json: bool) -> None:
+def kill(choice: Choice, name: str, signal: int, whom: str, subgroup: str | None, as_json: bool) -> None:
     """Send a signal to the processes of a machine."""
+    if subgroup is not None and whom != "all":
+        raise click.UsageError("--subgroup needs --whom all.")
     address = choice.resolve()
     from moorage.cli import service, views
 
-    reply = service.call(address, "Kill", {"name": name, "signal": signal, "whom": whom})
+    parameters = {"name": name, "signal": signal, "whom": whom, "subgroup": subgroup}
+    reply = service.call(address, "Kill", parameters)
     if as_json:
         views.show_json(reply)
 
