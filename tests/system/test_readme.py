@@ -1,41 +1,156 @@
 """What the documents show at a prompt works as it is typed."""
 
 import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import pytest
 from sandboxes import CHECKOUT, Sandbox
 
-README = (CHECKOUT / "README.md").read_text()
-LAUNCHERS = (CHECKOUT / "docs" / "launchers.md").read_text()
+README = "README.md"
+LAUNCHERS = "docs/launchers.md"
+MACHINES = "docs/running-machines.md"
 
-SECTIONS = (
-    "A machine, with varlinkctl",
-    "Services for one machine: by its scope's name",
-    "The same, with moorctl",
+PAGES = {
+    path.relative_to(CHECKOUT).as_posix(): path.read_text()
+    for path in (
+        CHECKOUT / README,
+        *(CHECKOUT / "docs").glob("*.md"),
+        *(CHECKOUT / "docs/man").glob("*.rst"),
+    )
+}
+
+UNTIL_WEB_IS_THERE = (
+    "for try in $(seq 200); do moorctl status web && break; sleep 0.05; done >/dev/null 2>&1\n"
 )
-"""Sections of docs/launchers.md, in an order in which each finds what it is about."""
+
+# Something of its own for each scene, that listens to what a container is sent, and has a helper.
+WEB = r"""
+systemd-run --quiet --collect --unit=launcher moorctl run --name web --class container \
+    --helper 'fs=/usr/bin/sleep infinity' -- \
+    bash -c 'trap : INT RTMIN+4; touch /run/listens; while :; do sleep 0.1; done'
+until [ -e /run/listens ]; do sleep 0.05; done
+rm /run/listens
+"""
+
+WEB_ENDS = "moorctl stop web\n"
 
 
-def blocks(document: str, section: str) -> list[str]:
-    """Return the indented blocks of a section, without their indentation."""
-    text = document.split(f"\n## {section}\n")[1].split("\n## ", maxsplit=1)[0]
-    found = re.findall(r"(?:^(?: {4}.*)?\n)+", text, re.MULTILINE)
-    return [
-        re.sub(r"^ {4}", "", block, flags=re.MULTILINE).strip("\n") + "\n"
-        for block in found
-        if block.strip()
-    ]
+class Scene(NamedTuple):
+    """Commands of a section, and what they need.
+
+    Attributes:
+        page: path of the document.
+        section: heading; empty for what is before the first one.
+        before: script that prepares.
+        after: script that checks, and cleans up.
+        instead: what is not at hand, as a pattern, and what stands in for it.
+        shows: words of the output.
+    """
+
+    page: str
+    section: str
+    before: str = ""
+    after: str = ""
+    instead: Mapping[str, str] = {}
+    shows: str = ""
 
 
-def commands(document: str, section: str) -> str:
-    """Return the commands of a section, which are shown with a prompt, as a script."""
-    shown = [
-        re.sub(r"^# ", "", block, flags=re.MULTILINE)
-        for block in blocks(document, section)
-        if block.startswith("# ")
-    ]
-    assert shown, section
-    return "".join(shown)
+SCENES = (
+    Scene(
+        README, "Two minutes",
+        # The rest needs QEMU: tests of the examples run those files.
+        instead={r"(sleep 600 &\n)": rf"\1{UNTIL_WEB_IS_THERE}", r"(moorctl check \S+)": r"\1 --offline",
+                 r"moorctl run --name vm1 .*\n": ""},
+        shows="machine-web.scope",
+    ),
+    Scene(
+        "docs/configuration.md", "",
+        "mkdir -p /etc/moorage; echo 'machinesMax = 20000' >/etc/moorage/moored.conf; moorctl config >/dev/null\n",
+        "rm /etc/moorage/moored.conf; systemctl reload moored\n", shows="20000",
+    ),
+    Scene(
+        "docs/events.md", "",
+        # It goes on for ever.
+        """varlinkctl() {
+            command varlinkctl "$@" >/run/told & until grep -q snapshotDone /run/told; do sleep 0.05; done
+            kill $!; cat /run/told
+        }
+        """,
+        shows="snapshotDone",
+    ),
+    Scene(
+        "docs/in-place-of-machined.md", "", "",
+        """machinectl list >/dev/null 2>&1 || true
+        varlinkctl info /run/systemd/machine/io.systemd.Machine
+        systemctl disable --now moored-machined.socket
+        systemctl unmask systemd-machined.service systemd-machined.socket
+        """,
+        shows="io.systemd.Machine",
+    ),
+    Scene(
+        "docs/metrics.md", "", "moorctl list\n",
+        instead={r"/usr/lib/systemd/systemd-report .*\n": ""},  # Debian does not ship it
+        shows="io.moorage.Machine.Connections",
+    ),
+    Scene(MACHINES, "What it uses", WEB, WEB_ENDS, shows="machine-web.scope"),
+    Scene(MACHINES, "Limits", WEB, WEB_ENDS),
+    Scene(MACHINES, "Powering off", WEB, WEB_ENDS),
+    Scene(MACHINES, "Freezing", WEB, WEB_ENDS, shows="frozen"),
+    Scene(
+        "docs/man/moorctl.1.rst", "Examples", "sleep infinity & PID=$!\n", "moorctl stop web; echo $scope\n",
+        {r"qemu-system-x86_64 \.\.\.": f"sleep infinity &\n{UNTIL_WEB_IS_THERE}"}, "machine-web.scope",
+    ),
+)  # fmt: skip
+
+ELSEWHERE = {
+    (README, "Install"): "test_packages.py",
+    (README, "From your launcher"): "test_the_launcher_of_the_readme",
+    (LAUNCHERS, "A machine, with varlinkctl"): "test_the_commands_for_launchers_do_what_is_said",
+    (LAUNCHERS, "The same, with moorctl"): "test_the_commands_for_launchers_do_what_is_said",
+    (
+        LAUNCHERS,
+        "Services for one machine: by its scope's name",
+    ): "test_the_commands_for_launchers_do_what_is_said",
+    (LAUNCHERS, "A whole launcher in one line"): "test_examples.py",
+    (MACHINES, "On other hosts"): "test_hosts.py",
+}
+"""Sections whose commands another test runs."""
+
+
+def sections(page: str) -> dict[str, str]:
+    """Return the sections of a page by their headings; that of what is before the first one is empty."""
+    heading = r"^(.+)\n=+$" if page.endswith(".rst") else r"^## (.+)$"
+    first, *rest = re.split(heading, PAGES[page], flags=re.MULTILINE)
+    return {"": first, **dict(zip(rest[::2], rest[1::2], strict=True))}
+
+
+def typed(page: str, text: str) -> Iterator[str]:
+    """Return the commands of a section, each with its further lines; in a man page, those of the examples."""
+    prompt = "    " if page.endswith(".rst") else "    # "
+    command = ""
+    for line in text.splitlines():
+        if command:
+            command += f"\n{line.removeprefix('    ')}"
+        elif line.startswith(prompt):
+            command = line.removeprefix(prompt)
+        if command and not command.endswith("\\") and command.count("'") % 2 == 0:
+            yield command
+            command = ""
+    assert not command, command
+
+
+def has_commands(page: str, section: str, text: str) -> bool:
+    if page.endswith(".rst"):
+        return section == "Examples"
+    return any(typed(page, text))
+
+
+def commands(page: str, section: str) -> str:
+    """Return the commands of a section as a script."""
+    script = "".join(f"{command}\n" for command in typed(page, sections(page)[section]))
+    assert script, (page, section)
+    return script
 
 
 def run(sandbox: Sandbox, script: str) -> str:
@@ -45,9 +160,37 @@ def run(sandbox: Sandbox, script: str) -> str:
     return done.stdout
 
 
+def test_every_command_is_run_by_a_test() -> None:
+    shown = {
+        (page, section)
+        for page in PAGES
+        for section, text in sections(page).items()
+        if has_commands(page, section, text)
+    }
+    assert shown == {(scene.page, scene.section) for scene in SCENES} | ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: f"{scene.page} {scene.section}".strip())
+def test_commands_of_a_page(sandbox: Sandbox, scene: Scene) -> None:
+    script = commands(scene.page, scene.section)
+    for pattern, replacement in scene.instead.items():
+        script, count = re.subn(pattern, replacement, script)
+        assert count == 1, pattern
+    shown = run(sandbox, f"cd /moorage; systemctl start moored.socket\n{scene.before}{script}{scene.after}")
+    assert scene.shows in shown
+    assert run(sandbox, "moorctl list --no-legend") == ""
+
+
 @pytest.mark.parametrize("name", ["web", "web-1"])
 def test_the_commands_for_launchers_do_what_is_said(sandbox: Sandbox, name: str) -> None:
-    varlinkctl, services, moorctl = (commands(LAUNCHERS, section) for section in SECTIONS)
+    varlinkctl, services, moorctl = (
+        commands(LAUNCHERS, section)
+        for section in (
+            "A machine, with varlinkctl",
+            "Services for one machine: by its scope's name",
+            "The same, with moorctl",
+        )
+    )
     register, *rest = moorctl.splitlines(keepends=True)
     services, count = re.subn(r"^ +virtiofsd .*$", "      sleep infinity", services, flags=re.MULTILINE)
     assert count == 1  # the image has no virtiofsd
@@ -60,23 +203,10 @@ def test_the_commands_for_launchers_do_what_is_said(sandbox: Sandbox, name: str)
     run(sandbox, re.sub(r"\bweb\b", name, script))
 
 
-WAIT_FOR_WEB = "for try in $(seq 200); do moorctl status web && break; sleep 0.05; done >/dev/null 2>&1\n"
-
-
-def test_the_two_minutes_of_the_readme(sandbox: Sandbox) -> None:
-    first, *rest = commands(README, "Two minutes").split("\nmoorctl list\n", 1)
-    alone, _ = rest[0].split(
-        "moorctl check", 1
-    )  # the rest needs QEMU: tests of the examples run those files
-    shown = run(sandbox, f"{first}\n{WAIT_FOR_WEB}moorctl list\n{alone}")
-    assert "machine-web.scope" in shown
-    assert "web" not in run(sandbox, "moorctl list")
-
-
 def test_the_launcher_of_the_readme(sandbox: Sandbox) -> None:
-    python, shell = blocks(README, "From your launcher")
-    program, count = re.subn(r'"600"', '"1"', python)
+    text, _ = sections(README)["From your launcher"].split("The same from a shell")
+    program, count = re.subn(r'"600"', '"1"', "".join(re.findall(r"^ {4}(.*\n)", text, re.MULTILINE)))
     assert count == 1
     assert run(sandbox, f"python3 - <<'END'\n{program}END\n") == "machine-web.scope\n0\n"
-    registered = run(sandbox, re.sub("^# ", "", shell, flags=re.MULTILINE) + "moorctl stop db\n")
-    assert "machine-db.scope" in registered
+    shell = commands(README, "From your launcher")
+    assert "machine-db.scope" in run(sandbox, f"{shell}moorctl stop db\n")
