@@ -92,8 +92,10 @@ class Powering:
     async def _call(self, record: Record, power: Power, path: str) -> None:
         question = os.memfd_create("question", os.MFD_CLOEXEC)
         try:
+            # The service manager of a user has no rights but that user's, whoever registers there.
+            uid = os.geteuid() or record.registrant
             asked = {
-                "path": path, "method": f"{INTERFACE}.{power.method}", "uid": record.registrant,
+                "path": path, "method": f"{INTERFACE}.{power.method}", "uid": uid,
                 "seconds": REPLY_SECONDS,
             }  # fmt: skip
             os.pwrite(question, msgspec.json.encode(asked), 0)

@@ -201,7 +201,6 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.system_instance
 async def test_a_guest_is_asked_at_its_control_address(spawn: Processes, place: Path) -> None:
     async with await connect() as client:
         web = vmm(spawn, place / "s", "obeys")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from doer import doer, does
-from moored import OURS, Process, Processes, connect, register, run, show, until
+from moored import OURS, Process, Processes, connect, register, run, show, until, verdict
 
 from moorage.wire.client import Client
 
@@ -112,6 +112,16 @@ async def test_a_rate_slows_a_writer(spawn: Processes) -> None:
         device = found["io"]["loop0"]
         assert device["majMin"] == NUMBERS
         assert (device["writeBytes"], device["writeOperations"]) == (276 * CHUNK, 276)
+
+        # From here on it is counted anew, of the device too; peaks stay, and the end tells of all.
+        await client.call(f"{OURS}ResetAccounting", {"name": "web"})
+        transfer(process, 4)
+        since = await client.call(f"{OURS}Describe", {"name": "web"})
+        assert since["accounting"]["ioWriteBytes"] == 4 * CHUNK
+        assert since["io"]["loop0"]["writeOperations"] == 4
+        assert since["accounting"]["memoryPeak"] >= found["accounting"]["memoryPeak"]
+        await client.call(f"{OURS}Stop", {"name": "web"})
+        assert (await verdict(client, "web"))["accounting"]["ioWriteBytes"] == 280 * CHUNK
 
 
 async def test_a_number_of_operations_slows_a_reader(spawn: Processes) -> None:
