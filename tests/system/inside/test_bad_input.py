@@ -44,7 +44,7 @@ from moorage.wire.errors import VarlinkError
 
 INVALID = "org.varlink.service.InvalidParameter"
 
-SEVERAL = {f"{OURS}{name}" for name in ("List", "Measure", "Subscribe")}
+SEVERAL = {f"{OURS}{name}" for name in ("List", "Measure", "Subscribe", "AwaitStop")}
 """Methods that have to be called with 'more'."""
 
 PROPERTY = settings(deadline=None, database=None)
