@@ -350,8 +350,17 @@ def test_moorctl_says_it_in_the_words_of_who_asked(spawn: Processes) -> None:
         "DeviceAllow=/dev/nosuch rw",
         "CPUQuotaPeriodSec=50ms",
         "DelegateSubgroup=a",
+        "AllowedCPUs=0",
+        "TasksMax=infinity",
     ]
     text = run("sh", "-c", 'exec "$@" 2>&1', "sh", *argv, *(f"--property={each}" for each in asked))
     assert "Warning: DeviceAllow=/dev/nosuch rw has no effect: there is no /dev/nosuch\n" in text
     assert "Warning: CPUQuotaPeriodSec=50ms has no effect: " in text
     assert "Warning: DelegateSubgroup=a has no effect: " in text
+    assert (
+        "Warning: AllowedCPUs=0 has no effect: the controller “cpuset” is not available to this unit\n"
+        in text
+    )
+    assert "Warning: TasksMax" not in text  # nothing was to be limited
+    # What it prints of the unit can be said again as it is.
+    assert {f"  {each}" for each in asked if "Device" not in each} <= set(text.splitlines())

@@ -116,6 +116,19 @@ def test_without_a_lease_what_is_left_stays() -> None:
     moorctl.output("stop", name)
 
 
+def test_a_qemu_in_the_background_is_told_what_it_takes() -> None:
+    name = a_name()
+    qemu = ("qemu-system-x86_64", "-M", "microvm", "-accel", "tcg", "-m", "32", "-nodefaults", "-display", "none",
+            "-S", "-daemonize")  # fmt: skip
+    done = moorctl("run", "--name", name, "--", *qemu)
+    assert done.returncode == 0
+    assert "as qemu -daemonize does, needs --no-lease" in done.stderr
+    done = moorctl("run", "--name", name, "--no-lease", "--", *qemu)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert show(f"machine-{name}.scope", "ActiveState") == {"ActiveState": "active"}
+    moorctl.output("stop", name)
+
+
 def test_a_helper_that_ends_the_machine_is_named_with_its_last_words(tmp_path: Path) -> None:
     file = tmp_path / "set.toml"
     file.write_text(
