@@ -17,6 +17,9 @@ SOCKET_NAME = "varlink"
 """``FileDescriptorName=`` of the sockets that are ours, as sd_varlink_server_listen_auto(3) has it."""
 
 
+HTTP_NAME = "http"
+"""The same of the exporter's socket."""
+
 NOTIFY_SECONDS = 1.0
 """How long the service manager may leave its queue full before a message is dropped. Everybody waits meanwhile."""
 
@@ -48,6 +51,20 @@ def listeners() -> list[socket.socket]:
             f"no socket named “{SOCKET_NAME}” was passed; start moored.socket, or use --listen to run by hand"
         )
     return found
+
+
+def http_listener() -> socket.socket:
+    """Take over the listening socket that was passed under the name ``http``.
+
+    Raises:
+        NoSockets: there is none, or it is no listening stream socket.
+    """
+    for descriptor, name in daemon.listen_fds_with_names().items():
+        if name == HTTP_NAME and daemon.is_socket(descriptor, socket.AF_UNSPEC, socket.SOCK_STREAM, 1):
+            return socket.socket(fileno=descriptor)
+    raise NoSockets(
+        f"no socket named “{HTTP_NAME}” was passed; start moorage-exporter.socket, or use --listen"
+    )
 
 
 def listen(path: str) -> socket.socket:

@@ -18,13 +18,13 @@ LIVE = 60.0
 
 WITHOUT_CHECKOUT = """
 python3 -m pip uninstall --quiet --yes --break-system-packages --root-user-action=ignore moorage
-rm -f /usr/lib/systemd/*/moored* /usr/share/polkit-1/actions/io.moorage.policy
+rm -f /usr/lib/systemd/*/moor* /usr/share/polkit-1/actions/io.moorage.policy
 umount /moorage
 systemctl daemon-reload
 ! command -v moorctl
 """
 
-INSTALL = "DEBIAN_FRONTEND=noninteractive dpkg --install /packages/*.deb"
+INSTALL = "DEBIAN_FRONTEND=noninteractive dpkg --install /packages/{moored,moorctl,python3-moorage}_*.deb"
 
 # Machines with a helper and a lease each, held by moorctl run.
 START = f"""
@@ -106,6 +106,18 @@ def test_packages_from_installation_to_purge(packages: Path, boot: Callable[...,
         "/usr/share/polkit-1/actions/io.moorage.policy",
     ):
         assert path in files
+    # What else it needs is not in the sandbox: prometheus_client.
+    exporter = script(sandbox, "dpkg-deb --contents /packages/moorage-exporter_*.deb")
+    for path in (
+        "./usr/bin/moorage-exporter",
+        "./usr/lib/systemd/system/moorage-exporter.socket",
+        "./usr/lib/systemd/system/moorage-exporter.service",
+        "./usr/share/man/man8/moorage-exporter.8.gz",
+        "./usr/share/doc/moorage-exporter/examples/prometheus/moorage.rules.yml",
+        "./usr/share/doc/moorage-exporter/examples/grafana/moorage.json",
+    ):
+        assert f" {path}" in exporter
+    assert "moorage-exporter" not in "".join(files)
     assert "varlink" in script(sandbox, "varlinkctl info /run/moorage/io.moorage.Machine")
 
     # An upgrade restarts the service, and harms no machine: the same scopes, helpers and launchers afterwards.

@@ -84,7 +84,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 4: interfaces served
     ("moorage.api", "moorage.activation", "moorage.configuration"),
     # 5: programs
-    ("moorage.__main__", "moorage.app", "moorage.cli"),
+    ("moorage.__main__", "moorage.app", "moorage.cli", "moorage.exporter"),
 )  # fmt: skip
 """A name stands for a module or package and all below it. Imports within a layer are allowed, cycles are not."""
 
@@ -104,6 +104,7 @@ PACKAGES_ONLY = (
     "moorage.api.systemd_machine",
     "moorage.configuration",
     "moorage.dbus",
+    "moorage.exporter",
     "moorage.kernel",
     "moorage.probes",
     "moorage.steps",
@@ -184,9 +185,16 @@ FORBIDDEN: tuple[Arrow, ...] = (
     Arrow("moorage", "jeepney", ("moorage.dbus.authentication",)),
     Arrow("moorage", "systemd", ("moorage.activation", "moorage.pid1.journal")),
     Arrow("moorage", "varlink", ("moorage.wire.idl",)),
+    Arrow("moorage", "prometheus_client", ("moorage.exporter",)),
     *(Arrow(module, "trio") for module in PURE if module not in HOLD_EVENTS),
     *(Arrow(module, "logging") for module in PURE),
     *(Arrow(module, "socket") for module in PURE if module != "moorage.kernel.peer"),
+    # The exporter is a client of the library, and waits for nobody but in steps.
+    Arrow("moorage.exporter", "trio"),
+    *(
+        Arrow("moorage.exporter", f"moorage.{other}")
+        for other in ("api", "app", "authz", "cli", "configuration", "dbus", "kernel", "machines", "pid1")
+    ),
     # The command line talks to the socket only.
     *(
         Arrow("moorage.cli", f"moorage.{other}")

@@ -34,7 +34,9 @@ def test_pages_are_made_without_a_warning(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["io.moorage.Machine.7", "moorage.helpers.5", "moorctl.1", "moored.8", "moored.conf.5"]
+    assert names == [
+        "io.moorage.Machine.7", "moorage-exporter.8", "moorage.helpers.5", "moorctl.1", "moored.8", "moored.conf.5",
+    ]  # fmt: skip
     assert all(re.search(r"^\.TH ", path.read_text(), re.MULTILINE) for path in tmp_path.iterdir())
 
 

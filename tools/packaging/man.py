@@ -2,8 +2,9 @@
 
     python3 tools/packaging/man.py DIRECTORY
 
-moorctl(1) has its commands and options from click, moored(8) its options from argparse, moored.conf(5) those of the
-configuration, and io.moorage.Machine(7) is the interface file, whose comments are its documentation.
+moorctl(1) has its commands and options from click, moored(8) and moorage-exporter(8) theirs from argparse,
+moored.conf(5) those of the configuration, and io.moorage.Machine(7) is the interface file, whose comments are its
+documentation.
 """
 
 import argparse
@@ -117,10 +118,13 @@ def pages() -> dict[str, str]:
     """Return the source of each man page by its file name, such as moored.8."""
     from moorage.__main__ import parser
     from moorage.cli import commands as cli
+    from moorage.exporter.options import parser as exporter
 
     found = {path.stem: path.read_text() for path in sorted(SOURCES.glob("*.rst"))}
     found["moorctl.1"] = found["moorctl.1"].replace(".. commands::\n", "\n".join(commands(cli.moorctl)))
     found["moored.8"] = found["moored.8"].replace(".. options::\n", "\n".join(options(parser())))
+    page = found["moorage-exporter.8"]
+    found["moorage-exporter.8"] = page.replace(".. options::\n", "\n".join(options(exporter())))
     found["moored.conf.5"] = found["moored.conf.5"].replace(".. settings::\n", "\n".join(settings()))
     found["io.moorage.Machine.7"] = interface()
     return found

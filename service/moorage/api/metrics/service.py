@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from moorage.api.metrics.families import series
+from moorage.machines.events import Kind
 from moorage.machines.machine import Machine
-from moorage.machines.model import MachineClass, Phase
+from moorage.machines.model import Cause, MachineClass, Phase
 from moorage.machines.services import Services
 from moorage.pid1.latency import Latency, Sum
 from moorage.wire.tally import Tally
@@ -59,8 +60,9 @@ class Insides:
         yield series("Subscribers").message(chronicle.subscribers)
         yield from _counted("Calls", "method", self._tally.calls)
         yield from _counted("Errors", "error", self._tally.errors)
-        yield from _counted("Events", "event", chronicle.counts)
-        yield from _counted("MachinesEnded", "cause", chronicle.ends)
+        # Those that have not happened yet as well: of a counter that appears with 1 nobody sees that it has grown.
+        yield from _counted("Events", "event", dict.fromkeys(Kind, 0) | chronicle.counts)
+        yield from _counted("MachinesEnded", "cause", dict.fromkeys(Cause, 0) | chronicle.ends)
         yield from _summed("ManagerReplies", "ManagerReplyTime", self._latency.replies)
         yield from _summed("ManagerJobs", "ManagerJobTime", self._latency.jobs)
 

@@ -1,0 +1,1 @@
+"""moorage-exporter: what io.systemd.Metrics of moored says, for Prometheus."""
