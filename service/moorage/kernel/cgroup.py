@@ -269,7 +269,8 @@ def _nsec(usec: int | None) -> int | None:
 def limits(control_group: str) -> Limits:
     """Read how often the limits of a group were reached; all None if it is gone."""
     memory = _pairs(_read(control_group, "memory.events"))
-    own = _pairs(_read(control_group, "memory.events.local")) if memory else {}
+    # What was counted nowhere below was not counted here.
+    own = _pairs(_read(control_group, "memory.events.local")) if any(memory.values()) else memory
     oom = own.get(b"oom")
     return Limits(
         memory_high=own.get(b"high"),
