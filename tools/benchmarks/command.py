@@ -19,6 +19,10 @@ What is measured, and against whom:
             that has its link and the message ready; and systemd-run for the scope, the directory and each helper, one
             after the other. SIGKILL to the leader until the control group of the last helper is gone, with moored
             running, and without it for the units that the plain client started.
+  running   1,000 machines of moored: SetProperties of three limits, and Freeze with Thaw, against the bare calls of
+            the service manager by busctl (its start included); Measure, until the last reply, and systemd-cgtop
+            --iterations=1 --raw --batch from its start to its end, CPU of the service against that of cgtop; moorctl
+            top and systemd-cgtop on a terminal, with a refresh a second.
   capacity  machines until a call is refused, file descriptors of the main process and its memory (smaps_rollup; of
             its PSS the client, the same Python, bears a share, RSS counts all). machined is counted with the limit
             of open files of its own unit; everywhere else it gets as many as moored.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
-from benchmarks import helpers, rows
+from benchmarks import helpers, rows, running
 from benchmarks.apart import OtherCaller
 from benchmarks.machines import (
     PREFIX,
@@ -74,7 +74,9 @@ connection.recv(65536)
 connection.sendall(b'{{}}\\0')
 """
 
-BUSCTL, PLAIN, SYSTEMD_RUN = (Peer(name, "", "") for name in (rows.BUSCTL, rows.PLAIN, rows.SYSTEMD_RUN))
+BUSCTL, PLAIN, SYSTEMD_RUN, CGTOP = (
+    Peer(name, "", "") for name in (rows.BUSCTL, rows.PLAIN, rows.SYSTEMD_RUN, rows.CGTOP)
+)
 
 IMPORTS_PEER = Peer(
     rows.IMPORTS_BY_PID1, "/run/bench-imports", "bench-imports.service", "bench-imports.socket"
@@ -96,6 +98,7 @@ class Bench:
                 "wire": self.wire,
                 "register": self.register,
                 "helpers": self.with_helpers,
+                "running": self.running,
                 "capacity": self.capacity,
                 "cold": self.cold,
             }[group]()
@@ -238,6 +241,26 @@ class Bench:
                     self.sample(f"helpers/{count}", peer, ms)
                     self.sample(f"helpers/{count}/gone", peer, gone)
                     self.sample(f"helpers/{count}/cpu", peer, cpu_of_pid1() - used)
+
+    def running(self) -> None:
+        """Measure what is done with machines that run, by moored and by systemd's own tools."""
+        with Leaders(rows.FIRST_MACHINES) as leaders:
+            figures: dict[Peer, Callable[[], running.Figures]] = {
+                MOORED: partial(running.by_moored, leaders),
+                BUSCTL: partial(running.by_busctl, leaders),
+                CGTOP: running.by_cgtop,
+            }
+            peers = self.installed("running", tuple(figures))
+            MOORED.start()
+            register_together(MOORED.socket, leaders)
+            for turn in self.rounds("running", peers):
+                for peer in turn:
+                    settle()
+                    with self.guarded("running", peer):
+                        for key, value in figures[peer]():
+                            self.sample(key, peer, value)
+            kill_all(MOORED.socket, leaders)
+        MOORED.stop()
 
     def capacity(self) -> None:
         """Measure counts, which need only one round."""

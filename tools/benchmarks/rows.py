@@ -14,6 +14,7 @@ GROUPS = {
     "wire": "GetInfo: latency on a kept and on a fresh connection, throughput at 1 to 120 connections",
     "register": "Register, List and stop of 100, 400 and 1,000 real processes; another caller meanwhile; 400 deaths",
     "helpers": "Register with 0 to 20 helpers, and how long they take to go with their machine",
+    "running": "limits changed, machines frozen, measured and watched, of 1,000",
     "capacity": "machines in one instance, file descriptors, memory",
     "cold": "the first call, which starts the service",
 }
@@ -35,12 +36,15 @@ MOORED, MACHINED, ASYNCVARLINK, VARLINK = "moored", "machined", "asyncvarlink", 
 IMPORTS_BY_PID1 = "bare imports, started by PID 1 in the same way"
 IMPORTS_BY_FORK = "bare imports, forked by the generator"
 BUSCTL, PLAIN, SYSTEMD_RUN = "busctl", "plain client, no service", "systemd-run"
+CGTOP = "systemd-cgtop"
 LIMIT = "limit"
 """Peer of a row whose target is a figure instead of a ratio: moored's value over that figure."""
 
 MACHINES = 5000
 FIRST_MACHINES = 1000
 """Numbers of machines with which memory is measured."""
+OTHER_MS = 5.0
+"""What another caller may wait while all are measured, ms."""
 MEMORY_KIB = 60 * 1024
 MEMORY_EACH_KIB = 8
 
@@ -142,7 +146,7 @@ def meets(ratio: float, target: str) -> bool:
 
 def quantities(counts: Sequence[int]) -> list[Quantity]:
     """Return all rows of a run that registers certain numbers of processes."""
-    return [*_wire(), *_register(counts), *_helpers(), *_capacity(), *_cold()]
+    return [*_wire(), *_register(counts), *_helpers(), *_running(), *_capacity(), *_cold()]
 
 
 def _wire() -> list[Quantity]:
@@ -231,6 +235,24 @@ def _helpers() -> list[Quantity]:
         )
         rows.append(Quantity("helpers", f"helpers/{count}/cpu", f"{text}, CPU of PID 1 (ms)", PLAIN))
     return rows
+
+
+def _running() -> list[Quantity]:
+    measure, watch = f"Measure of {FIRST_MACHINES} machines", f"moorctl top of {FIRST_MACHINES} machines"
+    return [
+        Quantity("running", key, name, peer, target, OTHER_MS if peer == LIMIT else None)
+        for key, name, peer, target in (
+            ("set", "SetProperties of three limits (ms)", BUSCTL, "<=1.1"),
+            ("freeze", "Freeze and Thaw (ms)", BUSCTL, "<=1.1"),
+            ("measure/wall", f"{measure}, what systemd-cgtop reads (ms)", CGTOP, "<=1.0"),
+            ("measure/cpu", f"{measure}, what systemd-cgtop reads, CPU (ms)", CGTOP, "<=1.0"),
+            ("whole/wall", f"{measure}, with pressure, peaks, swap and kills (ms)", CGTOP, None),
+            ("whole/cpu", f"{measure}, with pressure, peaks, swap and kills, CPU (ms)", CGTOP, None),
+            ("other", f"{measure}, another caller's GetInfo meanwhile, p99 (ms)", LIMIT, "<=1.0"),
+            ("top/client", f"{watch}, CPU of moorctl per refresh (ms)", CGTOP, "<=1.5"),
+            ("top/service", f"{watch}, CPU of moored per refresh (ms)", CGTOP, "<=1.5"),
+        )
+    ]
 
 
 def _capacity() -> list[Quantity]:
