@@ -158,6 +158,16 @@ class Battery:
         assert f"── {name} machine-{name}.scope running\n" in moorctl.output("tree")
         refused(moorctl("tree", name, "no-such"), 3, "There is no machine no-such.")
 
+    def test_what_machines_use_is_shown(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name = a_name()
+        moorctl.output("register", name, "--leader", str(leaders().pid))
+        found = moorctl.objects("top", "--delay", "100ms", "--iterations", "2", "--filter", name)
+        assert [each["name"] for each in found] == [name, name]
+        assert all(isinstance(each["cpuPercent"], float) for each in found)
+        rows = [line.split() for line in moorctl.output("top", "--delay", "100ms").splitlines()]
+        assert rows[0][:3] == ["NAME", "STATE", "CPU%"]
+        assert name in [row[0] for row in rows]
+
     def test_the_configuration_is_shown(self, moorctl: Moorctl) -> None:
         lines = moorctl.output("config").splitlines()
         assert lines[0].split() == ["OPTION", "VALUE", "SOURCE"]
