@@ -25,7 +25,7 @@ UP_SECONDS = 1200.0
 """A boot takes two seconds, but the image may have to be built first."""
 DOWN_SECONDS = 60.0
 PYTEST_SECONDS = 900.0
-"""For one module of tests that runs inside."""
+"""For the modules of tests that run inside a sandbox together."""
 
 SHELLS_AND_SSH = "openssh-server,openssh-client,zsh,fish,bash-completion"
 """Packages of the tests of what people type, so that all of these have one image."""
@@ -100,11 +100,13 @@ class Sandbox:
             self.command(argv, user=user, env=env), text=True, stdin=stdin, stdout=stdout, stderr=stderr
         )
 
-    def pytest(self, module: Path, *options: str, user: int = 0, timeout: float = PYTEST_SECONDS) -> None:
+    def pytest(
+        self, *modules: Path, options: Sequence[str] = (), user: int = 0, timeout: float = PYTEST_SECONDS
+    ) -> None:
         """Run tests inside: as root against the sandbox's own PID 1, or as a user against that user's.
 
         Args:
-            module: of tests, or a directory of them.
+            modules: of tests, or directories of them.
             options: for the pytest inside.
             user: uid; below a service manager that is there.
             timeout: s.
@@ -112,7 +114,7 @@ class Sandbox:
         Raises:
             pytest.fail.Exception: not every test in it passed; says what the inner pytest printed.
         """
-        inside = Path("/moorage") / module.resolve().relative_to(CHECKOUT)
+        inside = [str(Path("/moorage") / module.resolve().relative_to(CHECKOUT)) for module in modules]
         argv = [
             *(["systemd-run", "--user", "--scope", "--quiet", "--collect"] if user else []),
             "env",
@@ -126,13 +128,14 @@ class Sandbox:
             "--color=no",
             "--tb=short",
         ]
-        done = self.run([*argv, *options, str(inside)], check=False, user=user, timeout=timeout)
+        done = self.run([*argv, *options, *inside], check=False, user=user, timeout=timeout)
         if done.returncode != 0 or not re.search(r"\b\d+ passed", done.stdout):
             journal = self.run(
                 ["journalctl", "--boot", "--no-pager", "--lines=60", "--output=short-monotonic"], check=False
             )
+            names = ", ".join(module.name for module in modules)
             pytest.fail(
-                f"{module.name} inside {self.suite} (systemd {self.systemd}):\n{done.stdout}{done.stderr}\n"
+                f"{names} inside {self.suite} (systemd {self.systemd}):\n{done.stdout}{done.stderr}\n"
                 f"The end of the journal:\n{journal.stdout}",
                 pytrace=False,
             )

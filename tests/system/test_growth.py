@@ -19,4 +19,4 @@ def own_sandbox() -> Generator[Sandbox]:
 
 
 def test_nothing_grows(own_sandbox: Sandbox) -> None:
-    own_sandbox.pytest(MODULE, "-o", f"faulthandler_timeout={SECONDS:.0f}", timeout=SECONDS)
+    own_sandbox.pytest(MODULE, options=("-o", f"faulthandler_timeout={SECONDS:.0f}"), timeout=SECONDS)
