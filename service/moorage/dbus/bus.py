@@ -124,16 +124,20 @@ class BadReply(BusError):
 class _Pending:
     """A call whose reply has not come."""
 
-    __slots__ = ("answered", "outcome")
+    __slots__ = ("_returned", "answered", "outcome")
 
-    def __init__(self) -> None:
+    def __init__(self, returned: Callable[[], None] | None) -> None:
+        self._returned = returned
         self.answered = trio.Event()
         self.outcome: Received | BusError = BusClosed("not answered", sent=True)
 
     def settle(self, outcome: Received | BusError) -> None:
-        if not self.answered.is_set():
-            self.outcome = outcome
-            self.answered.set()
+        if self.answered.is_set():
+            return
+        self.outcome = outcome
+        self.answered.set()
+        if self._returned is not None and isinstance(outcome, Received) and outcome.kind == METHOD_RETURN:
+            self._returned()
 
 
 class _Outgoing:
@@ -340,19 +344,19 @@ class Bus:
 
     def _submit(self, calls: Sequence[BusCall], serials: list[int]) -> list[_Pending]:
         """Number the calls, register them, and write them; never waits."""
-        messages: list[tuple[int, bytes, Sequence[int]]] = []
+        messages: list[tuple[BusCall, int, bytes, Sequence[int]]] = []
         for call in calls:
             serial = self._next_serial()
             try:
-                messages.append((serial, *call_bytes(call, serial)))
+                messages.append((call, serial, *call_bytes(call, serial)))
             except Unmarshallable as exc:
                 reason = f"arguments of {call.member} do not fit {call.signature!r}: {exc}"
                 raise BadCall(reason) from exc
         waiting: list[_Pending] = []
         batch: list[bytes] = []
         serial = 0
-        for serial, data, fds in messages:
-            self._pending[serial] = pending = _Pending()
+        for call, serial, data, fds in messages:
+            self._pending[serial] = pending = _Pending(call.returned)
             serials.append(serial)
             waiting.append(pending)
             if fds:

@@ -9,7 +9,7 @@ Pure: no I/O.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
@@ -69,6 +69,7 @@ class BusCall(NamedTuple):
         body: the arguments, as `moorage.dbus.marshal` takes them.
         reply: signature that the reply must have.
         interactive: the peer may ask the user for authorization; such a call can take minutes.
+        returned: called by the reader when the call has succeeded, before whoever waits goes on. Must not raise.
     """
 
     destination: str
@@ -79,6 +80,7 @@ class BusCall(NamedTuple):
     body: tuple[object, ...] = ()
     reply: str = ""
     interactive: bool = False
+    returned: Callable[[], None] | None = None
 
 
 class Received(NamedTuple):

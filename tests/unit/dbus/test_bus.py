@@ -329,6 +329,25 @@ async def test_error_replies() -> None:
         assert (caught.value.name, caught.value.text) == ("org.example.Error.No", text)
 
 
+async def test_the_reader_tells_of_a_success_before_its_caller_goes_on() -> None:
+    told: list[str] = []
+    call = ECHO._replace(returned=lambda: told.append("returned"))
+    async with linked() as (link, peer), trio.open_nursery() as nursery:
+
+        async def make() -> None:
+            told.append((await link.call(call, deadline=soon()))[0])
+
+        nursery.start_soon(make)
+        await peer.receive()
+        await peer.send(reply(1, "a"))
+    assert told == ["returned", "a"]
+    with pytest.raises(CallFailed):
+        await one_call(
+            call, message(MessageType.error, 3, reply_serial=1, error_name="org.example.Error.No")
+        )
+    assert told == ["returned", "a"]
+
+
 async def test_replies_of_another_type() -> None:
     for data in (
         reply(1),

@@ -85,13 +85,13 @@ class DBusManager(UnitOrders):
     ) -> Job:
         """See `Manager`."""
         properties = _scope_properties(spec)
-        call = _start_call(spec.unit, properties, spec.auxiliary)
+        call = _start_call(spec.unit, properties, spec.auxiliary)._replace(returned=made)
         with errors(f"start of {spec.unit}", deadline, spec.unit, _sent(properties, spec)):
             repeated = False
             while True:
                 bus = await self._session.up()
                 try:
-                    return await self._run_job(bus, call, spec.unit, deadline, queued=made)
+                    return await self._run_job(bus, call, spec.unit, deadline)
                 except BusClosed as exc:
                     if not exc.sent:
                         continue
@@ -161,15 +161,7 @@ class DBusManager(UnitOrders):
         with errors(f"reload of {unit}", deadline, unit):
             return await self._run_job(await self._session.up(), call, unit, deadline)
 
-    async def _run_job(
-        self,
-        bus: Bus,
-        call: BusCall,
-        unit: str,
-        deadline: float,
-        *,
-        queued: Callable[[], None] | None = None,
-    ) -> Job:
+    async def _run_job(self, bus: Bus, call: BusCall, unit: str, deadline: float) -> Job:
         """Make a call that is answered with a job, and wait for its end."""
         ended = trio.Event()
         begun = trio.current_time()
@@ -177,8 +169,6 @@ class DBusManager(UnitOrders):
         try:
             (reply,) = await self._session.make(bus, call, deadline=deadline)
             (path,) = unwrap(reply)
-            if queued is not None:
-                queued()
             self._session.jobs.claim(ticket, job_id(path))
             await ended.wait()
             if ticket.end is None:
