@@ -38,6 +38,7 @@ from benchmarks.peers import (
     Peer,
     cpu_of_broker,
     cpu_of_pid1,
+    keep_apart,
     raise_limit_of_machined,
     settle,
     systemctl,
@@ -419,6 +420,7 @@ def main() -> None:
     _, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
     os.environ.setdefault("PYTHONPATH", os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    keep_apart()
     Bench(rows.Options(**json.loads(sys.argv[1]))).run()
 
 

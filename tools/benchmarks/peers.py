@@ -119,6 +119,13 @@ ASYNCVARLINK = Peer(
 VARLINK = Peer("varlink package", "/run/bench-varlink", "bench-varlink.service", library="varlink")
 
 
+def keep_apart() -> None:
+    """Have moored not register its machines with machined too, which would be measured with it."""
+    dropin = Path("/etc/moorage/moored.conf.d/bench.conf")
+    dropin.parent.mkdir(parents=True, exist_ok=True)
+    dropin.write_text("publish = false\n")
+
+
 def raise_limit_of_machined(*, high: bool) -> None:
     """Give machined the limit for open files of moored's unit, or that of its own unit."""
     dropin = UNITS / f"{MACHINED.service}.d" / "bench.conf"
