@@ -20,6 +20,13 @@ JOURNAL: Final = "/run/systemd/journal/socket"
 QUEUE_MAX = 1024
 """Entries that wait for journald: what a host with as many machines has to say at once. Further ones are counted."""
 
+GATHER_SECONDS = 0.02
+"""For how long an entry may wait for others, s. Each wakes journald, which the kernel then prefers to us: sent before
+the reply, the one about its start delayed each registration by a fifth, on two busy processors."""
+
+GATHER_MAX = 64
+"""Entries that wait for others: further ones are sent at once."""
+
 RETRY_SECONDS = 0.1
 """Pause where there should be room and is none, s."""
 
@@ -60,20 +67,22 @@ class JournalWriter:
         return len(self._queue)
 
     def write(self, fields: Mapping[str, str | Sequence[str]]) -> None:
-        """Send an entry, or have it sent later. Neither waits nor raises."""
+        """Have an entry sent in a moment, with others. Neither waits nor raises."""
         if len(self._queue) >= QUEUE_MAX:
             self.lost += 1
             return
         self._queue.append(encode(fields))
-        self._send()
-        if self._queue:
-            self._late.set()
+        if len(self._queue) > GATHER_MAX:
+            self._send()
+        self._late.set()
 
     async def run(self) -> None:
-        """Send what could not be sent at once, for ever."""
+        """Send what waits, for ever."""
         while True:
             await self._late.wait()
+            await trio.sleep(GATHER_SECONDS)
             self._late = trio.Event()
+            self._send()
             while self._queue and self._socket is not None:
                 with contextlib.suppress(trio.ClosedResourceError):
                     await trio.lowlevel.wait_writable(self._socket)
@@ -105,6 +114,7 @@ class JournalWriter:
             lost, self.lost = self.lost, 0
             text = f"{lost} entries about machines were lost, as the journal did not take them."
             self.write({"PRIORITY": "4", "SYSLOG_IDENTIFIER": "moored", "MESSAGE": text})
+            self._send()
 
     def _connected(self) -> socket.socket:
         if self._socket is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from moorage.pid1.journal_writer import QUEUE_MAX, JournalWriter, encode
+from moorage.pid1.journal_writer import GATHER_MAX, QUEUE_MAX, JournalWriter, encode
 
 
 def listen(path: Path) -> socket.socket:
@@ -45,9 +45,26 @@ def test_an_entry_as_the_protocol_has_it() -> None:
 
 async def test_entries_arrive_in_order(path: Path, journald: socket.socket) -> None:
     writer = JournalWriter(str(path))
-    for number in range(3):
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+        for number in range(3):
+            writer.write({"N": str(number)})
+        assert received(journald) == []  # nobody is kept waiting for journald
+        entries: list[bytes] = []
+        while len(entries) < 3:
+            entries += received(journald)
+            await trio.sleep(0.001)
+        assert entries == [b"N=0\n", b"N=1\n", b"N=2\n"]
+        nursery.cancel_scope.cancel()
+    writer.close()
+
+
+async def test_many_entries_are_sent_at_once(path: Path, journald: socket.socket) -> None:
+    writer = JournalWriter(str(path))
+    for number in range(GATHER_MAX + 1):
+        assert received(journald) == []
         writer.write({"N": str(number)})
-    assert received(journald) == [b"N=0\n", b"N=1\n", b"N=2\n"]
+    assert received(journald)
     writer.close()
 
 
@@ -73,14 +90,22 @@ async def test_a_journal_that_hangs_is_not_waited_for(path: Path, journald: sock
 
 async def test_a_journal_that_is_started_again_is_found(path: Path, journald: socket.socket) -> None:
     writer = JournalWriter(str(path))
-    writer.write({"N": "0"})
-    journald.close()
-    os.unlink(path)
-    writer.write({"N": "1"})
-    assert len(writer) == 0
-    with listen(path) as other:
-        writer.write({"N": "2"})
-        assert received(other) == [b"N=2\n"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run)
+
+        async def sent(number: int) -> None:
+            writer.write({"N": str(number)})
+            while len(writer):  # noqa: ASYNC110 - it has none
+                await trio.sleep(0.001)
+
+        await sent(0)
+        journald.close()
+        os.unlink(path)
+        await sent(1)
+        with listen(path) as other:
+            await sent(2)
+            assert received(other) == [b"N=2\n"]
+        nursery.cancel_scope.cancel()
     writer.close()
 
 
@@ -88,5 +113,5 @@ async def test_what_is_too_large_is_left_out(path: Path, journald: socket.socket
     writer = JournalWriter(str(path))
     writer.write({"N": "x" * (8 << 20)})
     writer.write({"N": "1"})
-    assert received(journald) == [b"N=1\n"]
     writer.close()
+    assert received(journald) == [b"N=1\n"]
