@@ -239,6 +239,10 @@ class Control:
         """
         self._note_asked(machine, Cause.stopped, None, ends=False, insist_by=insist_by)
 
+    def spare(self, machine: Machine) -> None:
+        """Take note that a machine was asked to end, and that nothing else can be done."""
+        self._asking.spare(machine)
+
     def _is_kept(self, machine: Machine) -> bool:
         return self._registry.get(machine.name) is machine
 

@@ -188,11 +188,14 @@ class Grace(Follower):
         while not machine.gone.is_set():
             try:
                 await self._control.stop(machine)
-            except (ManagerError, TooMuchUnderWay, OSError) as error:
-                _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
-                await trio.sleep(ASK_USEC / 1e6)
             except NotStoppable:
+                self._control.spare(machine)
                 return
+            except (ManagerError, TooMuchUnderWay, OSError) as error:
+                _log.warning("Failed to stop machine %s: %s", machine.name, error)
+                if not machine.record.placement.is_whole:
+                    return  # it is asked once, and nothing insists
+                await trio.sleep(ASK_USEC / 1e6)
 
     async def _ask(self, machine: Machine, period: Period) -> None:
         """Ask the guest, or at least thaw the machine, so that it can end; if that fails, its time is over."""
