@@ -20,6 +20,7 @@ from moorage.machines.left_units import LeftUnits
 from moorage.machines.machine import Machine
 from moorage.machines.registry import VERDICT_KEEP_USEC, Registry
 from moorage.machines.store import Store
+from moorage.machines.verdicts import described
 
 TIDY_SECONDS = 60.0
 """How often old verdicts are dropped."""
@@ -84,6 +85,7 @@ class Retirement:
     def complete(self, machine: Machine) -> None:
         """Store a verdict that is complete; should we end before, the next instance finds it out again."""
         assert machine.record.verdict is not None
+        _log.debug("Machine %s exited: %s.", machine.name, described(machine.record.verdict))
         if self._registry.verdict(machine.name) is machine:  # else forgotten, or another one has the name
             try:
                 self._store.save(machine.record)
