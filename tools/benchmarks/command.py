@@ -49,7 +49,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rows
+from benchmarks import metrics, rows
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 SANDBOX = CHECKOUT / "tools" / "sandbox"
@@ -94,7 +94,9 @@ def measure(options: rows.Options) -> list[dict[str, Any]]:
         subprocess.TimeoutExpired: it took too long.
     """
     name = f"bench-{secrets.token_hex(2)}"
-    subprocess.run([SANDBOX, "up", SUITE, "--name", name], check=True, timeout=UP_SECONDS, stdout=sys.stderr)
+    packages = ["--packages", metrics.PACKAGES] if "metrics" in options.groups else []
+    up = [SANDBOX, "up", SUITE, "--name", name, *packages]
+    subprocess.run(up, check=True, timeout=UP_SECONDS, stdout=sys.stderr)
     try:
         command = [SANDBOX, "exec", "--env=PYTHONPATH=/moorage/tools", name, "--"]
         client = ["python3", "-m", "benchmarks.inside", json.dumps(asdict(options))]

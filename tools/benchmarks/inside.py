@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
-from benchmarks import helpers, rows, running
+from benchmarks import helpers, metrics, rows, running
 from benchmarks.apart import OtherCaller
 from benchmarks.machines import (
     PREFIX,
@@ -60,6 +60,11 @@ WARM_UP_MACHINES = 16
 SLICES = 3
 """Parts of a run. Their rates depend on where the scheduler puts both ends, which changes with each part."""
 
+SCRAPES = 5
+"""Scrapes in one round."""
+QUIET_SECONDS = 0.5
+"""How long another caller is looked at without a scrape, in s."""
+
 FURTHER_OF_MACHINED = 1000
 """Machines from which the growth of machined is derived; as many as for moored would take minutes."""
 
@@ -101,6 +106,7 @@ class Bench:
                 "helpers": self.with_helpers,
                 "running": self.running,
                 "capacity": self.capacity,
+                "metrics": self.metrics,
                 "cold": self.cold,
             }[group]()
 
@@ -316,6 +322,35 @@ class Bench:
             kill_all(peer.socket, rest)
         peer.stop()
         return reached
+
+    def metrics(self) -> None:
+        """Measure scrapes, and what they cost another caller."""
+        count = rows.SCRAPED
+        for (peer,) in self.rounds("metrics", self.installed("metrics", (MOORED,))):
+            with self.guarded("metrics", peer):
+                metrics.install()
+                self.warm(peer)
+                with Leaders(count) as leaders:
+                    register_together(peer.socket, leaders)
+                    settle()
+                    with OtherCaller(peer.socket) as other:
+                        time.sleep(QUIET_SECONDS)
+                    wait = quantile(other.waits, 0.99)
+                    self.write({"key": "scrape/other/p99", "peer": rows.QUIET, "value": wait})
+                    with OtherCaller(peer.socket) as other:
+                        taken = [metrics.scrape(leaders.prefix, count) for _ in range(SCRAPES)]
+                    self.sample("scrape/other/p99", peer, quantile(other.waits, 0.99))
+                    self.sample("scrape", peer, quantile(taken, 0.5))
+                    pattern = f'"object":"{leaders.prefix}'
+                    for name, source, what in (
+                        (peer.name, "io.moorage.Machine.CpuUsage", pattern),
+                        (rows.CGROUP, "io.systemd.CGroup.CpuUsage", f'"object":"machine-{leaders.prefix}'),
+                    ):
+                        taken = [metrics.report(source, what, count) for _ in range(SCRAPES)]
+                        self.write({"key": "report", "peer": name, "value": quantile(taken, 0.5)})
+                    taken = [metrics.export(leaders.prefix, count) for _ in range(SCRAPES)]
+                    self.sample("export", peer, quantile(taken, 0.5))
+                    kill_all(peer.socket, leaders)
 
     def cold(self) -> None:
         """Measure the first call, and the imports of moored's dependencies by the same Python."""

@@ -16,6 +16,7 @@ GROUPS = {
     "helpers": "Register with 0 to 20 helpers, and how long they take to go with their machine",
     "running": "limits changed, machines frozen, measured and watched, of 1,000",
     "capacity": "machines in one instance, file descriptors, memory",
+    "metrics": "a scrape of 1,000 machines, another caller meanwhile; systemd-report; the exporter",
     "cold": "the first call, which starts the service",
 }
 
@@ -37,6 +38,7 @@ IMPORTS_BY_PID1 = "bare imports, started by PID 1 in the same way"
 IMPORTS_BY_FORK = "bare imports, forked by the generator"
 BUSCTL, PLAIN, SYSTEMD_RUN = "busctl", "plain client, no service", "systemd-run"
 CGTOP = "systemd-cgtop"
+CGROUP, QUIET = "systemd-report-cgroup", "without a scrape"
 LIMIT = "limit"
 """Peer of a row whose target is a figure instead of a ratio: moored's value over that figure."""
 
@@ -45,6 +47,9 @@ FIRST_MACHINES = 1000
 """Numbers of machines with which memory is measured."""
 OTHER_MS = 5.0
 """What another caller may wait while all are measured, ms."""
+SCRAPED = 1000
+"""Number of machines that are scraped."""
+SCRAPE_MS, EXPORT_MS, WAIT_MS = 200, 500, 10
 MEMORY_KIB = 60 * 1024
 MEMORY_EACH_KIB = 8
 
@@ -146,7 +151,7 @@ def meets(ratio: float, target: str) -> bool:
 
 def quantities(counts: Sequence[int]) -> list[Quantity]:
     """Return all rows of a run that registers certain numbers of processes."""
-    return [*_wire(), *_register(counts), *_helpers(), *_running(), *_capacity(), *_cold()]
+    return [*_wire(), *_register(counts), *_helpers(), *_running(), *_capacity(), *_metrics(), *_cold()]
 
 
 def _wire() -> list[Quantity]:
@@ -275,6 +280,21 @@ def _capacity() -> list[Quantity]:
     ):
         rows.append(Quantity("capacity", key, name, MACHINED))
     return rows
+
+
+def _metrics() -> list[Quantity]:
+    text = f"at {SCRAPED} machines"
+    limits = (
+        ("scrape", f"Scrape of moored {text}, p50 (ms)", SCRAPE_MS),
+        ("scrape/other/p99", "Another caller's GetInfo meanwhile, p99 (ms)", WAIT_MS),
+        ("export", f"Scrape of the exporter {text}, p50 (ms)", EXPORT_MS),
+    )
+    return [
+        *(Quantity("metrics", key, name, LIMIT, "<=1.0", limit) for key, name, limit in limits),
+        Quantity("metrics", "scrape/other/p99", "Another caller's GetInfo meanwhile, p99 (ms)", QUIET),
+        # It takes no more than 4,096 values: of one family, that both have.
+        Quantity("metrics", "report", f"systemd-report metrics …CpuUsage {text}, p50 (ms)", CGROUP, "<=1.0"),
+    ]
 
 
 def _cold() -> list[Quantity]:
