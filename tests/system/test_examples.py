@@ -135,7 +135,11 @@ def test_a_virtual_machine_with_a_file_server_and_a_tpm(boot: Callable[..., Sand
     sandbox.run(["test", "!", "-e", "/run/moorage/m/web"])
 
 
-GO = "golang-go,golang-github-emersion-go-varlink-dev"
+COMPILERS = ",".join((
+    "golang-go", "golang-github-emersion-go-varlink-dev",
+    "cargo", "rustc", "librust-serde-json-dev", "librust-serde-derive-dev",
+))  # fmt: skip
+"""In one image."""
 
 BUILD_IN_GO = """
 export GOPATH=/run/go:/usr/share/gocode GO111MODULE=off GOCACHE=/run/go/cache CGO_ENABLED=0
@@ -147,17 +151,32 @@ go vet launcher
 go build -o /run/examples/launcher-go launcher
 """
 
-BUILD_IN_GO_SECONDS = 300.0
-"""The compiler comes without a cache, and makes its library first."""
+# Debian has no varlink for Rust: the generator is one of the examples.
+BUILD_IN_RUST = """
+mkdir -p /run/rust /run/examples
+cp -r /moorage/examples/rust/. /run/rust
+cd /run/rust
+python3 generate.py /moorage/interfaces/io.moorage.Machine.varlink >src/moorage.rs
+HOME=/run/rust cargo build --offline --quiet --config 'source.crates-io.replace-with="debian"' \\
+    --config 'source.debian.directory="/usr/share/cargo/registry"'
+cp target/debug/launcher /run/examples/launcher-rust
+"""
+
+BUILD_SECONDS = 300.0
+"""The compilers come without a cache, and make their libraries first."""
 
 
 @pytest.mark.parametrize("suite", ["forky"])
-def test_a_launcher_in_go(boot: Callable[..., Sandbox]) -> None:
-    """The types, the errors and the calls are made by a generator that nobody here has written."""
-    sandbox = boot("--packages", GO)
+def test_launchers_that_are_compiled(boot: Callable[..., Sandbox]) -> None:
+    """In Go the types, the errors and the calls are made by a generator that nobody here has written."""
+    sandbox = boot("--packages", COMPILERS)
     sandbox.run(["systemctl", "start", "moored.socket"])
-    sandbox.run(["sh", "-euc", BUILD_IN_GO], timeout=BUILD_IN_GO_SECONDS)
-    launcher = "/run/examples/launcher-go"
+    for build, name in ((BUILD_IN_GO, "launcher-go"), (BUILD_IN_RUST, "launcher-rust")):
+        sandbox.run(["sh", "-euc", build], timeout=BUILD_SECONDS)
+        check_launcher(sandbox, f"/run/examples/{name}")
+
+
+def check_launcher(sandbox: Sandbox, launcher: str) -> None:
     script = (
         'sed -n s/^0:://p /proc/self/cgroup; echo talk | socat -t 20 - UNIX-CONNECT:"$HELPER"; echo "$SCOPE"'
     )
