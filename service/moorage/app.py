@@ -25,6 +25,7 @@ from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
+from moorage.beside.adopting import Adopting
 from moorage.beside.directory import ADDRESS, Directory
 from moorage.beside.following import Beside, Watch
 from moorage.beside.notes import Notes
@@ -92,6 +93,9 @@ from moorage.wire.service import Interface, Service
 DRAIN_USEC = 5_000_000
 """For how long calls under way may go on after SIGTERM, µs. What has reached the service manager is found again by the
 next instance, so that nothing is lost by being short."""
+
+FIRST_SECONDS = 0.5
+"""For how long the first calls wait for machines that machined has already, s, which takes a tenth of that."""
 
 IDLE_CHECK_USEC = 1_000_000
 """How often it is asked whether there is anything left to do, µs."""
@@ -180,6 +184,7 @@ class Core:
         registrar = Registrar(
             registry, intents, Holders(registry, agenda, manager, system), scopes, states, directories, starts,
             leases, Places(trusted), references, followers, manager, system, detached)  # fmt: skip
+        self._adopting = Adopting(registry, registrar, starts, manager, system)
         self._recovery = Recovery(
             registry, store, intents, agenda, observer, retirement, left, starts, leases, leftovers, states,
             followers, manager, hierarchy)  # fmt: skip
@@ -202,7 +207,10 @@ class Core:
             settings: what is to be done.
         """
         registry, followers = self.services.registry, self.followers
-        self._beside = Beside(registry, notes, machined, watch, followers, publish=settings.publish)
+        self._beside = Beside(
+            registry, notes, machined, watch, followers, self._adopting, self._retirement,
+            publish=settings.publish, adopt=settings.adopt,
+        )  # fmt: skip
         followers.join(self._beside)
 
     def keep_diary(self, writer: JournalWriter, *, user: bool) -> None:
@@ -235,10 +243,12 @@ class Core:
                 nursery.start_soon(self._watching.run)
                 nursery.start_soon(self._limits.run)
                 nursery.start_soon(self._retirement.run)
-                if self._beside is not None:
-                    nursery.start_soon(self._beside.run)
                 if self._writer is not None:
                     nursery.start_soon(self._writer.run)
+                if self._beside is not None:
+                    nursery.start_soon(self._beside.run)
+                    with trio.move_on_after(FIRST_SECONDS):
+                        await self._beside.first.wait()
                 task_status.started()
         finally:
             self._observer.close()
@@ -264,7 +274,9 @@ class Core:
     def idle(self) -> bool:
         """Whether there is nothing to watch and nothing under way."""
         registry = self.services.registry
-        return not (len(registry) or registry.claims or len(self._accounts)) and self._agenda.is_empty
+        awaits = self._beside is not None and self._beside.stays
+        waits = len(registry) or registry.claims or len(self._accounts) or awaits
+        return not waits and self._agenda.is_empty
 
 
 async def run(options: Options, configuration: Configuration, listeners: Sequence[socket.socket]) -> None:
@@ -342,7 +354,7 @@ async def serve(
 def _is_beside(options: Options, settings: Settings, listeners: Sequence[socket.socket]) -> bool:
     """Whether there is anything to settle with machined: not in its own place, for one."""
     in_place = any(listener.getsockname() == ADDRESS for listener in listeners)
-    return options.user is None and not in_place and settings.publish
+    return options.user is None and not in_place and (settings.publish or settings.adopt)
 
 
 def _open_store(path: str) -> Store:

@@ -138,10 +138,12 @@ class Battery:
         for name in names:
             moorctl.output("register", name, "--leader", str(leaders().pid), "--class", "container")
         lines = moorctl.output("list").splitlines()
-        assert lines[0].split() == ["NAME", "CLASS", "PHASE", "SERVICE", "UNIT", "LEADER", "UID", "ADDRESS"]
+        columns = "NAME CLASS PHASE SERVICE UNIT LEADER UID ORIGIN ADDRESS"
+        assert lines[0].split() == columns.split()
         rows = [line.split() for line in lines[1:]]
         assert [row[0] for row in rows] == sorted(row[0] for row in rows)
         ours = [row for row in rows if row[0] in names]
+        assert {row[7] for row in ours} == {"registered"}
         assert [row[:5] for row in ours] == [
             [name, "container", "running", "-", f"machine-{name}.scope"] for name in names
         ]

@@ -79,7 +79,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.wire.link", "moorage.wire.answering", "moorage.wire.server",
         "moorage.wire.outlet", "moorage.wire.fairness", "moorage.wire.exchange",
         "moorage.wire.client", "moorage.launch", "moorage.client",
-        "moorage.beside.peer", "moorage.beside.following",
+        "moorage.beside.peer", "moorage.beside.following", "moorage.beside.adopting",
     ),
     # 4: interfaces served
     ("moorage.api", "moorage.activation", "moorage.configuration"),

@@ -1,4 +1,4 @@
-"""Keeps this service and machined in step: what is registered here is published there.
+"""Keeps this service and machined in step: what is registered here is published there, and what is there adopted.
 
 A follower: it takes note of names, and one task settles what is to be done about each, one after the other, as
 machined does one thing after the other. Nothing of that delays a call, and nothing of it fails one. While machined
@@ -11,19 +11,23 @@ published. What machined has of ours is told by its leader, which is a process t
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 import trio
 
+from moorage.beside.adopting import Adopting
 from moorage.beside.listed import Listed
 from moorage.beside.notes import Note, Notes
 from moorage.beside.peer import MachinedRefused, MachinedUnavailable, Peer
 from moorage.machines.events import Kind
 from moorage.machines.followers import Follower, Followers
 from moorage.machines.machine import Machine
-from moorage.machines.model import Origin
+from moorage.machines.model import Origin, Registration
 from moorage.machines.registry import Registry
+from moorage.machines.renewal import has_scope
+from moorage.machines.retirement import Retirement
 from moorage.names import is_host_name
 
 RETRY_SECONDS = 1.0
@@ -31,6 +35,9 @@ RETRY_SECONDS = 1.0
 
 RETRY_SECONDS_MAX = 60.0
 """The longest one: each is twice the last."""
+
+DROPPED_SECONDS = 5.0
+"""For how long a machine may live that was adopted, and that machined has no more, s: it is about to end, for most."""
 
 NAMES_MAX = 4096
 """Names that wait to be settled. Of more of them it is cheaper to ask for the whole list."""
@@ -40,6 +47,10 @@ _log = logging.getLogger(__name__)
 
 class Shown(Protocol):
     """What machined shows of itself, watched; see :class:`moorage.beside.directory.Directory`."""
+
+    def names(self) -> list[str]:
+        """Return the names of the machines that machined has."""
+        ...
 
     def close(self) -> None:
         """Watch it no more."""
@@ -51,7 +62,11 @@ Watch: TypeAlias = Callable[[Callable[[str], None], Callable[[str], None], Calla
 
 
 class Beside(Follower):
-    """Settles who has which machine."""
+    """Settles who has which machine.
+
+    Attributes:
+        first: set when what there was at the start is settled, or cannot be.
+    """
 
     def __init__(
         self,
@@ -60,8 +75,11 @@ class Beside(Follower):
         peer: Peer,
         watch: Watch,
         followers: Followers,
+        adopting: Adopting,
+        retirement: Retirement,
         *,
         publish: bool,
+        adopt: bool,
     ) -> None:
         """Settle nothing yet.
 
@@ -71,14 +89,21 @@ class Beside(Follower):
             peer: machined.
             watch: begins to watch what it shows of itself.
             followers: are told of what is published.
+            adopting: adopts machines.
+            retirement: forgets those that machined has no more.
             publish: machines that are registered here are registered with machined.
+            adopt: machines that machined has are adopted.
         """
         self._registry = registry
         self._notes = notes
         self._peer = peer
         self._watch = watch
         self._followers = followers
+        self._adopting = adopting
+        self._retirement = retirement
         self._publish = publish
+        self._adopt = adopt
+        self.first = trio.Event()
         # To be settled; whether there is something to do even if machined has it as it should be.
         self._names: dict[str, bool] = {}
         self._everything = False
@@ -94,12 +119,19 @@ class Beside(Follower):
             self._take(machine.name, sure=True)
 
     def ended(self, machine: Machine) -> None:
-        """Settle a machine that has ended, or was forgotten, and whose unit goes on, so that machined has it still."""
-        record = machine.record
-        goes_on = record.verdict is None or not record.allocated
+        """Settle a machine that has ended, or was forgotten: what machined has by its name, it may go on having."""
+        record, adopted = machine.record, machine.record.origin is Origin.adopted
+        goes_on = record.verdict is None or not has_scope(machine)
         if goes_on and record.leader is not None and machine.published:
-            self._notes.add(Note(record.name, record.leader, record.origin is Origin.registered))
+            self._notes.add(Note(record.name, record.leader, not adopted))
             self._take(record.name, sure=True)
+        elif self._adopt and (adopted or not machine.published) and is_host_name(record.name):
+            self._take(record.name, sure=True)
+
+    def failed(self, registration: Registration, error: Exception) -> None:  # noqa: ARG002 - the protocol's
+        """Settle a name that was claimed, and is free again."""
+        if self._adopt and is_host_name(registration.name):
+            self._take(registration.name, sure=True)
 
     def came(self, name: str) -> None:
         """Take note that machined has a machine."""
@@ -137,6 +169,11 @@ class Beside(Follower):
 
     # What is done
 
+    @property
+    def stays(self) -> bool:
+        """Whether machines may come by themselves, so that somebody has to be there."""
+        return self._adopt and self._peer.is_there
+
     async def run(self) -> None:
         """Settle what is noticed, for ever."""
         self._notes.restore()
@@ -144,31 +181,37 @@ class Beside(Follower):
             shown = self._watch(self.came, self.went, self.returned)
         except OSError as error:
             _log.warning("Failed to watch systemd-machined, leaving it alone: %s", error)
+            self.first.set()
             return
         try:
-            await self._follow()
+            if self._adopt and any(self._registry.get(name) is None for name in shown.names()):
+                self.returned()
+            else:
+                self.first.set()
+            async with trio.open_nursery() as nursery:
+                await self._follow(nursery)
         finally:
             shown.close()
 
-    async def _follow(self) -> None:
+    async def _follow(self, nursery: trio.Nursery) -> None:
         pause = RETRY_SECONDS
         while True:
             await self._woken.wait()
             self._woken, self._returned = trio.Event(), trio.Event()
-            if not self._peer.is_there:
-                await self._returned.wait()
-            elif await self._is_settled():
+            settled = self._peer.is_there and await self._is_settled(nursery)
+            self.first.set()
+            if settled:
                 pause = RETRY_SECONDS
-            else:
-                with trio.move_on_after(pause):
-                    await self._returned.wait()
-                pause = min(2 * pause, RETRY_SECONDS_MAX)
-                self.returned()
+                continue
+            with trio.move_on_after(pause if self._peer.is_there else math.inf):
+                await self._returned.wait()
+            pause = min(2 * pause, RETRY_SECONDS_MAX)
+            self.returned()
 
-    async def _is_settled(self) -> bool:
+    async def _is_settled(self, nursery: trio.Nursery) -> bool:
         """Settle what is noticed; return whether that is done."""
         try:
-            await self._settle_all()
+            await self._settle_all(nursery)
         except MachinedUnavailable as error:
             level = logging.DEBUG if self._silent else logging.WARNING
             _log.log(level, "Failed to ask systemd-machined, trying again: %s", error)
@@ -182,23 +225,24 @@ class Beside(Follower):
         self._silent = False
         return True
 
-    async def _settle_all(self) -> None:
+    async def _settle_all(self, nursery: trio.Nursery) -> None:
         while self._everything or self._names:
             if not self._everything:
                 name = next(iter(self._names))
-                await self._settle_one(name, sure=self._names.pop(name))
+                await self._settle_one(name, nursery, sure=self._names.pop(name))
                 continue
             self._everything = False
             self._names.clear()
             found = await self._peer.look_at_all()
             names = {machine.name for machine in self._registry}
-            for name in sorted({*names, *found, *self._notes.names}):
-                machine = self._registry.get(name)
-                if machine is not None and not machine.published:
-                    machine.published = None  # to be tried again
-                await self._settle(name, found.get(name))
+            async with trio.open_nursery() as batch:
+                for name in sorted({*names, *found, *self._notes.names}):
+                    machine = self._registry.get(name)
+                    if machine is not None and not machine.published:
+                        machine.published = None  # to be tried again
+                    await self._settle(name, found.get(name), nursery, batch)
 
-    async def _settle_one(self, name: str, *, sure: bool) -> None:
+    async def _settle_one(self, name: str, nursery: trio.Nursery, *, sure: bool) -> None:
         """Settle a name by itself; the first thing that is done for a new machine is to publish it."""
         machine = self._registry.get(name)
         if machine is not None and machine.record.origin is Origin.registered:
@@ -207,16 +251,20 @@ class Beside(Follower):
             if self._may_publish(machine) and machine.published is None and await self._published(machine):
                 return
         try:
-            await self._settle(name, await self._peer.look(name))
+            await self._settle(name, await self._peer.look(name), nursery, nursery)
         except MachinedRefused as error:
             _log.debug("systemd-machined does not tell of machine %s: %s", name, error)
 
-    async def _settle(self, name: str, found: Listed | None) -> None:
+    async def _settle(
+        self, name: str, found: Listed | None, nursery: trio.Nursery, batch: trio.Nursery
+    ) -> None:
         """Settle a name.
 
         Args:
             name: of one machine here, and one there, or of either.
             found: what machined has.
+            nursery: for what takes its time.
+            batch: for adoptions.
 
         Raises:
             MachinedUnavailable: see there.
@@ -224,14 +272,27 @@ class Beside(Follower):
         machine = self._registry.get(name)
         if await self._is_taken_back(name, found, machine):
             found = None
-        if machine is None or machine.record.origin is not Origin.registered:
-            return
-        if found is not None and found.leader == machine.record.leader:
+        if machine is None:
+            if found is not None and self._adopt and self._notes.get(name) is None:
+                batch.start_soon(self._adopting.adopt, found)
+        elif machine.record.origin is Origin.adopted:
+            has = found is not None and found.leader == machine.record.leader
+            if machine.published and not has:
+                nursery.start_soon(self._drop, machine)
+            machine.published = has
+        elif found is not None and found.leader == machine.record.leader:
             self._tell(machine, published=True)
         elif machine.published:
             self._tell(machine, published=False)
         elif found is None and machine.published is None and self._may_publish(machine):
             await self._published(machine)
+
+    async def _drop(self, machine: Machine) -> None:
+        """Forget a machine that machined has no more, unless it ends."""
+        with trio.move_on_after(DROPPED_SECONDS):
+            await machine.gone.wait()
+        if self._registry.get(machine.name) is machine and not machine.published:
+            self._retirement.forget(machine)
 
     async def _is_taken_back(self, name: str, found: Listed | None, machine: Machine | None) -> bool:
         """Have machined forget a machine of ours that has ended, or was forgotten; return whether it had it."""
@@ -270,4 +331,6 @@ class Beside(Follower):
 
     def _tell(self, machine: Machine, *, published: bool) -> None:
         machine.published = published
+        if not published and not machine.is_there:
+            return  # it has just ended, which is what is told
         self._followers.happened(machine, Kind.published if published else Kind.unpublished)

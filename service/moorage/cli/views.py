@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 ABSENT: Final = "-"
 
-COLUMNS: Final = ("NAME", "CLASS", "PHASE", "SERVICE", "UNIT", "LEADER", "UID", "ADDRESS")
+COLUMNS: Final = ("NAME", "CLASS", "PHASE", "SERVICE", "UNIT", "LEADER", "UID", "ORIGIN", "ADDRESS")
 
 PHASE_COLOURS: Final = {
     "starting": "yellow",
@@ -213,6 +213,7 @@ def _row(machine: Machine) -> tuple[str, ...]:
         machine.unit + (machine.subgroup or ""),
         None if machine.leader is None else str(machine.leader.pid),
         str(machine.uid),
+        machine.origin,
         machine.ssh_address,
     )
     return tuple(printable(cell) if cell else ABSENT for cell in cells)

@@ -257,6 +257,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "Register machines with systemd-machined too, where it is, so that its tools see them.",
         at_restart=True,
     ),
+    "adopt": Option(
+        Switch(),
+        "Adopt the machines of systemd-machined, where it is. The service then stays, also with nothing to do.",
+        at_restart=True,
+    ),
     "log_level": Option(Level(), "The least important messages that are logged."),
 }
 """The options by the fields of :class:`Settings`."""

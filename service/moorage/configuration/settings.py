@@ -70,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tasks_max: int = TASKS_MAX
     runtime_directory_size_bytes: int = DIRECTORY_BYTES_MAX
     publish: bool = True
+    adopt: bool = True
     log_level: int = INFO
 
     @property

@@ -182,6 +182,14 @@ def identity(control_group: str) -> int | None:
         return None
 
 
+def owner(control_group: str) -> int | None:
+    """Return the uid that a group was given to, that of root where it was to nobody; None if it is gone."""
+    try:
+        return os.stat(ROOT + control_group).st_uid
+    except FileNotFoundError:
+        return None
+
+
 def processes(control_group: str, most: int) -> list[int] | None:
     """Read the PIDs of all processes in a group and below it; None where they cannot be told.
 

@@ -28,6 +28,7 @@ from moorage.machines.machine import Machine
 from moorage.machines.model import Phase
 from moorage.machines.properties import REFUSED_ON_SCOPES, check_helper
 from moorage.machines.registry import Registry
+from moorage.machines.renewal import has_scope
 from moorage.machines.thawing import helper_group
 from moorage.pid1.manager import (
     InvalidProperty,
@@ -179,7 +180,7 @@ class ChangingLimits:
         """Return the unit that is to be changed."""
         record = machine.record
         if helper is None:
-            if not record.allocated:
+            if not has_scope(machine):
                 raise ForeignUnit("SetProperties")
             for name in properties:
                 if name in REFUSED_ON_SCOPES:

@@ -11,6 +11,7 @@ from moorage.machines.events import Kind
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine
 from moorage.machines.model import Registration
+from moorage.machines.renewal import has_scope
 from moorage.pid1.references import References
 
 Fact: TypeAlias = Mapping[str, object]
@@ -105,7 +106,7 @@ class HeldUnits(Follower):
 
     def added(self, machine: Machine) -> None:
         """Hold the scope."""
-        if machine.record.allocated:
+        if has_scope(machine):
             self._references.hold([machine.unit])
 
     def ended(self, machine: Machine) -> None:

@@ -25,6 +25,7 @@ from moorage.machines.model import (
     Cause,
     Helper,
     HelperEnd,
+    Origin,
     Phase,
     Record,
     Timestamp,
@@ -210,7 +211,7 @@ class Machine:
         self.reached: Reached | None = None
         self.waiting: tuple[Waiting, ...] = ()
         self.told: Told | None = None
-        self.published: bool | None = None
+        self.published: bool | None = True if record.origin is Origin.adopted else None
         self._stopping = False  # its unit is deactivating
         self._work: Counter[Work] = Counter()
         if record.verdict is not None:

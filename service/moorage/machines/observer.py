@@ -19,6 +19,7 @@ from moorage.machines.leader import WatchedLeader, end_of
 from moorage.machines.machine import Machine
 from moorage.machines.model import Phase
 from moorage.machines.registry import Registry
+from moorage.machines.renewal import has_scope
 from moorage.machines.vital import lost
 from moorage.names import machine_of_helper
 from moorage.pid1.hints import Hints
@@ -196,6 +197,6 @@ class Observer(Follower):
             hint.active_state == "inactive" and self._references.holds(hint.unit)
         ):
             # It stays so until it has been looked at; a scope does not even begin anew.
-            self._agenda.mark(machine, ask=True, ended=hint if machine.record.allocated else None)
+            self._agenda.mark(machine, ask=True, ended=hint if has_scope(machine) else None)
         elif hint.active_state != "active" or machine.phase is not Phase.running:
             self._agenda.look_later(machine, trio.current_time() + SETTLE_SECONDS)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import trio
 
 from moorage.machines.machine import Machine
+from moorage.machines.model import Origin
 from moorage.pid1.manager import ASK_USEC, Manager
+
+
+def has_scope(machine: Machine) -> bool:
+    """Whether the unit of a machine is a scope made for it, which ends with it, and with it all that was set."""
+    record = machine.record
+    adopted = record.origin is Origin.adopted and record.placement.is_whole
+    return record.allocated or (adopted and machine.unit.endswith(".scope"))
 
 
 async def is_renewed(machine: Machine, manager: Manager) -> bool:

@@ -39,7 +39,7 @@ def moored() -> Generator[None]:
     """
     if not USER:
         ALONE.parent.mkdir(parents=True, exist_ok=True)
-        ALONE.write_text("publish = false\n")
+        ALONE.write_text("publish = false\nadopt = false\n")
     start_listening()
     before = cursor()
     yield

@@ -7,10 +7,11 @@ import json
 import signal
 import subprocess
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import ask, call, encode
+from hostile import ask, encode
 from moored import (
     ALONE,
     OURS,
@@ -18,6 +19,8 @@ from moored import (
     Processes,
     connect,
     describe,
+    listed,
+    members,
     process_of,
     register,
     run,
@@ -27,6 +30,7 @@ from moored import (
     verdict,
 )
 
+from moorage.errors import MachineExists
 from moorage.wire.client import Client
 
 MACHINED = "/run/systemd/machine/io.systemd.Machine"
@@ -144,16 +148,179 @@ async def test_a_machined_that_is_masked_or_hangs_delays_nobody(spawn: Processes
         await client.call(f"{OURS}Stop", {"name": "two"})
 
 
-async def test_of_two_with_one_name_each_stays_where_it_is(spawn: Processes) -> None:
-    run("systemd-run", "--quiet", "--unit=other", "sleep", "infinity")
-    theirs, ours = int(show("other.service", "MainPID")["MainPID"]), spawn()
-    there_first = {"name": "web", "class": "container", "leader": theirs}
-    assert call(f"{THEIRS}Register", there_first, path=MACHINED) in ({}, {"parameters": {}})
+# Adopted
+
+
+NSPAWN = ("systemd-run", "--quiet", "--collect", "--unit=nspawn", "--property=KillMode=mixed",
+          "systemd-nspawn", "--quiet", "--register=yes", "--machine=box", "--directory=/", "--volatile=yes",
+          "--private-users=no", "--", "sleep", "infinity")  # fmt: skip
+
+
+@pytest.fixture
+def box(machined: None) -> Generator[None]:
+    """A container of systemd-nspawn, which knows nothing of moored."""
+    run(*NSPAWN)
+    yield
+    subprocess.run(["systemctl", "stop", "nspawn.service"], check=False, capture_output=True)
+
+
+async def adopted(client: Client, name: str) -> dict[str, Any]:
+    """Wait until a machine is listed, and return it."""
+
+    async def found() -> dict[str, Any] | None:
+        return (await listed(client)).get(name)
+
+    machine = await until(found, f"{name} is adopted")
+    assert machine is not None
+    assert machine["origin"] == "adopted"
+    assert machine["published"]
+    return machine
+
+
+async def test_a_container_of_nspawn_is_a_machine_like_others(box: None) -> None:
     async with await connect() as client:
-        await register(client, "web", ours)
-        await until(lambda: there()["web"]["leader"] == process_of(theirs))
-        assert not await published(client)
-        run("systemctl", "stop", "other.service")
-        await until(lambda: published(client))
-        assert there()["web"]["leader"] == process_of(ours)
-        await client.call(f"{OURS}Stop", {"name": "web"})
+        machine = await adopted(client, "box")
+        theirs = there()["box"]
+        assert (machine["unit"], machine["leader"], machine["service"]) == (
+            theirs["unit"],
+            theirs["leader"],
+            "systemd-nspawn",
+        )
+        assert machine["phase"] == "running"
+        await client.call(f"{OURS}SetProperties", {"name": "box", "properties": {"CPUWeight": 50}})
+        assert show(machine["unit"], "CPUWeight") == {"CPUWeight": "50"}
+        await client.call(f"{OURS}Freeze", {"name": "box"})
+        assert (await describe(client, "box"))["freezer"] == "frozen"
+        await client.call(f"{OURS}Thaw", {"name": "box"})
+        helper = {"name": "fs", "execStart": ["/bin/sleep", "infinity"]}
+        await client.call(f"{OURS}AddHelpers", {"name": "box", "helpers": [helper]})
+        signal_moored(signal.SIGKILL)  # it finds again what it had adopted, and does so once
+    async with await connect() as client:
+        assert (await adopted(client, "box"))["invocationId"] == machine["invocationId"]
+        run("machinectl", "terminate", "box")
+        found = await verdict(client, "box")
+        assert found["cause"] == "unitStopped"
+        assert found["accounting"]["cpuUsageNSec"] > 0
+    assert kinds(machine["invocationId"]).count("machineNew") == 1
+    await until(lambda: show("machine-box-fs.service", "ActiveState") == {"ActiveState": "inactive"})
+
+
+async def test_a_container_that_was_forgotten_is_left_alone(box: None) -> None:
+    async with await connect() as client:
+        machine = await adopted(client, "box")
+        await client.call(f"{OURS}Forget", {"name": "box"})
+    signal_moored(signal.SIGKILL)
+    run("systemctl", "restart", SERVICE)
+    async with await connect() as client:
+        assert await listed(client) == {}
+        assert there().keys() == {"box"}
+        assert show(machine["unit"], "ActiveState") == {"ActiveState": "active"}
+        run("systemctl", "stop", "nspawn.service")
+        await until(lambda: not there())
+        run(*NSPAWN)  # another one
+        await adopted(client, "box")
+        run("systemctl", "stop", "nspawn.service")
+        await verdict(client, "box")
+
+
+async def test_of_two_names_the_first_is_here(box: None, spawn: Processes) -> None:
+    async with await connect() as client:
+        await adopted(client, "box")
+        with pytest.raises(MachineExists):
+            await register(client, "box", spawn())
+        run("systemctl", "stop", "nspawn.service")
+        await verdict(client, "box")
+        await until(lambda: not there())
+        run("systemctl", "kill", "-s", "STOP", SERVICE)
+        await register(client, "box", spawn())  # before machined is told
+        run("systemctl", "kill", "-s", "CONT", SERVICE)
+        await until(lambda: published(client, "box"))
+        assert (await describe(client, "box"))["origin"] == "registered"
+        await client.call(f"{OURS}Stop", {"name": "box"})
+        await until(lambda: not there())
+        run(*NSPAWN)
+        await adopted(client, "box")
+        await client.call(f"{OURS}Stop", {"name": "box"})
+
+
+RULE = Path("/etc/polkit-1/rules.d/10-machined.rules")
+
+
+@pytest.fixture(scope="module")
+def permitted() -> Generator[None]:
+    """Have polkit let alice register machines with machined."""
+    RULE.parent.mkdir(parents=True, exist_ok=True)
+    RULE.write_text(
+        "polkit.addRule(function(action, subject) {\n"
+        '  if (action.id.startsWith("org.freedesktop.machine1.") && subject.user == "alice") return "yes";\n'
+        "});\n"
+    )
+    RULE.chmod(0o644)
+    run("systemctl", "restart", "polkit.service")
+    yield
+    RULE.unlink()
+
+
+ALICE = 1000
+
+
+@pytest.mark.parametrize("allocate", [True, False])
+async def test_a_machine_of_a_user_is_that_users(permitted: None, spawn: Processes, allocate: bool) -> None:
+    leader = spawn(
+        ("systemd-run", "--quiet", "--scope", "--slice=user-1000.slice", "--uid=1000", "sleep", "infinity")
+    )
+    await until(lambda: "user-1000.slice" in Path(f"/proc/{leader.pid}/cgroup").read_text())
+    parameters = {"name": "hers", "class": "container", "leader": leader.pid, "allocateUnit": allocate}
+    run(
+        "runuser",
+        "-u",
+        "alice",
+        "--",
+        "varlinkctl",
+        "call",
+        MACHINED,
+        f"{THEIRS}Register",
+        json.dumps(parameters),
+    )
+    async with await connect() as client:
+        machine = await adopted(client, "hers")
+        tells = "UID" in there()["hers"]
+        assert machine["uid"] == (ALICE if tells else 0)
+        await client.call(f"{OURS}Stop", {"name": "hers"})
+        await verdict(client, "hers")
+
+
+async def test_a_machine_in_a_unit_that_is_not_the_users_is_roots(permitted: None) -> None:
+    """Whoever could have it called hers could stop what others have in that unit."""
+    run(
+        "systemd-run",
+        "--quiet",
+        "--collect",
+        "--unit=ours",
+        "sh",
+        "-c",
+        "setpriv --reuid 1000 sleep infinity & wait",
+    )
+
+    def hers() -> int | None:
+        pids = members(show("ours.service", "ControlGroup")["ControlGroup"])
+        return next((pid for pid in pids if Path(f"/proc/{pid}").stat().st_uid == ALICE), None)
+
+    leader = await until(hers, "her process")
+    parameters = {"name": "hers", "class": "container", "leader": leader}
+    run(
+        "runuser",
+        "-u",
+        "alice",
+        "--",
+        "varlinkctl",
+        "call",
+        MACHINED,
+        f"{THEIRS}Register",
+        json.dumps(parameters),
+    )
+    async with await connect() as client:
+        machine = await adopted(client, "hers")
+        assert machine["uid"] == 0
+        await client.call(f"{OURS}Stop", {"name": "hers"})
+        await verdict(client, "hers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import made
 import pytest
@@ -14,13 +14,14 @@ import trio.testing
 
 from moorage.beside import following, peer
 from moorage.beside.following import Beside
+from moorage.beside.listed import Listed
 from moorage.beside.notes import Note, Notes
 from moorage.beside.peer import Peer
 from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines.events import Kind
 from moorage.machines.followers import Follower, Followers
 from moorage.machines.machine import Machine
-from moorage.machines.model import Timestamp, Verdict
+from moorage.machines.model import Origin, Timestamp, Verdict
 from moorage.machines.registry import Registry
 from moorage.machines.store import Store
 
@@ -62,24 +63,55 @@ class Unseen:
     def close(self) -> None:
         """Nothing to do."""
 
+    def names(self) -> list[str]:
+        """Show nothing."""
+        return []
+
 
 def unseen(*_: object) -> Unseen:
     """Show nothing."""
     return Unseen()
 
 
+class Taking:
+    """Takes note of what is to be adopted."""
+
+    def __init__(self) -> None:
+        self.found: list[Listed] = []
+
+    async def adopt(self, found: Listed) -> None:
+        self.found.append(found)
+
+
+class Forgetting:
+    """Takes note of what is to be forgotten."""
+
+    def __init__(self, world: World) -> None:
+        self.names: list[str] = []
+        self._world = world
+
+    def forget(self, machine: Machine) -> None:
+        self.names.append(machine.name)
+        self._world.forget(machine)
+
+
 class World:
     """What the tests play with."""
 
-    def __init__(self, told: Told, directory: Path, *, publish: bool = True) -> None:
+    def __init__(self, told: Told, directory: Path, *, publish: bool = True, adopt: bool = False) -> None:
         self.told = told
         self.registry = Registry()
         self.store = Store(str(directory))
         self.notes = Notes(self.store)
         self.heard = Heard()
+        self.taking = Taking()
+        self.forgetting = Forgetting(self)
         followers = Followers()
         followers.join(self.heard)
-        self.beside = Beside(self.registry, self.notes, Peer(told.path), unseen, followers, publish=publish)
+        self.beside = Beside(
+            self.registry, self.notes, Peer(told.path), unseen, followers,
+            cast("Any", self.taking), cast("Any", self.forgetting), publish=publish, adopt=adopt,
+        )  # fmt: skip
 
     def add(self, each: Machine) -> Machine:
         self.registry.add(each)
@@ -276,3 +308,79 @@ async def test_more_names_than_are_kept_are_settled_all_at_once(
     async with world.told.listening(), world.running():
         await world.settled(lambda: all(each.published for each in machines))
     assert world.told.calls[0] == ("List", None)
+
+
+# What is adopted
+
+
+@pytest.fixture
+def adopting(told: Told, tmp_path: Path) -> World:
+    return World(told, tmp_path / "machines", adopt=True)
+
+
+async def test_what_machined_has_is_adopted_and_what_is_ours_is_not(adopting: World) -> None:
+    there = {"web": entry(), "theirs": entry("theirs", 8)}
+
+    def answer(method: str, parameters: dict[str, Any]) -> Answer:
+        name = parameters.get("name")
+        if method == "List":
+            return list(there.values()) if name is None else [there[name]] if name in there else NOBODY
+        return EXISTS if name in there else OK
+
+    adopting.told.answer = answer
+    async with adopting.told.listening(), adopting.running():
+        web = adopting.add(machine())
+        adopting.beside.came("web")
+        adopting.beside.came("theirs")
+        await adopting.settled(lambda: web.published and adopting.taking.found)
+        adopting.beside.returned()
+        await adopting.settled(lambda: len(adopting.taking.found) == 2)
+    assert {found.name for found in adopting.taking.found} == {"theirs"}
+
+
+async def test_what_was_adopted_is_never_published(adopting: World) -> None:
+    adopting.told.answer = lambda method, _: [entry()] if method == "List" else OK
+    async with adopting.told.listening(), adopting.running():
+        adopting.add(machine(origin=Origin.adopted, allocated=False))
+        adopting.beside.came("web")
+        adopting.beside.returned()
+        await adopting.settled(lambda: ("List", None) in adopting.told.calls)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert {method for method, _ in adopting.told.calls} == {"List"}
+    assert not adopting.taking.found
+
+
+async def test_what_was_forgotten_is_not_adopted_again_while_machined_has_it(adopting: World) -> None:
+    adopting.told.answer = lambda method, _: [entry()] if method == "List" else OK
+    async with adopting.told.listening(), adopting.running():
+        web = adopting.add(machine(origin=Origin.adopted, allocated=False))
+        adopting.forget(web)
+        adopting.beside.came("web")
+        adopting.beside.returned()
+        await adopting.settled(lambda: ("List", None) in adopting.told.calls)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not adopting.taking.found
+        assert adopting.notes.names == {"web"}
+        adopting.told.answer = lambda method, _: [entry(number=8)] if method == "List" else OK
+        adopting.beside.came("web")  # another one
+        await adopting.settled(lambda: adopting.taking.found)
+    assert ("Unregister", "web") not in adopting.told.calls
+
+
+async def test_what_machined_has_no_more_is_forgotten_unless_it_ends(
+    adopting: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "DROPPED_SECONDS", 0.05)
+    adopting.told.answer = lambda method, _: NOBODY if method == "List" else OK
+    async with adopting.told.listening(), adopting.running():
+        adopting.add(machine(origin=Origin.adopted, allocated=False))
+        ends = adopting.add(machine("ends", 8, origin=Origin.adopted, allocated=False))
+        adopting.beside.went("web")
+        adopting.beside.went("ends")
+        await adopting.settled(lambda: ends.published is False)
+        ends.retire(Verdict("success", Timestamp(1, 1)))
+        adopting.forget(ends)
+        await adopting.settled(lambda: adopting.forgetting.names)
+        await trio.testing.wait_all_tasks_blocked(0.06)
+    assert adopting.forgetting.names == ["web"]
+    assert not adopting.notes.names

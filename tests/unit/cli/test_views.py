@@ -207,7 +207,7 @@ def test_text_of_others_does_not_control_the_terminal(capsys: pytest.CaptureFixt
     assert r"SSH address: a\nb\u202e" in lines
     views.show_list([raw({"machine": MACHINE | harm})], legend=False)
     [line] = capsys.readouterr().out.splitlines()
-    assert line == r"web  vm  running  \x1b]0;owned\x07  machine-web.scope  -  0  a\nb\u202e"
+    assert line == r"web  vm  running  \x1b]0;owned\x07  machine-web.scope  -  0  -  a\nb\u202e"
 
 
 def test_json_is_one_line_and_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
