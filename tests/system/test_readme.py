@@ -114,6 +114,8 @@ ELSEWHERE = {
     ): "test_the_commands_for_launchers_do_what_is_said",
     (LAUNCHERS, "A whole launcher in one line"): "test_examples.py",
     (MACHINES, "On other hosts"): "test_hosts.py",
+    (MACHINES, "Telling the launcher first"): "inside/test_authority.py",
+    ("docs/metrics.md", "Prometheus"): "test_exporter.py",
 }
 """Sections whose commands another test runs."""
 
