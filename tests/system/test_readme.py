@@ -90,7 +90,7 @@ SCENES = (
     ),
     Scene(
         "docs/metrics.md", "", "moorctl list\n",
-        instead={r"/usr/lib/systemd/systemd-report .*\n": ""},  # Debian does not ship it
+        instead={r"/usr/lib/systemd/systemd-report .*\n": ""},  # a package of its own, and run by test_exporter.py
         shows="io.moorage.Machine.Connections",
     ),
     Scene(MACHINES, "What it uses", WEB, WEB_ENDS, shows="machine-web.scope"),
@@ -114,7 +114,7 @@ ELSEWHERE = {
     ): "test_the_commands_for_launchers_do_what_is_said",
     (LAUNCHERS, "A whole launcher in one line"): "test_examples.py",
     (MACHINES, "On other hosts"): "test_hosts.py",
-    (MACHINES, "Telling the launcher first"): "inside/test_authority.py",
+    (MACHINES, "Telling the launcher first"): "inside/test_stop_command.py",
     ("docs/metrics.md", "Prometheus"): "test_exporter.py",
 }
 """Sections whose commands another test runs."""
