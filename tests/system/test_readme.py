@@ -116,6 +116,7 @@ ELSEWHERE = {
     (MACHINES, "On other hosts"): "test_hosts.py",
     (MACHINES, "Telling the launcher first"): "inside/test_stop_command.py",
     ("docs/metrics.md", "Prometheus"): "test_exporter.py",
+    ("docs/beside-machined.md", "Adopted"): "inside/test_beside.py",
 }
 """Sections whose commands another test runs."""
 
