@@ -64,7 +64,7 @@ def there() -> dict[str, dict[str, Any]]:
 
 
 async def published(client: Client, name: str = "web") -> bool:
-    return (await describe(client, name))["published"]
+    return (await describe(client, name)).get("published", False)
 
 
 def kinds(invocation_id: str) -> list[str]:

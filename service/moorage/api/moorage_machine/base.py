@@ -121,6 +121,6 @@ class Handlers(Interface):
             phase or machine.phase,
             helpers or self.services.changing.statuses(machine),
             freezer=freezer,
-            published=machine.published is True,
+            published=machine.published,
             whole=self.authority.policy.tells_all(call.peer.uid, machine.record.registrant),
         )

@@ -118,7 +118,7 @@ def machine(
     helpers: Iterable[model.HelperStatus],
     *,
     freezer: model.FreezerState,
-    published: bool,
+    published: bool | None,
     whole: bool,
 ) -> wire.Machine:
     """Convert a machine.
@@ -128,7 +128,7 @@ def machine(
         phase: its phase.
         helpers: the states of its helpers.
         freezer: the state of its freezer.
-        published: machined lists it too.
+        published: machined lists it too; None where it has not been asked.
         whole: include what only root and the registrant may know.
     """
     placement, identity = record.placement, record.identity

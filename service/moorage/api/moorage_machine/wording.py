@@ -57,9 +57,8 @@ def shown(machine: Machine, helpers: list[HelperStatus], *, whole: bool) -> wire
         whole: include what only root and the registrant may know.
     """
     freezer = FreezerState.frozen if machine.frozen else FreezerState.running
-    published = machine.published is True
     return convert.machine(
-        machine.record, machine.phase, helpers, freezer=freezer, published=published, whole=whole
+        machine.record, machine.phase, helpers, freezer=freezer, published=machine.published, whole=whole
     )
 
 
