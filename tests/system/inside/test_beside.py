@@ -24,6 +24,7 @@ from moored import (
     process_of,
     register,
     run,
+    scopes,
     show,
     signal_moored,
     until,
@@ -217,6 +218,7 @@ async def test_a_container_that_was_forgotten_is_left_alone(box: None) -> None:
         assert show(machine["unit"], "ActiveState") == {"ActiveState": "active"}
         run("systemctl", "stop", "nspawn.service")
         await until(lambda: not there())
+        await until(lambda: not scopes())
         run(*NSPAWN)  # another one
         await adopted(client, "box")
         run("systemctl", "stop", "nspawn.service")
@@ -238,6 +240,7 @@ async def test_of_two_names_the_first_is_here(box: None, spawn: Processes) -> No
         assert (await describe(client, "box"))["origin"] == "registered"
         await client.call(f"{OURS}Stop", {"name": "box"})
         await until(lambda: not there())
+        await until(lambda: not scopes())  # before 262 its scope has the name that ours had
         run(*NSPAWN)
         await adopted(client, "box")
         await client.call(f"{OURS}Stop", {"name": "box"})
