@@ -110,8 +110,8 @@ class HeldUnits(Follower):
             self._references.hold([machine.unit])
 
     def ended(self, machine: Machine) -> None:
-        """Let it go."""
-        self._references.release(machine.unit)
+        """Let it go; one of others at once, as they may want its name again the moment it has ended."""
+        self._references.release(machine.unit, at_once=not machine.record.allocated)
 
 
 class FollowedHelpers(Follower):

@@ -64,7 +64,7 @@ class References(Protocol):
         """Wait until a unit is kept, or cannot be: for SETTLE_SECONDS at most."""
         ...
 
-    def release(self, unit: str) -> None:
+    def release(self, unit: str, *, at_once: bool = False) -> None:
         """Have a unit kept no more, at once or within LINGER_SECONDS; nothing happens if it was not."""
         ...
 
@@ -115,14 +115,17 @@ class BusReferences:
                 while self.holds(unit) and unit in self._missing:
                     await self._progress.wait()
 
-    def release(self, unit: str) -> None:
+    def release(self, unit: str, *, at_once: bool = False) -> None:
         """See `References`."""
         if unit not in self._wanted:
             return
         del self._wanted[unit]
         self._missing.pop(unit, None)
         if unit in self._held and unit not in self._dropping:
-            self._linger(unit)
+            if at_once:
+                self._dropping[unit] = None
+            else:
+                self._linger(unit)
         self._changed.set()
 
     async def freed(self, unit: str) -> None:

@@ -450,11 +450,11 @@ class FakeReferences:
             while self.holds(unit) and unit not in self._held:
                 await self._progress.wait()
 
-    def release(self, unit: str) -> None:
+    def release(self, unit: str, *, at_once: bool = False) -> None:
         """See `References`."""
         if unit in self._wanted:
             del self._wanted[unit]
-            self._lingering[unit] = trio.current_time() + self.linger()
+            self._lingering[unit] = -math.inf if at_once else trio.current_time() + self.linger()
             self._changed.set()
 
     async def freed(self, unit: str) -> None:

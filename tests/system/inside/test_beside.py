@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,11 +219,26 @@ async def test_a_container_that_was_forgotten_is_left_alone(box: None) -> None:
         assert show(machine["unit"], "ActiveState") == {"ActiveState": "active"}
         run("systemctl", "stop", "nspawn.service")
         await until(lambda: not there())
-        await until(lambda: not scopes())
         run(*NSPAWN)  # another one
         await adopted(client, "box")
         run("systemctl", "stop", "nspawn.service")
         await verdict(client, "box")
+
+
+async def test_the_name_of_a_container_is_free_the_moment_it_ends(box: None) -> None:
+    async with await connect() as client:
+        machine = await adopted(client, "box")
+        for _ in range(5):
+            run("systemctl", "stop", "nspawn.service")
+            run(*NSPAWN)
+
+            async def came(before: str) -> dict[str, Any] | None:
+                there = (await listed(client)).get("box")
+                return there if there is not None and there["invocationId"] != before else None
+
+            found = await until(partial(came, machine["invocationId"]), "the next one is adopted")
+            assert found is not None
+            machine = found
 
 
 async def test_of_two_names_the_first_is_here(box: None, spawn: Processes) -> None:

@@ -199,6 +199,19 @@ async def test_none_lingers_for_long_while_others_go_on_ending(monkeypatch: pyte
 
 
 @on_a_clock
+async def test_what_is_released_at_once_does_not_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = FakeBus()
+    async with holding(bus, monkeypatch) as held:
+        held.hold(["a", "b", "c"])
+        await trio.testing.wait_all_tasks_blocked()
+        held.release("a")
+        held.release("b")
+        held.release("c", at_once=True)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bus.kept == ["a", "b"]
+
+
+@on_a_clock
 async def test_a_name_that_is_needed_again_is_free_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     bus = FakeBus()
     async with holding(bus, monkeypatch) as held:
