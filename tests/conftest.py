@@ -10,7 +10,7 @@ import trio
 pytest_plugins = ["sandboxes"]
 
 # Tests that run over several implementations: a failure of theirs says as much as that of any other.
-pytest.register_assert_rewrite("manager_battery", "hierarchy_battery")
+pytest.register_assert_rewrite("manager_battery", "hierarchy_battery", "cli_battery", "pty_battery")
 
 # Modules in an `inside` directory run in a sandbox, started by a test of the host's side (sandboxes.Sandbox.pytest).
 collect_ignore_glob = [] if "MOORAGE_SANDBOX" in os.environ else ["*/inside/*"]

@@ -4,11 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("cli_battery")
-
-from cli_battery import Moorctl, refused  # noqa: E402
-from moored import MOORCTL, Processes, show  # noqa: E402
+from cli_battery import Moorctl, refused
+from moored import MOORCTL, Processes, show
 
 moorctl = Moorctl(MOORCTL)
 

@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 import trio
-
-pytest.register_assert_rewrite("cli_battery")
-
-from cli_battery import RUN_SECONDS, Moorctl  # noqa: E402
-from moored import (  # noqa: E402
+from cli_battery import RUN_SECONDS, Moorctl
+from moored import (
     MOORCTL,
     RECORDS,
     SOCKET,
@@ -31,8 +28,8 @@ from moored import (  # noqa: E402
     until,
 )
 
-from moorage.machines.leases import LEASE_GRACE_SECONDS  # noqa: E402
-from moorage.wire.errors import Disconnected  # noqa: E402
+from moorage.machines.leases import LEASE_GRACE_SECONDS
+from moorage.wire.errors import Disconnected
 
 moorctl = Moorctl(MOORCTL)
 LAUNCHERS = 8

@@ -5,15 +5,12 @@ import subprocess
 from typing import Literal
 
 import pytest
+from cli_battery import RUN_SECONDS, Battery, Leaders, Moorctl, a_name, refused
+from moored import MOORCTL, SOCKET, for_us, run
 
-pytest.register_assert_rewrite("cli_battery")
-
-from cli_battery import RUN_SECONDS, Battery, Leaders, Moorctl, a_name, refused  # noqa: E402
-from moored import MOORCTL, SOCKET, for_us, run  # noqa: E402
-
-from moorage.cli.address import Address  # noqa: E402
-from moorage.cli.properties.assignments import converter_of  # noqa: E402
-from moorage.cli.service import signatures  # noqa: E402
+from moorage.cli.address import Address
+from moorage.cli.properties.assignments import converter_of
+from moorage.cli.service import signatures
 
 BOB = 1001
 """An ordinary user of every sandbox."""

@@ -8,11 +8,8 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 import pytest
-
-pytest.register_assert_rewrite("cli_battery")
-
-from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
-from moored import MOORCTL, SOCKET, Processes, run  # noqa: E402
+from cli_battery import RUN_SECONDS, Moorctl, a_name, refused
+from moored import MOORCTL, SOCKET, Processes, run
 
 
 @pytest.fixture

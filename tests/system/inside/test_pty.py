@@ -4,12 +4,9 @@ import os
 import signal
 
 import pytest
-
-pytest.register_assert_rewrite("cli_battery", "pty_battery")
-
-from cli_battery import RUN_SECONDS, Moorctl, a_name  # noqa: E402
-from moored import MOORCTL, run  # noqa: E402
-from pty_battery import WAIT, Piped, PtyBattery, Sit, wait_for  # noqa: E402
+from cli_battery import RUN_SECONDS, Moorctl, a_name
+from moored import MOORCTL, run
+from pty_battery import WAIT, Piped, PtyBattery, Sit, wait_for
 
 
 @pytest.fixture(autouse=True)

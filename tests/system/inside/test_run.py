@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 import trio
-
-pytest.register_assert_rewrite("cli_battery")
-
-from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
-from moored import (  # noqa: E402
+from cli_battery import RUN_SECONDS, Moorctl, a_name, refused
+from moored import (
     DIRECTORIES,
     ELSEWHERE,
     MANAGER,
@@ -27,7 +24,7 @@ from moored import (  # noqa: E402
     show,
     until,
 )
-from unit_file_settings import (  # noqa: E402
+from unit_file_settings import (
     SCOPE,
     SERVICE,
     SERVICE_257,
@@ -36,7 +33,7 @@ from unit_file_settings import (  # noqa: E402
     in_force,
 )
 
-from moorage.machines.leases import LEASE_GRACE_SECONDS  # noqa: E402
+from moorage.machines.leases import LEASE_GRACE_SECONDS
 
 moorctl = Moorctl(MOORCTL)
 GROUP = f"/sys/fs/cgroup{ELSEWHERE}"

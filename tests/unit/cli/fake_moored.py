@@ -113,6 +113,7 @@ class FakeMachine(Interface):
             name=params.name,
             class_=params.class_,
             phase=model.Phase.running,
+            origin=model.Origin.registered,
             freezer=model.FreezerState.running,
             id=params.id,
             service=params.service,

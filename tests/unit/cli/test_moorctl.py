@@ -14,10 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("cli_battery")
-
-from cli_battery import RUN_SECONDS, Battery, Moorctl, a_name, refused  # noqa: E402
+from cli_battery import RUN_SECONDS, Battery, Moorctl, a_name, refused
 
 
 def listen(directory: Path) -> tuple[socket.socket, Moorctl]:

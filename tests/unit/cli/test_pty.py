@@ -11,13 +11,10 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from cli_battery import RUN_SECONDS, Moorctl, a_name
+from pty_battery import BURST, Piped, PtyBattery, Sit, piped_to_its_end, told_to_end, wait_for
 
-pytest.register_assert_rewrite("cli_battery", "pty_battery")
-
-from cli_battery import RUN_SECONDS, Moorctl, a_name  # noqa: E402
-from pty_battery import BURST, Piped, PtyBattery, Sit, piped_to_its_end, told_to_end, wait_for  # noqa: E402
-
-from moorage.cli.terminal import Escape  # noqa: E402
+from moorage.cli.terminal import Escape
 
 
 class TestEscape:

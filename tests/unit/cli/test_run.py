@@ -11,10 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("cli_battery")
-
-from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
+from cli_battery import RUN_SECONDS, Moorctl, a_name, refused
 
 
 @pytest.fixture

@@ -10,11 +10,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("cli_battery", "pty_battery")
-
-from cli_battery import RUN_SECONDS, Moorctl, a_name, refused  # noqa: E402
-from pty_battery import Person  # noqa: E402
+from cli_battery import RUN_SECONDS, Moorctl, a_name, refused
+from pty_battery import Person
 
 WRITTEN = "sort: c m i t p s n"
 
