@@ -4,6 +4,7 @@ import inspect
 import os
 from functools import partial
 
+import hypothesis
 import pytest
 import trio
 
@@ -14,6 +15,12 @@ pytest.register_assert_rewrite("manager_battery", "hierarchy_battery", "cli_batt
 
 # Modules in an `inside` directory run in a sandbox, started by a test of the host's side (sandboxes.Sandbox.pytest).
 collect_ignore_glob = [] if "MOORAGE_SANDBOX" in os.environ else ["*/inside/*"]
+
+# A machine may be loaded, and the first text that is drawn in a checkout has a table of all characters made.
+hypothesis.settings.register_profile(
+    "moorage", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("moorage")
 
 TEST_DEADLINE_SECONDS = float(os.environ.get("MOORAGE_TEST_SECONDS", "55"))
 """No single async test waits longer for anything; pytest's faulthandler_timeout (60 s) comes after it, with stacks. By

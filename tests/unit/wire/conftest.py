@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import hypothesis
 import pytest
 import trio
 from descriptors import open_descriptors
@@ -20,10 +19,6 @@ from moorage.wire.method import method
 from moorage.wire.server import Limits, Server
 from moorage.wire.service import Interface, Service
 from moorage.wire.types import Empty, Feed, Int, Last, Parameters, Prepared, Reply, WithFds
-
-# How long an example takes says something about the machine only.
-hypothesis.settings.register_profile("moorage", deadline=None)
-hypothesis.settings.load_profile("moorage")
 
 CLOSED_SECONDS = 10.0
 
