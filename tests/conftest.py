@@ -16,8 +16,8 @@ pytest.register_assert_rewrite("manager_battery", "hierarchy_battery", "cli_batt
 # Modules in an `inside` directory run in a sandbox, started by a test of the host's side (sandboxes.Sandbox.pytest).
 collect_ignore_glob = [] if "MOORAGE_SANDBOX" in os.environ else ["*/inside/*"]
 
-# A machine may be loaded, and the first text that is drawn in a checkout has a table of all characters made. What fails
-# is printed, and not kept: in a sandbox the checkout cannot be written to.
+# A machine may be loaded, and the first text drawn in a checkout has a table of all characters made. What fails is
+# printed, and not kept: in a sandbox the checkout cannot be written to.
 hypothesis.settings.register_profile(
     "moorage", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )

@@ -124,4 +124,7 @@ def test_graceful_error_is_a_reply(inside: Sandbox) -> None:
 
 @pytest.mark.parametrize("description", DESCRIPTIONS, ids=lambda path: path.stem)
 def test_our_descriptions_are_valid(inside: Sandbox, description: Path) -> None:
-    inside.run(["varlinkctl", "validate-idl", f"/moorage/{description}"])
+    # The type `any`, which an interface of systemd 262 has, is newer than 257.
+    known = inside.systemd >= 262 or not re.search(r": any\b", description.read_text())
+    done = inside.run(["varlinkctl", "validate-idl", f"/moorage/{description}"], check=known)
+    assert (done.returncode == 0) == known

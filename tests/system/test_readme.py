@@ -93,7 +93,13 @@ SCENES = (
         instead={r"/usr/lib/systemd/systemd-report .*\n": ""},  # a package of its own, and run by test_exporter.py
         shows="io.moorage.Machine.Connections",
     ),
-    Scene(MACHINES, "What it uses", WEB, WEB_ENDS, shows="machine-web.scope"),
+    Scene(
+        MACHINES, "What it uses", WEB, WEB_ENDS,
+        # These go on for ever.
+        {r"(moorctl log web --follow)": r"timeout 2 \1 || [ $? = 124 ]", r"(moorctl top)\n": r"\1 --iterations=1\n",
+         r"(moorctl top --sort=.*)": r"\1 --iterations=1"},
+        "machine-web.scope",
+    ),
     Scene(MACHINES, "Limits", WEB, WEB_ENDS),
     Scene(MACHINES, "Powering off", WEB, WEB_ENDS),
     Scene(MACHINES, "Freezing", WEB, WEB_ENDS, shows="frozen"),
