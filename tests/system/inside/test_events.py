@@ -441,11 +441,12 @@ async def test_the_journal_has_one_entry_for_each_start_and_each_end(spawn: Proc
     """Also where moored is killed in between; and while journald does not listen, nobody waits for it."""
     async with await connect() as client:
         machine = (await register(client, "web", leader := spawn()))["machine"]
+    about = ("MACHINE=web", f"INVOCATION_ID={machine['invocationId']}")
+    await until(lambda: written(*about, f"MESSAGE_ID={MACHINE_START}"))  # it is on its way for some ms
     signal_moored(signal.SIGKILL)
     await until(lambda: "web" in run("moorctl", "list"))
     leader.kill()
     leader.wait()
-    about = ("MACHINE=web", f"INVOCATION_ID={machine['invocationId']}")
     await until(lambda: written(*about, f"MESSAGE_ID={MACHINE_STOP}"))
     (start,), (stop,) = (written(*about, f"MESSAGE_ID={kind}") for kind in (MACHINE_START, MACHINE_STOP))
     for entry in (start, stop):

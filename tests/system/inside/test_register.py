@@ -145,7 +145,6 @@ async def test_the_reply_is_what_the_manager_and_the_kernel_say(spawn: Processes
             "ifIndices": [1],
             "helpers": [],
             "origin": "registered",
-            "published": False,
         }
         shown = show("machine-web.scope", "ActiveEnterTimestampMonotonic")
         assert timestamp["monotonic"] >= int(shown["ActiveEnterTimestampMonotonic"])
