@@ -23,7 +23,7 @@ def _activated() -> None:
 
 # Types the password when it is asked for, as a person does at a terminal.
 ADMINISTRATOR = """
-import os, pty, sys
+import os, pty, sys, termios, time
 pid, fd = pty.fork()
 if pid == 0:
     os.execvp(sys.argv[1], sys.argv[1:])
@@ -33,9 +33,12 @@ while True:
         read = os.read(fd, 4096)
     except OSError:
         break
-    if b"assword:" in read:
-        os.write(fd, b"secret\\n")
     told += read
+    if told.endswith(b"assword: "):
+        # What is typed before the agent has turned the echo off, it throws away (TCSAFLUSH).
+        while termios.tcgetattr(fd)[3] & termios.ECHO:
+            time.sleep(0.01)
+        os.write(fd, b"secret\\n")
 print(told.decode())
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
