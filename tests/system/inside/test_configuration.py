@@ -295,8 +295,8 @@ async def test_the_command_line_counts_more() -> None:
 
 
 async def test_the_service_exits_when_it_is_told_to() -> None:
-    write(MAIN, 'idleTimeout = "1s"\n')
-    reload()
+    write(MAIN, 'idleTimeout = "1s"\nadopt = false\n')  # one that adopts stays
+    run("systemctl", "restart", "moored.service")
     await until(lambda: main_pid() == 0, seconds=UNTIL_SECONDS)
     assert value("idleTimeout") == ("1s", f"{MAIN}:1"), "which the next call starts again"
 
