@@ -175,6 +175,13 @@ def kill(*processes: Process) -> None:
 # What the system says
 
 
+def stay_alone() -> None:
+    """Have moored, from its next start on, have nothing to do with machined; a user's has not anyway."""
+    if not USER:
+        ALONE.parent.mkdir(parents=True, exist_ok=True)
+        ALONE.write_text("publish = false\nadopt = false\n")
+
+
 def run(*argv: str) -> str:
     """Run a command :func:`for_us` that has to succeed, and return what it printed."""
     done = subprocess.run(for_us(*argv), capture_output=True, text=True, check=False, timeout=UNTIL_SECONDS)

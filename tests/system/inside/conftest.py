@@ -5,7 +5,6 @@ from collections.abc import Generator
 import pytest
 import trio
 from moored import (
-    ALONE,
     UNIT_FILES,
     USER,
     Processes,
@@ -18,6 +17,7 @@ from moored import (
     main_pid,
     run,
     start_listening,
+    stay_alone,
 )
 
 
@@ -37,9 +37,7 @@ def moored() -> Generator[None]:
     It has nothing to do with machined, so that a machine is the same before and after whatever machined is about;
     test_beside has a service as it is installed.
     """
-    if not USER:
-        ALONE.parent.mkdir(parents=True, exist_ok=True)
-        ALONE.write_text("publish = false\nadopt = false\n")
+    stay_alone()
     start_listening()
     before = cursor()
     yield

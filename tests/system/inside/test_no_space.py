@@ -19,6 +19,7 @@ from moored import (
     run,
     scopes,
     start_listening,
+    stay_alone,
     until,
     verdict,
 )
@@ -35,6 +36,7 @@ def small(moored: None) -> Generator[None]:
     """A directory of limited size for all that the service writes."""
     run("systemctl", "stop", "moored.socket", "moored.service")
     run("mount", "-t", "tmpfs", "-o", "size=128k,mode=0755", "small", str(PLACE))
+    stay_alone()  # what says so is below what was mounted
     start_listening()
     yield
     run("systemctl", "stop", "moored.socket", "moored.service")
