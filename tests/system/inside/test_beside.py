@@ -42,8 +42,8 @@ UNITS = (SERVICE, "systemd-machined.socket")
 
 @pytest.fixture(scope="module", autouse=True)
 def beside(moored: None) -> None:
-    """Have moored as it is installed."""
-    ALONE.unlink()
+    """Have moored publish and adopt."""
+    ALONE.write_text("publish = true\nadopt = true\n")
     run("systemctl", "stop", "moored.service")
 
 
