@@ -105,7 +105,9 @@ SCENES = (
     Scene(MACHINES, "Freezing", WEB, WEB_ENDS, shows="frozen"),
     Scene(
         "docs/man/moorctl.1.rst", "Examples", "sleep infinity & PID=$!\n", "moorctl stop web; echo $scope\n",
-        {r"qemu-system-x86_64 \.\.\.": f"sleep infinity &\n{UNTIL_WEB_IS_THERE}"}, "machine-web.scope",
+        {r"qemu-system-x86_64 \.\.\.": "sh -c 'touch /run/runs; exec sleep infinity' &\n"
+                                      "until [ -e /run/runs ]; do sleep 0.05; done; rm /run/runs\n"},
+        "machine-web.scope",
     ),
 )  # fmt: skip
 
