@@ -20,9 +20,8 @@ PAGES = {
     )
 }
 
-UNTIL_WEB_IS_THERE = (
-    "for try in $(seq 200); do moorctl status web && break; sleep 0.05; done >/dev/null 2>&1\n"
-)
+# Not by its status, which an earlier machine of that name has too.
+UNTIL_WEB_IS_THERE = "for try in $(seq 200); do moorctl list | grep -q '^web ' && break; sleep 0.05; done\n"
 
 # Something of its own for each scene, that listens to what a container is sent, and has a helper.
 WEB = r"""
