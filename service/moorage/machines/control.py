@@ -189,6 +189,8 @@ class Control:
             ManagerError: as the manager says.
         """
         record, placement = machine.record, machine.record.placement
+        if subgroup and placement.shared:
+            raise NoSuchUnit(machine.unit)  # what is below may be the others', and is not the leader either
         if whom is not KillWhom.all or placement.shared:
             if signal != signals.SIGKILL:
                 await self.thaw(machine)
