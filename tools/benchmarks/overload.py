@@ -59,8 +59,8 @@ CONDITIONS: dict[str, Sequence[str]] = {
     "all": tuple(name for name in OFFENDERS if name != "spinning"),
 }
 
-MEMORY_SECONDS = 2.0
-"""Pause between the end of the bad clients and measuring memory, which the service returns after one second."""
+MEMORY_SECONDS = 6.0
+"""Pause between the end of the bad clients and measuring memory, which the service returns every five seconds."""
 
 WARM_UP_SECONDS = 0.5
 """Pause between the start of the bad clients and measuring another caller."""

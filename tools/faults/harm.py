@@ -344,6 +344,10 @@ async def stop_scopes(scene: Scene) -> None:
             await command("systemctl", "stop", *(each.machine["unit"] for each in chosen if each.machine))
 
 
+GONE = "not loaded"
+"""What systemctl says of a unit that has gone."""
+
+
 async def kill_helpers(scene: Scene) -> None:
     """Kill helpers, some of which take their machine with them."""
     scene.world.stopping_helpers = True
@@ -354,8 +358,12 @@ async def kill_helpers(scene: Scene) -> None:
     try:
         async with ending(fatal, "its helper was killed"):
             units = [UnitNames(wanted.name).helper(name) for wanted in having for name in _decided(wanted)]
-            if units:
-                await command("systemctl", "kill", "--signal=SIGKILL", *units)
+            for unit in units:
+                try:
+                    await command("systemctl", "kill", "--signal=SIGKILL", unit)
+                except Violation as violation:
+                    if GONE not in str(violation):  # with its machine, which another of them has taken along
+                        raise
     finally:
         for wanted in having:
             wanted.reserved = False
