@@ -1,16 +1,11 @@
-"""The modules in inside/. Each has a sandbox of its own, so that none lives on what another left; those that take only
-seconds share one, as a sandbox takes some to come and go."""
+"""The modules in inside/. Those in one row share a sandbox, as one takes some seconds to come and go: each of them has
+to leave the service and the system as they were."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sandboxes import DESCRIPTORS, Sandbox
-
-SANDBOXES = {
-    "test_qemu": ("--read-only", "--no-broker", "--mask", "tmp.mount"),
-}
-"""Modules that need another one than the usual, with its options."""
+from sandboxes import DESCRIPTORS, VERSIONS, Sandbox
 
 SEND_DESCRIPTORS = ("test_limits", "test_bad_input", "test_bounds")
 """Modules that send as many file descriptors as they can."""
@@ -19,29 +14,65 @@ TOGETHER = (
     SEND_DESCRIPTORS,
     (
         "test_accounting", "test_authority", "test_doctor", "test_footprint", "test_helper_commands", "test_hierarchy",
-        "test_in_force",
+        "test_in_force", "test_verdict", "test_end",
     ),
     (
         "test_launch", "test_machined", "test_moorctl_events", "test_own_slice", "test_peers", "test_pid1",
-        "test_place", "test_polkit",
+        "test_place", "test_polkit", "test_freeze", "test_crash",
     ),
-    ("test_properties", "test_pty", "test_register", "test_set_properties", "test_stop_command"),
+    (
+        "test_properties", "test_pty", "test_register", "test_set_properties", "test_stop_command",
+        "test_unit_files",
+    ),
+    ("test_names", "test_run"),
+    ("test_events", "test_moorctl", "test_links"),
+    ("test_helpers", "test_restart", "test_metrics", "test_no_space"),
+    ("test_steady", "test_pid1_manager"),
+    ("test_beside",),
+    ("test_metadata",),
+    ("test_pid1_user",),
+    ("test_qemu",),
+    ("test_user_instance",),
 )  # fmt: skip
-"""Modules that share a sandbox, in this order."""
+"""Modules by sandbox, in their order; on each suite. A row takes at most a minute and a half."""
+
+STABLE = "trixie"
+ON_STABLE = (
+    ("test_scarcity",),
+    ("test_start_refusals",),
+    ("test_client",),
+    ("test_leases", "test_configuration"),
+)
+"""Modules whose answers do not depend on the version of the service manager, and that take long."""
+
+OPTIONS = {
+    "test_qemu": ("--read-only", "--no-broker", "--mask", "tmp.mount"),
+}
+"""Options of sandboxes, by the first module in each."""
 
 INSIDE = Path(__file__).parent / "inside"
-ALONE = sorted({path.stem for path in INSIDE.glob("test_*.py")}.difference(*TOGETHER))
+ROWS = [
+    *((suite, names) for names in TOGETHER for suite in VERSIONS),
+    *((STABLE, names) for names in ON_STABLE),
+]
 MODULES = [
     pytest.param(
+        suite,
         names,
-        id="+".join(names),
+        id=f"{suite}-{'+'.join(names)}",
         marks=[pytest.mark.xdist_group(DESCRIPTORS)] if names is SEND_DESCRIPTORS else [],
     )
-    for names in (*TOGETHER, *((name,) for name in ALONE))
+    for suite, names in ROWS
 ]
 
 
-@pytest.mark.parametrize("names", MODULES)
+def test_every_module_is_in_one_row() -> None:
+    assert sorted(path.stem for path in INSIDE.glob("test_*.py")) == sorted(
+        name for row in (*TOGETHER, *ON_STABLE) for name in row
+    )
+
+
+@pytest.mark.parametrize(("suite", "names"), MODULES, indirect=["suite"])
 def test_inside(boot: Callable[..., Sandbox], names: tuple[str, ...]) -> None:
-    options = SANDBOXES.get(names[0], ())
+    options = OPTIONS.get(names[0], ())
     boot(*options).pytest(*(INSIDE / f"{name}.py" for name in names))
