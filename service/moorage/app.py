@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import resource
 import signal
@@ -90,15 +91,15 @@ from moorage.pid1.references import BusReferences, References
 from moorage.wire.server import Server
 from moorage.wire.service import Interface, Service
 
-DRAIN_USEC = 5_000_000
-"""For how long calls under way may go on after SIGTERM, µs. What has reached the service manager is found again by the
+DRAIN_SECONDS = 5.0
+"""For how long calls under way may go on after SIGTERM, s. What has reached the service manager is found again by the
 next instance, so that nothing is lost by being short."""
 
 FIRST_SECONDS = 0.5
 """For how long the first calls wait for machines that machined has already, s, which takes a tenth of that."""
 
-IDLE_CHECK_USEC = 1_000_000
-"""How often it is asked whether there is anything left to do, µs."""
+IDLE_CHECK_SECONDS = 1.0
+"""How often it is asked whether there is anything left to do, s."""
 
 _log = logging.getLogger(__name__)
 
@@ -345,7 +346,7 @@ async def serve(
             until.start_soon(_wait_until_idle, configuration, server, core, until.cancel_scope)
         notifier.notify("STOPPING=1")
         core.end()
-        await server.drain(DRAIN_USEC / 1e6)
+        await server.drain(DRAIN_SECONDS)
         background.cancel_scope.cancel()
     for each in (readiness, store, notifier):
         each.close()
@@ -435,11 +436,10 @@ async def _wait_until_idle(
     while True:
         await server.unconnected()  # who only waits to be told something costs nothing
         usec = configuration.settings.idle_timeout_usec
-        await trio.sleep(min(usec or IDLE_CHECK_USEC, IDLE_CHECK_USEC) / 1e6)
-        if usec is None:
-            continue
+        timeout = math.inf if usec is None else usec / 1e6
+        await trio.sleep(min(timeout, IDLE_CHECK_SECONDS))
         quiet = trio.current_time() - server.last_activity
-        if not server.connections and core.idle and quiet >= usec / 1e6:
+        if not server.connections and core.idle and quiet >= timeout:
             _log.debug("Nothing to do, exiting.")
             end.cancel()
             return

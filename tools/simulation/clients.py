@@ -37,7 +37,7 @@ STOP_SECONDS: Final = 200.0
 
 FREEZE_SLACK_SECONDS: Final = 52.0
 """The same for Freeze and Thaw: a registration is waited for first, then the manager is asked which unit it is
-(ASK_USEC), and a freeze that failed is taken back (UNDO_SECONDS)."""
+(ASK_SECONDS), and a freeze that failed is taken back (UNDO_SECONDS)."""
 
 
 class Clients:

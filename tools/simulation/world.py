@@ -35,7 +35,7 @@ OURS: Final = "moored"
 
 
 DRAIN_SECONDS: Final = 5.0
-"""For how long callers are served after SIGTERM (DRAIN_USEC of app)."""
+"""For how long callers are served after SIGTERM (DRAIN_SECONDS of app)."""
 
 Key: TypeAlias = tuple[str, str, int]
 """What tells a machine from all others: its name, the invocation of its unit, and when it was registered."""
@@ -449,7 +449,7 @@ class Threads:
     async def run_sync(self, function: Callable[..., Any], *args: Any, **_options: Any) -> Any:
         """See `trio.to_thread.run_sync`."""
         keywords = getattr(function, "keywords", {})
-        wait = keywords.get("wait_usec", 0) / 1e6
+        wait = keywords.get("wait", 0.0)
         await trio.sleep(self._random.choice((0.0, 0.001, wait, wait)))
         return function(*args)
 

@@ -28,7 +28,7 @@ from moorage.machines.renewal import is_renewed
 from moorage.machines.store import Store
 from moorage.machines.thawing import is_frozen, thaw_helpers
 from moorage.machines.vital import BOND_SECONDS, is_left_to_us, lost
-from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, ManagerTimeout, NoSuchUnit
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, ManagerTimeout, NoSuchUnit
 
 STOP_SECONDS = 200.0
 """Default deadline of a stop: two times DefaultTimeoutStopUSec=90s (SIGTERM, then SIGKILL) and a little."""
@@ -153,7 +153,7 @@ class Control:
             return
         with machine.under_way(Work.stop_without):
             while self._is_kept(machine) and (helper := lost(machine.record.helpers, self._states)):
-                deadline = trio.current_time() + ASK_USEC / 1e6
+                deadline = trio.current_time() + ASK_SECONDS
                 try:
                     if not await is_left_to_us(machine.name, helper, self._manager, deadline=deadline):
                         await trio.sleep(BOND_SECONDS)
@@ -165,7 +165,7 @@ class Control:
                         await self.stop(machine, cause=Cause.helper_ended, without=lost_helper)
                 except (ManagerError, TooMuchUnderWay) as error:
                     _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
-                    await trio.sleep(ASK_USEC / 1e6)
+                    await trio.sleep(ASK_SECONDS)
 
     async def kill(
         self, machine: Machine, whom: KillWhom, signal: int, *, subgroup: str | None = None
@@ -206,7 +206,7 @@ class Control:
             raise NoSuchUnit(machine.unit)
         if signal != signals.SIGKILL and placement.is_whole:
             await self._thaw(machine)
-        deadline = trio.current_time() + ASK_USEC / 1e6
+        deadline = trio.current_time() + ASK_SECONDS
         below = (placement.subgroup or "") + lower
         if below and self._manager.version < SUBGROUPS_SINCE:
             if not await signal_group(placement.control_group + lower, signal, self._system):
@@ -230,7 +230,7 @@ class Control:
     async def _thaw(self, machine: Machine) -> None:
         if is_frozen(machine.record.control_group, self._hierarchy):
             with contextlib.suppress(NoSuchUnit):
-                await self._manager.thaw(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
+                await self._manager.thaw(machine.unit, deadline=trio.current_time() + ASK_SECONDS)
 
     def note_asked(self, machine: Machine, *, insist_by: int) -> None:
         """Take note that a machine is asked to end by itself, and stopped if it has not.

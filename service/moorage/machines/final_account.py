@@ -281,8 +281,7 @@ class FinalAccounts:
     async def _ends(self, invocations: Sequence[str]) -> dict[str, UnitEnd]:
         if not invocations:
             return {}
-        wait_usec = round(WAIT_SECONDS * 1e6)
-        read = functools.partial(self._journal.ends, invocations, user=self._user, wait_usec=wait_usec)
+        read = functools.partial(self._journal.ends, invocations, user=self._user, wait=WAIT_SECONDS)
         try:
             return await in_thread(read, abandon_on_cancel=True)
         except OSError as error:
@@ -334,7 +333,7 @@ class FinalAccounts:
             if found is None:
                 return lost
             logs = journal.read(
-                [found.unit], since_usec=found.began_usec, boot_id=boot_id, user=self._user, wait_usec=0
+                [found.unit], since_usec=found.began_usec, boot_id=boot_id, user=self._user, wait=0
             )
             return HelperEnd(units[found.unit], found.result, tuple(logs[found.unit].lines))
 

@@ -27,7 +27,7 @@ from moorage.machines.model import Phase
 from moorage.machines.powering import Power, Powering, control_path
 from moorage.machines.registry import Registry
 from moorage.machines.store import Store
-from moorage.pid1.manager import ASK_USEC, ManagerError, ManagerTimeout
+from moorage.pid1.manager import ASK_SECONDS, ManagerError, ManagerTimeout
 
 INSIST_SECONDS: Final = 90.0
 """For how long a guest that was asked to power off may take, if the caller does not say: the manager's
@@ -195,7 +195,7 @@ class Grace(Follower):
                 _log.warning("Failed to stop machine %s: %s", machine.name, error)
                 if not machine.record.placement.is_whole:
                     return  # it is asked once, and nothing insists
-                await trio.sleep(ASK_USEC / 1e6)
+                await trio.sleep(ASK_SECONDS)
 
     async def _ask(self, machine: Machine, period: Period) -> None:
         """Ask the guest, or at least thaw the machine, so that it can end; if that fails, its time is over."""

@@ -14,7 +14,7 @@ from moorage.machines.machine import Machine
 from moorage.machines.registry import Registry
 from moorage.machines.store import BadRecord, Store
 from moorage.pid1.hints import Hints
-from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, UnitHint
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, UnitHint
 
 SCOPES = "machine-*.scope"
 """What the scopes of all machines match."""
@@ -59,7 +59,7 @@ class LeftUnits:
         if not self._registry.left:
             return
         try:
-            units = await self._manager.units(SCOPES, deadline=trio.current_time() + ASK_USEC / 1e6)
+            units = await self._manager.units(SCOPES, deadline=trio.current_time() + ASK_SECONDS)
             for machine in self._registry.left:
                 if machine.unit not in units or await self._dismiss(machine):
                     self._vacate(machine.unit)
@@ -67,7 +67,7 @@ class LeftUnits:
             _log.warning("Failed to look for units of machines that were forgotten, ignoring: %s", error)
 
     async def _dismiss(self, machine: Machine) -> bool:
-        deadline = trio.current_time() + ASK_USEC / 1e6
+        deadline = trio.current_time() + ASK_SECONDS
         invocation_id = machine.record.placement.invocation_id
         return await self._leftovers.dismiss(machine.unit, invocation_id, deadline=deadline)
 

@@ -21,7 +21,7 @@ from moorage.machines.sampling import pressure_texts
 from moorage.machines.thawing import helper_group, is_frozen, is_to_freeze
 from moorage.machines.use import Pressure, pressure, traffic, waited
 from moorage.machines.verdicts import merged
-from moorage.pid1.manager import ASK_USEC, Json, Manager
+from moorage.pid1.manager import ASK_SECONDS, Json, Manager
 
 NETWORK: Final = {
     "IPIngressBytes": "ip_ingress_bytes",
@@ -109,7 +109,7 @@ class Looking:
         """
         if not machine.record.placement.is_whole:
             return Accounting()
-        deadline = trio.current_time() + ASK_USEC / 1e6
+        deadline = trio.current_time() + ASK_SECONDS
         values = await self._manager.properties(machine.unit, tuple(NETWORK), deadline=deadline)
         return Accounting(**{NETWORK[name]: each for name, each in values.items() if isinstance(each, int)})
 
@@ -172,7 +172,7 @@ class Looking:
         Raises:
             ManagerError: as the manager says.
         """
-        deadline = trio.current_time() + ASK_USEC / 1e6
+        deadline = trio.current_time() + ASK_SECONDS
         values = await self._manager.properties(machine.unit, names, deadline=deadline)
         return {name: value for name, value in values.items() if value is not None}
 

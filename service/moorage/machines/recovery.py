@@ -30,7 +30,7 @@ from moorage.machines.retirement import Retirement
 from moorage.machines.starts import Starts
 from moorage.machines.store import BadRecord, Store
 from moorage.names import machine_of_scope
-from moorage.pid1.manager import ASK_USEC, Manager, ManagerError
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Recovery:
 
     async def _report_others(self) -> None:
         """Log scopes that look like machines but are not ours. We leave them alone; their names stay blocked."""
-        deadline = trio.current_time() + ASK_USEC / 1e6
+        deadline = trio.current_time() + ASK_SECONDS
         try:
             units = await self._manager.units(SCOPES, deadline=deadline)
             for unit in units:

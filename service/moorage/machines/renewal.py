@@ -6,7 +6,7 @@ import trio
 
 from moorage.machines.machine import Machine
 from moorage.machines.model import Origin
-from moorage.pid1.manager import ASK_USEC, Manager
+from moorage.pid1.manager import ASK_SECONDS, Manager
 
 
 def has_scope(machine: Machine) -> bool:
@@ -31,5 +31,5 @@ async def is_renewed(machine: Machine, manager: Manager) -> bool:
     """
     if machine.record.allocated or machine.record.placement.shared:
         return False
-    status = await manager.status(machine.unit, deadline=trio.current_time() + ASK_USEC / 1e6)
+    status = await manager.status(machine.unit, deadline=trio.current_time() + ASK_SECONDS)
     return status is None or status.invocation_id != machine.record.invocation_id

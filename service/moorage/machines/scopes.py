@@ -28,7 +28,7 @@ from moorage.machines.started import UNDO_SECONDS, StartedUnits
 from moorage.names import UnitNames
 from moorage.pid1.hints import Hints
 from moorage.pid1.manager import (
-    ASK_USEC,
+    ASK_SECONDS,
     InvalidProperty,
     Job,
     Manager,
@@ -346,7 +346,7 @@ class Scopes:
         """
         if not keep:
             return await self.take_back(intent, mark)
-        ask = trio.current_time() + ASK_USEC / 1e6
+        ask = trio.current_time() + ASK_SECONDS
         status = await self._started.appeared(intent.scope, mark, deadline=ask)
         status = await self._started.until_started(status, mark, deadline=deadline)
         deadline = trio.current_time() + UNDO_SECONDS

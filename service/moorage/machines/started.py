@@ -16,7 +16,7 @@ from moorage.machines.gather import gather
 from moorage.machines.leftovers import SETTLE_SECONDS, Leftovers, stop_thawed
 from moorage.pid1.hints import Hints
 from moorage.pid1.manager import (
-    ASK_USEC,
+    ASK_SECONDS,
     Job,
     Manager,
     ScopeSpec,
@@ -117,7 +117,7 @@ class StartedUnits:
         with self._hints.of([status.unit]) as news:
             while status is not None and status.job_id and trio.current_time() < deadline:
                 await news.next(SETTLE_SECONDS)
-                status = await self.made(status.unit, mark, deadline=deadline + ASK_USEC / 1e6)
+                status = await self.made(status.unit, mark, deadline=deadline + ASK_SECONDS)
         return status
 
     async def stop(self, unit: str, marks: str, *, alone: bool = False, deadline: float) -> bool:

@@ -21,7 +21,7 @@ from moorage.machines.registry import Claim, Registry
 from moorage.machines.scope_units import auxiliary_names
 from moorage.machines.scopes import Scopes
 from moorage.machines.store import Store
-from moorage.pid1.manager import ASK_USEC, ManagerError
+from moorage.pid1.manager import ASK_SECONDS, ManagerError
 
 NEW_SECONDS = 0.02
 """For how long a new machine may wait for its first look, s. Where many are registered one after the other, a look
@@ -107,7 +107,7 @@ class Starts:
             except (ManagerError, OSError) as error:
                 what = "take back" if intent.revoked else "finish"
                 _log.warning("Failed to %s the start of %s, trying again: %s", what, intent.scope, error)
-                await trio.sleep(ASK_USEC / 1e6)
+                await trio.sleep(ASK_SECONDS)
 
     def _check_still_owned(self, record: Record) -> None:
         """Check that a leader has not become somebody else's while it was moved: by a set-user-ID program.

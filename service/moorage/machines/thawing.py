@@ -20,7 +20,7 @@ from moorage.machines.helpers.status import GONE, HelperStates
 from moorage.machines.leftovers import stop_thawed
 from moorage.machines.machine import Machine
 from moorage.machines.model import Helper, Record
-from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, NoSuchUnit
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, NoSuchUnit
 
 STOP_SECONDS: Final = 200.0
 """Deadline for the stop of a helper: two times DefaultTimeoutStopUSec=90s, and a little."""
@@ -115,7 +115,7 @@ class FrozenHelpers(Follower):
     async def _stop(self, unit: str, invocation_id: str) -> None:
         while True:
             try:
-                status = await self._manager.status(unit, deadline=trio.current_time() + ASK_USEC / 1e6)
+                status = await self._manager.status(unit, deadline=trio.current_time() + ASK_SECONDS)
                 if status is None or status.active_state in GONE:
                     return
                 if status.invocation_id != (invocation_id or status.invocation_id):
@@ -124,6 +124,6 @@ class FrozenHelpers(Follower):
                 await stop_thawed(self._manager, unit, deadline=trio.current_time() + STOP_SECONDS)
             except ManagerError as error:
                 _log.warning("Failed to stop helper %s, trying again: %s", unit, error)
-                await trio.sleep(ASK_USEC / 1e6)
+                await trio.sleep(ASK_SECONDS)
             else:
                 return

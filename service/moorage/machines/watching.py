@@ -30,7 +30,7 @@ from moorage.machines.registry import Registry
 from moorage.machines.retirement import Retirement
 from moorage.machines.verdicts import FORGOTTEN
 from moorage.machines.vital import lost
-from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, UnitHint, UnitStatus
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, UnitHint, UnitStatus
 
 QUESTIONS_MAX = 32
 """Machines rechecked at once. The manager works on one question at a time; what waits here does not fill its queue, so
@@ -196,7 +196,7 @@ class Watching:
                     await self._act(machine, unit)
         except (ManagerError, OSError) as error:
             _log.warning("Failed to ask about machine %s, trying again: %s", machine.name, error)
-            self._look_later(machine, ASK_USEC / 1e6)
+            self._look_later(machine, ASK_SECONDS)
 
     async def _act(self, machine: Machine, unit: ending.Unit) -> None:
         """Act on what became of a machine, by what the kernel and the manager say.
@@ -212,7 +212,7 @@ class Watching:
             case ending.Lingering():
                 machine.unit_ended(judgement.result)
                 self._tell_lingering(machine)
-                self._look_later(machine, ASK_USEC / 1e6)
+                self._look_later(machine, ASK_SECONDS)
             case ending.Stopping():
                 machine.unit_stops()
                 self._followers.happened(machine, Kind.stopping, {"by": "unknown"})
@@ -276,7 +276,7 @@ class Watching:
 
 
 def _soon() -> float:
-    return trio.current_time() + ASK_USEC / 1e6
+    return trio.current_time() + ASK_SECONDS
 
 
 def _unit(status: UnitStatus | None) -> ending.Unit:

@@ -80,13 +80,13 @@ class UnitEnd(msgspec.Struct):
     counters: dict[str, int] = msgspec.field(default_factory=dict[str, int])
 
 
-def ends(invocations: Sequence[str], *, user: bool, wait_usec: int) -> dict[str, UnitEnd]:
+def ends(invocations: Sequence[str], *, user: bool, wait: float) -> dict[str, UnitEnd]:
     """Read what the manager wrote about the end of units, waiting a while for the first that has ended.
 
     Args:
         invocations: of the units, 32 hexadecimal digits each.
         user: they are units of a user's manager.
-        wait_usec: µs.
+        wait: s.
 
     Returns:
         The units that have ended, by their invocation.
@@ -96,7 +96,7 @@ def ends(invocations: Sequence[str], *, user: bool, wait_usec: int) -> dict[str,
     """
     from systemd import journal
 
-    until = time.monotonic() + wait_usec / 1e6
+    until = time.monotonic() + wait
     with journal.Reader() as reader:
         while True:
             found = {each: end for each in invocations if (end := _end(reader, each, user=user)).result}
@@ -156,12 +156,12 @@ class Journal(Protocol):
     """What the core reads of the journal: this module, or what a test has in its place."""
 
     def read(
-        self, units: Sequence[str], *, since_usec: int, boot_id: str, user: bool, wait_usec: int
+        self, units: Sequence[str], *, since_usec: int, boot_id: str, user: bool, wait: float
     ) -> dict[str, UnitLog]:
         """See :func:`read`."""
         ...
 
-    def ends(self, invocations: Sequence[str], *, user: bool, wait_usec: int) -> dict[str, UnitEnd]:
+    def ends(self, invocations: Sequence[str], *, user: bool, wait: float) -> dict[str, UnitEnd]:
         """See :func:`ends`."""
         ...
 
@@ -299,7 +299,7 @@ def _counters(entry: Mapping[str, Any]) -> dict[str, int]:
 
 
 def read(
-    units: Sequence[str], *, since_usec: int, boot_id: str, user: bool, wait_usec: int
+    units: Sequence[str], *, since_usec: int, boot_id: str, user: bool, wait: float
 ) -> dict[str, UnitLog]:
     """Read the last lines of units, waiting a while for the manager's word that one of them failed.
 
@@ -311,7 +311,7 @@ def read(
         since_usec: nothing older, µs since boot.
         boot_id: of that boot, 32 hexadecimal digits.
         user: they are units of a user's manager.
-        wait_usec: µs.
+        wait: s.
 
     Raises:
         OSError: the journal cannot be read.
@@ -319,7 +319,7 @@ def read(
     # The import takes longer than the start of the rest of the daemon, and is for failures only.
     from systemd import journal
 
-    end = time.monotonic() + wait_usec / 1e6
+    end = time.monotonic() + wait
     with journal.Reader() as reader:
         for unit in units:
             for matches in _matches(unit, user=user):

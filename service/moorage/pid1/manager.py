@@ -19,8 +19,8 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 UnitType: TypeAlias = Literal["scope", "service", "slice", "socket"]
 """The types of units whose properties can be converted."""
 
-ASK_USEC = 10_000_000
-"""Deadline of a single question, and pause before it is asked again, µs: longer than the manager takes to reload."""
+ASK_SECONDS = 10.0
+"""Deadline of a single question, and pause before it is asked again, s: longer than the manager takes to reload."""
 
 
 class ManagerError(Exception):

@@ -31,7 +31,7 @@ class FakeJournal:
             self._ends[unit.invocation] = UnitEnd(unit.result, BOOTED + present, present)
 
     def read(
-        self, units: Sequence[str], *, since_usec: int, boot_id: str, user: bool, wait_usec: int
+        self, units: Sequence[str], *, since_usec: int, boot_id: str, user: bool, wait: float
     ) -> dict[str, UnitLog]:
         """See `Journal`."""
         logs: dict[str, UnitLog] = {}
@@ -42,7 +42,7 @@ class FakeJournal:
             )
         return logs
 
-    def ends(self, invocations: Sequence[str], *, user: bool, wait_usec: int) -> dict[str, UnitEnd]:
+    def ends(self, invocations: Sequence[str], *, user: bool, wait: float) -> dict[str, UnitEnd]:
         """See `Journal`."""
         return {each: self._ends[each] for each in invocations if each in self._ends}
 

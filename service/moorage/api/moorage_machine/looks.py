@@ -17,7 +17,7 @@ from moorage.api.refusals import translated
 from moorage.api.wire_types import timestamp
 from moorage.machines.accounting import Accounting
 from moorage.machines.properties import SHOWN
-from moorage.pid1.manager import ASK_USEC, NoSuchProperty, NoSuchUnit
+from moorage.pid1.manager import ASK_SECONDS, NoSuchProperty, NoSuchUnit
 from moorage.wire.call import Call
 from moorage.wire.method import method
 from moorage.wire.types import Empty
@@ -86,7 +86,7 @@ class Looks(Handlers):
     ) -> wire.DescribePropertiesOut:
         """Return the properties that the service manager has for a type of unit."""
         permit(call, self.authority)
-        deadline = trio.current_time() + ASK_USEC / 1e6
+        deadline = trio.current_time() + ASK_SECONDS
         with translated(REFUSALS):
             types = await self.manager.property_types(params.type.value, deadline=deadline)
         return wire.DescribePropertiesOut(

@@ -37,7 +37,7 @@ from moorage.machines.registry import Registry
 from moorage.machines.started import UNDO_SECONDS
 from moorage.machines.store import BadRecord, Store
 from moorage.names import UnitNames
-from moorage.pid1.manager import ASK_USEC, ManagerError, ManagerTimeout, ManagerUnavailable
+from moorage.pid1.manager import ASK_SECONDS, ManagerError, ManagerTimeout, ManagerUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ class Changes:
                     _log.warning(
                         "Failed to go on with helpers of machine %s, trying again: %s", change.machine, error
                     )
-                    await trio.sleep(ASK_USEC / 1e6)
+                    await trio.sleep(ASK_SECONDS)
                 else:
                     break
             self._intents.withdraw_change(change.machine)
@@ -243,7 +243,7 @@ class Changes:
             self._states.follow(units, since_usec=change.timestamp.monotonic)
             await self._states.catch_up(units)
             try:
-                await self._enter(machine, change, deadline=trio.current_time() + ASK_USEC / 1e6)
+                await self._enter(machine, change, deadline=trio.current_time() + ASK_SECONDS)
             except MachineGone:
                 self._drop_others(change)
                 await self._starts.take_back(change, mark, wait=False)
@@ -252,7 +252,7 @@ class Changes:
         """Go on with taking back what could not be taken back at once."""
         async with self.alone(change.machine):
             while True:
-                await trio.sleep(ASK_USEC / 1e6)
+                await trio.sleep(ASK_SECONDS)
                 try:
                     await self._starts.take_back(change, self._intents.mark(change), wait=True)
                 except (ManagerError, OSError) as error:

@@ -29,7 +29,7 @@ from moorage.machines.gather import gather
 from moorage.machines.model import Helper, HelperStatus
 from moorage.pid1.hints import Hints
 from moorage.pid1.journal import Journal
-from moorage.pid1.manager import ASK_USEC, Manager, ManagerError, UnitHint
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, UnitHint
 
 ENDED = frozenset({"inactive", "failed", "deactivating"})
 """States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""
@@ -205,7 +205,7 @@ class HelperStates:
             task_status.started()
             task_status = trio.TASK_STATUS_IGNORED
             if self._missed.is_set():
-                await trio.sleep(ASK_USEC / 1e6)
+                await trio.sleep(ASK_SECONDS)
 
     def status(self, helper: Helper) -> HelperStatus:
         """Return the state of a helper, as last reported; its main process only while it runs."""
@@ -255,7 +255,7 @@ class HelperStates:
         """
         missing = [unit for unit in units if unit in self._states and not self._is_complete(unit)]
         for start in range(0, len(missing), BATCH_MAX):
-            until = trio.current_time() + ASK_USEC / 1e6 if deadline is None else deadline
+            until = trio.current_time() + ASK_SECONDS if deadline is None else deadline
             batch = missing[start : start + BATCH_MAX]
             await gather([functools.partial(self._ask, unit, until) for unit in batch])
 
@@ -292,7 +292,7 @@ class HelperStates:
             since_usec=state.since_usec,
             boot_id=self._processes.boot_id(),
             user=self._user,
-            wait_usec=0,
+            wait=0,
         )
         try:
             log = (await in_thread(read))[unit]

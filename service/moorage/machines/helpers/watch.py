@@ -21,8 +21,8 @@ from moorage.pid1.hints import Hints, News
 from moorage.pid1.journal import Journal, UnitLog
 from moorage.pid1.manager import ManagerTimeout, UnitHint
 
-LOG_WAIT_USEC: Final = 500_000
-"""For how long the journal may take to get what a helper wrote last, µs: it needs a few ms on an idle machine."""
+LOG_WAIT_SECONDS: Final = 0.5
+"""For how long the journal may take to get what a helper wrote last, s: it needs a few ms on an idle machine."""
 
 _log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class StartWatcher:
 
         A failed unit is gone at once together with what it was to start with: what is left of it is in the journal.
         """
-        logs = await self._logs(start, tuple(start.failed or start.units), LOG_WAIT_USEC)
+        logs = await self._logs(start, tuple(start.failed or start.units), LOG_WAIT_SECONDS)
         failed = start.failed or [unit for unit, log in logs.items() if log.result is not None]
         if not failed:
             return None
@@ -157,7 +157,7 @@ class StartWatcher:
                 return HelperLate(status.helper.name, unit, logs.get(unit, UnitLog()).lines)
         return None
 
-    async def _logs(self, start: StartWatch, units: Sequence[str], wait_usec: int) -> Mapping[str, UnitLog]:
+    async def _logs(self, start: StartWatch, units: Sequence[str], wait: float) -> Mapping[str, UnitLog]:
         """Return what units have written since a start began, none where the journal cannot be read."""
         read = functools.partial(
             self._journal.read,
@@ -165,7 +165,7 @@ class StartWatcher:
             since_usec=start.since_usec,
             boot_id=self._system.processes.boot_id(),
             user=self._user,
-            wait_usec=wait_usec,
+            wait=wait,
         )
         try:
             return await in_thread(read)
