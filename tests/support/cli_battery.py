@@ -302,6 +302,16 @@ class Battery:
         refused(moorctl("status", name), 3)
         assert leader.poll() is None
 
+    def test_nothing_but_what_was_asked_for(self, moorctl: Moorctl, leaders: Leaders) -> None:
+        name, leader = a_name(), str(leaders().pid)
+        assert moorctl.output("--quiet", "register", name, "--leader", leader) == ""
+        shown = moorctl.output("list", "-q")
+        assert name in shown
+        assert "NAME" not in shown
+        assert moorctl.output("-q", "find", "--pid", leader) == f"{name}\n"
+        refused(moorctl("-q", "register", name, "--leader", str(leaders().pid)), 1, "exists already")
+        moorctl.output("-q", "stop", name)
+
     def test_dry_run(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name, leader = a_name(), str(leaders().pid)
         arguments = ("register", name, "--leader", leader, "--dry-run")

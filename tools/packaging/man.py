@@ -20,7 +20,17 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 SOURCES = CHECKOUT / "docs" / "man"
 INTERFACE = CHECKOUT / "interfaces" / "io.moorage.Machine.varlink"
 
-SHARED = ("--help", "--user", "--host", "--address", "--no-ask-password", "--json", "--version")
+SHARED = (
+    "--help",
+    "--user",
+    "--host",
+    "--address",
+    "--no-ask-password",
+    "--no-pager",
+    "--quiet",
+    "--json",
+    "--version",
+)
 """Options that the commands have in common are described once."""
 
 

@@ -55,19 +55,23 @@ class Address:
 
 @dataclass(slots=True)
 class Choice:
-    """The options that choose the address, from before and after the command's name.
+    """The options that all commands have, from before and after the command's name.
 
     Attributes:
         user: use the service of the caller's own user manager.
         path: of a socket.
         hosts: other ones that it is on.
         ask_password: a person may be asked for authentication.
+        pager: a pager may show what is printed.
+        quiet: print only what was asked for, and errors.
     """
 
     user: bool = False
     path: str | None = None
     hosts: list[str] = field(default_factory=list[str])
     ask_password: bool = True
+    pager: bool = True
+    quiet: bool = False
 
     def each(self) -> list[Address]:
         """Return the address on each host; see :meth:`resolve`."""

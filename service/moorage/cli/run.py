@@ -72,6 +72,7 @@ class Order:
         grace_usec: how long a stop waits for it; None for the default.
         terminal: give the program a terminal of its own.
         as_json: print the reply of the service to stderr; standard output belongs to the program.
+        quiet: print only what went wrong.
     """
 
     registration: Mapping[str, Any]
@@ -86,6 +87,7 @@ class Order:
     grace_usec: int | None = None
     terminal: bool = False
     as_json: bool = False
+    quiet: bool = False
 
 
 def run(address: Address, order: Order) -> int:
@@ -162,7 +164,7 @@ async def _executed(
         )
     wanted = SIGNALS if terminal is None else SIGNALS_WITH_TERMINAL
     handled = [number for number in (*wanted, *PASSED_ON) if signal.getsignal(number) is not signal.SIG_IGN]
-    if terminal is not None and terminal.interactive:
+    if terminal is not None and terminal.interactive and not order.quiet:
         click.echo(f"Press Ctrl-] three times within 1 s to stop {printable(machine.name)}.", err=True)
     with (
         trio.open_signal_receiver(*handled) as signals,
@@ -273,6 +275,7 @@ class _End:
         self._address = address
         self._seconds = order.stop_seconds
         self._on_stop = order.on_stop
+        self._quiet = order.quiet
         self._machine = machine
         self._payload = payload
         # A terminal in raw mode does not turn "\n" into "\r\n".
@@ -305,10 +308,10 @@ class _End:
             self._nursery.cancel_scope.cancel()
         elif not self._asked:
             self._asked = True
-            self.say(f"Stopping {name}. Interrupt again to kill it.")
+            self._tell_progress(f"Stopping {name}. Interrupt again to kill it.")
             self._nursery.start_soon(self.stop)
         else:
-            self.say(f"Killing {name}.")
+            self._tell_progress(f"Killing {name}.")
             self._nursery.start_soon(self.kill)
 
     def forwarding(self, terminal: Terminal | None) -> AbstractAsyncContextManager[None]:
@@ -323,6 +326,10 @@ class _End:
         # The command cannot notice, as it writes to its own terminal.
         self.say(f"Error: Failed to write: {error.strerror}")
         self.ask()
+
+    def _tell_progress(self, text: str) -> None:
+        if not self._quiet:
+            self.say(text)
 
     def say(self, text: str) -> None:
         """Print a line for the person at the terminal."""

@@ -253,6 +253,38 @@ def test_every_setting_of_a_unit_file_is_a_property(
     assert missing <= NOT_PROPERTIES
 
 
+PAGERS = """
+mkdir /run/pagers
+for name in pager less more mine; do
+    printf '#!/bin/sh\necho runs $0 $LESS $LESSSECURE\n' >/run/pagers/$name
+    chmod +x /run/pagers/$name
+done
+"""
+
+
+def test_the_pager_is_that_of_systemctl() -> None:
+    run("sh", "-c", PAGERS)
+    for variables in (
+        {},
+        {"PAGER": "mine"},
+        {"PAGER": "mine", "SYSTEMD_PAGERSECURE": "0", "SYSTEMD_LESS": "FR"},
+        {"PAGER": "cat"},
+    ):
+        environment = [f"PATH=/run/pagers:{os.environ['PATH']}", "TERM=xterm"]
+        environment += [f"{name}={value}" for name, value in variables.items()]
+        theirs, ours = (
+            # Whatever else they print is not shown by these pagers.
+            run("env", *environment, "script", "--quiet", "--return", "--command", command, "/dev/null")
+            for command in ("systemctl list-units", "moorctl config")
+        )
+        if variables == {"PAGER": "cat"}:
+            assert "runs" not in ours
+            assert "runs" not in theirs
+        else:
+            assert ours == theirs
+            assert ours.startswith("runs /run/pagers/")
+
+
 def test_spans_are_those_of_systemd() -> None:
     from moorage.quantities import parse_span
 

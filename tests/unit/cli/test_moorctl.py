@@ -5,41 +5,14 @@ import os
 import pty
 import re
 import signal
-import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from cli_battery import RUN_SECONDS, Battery, Moorctl, a_name, refused
-
-
-def listen(directory: Path) -> tuple[socket.socket, Moorctl]:
-    """Return a listening socket, and a moorctl that calls whoever accepts on it."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.settimeout(RUN_SECONDS)
-    listener.bind(str(directory / "socket"))
-    listener.listen()
-    return listener, Moorctl(["--address", str(directory / "socket")])
-
-
-@contextmanager
-def a_fake(directory: Path) -> Generator[Moorctl]:
-    """Run the fake, and return a moorctl that calls it."""
-    listener, moorctl = listen(directory)
-    with listener:
-        # As with socket activation: connections wait in the backlog until the service is there.
-        service = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("fake_moored.py")], stdin=listener.fileno()
-        )
-    try:
-        yield moorctl
-    finally:
-        service.terminate()
-        service.wait(RUN_SECONDS)
+from fake_service import a_fake, listen
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,7 @@ def events(
         raise click.UsageError("--since-cursor is of one host.")
     from moorage.cli import following, happenings
     from moorage.cli.hosts import Hosts
+    from moorage.cli.pager import paging
     from moorage.client.methods import Subscribe
 
     def ask(address: Address) -> Generator[following.Told]:
@@ -70,17 +71,19 @@ def events(
         else:
             happenings.show(told.event, host)
 
-    if len(addresses) == 1:
-        for told in ask(addresses[0]):
-            show(told)
-        return Exit.OK
-    hosts = Hosts(addresses, ask)
-    replies = hosts.replies()
-    for host, told in (
-        replies if follow else sorted(replies, key=lambda said: said[1].event.timestamp.realtime or 0)
-    ):
-        show(told, host)
-    return hosts.status
+    with paging(wanted=choice.pager and not follow):
+        if len(addresses) == 1:
+            for told in ask(addresses[0]):
+                show(told)
+            return Exit.OK
+        hosts = Hosts(addresses, ask)
+        replies = hosts.replies()
+        for host, told in (
+            replies if follow else sorted(replies, key=lambda said: said[1].event.timestamp.realtime or 0)
+        ):
+            show(told, host)
+        return hosts.status
+    return Exit.OK  # the person has seen enough
 
 
 @click.command()

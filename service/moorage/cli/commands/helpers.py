@@ -212,7 +212,10 @@ def add_helpers(
         raise click.UsageError("There are no helpers to add: give FILE or --helper.")
     parameters = {"name": name, "helpers": sent}
     reply = service.call(address, "AddHelpers", parameters, timeout=SERVICE_SECONDS + ANSWER_SECONDS)
-    (views.show_json if as_json else views.show_helpers)(reply)
+    if as_json:
+        views.show_json(reply)
+    elif not choice.quiet:
+        views.show_helpers(reply)
 
 
 @click.command("remove-helper")
@@ -250,7 +253,7 @@ def reload(choice: Choice, name: str, as_json: bool) -> None:
         views.show_json(reply)
         return
     reloaded, skipped = views.reloaded(reply)
-    for each in reloaded:
+    for each in [] if choice.quiet else reloaded:
         click.echo(printable(each))
     for each in skipped:
         click.echo(f"Helper {printable(each)} cannot be reloaded.", err=True)

@@ -24,19 +24,23 @@ def doctor(choice: Choice, as_json: bool) -> int:
     import msgspec
 
     from moorage.cli import views
-    from moorage.cli.doctor import Finding, examine, failed
+    from moorage.cli.doctor import Finding, State, examine, failed
+    from moorage.cli.pager import paging
     from moorage.quantities import printable
 
     findings: list[Finding] = []
-    for finding in examine(address):
-        findings.append(finding)
-        if as_json:
-            views.show_json(msgspec.Raw(msgspec.json.encode(finding)))
-            continue
-        state = click.style(f"{finding.state.value:8}", fg=COLOURS[finding.state.value])
-        click.echo(f"{state} {finding.subject}: {printable(finding.words)}")
-        if finding.remedy is not None:
-            click.echo(f"{'':8} -> {printable(finding.remedy)}")
+    with paging(wanted=choice.pager):
+        for finding in examine(address):
+            findings.append(finding)
+            if as_json:
+                views.show_json(msgspec.Raw(msgspec.json.encode(finding)))
+                continue
+            if choice.quiet and finding.state is State.good:
+                continue
+            state = click.style(f"{finding.state.value:8}", fg=COLOURS[finding.state.value])
+            click.echo(f"{state} {finding.subject}: {printable(finding.words)}")
+            if finding.remedy is not None:
+                click.echo(f"{'':8} -> {printable(finding.remedy)}")
     return Exit.REFUSED if failed(findings) else Exit.OK
 
 
@@ -52,6 +56,8 @@ def config(choice: Choice, as_json: bool) -> None:
     """
     address = choice.resolve()
     from moorage.cli import service, views
+    from moorage.cli.pager import paging
 
     reply = service.call(address, "DescribeConfiguration", {})
-    (views.show_json if as_json else views.show_configuration)(reply)
+    with paging(wanted=choice.pager):
+        (views.show_json if as_json else views.show_configuration)(reply)

@@ -32,10 +32,12 @@ def log(
     if not is_machine_name(name):
         raise click.BadParameter(f"{printable(name)} can be no machine's.", param_hint="NAME")
     from moorage.cli.journal import Journal, show, show_json
+    from moorage.cli.pager import paging
 
     options = [f"--since={since}"] if since is not None else []
     options += [f"--lines={lines}"] if lines is not None else []
     options += ["--follow"] if follow else []
     uid = os.getuid() if choice.user else None
-    for line in Journal(address, name, uid).read(options):
-        (show_json if as_json else show)(line)
+    with paging(wanted=choice.pager and not follow):
+        for line in Journal(address, name, uid).read(options):
+            (show_json if as_json else show)(line)

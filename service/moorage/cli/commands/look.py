@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from moorage.cli.address import Address, Choice
 from moorage.cli.commands.options import JSON, NAME, PID, addressed, chosen, complete_name
 from moorage.cli.failures import Exit, Failure
 from moorage.quantities import printable
+
+if TYPE_CHECKING:
+    from moorage.cli.service import Reply
 
 
 @click.command("list")
@@ -27,38 +30,38 @@ def list_(choice: Choice, no_legend: bool, watch: bool, as_json: bool) -> int:
     if watch and as_json:
         raise click.UsageError("--watch and --json exclude each other; use: moorctl events --follow --json")
     addresses = choice.each()
+    legend = not (no_legend or choice.quiet)
     from moorage.cli import service, views
+    from moorage.cli.pager import paging
 
     if watch:
         from moorage.cli import following
 
         address = choice.resolve()
         for count, _ in enumerate(following.moments(address)):
-            views.show_list_again(service.list_machines(address), legend=not no_legend, first=count == 0)
-    elif len(addresses) > 1:
-        return _list_hosts(addresses, legend=not no_legend, as_json=as_json)
-    replies = service.list_machines(addresses[0])
-    if as_json:
-        for reply in replies:
-            views.show_machine_json(reply)
+            views.show_list_again(service.list_machines(address), legend=legend, first=count == 0)
+    if len(addresses) > 1:
+        status, found, hosts = _list_hosts(addresses)
     else:
-        views.show_list(replies, legend=not no_legend)
-    return Exit.OK
+        status, found, hosts = Exit.OK, service.list_machines(addresses[0]), None
+    with paging(wanted=choice.pager):
+        if as_json:
+            for host, reply in zip(hosts or [None] * len(found), found, strict=True):
+                views.show_machine_json(reply, host)
+        else:
+            views.show_list(found, legend=legend, hosts=hosts)
+    return status
 
 
-def _list_hosts(addresses: Sequence[Address], *, legend: bool, as_json: bool) -> int:
-    from moorage.cli import service, views
+def _list_hosts(addresses: Sequence[Address]) -> tuple[int, list[Reply], list[str]]:
+    """Return the exit status, what was replied, and by which hosts."""
+    from moorage.cli import service
     from moorage.cli.hosts import Hosts
 
     hosts = Hosts(addresses, lambda address: [service.list_machines(address)])
     found = [(host, reply) for host, replies in hosts.replies() for reply in replies]
     found.sort(key=itemgetter(0))
-    if as_json:
-        for host, reply in found:
-            views.show_machine_json(reply, host)
-    else:
-        views.show_list([reply for _, reply in found], legend=legend, hosts=[host for host, _ in found])
-    return hosts.status
+    return hosts.status, [reply for _, reply in found], [host for host, _ in found]
 
 
 @click.command()
@@ -73,9 +76,11 @@ def status(choice: Choice, name: str, as_json: bool) -> None:
     """
     address = choice.resolve()
     from moorage.cli import details, service, views
+    from moorage.cli.pager import paging
 
     reply = service.call(address, "Describe", {"name": name})
-    (views.show_json if as_json else details.show_status)(reply)
+    with paging(wanted=choice.pager):
+        (views.show_json if as_json else details.show_status)(reply)
 
 
 @click.command()
@@ -90,6 +95,7 @@ def tree(choice: Choice, names: tuple[str, ...], as_json: bool) -> None:
     """
     address = choice.here("a tree of processes")
     from moorage.cli import service, views
+    from moorage.cli.pager import paging
     from moorage.cli.tree import show_tree
 
     machines = views.machines_of(service.list_machines(address))
@@ -98,7 +104,9 @@ def tree(choice: Choice, names: tuple[str, ...], as_json: bool) -> None:
         raise Failure(
             Exit.NO_SUCH_MACHINE, f"There is no machine {listed}.\nList all machines: {address.moorctl} list"
         )
-    show_tree([machine for machine in machines if not names or machine.name in names], as_json=as_json)
+    shown = [machine for machine in machines if not names or machine.name in names]
+    with paging(wanted=choice.pager):
+        show_tree(shown, as_json=as_json)
 
 
 @click.command()

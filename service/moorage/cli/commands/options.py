@@ -81,8 +81,21 @@ def _choose_silence(ctx: click.Context, _param: click.Parameter, value: bool) ->
     choice.ask_password = choice.ask_password and not value
 
 
+def _choose_pager(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    choice = ctx.ensure_object(Choice)
+    choice.pager = choice.pager and not value
+
+
+def _choose_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    choice = ctx.ensure_object(Choice)
+    choice.quiet = choice.quiet or value
+
+
 def addressed(command: F) -> F:
-    """Add the options that choose the service to call. They may stand before or after the command's name."""
+    """Add the options that all commands have: those that choose the service to call, and how much is printed.
+
+    They may stand before or after the command's name.
+    """
     path = click.option(
         "--address",
         metavar="PATH",
@@ -105,7 +118,7 @@ def addressed(command: F) -> F:
         multiple=True,
         callback=_choose_hosts,
         expose_value=False,
-        help="Call the service of another host, by ssh(1). List and events take several.",
+        help="Call the service of another host, by ssh(1). List, top and events take several.",
     )
     silence = click.option(
         "--no-ask-password",
@@ -114,7 +127,22 @@ def addressed(command: F) -> F:
         expose_value=False,
         help="Ask nobody for authentication.",
     )
-    return user(host(path(silence(command))))
+    pager = click.option(
+        "--no-pager",
+        is_flag=True,
+        callback=_choose_pager,
+        expose_value=False,
+        help="Show nothing in a pager.",
+    )
+    quiet = click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        callback=_choose_quiet,
+        expose_value=False,
+        help="Print only what was asked for, and what went wrong.",
+    )
+    return user(host(path(silence(pager(quiet(command))))))
 
 
 def complete_name(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

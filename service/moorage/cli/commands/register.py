@@ -72,4 +72,9 @@ def register(
             fds=fds,
             timeout=register_seconds(described["timeout"]),
         )
-    (views.show_json if as_json else views.show_registered)(reply)
+    if as_json:
+        views.show_json(reply)
+    elif choice.quiet and not described["dry_run"]:
+        views.warn_of_differences(reply)
+    else:
+        views.show_registered(reply)

@@ -201,6 +201,7 @@ def run(
             grace_usec=grace,
             terminal=pty,
             as_json=as_json,
+            quiet=choice.quiet,
         ),
     )
 
