@@ -46,6 +46,12 @@ def test_machines_of_other_hosts(boot: Callable[..., Sandbox]) -> None:
     assert [(row.split()[0], row.split()[-1]) for row in rows] == [("web", "a"), ("web", "b")]
     assert "c: Failed to reach /run/moorage/io.moorage.Machine on c." in shown.stderr
 
+    shown = sandbox.run(["moorctl", "-H", "a", "-H", "alice@b", "-H", "c", "top", "-d", "50ms"], check=False)
+    heading, *rows = shown.stdout.splitlines()
+    assert (shown.returncode, heading.split()[-1]) == (5, "HOST")
+    assert [(row.split()[0], row.split()[-1]) for row in rows] == [("web", "a"), ("web", "alice@b")]
+    assert "c: Failed to reach" in shown.stderr
+
     # Events of both, as they come, over a restart.
     command = ["moorctl", "-H", "a", "-H", "b", "events", "--follow", "--json", "--event", "exited"]
     with sandbox.spawn(command) as follower:

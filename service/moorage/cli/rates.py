@@ -32,6 +32,7 @@ class Row(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         io_read_rate: bytes per second since the last look.
         io_write_rate: likewise.
         pressure: share of the last ten seconds for which tasks waited, in percent, by the resource.
+        host: that it is on, where there are several.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Row(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     io_read_rate: float | None = None
     io_write_rate: float | None = None
     pressure: dict[str, float] = {}
+    host: str | None = None
 
     @property
     def memory_share(self) -> float | None:
@@ -154,5 +156,5 @@ def sort(found: list[Row], order: str, *, reverse: bool = False) -> list[Row]:
         order: one of ORDERS.
         reverse: the other way round.
     """
-    by_name = sorted(found, key=lambda row: row.name)
+    by_name = sorted(found, key=lambda row: (row.name, row.host or ""))
     return sorted(by_name, key=ORDERS[order], reverse=reverse)

@@ -5,7 +5,6 @@ On a terminal the table is drawn in place, and keys choose the order; everywhere
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import select
 import signal
@@ -13,26 +12,21 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
+import click
 import msgspec
 
 from moorage.cli.address import Address
-from moorage.cli.connecting import connect
-from moorage.cli.failures import explain
-from moorage.cli.rates import PRESSURE_WORDS, Row, completed, rows, sort
+from moorage.cli.failures import Exit
+from moorage.cli.measuring import Meter, Meters
+from moorage.cli.rates import PRESSURE_WORDS, Row, sort
 from moorage.cli.views import PHASE_COLOURS, phase_words, show_json
-from moorage.client.dialogue import Dialogue, every_reply
-from moorage.client.methods import INTERFACE, Measured
-from moorage.client.subscription import RETRY_SECONDS, RETURN_SECONDS
-from moorage.client.types import Sample
+from moorage.client.subscription import RETRY_SECONDS
 from moorage.quantities import format_size, printable
-from moorage.steps.blocking import take
-from moorage.wire.errors import Disconnected, ProtocolError, VarlinkError
-from moorage.wire.patience import CALL_SECONDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,10 +37,7 @@ COLUMNS: Final = ("NAME", "STATE", "CPU%", "MEMORY", "OF", "IO/S", "TASKS", "PRE
 _ORDER: Final = {"CPU%": "cpu", "IO/S": "io"}
 """The order by a column, where that is not simply its name."""
 
-_LEFT: Final = frozenset({"NAME", "STATE"})
-
-COUNTERS: Final = ("cpu", "memory", "tasks", "io")
-"""What is measured of all machines; the rest only of those that are shown, unless all are sorted by it."""
+_LEFT: Final = frozenset({"NAME", "STATE", "HOST"})
 
 KEYS: Final = {
     "c": "cpu",
@@ -84,88 +75,12 @@ class Options(NamedTuple):
     as_json: bool
 
 
-class Meter:
-    """Measures all machines, again and again, on one connection for as long as that lasts.
+def show(addresses: Sequence[Address], options: Options) -> int:
+    """Show what machines use until it is ended, and return the exit status: of several hosts, that of one that failed.
 
     Args:
-        address: where the service listens.
-        pattern: only machines whose names match it; None for all.
-    """
-
-    def __init__(self, address: Address, pattern: str | None) -> None:
-        self._address = address
-        self._pattern = pattern
-        self._dialogue: Dialogue | None = None
-        self._before: dict[str, Sample] = {}
-        self._away_since: float | None = None
-        self._was_there = False
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._dialogue is not None:
-            self._dialogue.close()
-            self._dialogue = None
-
-    def look(self, *, whole: bool) -> list[Row] | None:
-        """Measure; return None while the service is away for a moment: it may be restarted.
-
-        Args:
-            whole: also limits and pressure, which cost as much as all the rest.
-
-        Raises:
-            Failure: it refuses, or stays away.
-        """
-        counters = (*COUNTERS, "pressure") if whole else COUNTERS
-        samples = self._measure({"counters": counters, "limits": whole})
-        if samples is None:
-            return None
-        samples = [
-            sample
-            for sample in samples
-            if self._pattern is None or fnmatch.fnmatchcase(sample.name, self._pattern)
-        ]
-        found = rows(samples, self._before)
-        self._before = {sample.name: sample for sample in samples}
-        return found
-
-    def complete(self, found: Sequence[Row]) -> list[Row]:
-        """Return the same rows with limits and pressure, where these machines are all still there.
-
-        Raises:
-            Failure: as :meth:`look` says.
-        """
-        if not found:
-            return []
-        names = [row.name for row in found]
-        samples = self._measure({"names": names, "counters": ["pressure"], "limits": True}) or []
-        known = {sample.name: sample for sample in samples}
-        return [completed(row, known[row.name]) if row.name in known else row for row in found]
-
-    def _measure(self, parameters: dict[str, Any]) -> list[Sample] | None:
-        try:
-            if self._dialogue is None:
-                self._dialogue = take(connect(self._address, CALL_SECONDS))
-            replies = take(
-                every_reply(self._dialogue, f"{INTERFACE}.Measure", Measured, CALL_SECONDS, parameters)
-            )
-        except (Disconnected, ConnectionError, FileNotFoundError) as error:
-            self.close()
-            self._note_away(error)
-            return None
-        except (VarlinkError, ProtocolError, OSError) as error:
-            raise explain(error, self._address) from None
-        self._was_there, self._away_since = True, None
-        return [reply.sample for reply in replies]
-
-    def _note_away(self, error: Exception) -> None:
-        present = time.monotonic()
-        self._away_since = present if self._away_since is None else self._away_since
-        if not self._was_there or present - self._away_since > RETURN_SECONDS:
-            raise explain(error, self._address) from None
-
-
-def show(address: Address, options: Options) -> None:
-    """Show what machines use until it is ended.
+        addresses: of the services.
+        options: what is shown, and how.
 
     Raises:
         Failure: the service refuses, or stays away.
@@ -174,23 +89,41 @@ def show(address: Address, options: Options) -> None:
 
     # highlight would colour numbers in names.
     console = Console(highlight=False)
-    meter = Meter(address, options.pattern)
+    pattern = options.pattern
+    told: set[str] = set()
+    meter = Meters(addresses, pattern) if len(addresses) > 1 else Meter(addresses[0], pattern)
     try:
         if options.batch or options.as_json or not console.is_terminal or console.is_dumb_terminal:
-            _print(meter, options)
+            _print(meter, options, told)
         else:
             with _terminated():
                 _draw(meter, options, console)
     finally:
         meter.close()
+        _tell_failures(meter, told)
+    return next((failure.status for failure in meter.failures.values()), Exit.OK)
 
 
-def _print(meter: Meter, options: Options) -> None:
+def _columns(found: Iterable[Row]) -> tuple[str, ...]:
+    """Return the headings of the columns."""
+    return (*COLUMNS, "HOST") if any(row.host is not None for row in found) else COLUMNS
+
+
+def _tell_failures(meter: Meter | Meters, told: set[str]) -> None:
+    """Print why hosts are left out, once for each."""
+    for host, failure in meter.failures.items():
+        if host not in told:
+            told.add(host)
+            click.echo(f"{host}: {failure}", err=True)
+
+
+def _print(meter: Meter | Meters, options: Options, told: set[str]) -> None:
     shown = 0
     # Rates take two looks, of which the first is not shown.
     looks = _looks(meter, options.delay)
     next(looks)
     for found in looks:
+        _tell_failures(meter, told)
         if found is None:
             continue
         if options.as_json:
@@ -206,7 +139,7 @@ def _print(meter: Meter, options: Options) -> None:
             return
 
 
-def _looks(meter: Meter, delay: float) -> Generator[list[Row] | None]:
+def _looks(meter: Meter | Meters, delay: float) -> Generator[list[Row] | None]:
     while True:
         begun = time.monotonic()
         found = meter.look(whole=True)
@@ -216,12 +149,13 @@ def _looks(meter: Meter, delay: float) -> Generator[list[Row] | None]:
 
 
 def _print_table(found: Sequence[Row]) -> None:
-    table = [COLUMNS, *(_cells(row) for row in found)]
+    columns = _columns(found)
+    table = [columns, *(_cells(row) for row in found)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
         padded = (
             cell.ljust(width) if name in _LEFT else cell.rjust(width)
-            for name, cell, width in zip(COLUMNS, cells, widths, strict=True)
+            for name, cell, width in zip(columns, cells, widths, strict=True)
         )
         print("  ".join(padded).rstrip())
 
@@ -237,29 +171,34 @@ def _cells(row: Row) -> tuple[str, ...]:
         "-" if row.io_rate is None else format_size(round(row.io_rate)),
         "-" if row.tasks_current is None else str(row.tasks_current),
         "-" if worst is None else f"{worst[0]:.0f}% {PRESSURE_WORDS[worst[1]]}" if worst[0] >= 0.5 else "0%",
+        *([] if row.host is None else [row.host]),
     )
 
 
 # On a terminal
 
 
-def _draw(meter: Meter, options: Options, console: Console) -> None:
+def _draw(meter: Meter | Meters, options: Options, console: Console) -> None:
     from rich.live import Live
 
     order, reverse, shown = options.order, options.reverse, 0
-    found: list[Row] = []
+    # Before the window is taken, as ssh(1) may ask for a password.
+    looked = meter.look(whole=order == "pressure")
+    found = looked or []
     with _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             begun = time.monotonic()
-            looked = meter.look(whole=order == "pressure")
-            found = found if looked is None else looked
+            if shown:
+                looked = meter.look(whole=order == "pressure")
+                found = found if looked is None else looked
             shown += 1
             end = begun + (RETRY_SECONDS if looked is None else options.delay)
             while True:
                 visible = sort(found, order, reverse=reverse)[: _lines(console)]
                 if looked is not None and order != "pressure":
                     visible = meter.complete(visible)
-                summary = _summary(found, order, away=looked is None)
+                away = ["the service"] if looked is None else sorted(meter.failures)
+                summary = _summary(found, order, away)
                 live.update(_screen(console, summary, visible, order), refresh=True)
                 key = _key(keyboard, end)
                 if key is None:
@@ -328,20 +267,20 @@ def _screen(console: Console, summary: Text, visible: Sequence[Row], order: str)
     frame = Table.grid()
     frame.add_row(summary)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
-    for name in COLUMNS:
+    for name in _columns(visible):
         style = "bold reverse" if _ORDER.get(name, name.lower()) == order else "bold"
         table.add_column(
             Text(name, style),
             justify="left" if name in _LEFT else "right",
             no_wrap=True,
             overflow="ellipsis",
-            max_width=_NAME_MAX if name == "NAME" and console.width < _WIDE else None,
+            max_width=_NAME_MAX if name in {"NAME", "HOST"} and console.width < _WIDE else None,
         )
     for row in visible:
         # As Text, because rich would interpret markup in a str, and names come from outside.
         name, state, *others = _cells(row)
         share = row.memory_share or 0.0
-        styles = ["", "", "red" if share >= 0.9 else "", "", "", ""]
+        styles = ["", "", "red" if share >= 0.9 else "", *[""] * (len(others) - 3)]
         table.add_row(
             Text(name, "bold"),
             Text(state, PHASE_COLOURS.get(row.phase, "") if row.freezer == "running" else "cyan"),
@@ -363,7 +302,7 @@ _NAME_MAX: Final = 24
 """Columns of a name where the window has less than _WIDE: the others need 55, and all is to fit into 80."""
 
 
-def _summary(found: Sequence[Row], order: str, *, away: bool) -> Text:
+def _summary(found: Sequence[Row], order: str, away: Sequence[str]) -> Text:
     from rich.text import Text
 
     cpu = sum(row.cpu_percent or 0.0 for row in found)
@@ -371,5 +310,6 @@ def _summary(found: Sequence[Row], order: str, *, away: bool) -> Text:
     count = f"{len(found)} machine{'' if len(found) == 1 else 's'}"
     words = f"{count}, CPU {cpu:.1f}%, memory {format_size(memory)}, by {order}"
     if away:
-        return Text.assemble(words, ("  the service is away", "red"), no_wrap=True, overflow="ellipsis")
+        gone = f"  away: {', '.join(map(printable, away))}"
+        return Text.assemble(words, (gone, "red"), no_wrap=True, overflow="ellipsis")
     return Text(words, no_wrap=True, overflow="ellipsis")

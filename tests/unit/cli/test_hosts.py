@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_battery import RUN_SECONDS, Moorctl, a_name, refused
+from pty_battery import Person
 
 SSH = """#!/usr/bin/env python3
 import os, select, socket, sys
@@ -84,6 +85,37 @@ def test_machines_of_several_hosts(moorctl: Moorctl) -> None:
         found = [json.loads(line) for line in shown.splitlines()]
         assert [each["host"] for each in found if each["name"] == name] == ["a", "b"]
         leader.kill()
+
+
+def test_what_machines_of_several_hosts_use(moorctl: Moorctl, place: Path) -> None:
+    name = a_name()
+    with subprocess.Popen(["sleep", "infinity"]) as leader:
+        moorctl.output("register", name, "--leader", str(leader.pid))
+        hosts = ("-H", "b", "-H", "a", "-H", "down")
+        done = moorctl(*hosts, "top", "--delay", "10ms", "--sort", "name")
+        heading, *rows = done.stdout.splitlines()
+        assert heading.split()[-1] == "HOST"
+        found = [row.split() for row in rows if row.startswith(name)]
+        assert [(row[3], row[4], row[-1]) for row in found] == [("3.0M", "75%", "a"), ("3.0M", "75%", "b")]
+        assert done.returncode == 5
+        assert done.stderr.count("down: Failed to reach") == 1
+        shown = moorctl.output("-H", "a", "-H", "b", "top", "--json", "--delay", "10ms", "--iterations", "2")
+        told = [json.loads(line) for line in shown.splitlines()]
+        assert [each["host"] for each in told if each["name"] == name] == ["a", "b"] * 2
+        # At a terminal, what is drawn says who is left out, and so does the end.
+        environment = {**moorctl.whole_environment, "TERM": "xterm"}
+        person = Person([moorctl.program, *moorctl.options, *hosts, "top", "--delay", "50ms"], environment)
+        person.read("away: down")
+        assert name[:8] in person.read("sort: c m i t p s n")
+        person.type("q")
+        status, rest = person.end()
+        assert status == 5
+        assert "down: Failed to reach" in rest
+        person.leave()
+        leader.kill()
+    refused(
+        moorctl("-H", "down", "-H", "down2", "top"), 5, "down2: Failed to reach", "There is no host left"
+    )
 
 
 def test_a_host_that_is_down(moorctl: Moorctl) -> None:

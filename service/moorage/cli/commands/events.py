@@ -79,7 +79,9 @@ def events(
         hosts = Hosts(addresses, ask)
         replies = hosts.replies()
         for host, told in (
-            replies if follow else sorted(replies, key=lambda said: said[1].event.timestamp.realtime or 0)
+            replies
+            if follow
+            else sorted(replies, key=lambda said: (said[1].event.timestamp.realtime or 0, said[0]))
         ):
             show(told, host)
         return hosts.status

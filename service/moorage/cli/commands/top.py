@@ -58,16 +58,17 @@ def top(
     iterations: int | None,
     batch: bool,
     as_json: bool,
-) -> None:
-    """Show what machines use, again and again.
+) -> int:
+    """Show what machines use, again and again, on several hosts with --host for each.
 
     Columns: CPU time in percent of one CPU; memory, and the share of the limit that it is; bytes read and written in a
     second; tasks; and the share of the last ten seconds for which tasks waited for the resource that they waited for
     most. Keys: c m i t p s n choose the order, r reverses it, q ends it.
     """
-    address = choice.resolve()
+    addresses = choice.each()
     from moorage.cli import top as display
 
     if iterations is None and not sys.stdout.isatty() and not batch:
         iterations = 1
-    display.show(address, display.Options(order, reverse, pattern, delay / 1e6, iterations, batch, as_json))
+    options = display.Options(order, reverse, pattern, delay / 1e6, iterations, batch, as_json)
+    return display.show(addresses, options)
