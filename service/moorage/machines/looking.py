@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import trio
@@ -11,15 +11,14 @@ from moorage.kernel.block import name_of
 from moorage.kernel.cgroup import Hierarchy
 from moorage.kernel.clock import Clock
 from moorage.machines.accounting import Accounting, base_of, since, traffic_since
-from moorage.machines.ceilings import Known, ceiling
 from moorage.machines.effective import InForce, in_force_of
 from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.machine import Machine, Work
 from moorage.machines.metadata import Metadata, acquire
 from moorage.machines.model import Bases, FreezerState, HelperBase, Timestamp
-from moorage.machines.sampling import pressure_texts
+from moorage.machines.sampling import pressures
 from moorage.machines.thawing import helper_group, is_frozen, is_to_freeze
-from moorage.machines.use import Pressure, pressure, traffic, waited
+from moorage.machines.use import Pressure, traffic
 from moorage.machines.verdicts import merged
 from moorage.pid1.manager import ASK_SECONDS, Json, Manager
 
@@ -90,13 +89,6 @@ class Looking:
             helpers,
         )
 
-    def ceiling(self, machine: Machine, attribute: str, known: Known) -> int | None:
-        """Return the lowest limit of a machine and of what is above it; parameters as for :func:`ceiling`."""
-        placement = machine.record.placement
-        if placement.shared:
-            return None
-        return ceiling(self._hierarchy, placement.control_group, attribute, known)
-
     def now(self) -> Timestamp:
         """Return the time."""
         return now(self._clock)
@@ -119,17 +111,8 @@ class Looking:
         Raises:
             OSError: no file descriptor is left, or no memory.
         """
-        found = {each: pressure(text) for each, text in self._pressure(machine)}
-        return {each: read for each, read in found.items() if read is not None}
-
-    def waited(self, machine: Machine) -> Iterator[tuple[str, dict[str, int]]]:
-        """Read the same in a third of the time: of each resource only for how long tasks waited, µs."""
-        for each, text in self._pressure(machine):
-            yield each, waited(text)
-
-    def _pressure(self, machine: Machine) -> Iterator[tuple[str, str]]:
         placement = machine.record.placement
-        return iter(()) if placement.shared else pressure_texts(placement.control_group, self._hierarchy)
+        return {} if placement.shared else pressures(placement.control_group, self._hierarchy)
 
     def traffic(self, machine: Machine) -> dict[str, dict[str, int | str]]:
         """Read what a machine has read from and written to each block device, by its name, since that was reset.

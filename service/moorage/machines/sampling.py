@@ -14,7 +14,7 @@ from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.machine import Machine
 from moorage.machines.model import Helper, Timestamp
 from moorage.machines.thawing import helper_group
-from moorage.machines.use import RESOURCES, Pressure, pressure
+from moorage.machines.use import RESOURCES, Pressure, pressure, waited
 
 COUNTERS: Final[Mapping[str, frozenset[str]]] = {
     "cpu": frozenset({"cpu.stat"}),
@@ -120,21 +120,48 @@ class Round:
             OSError: no file descriptor is left, or no memory.
         """
         record = machine.record
-        group = record.control_group
-        attributes = self._attributes(group)
+        attributes = self._attributes(record.control_group)
         helpers = {
             helper.name: self._of_helper(machine, helper, each, attributes)
             for helper in record.helpers
             if (state := self._hierarchy.events(each := helper_group(record, helper))) and state.populated
         }
         at = now(self._clock)
+        shows_pressure = self._pressure and not record.placement.shared
+        found = pressures(record.control_group, self._hierarchy) if shows_pressure else {}
+        return Sample(at, self.counters(machine), found, helpers, self.limits(machine))
+
+    def counters(self, machine: Machine) -> Accounting:
+        """Read the counters of a machine that lives, since they were reset; none of one that shares its group.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        record = machine.record
         if record.placement.shared:
-            return Sample(at, Accounting(), {}, helpers, {})
-        counters = self._accounts.counters(group, attributes)
-        if record.bases is not None:
-            counters = since(counters, record.bases.accounting)
-        pressure = pressures(group, self._hierarchy) if self._pressure else {}
-        return Sample(at, counters, pressure, helpers, self._limits_of(group) if self._limits else {})
+            return Accounting()
+        found = self._accounts.counters(record.control_group, self._attributes(record.control_group))
+        return found if record.bases is None else since(found, record.bases.accounting)
+
+    def waited(self, machine: Machine) -> Iterator[tuple[str, dict[str, int]]]:
+        """Read for how long tasks of a machine waited for each resource, µs: its pressure in a third of the time.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        record = machine.record
+        if not record.placement.shared:
+            for each, text in pressure_texts(record.control_group, self._hierarchy):
+                yield each, waited(text)
+
+    def limits(self, machine: Machine) -> dict[str, int]:
+        """Read what a machine may use at most, the slices above included, by the names of the properties.
+
+        Raises:
+            OSError: no file descriptor is left, or no memory.
+        """
+        record = machine.record
+        return self._limits_of(record.control_group) if self._limits and not record.placement.shared else {}
 
     def _of_helper(
         self, machine: Machine, helper: Helper, group: str, attributes: frozenset[str]

@@ -20,6 +20,7 @@ from moored import (
     Processes,
     connect,
     control_group,
+    main_pid,
     process_of,
     register,
     run,
@@ -31,6 +32,9 @@ from subscriber import SUBSCRIBE, Reader, is_in_order, kinds, subscribed
 from moorage.errors import CursorExpired, HelperFailed
 from moorage.wire.client import Client
 from moorage.wire.errors import InvalidParameter
+
+QUIET_SECONDS, QUIET_DEADLINE_SECONDS = 12.0, 120.0
+"""For how long nothing is to happen: twice the longest pause of what is done from time to time; and by when."""
 
 FAILS = ["/bin/sh", "-c", "echo secret; exit 3"]
 
@@ -58,6 +62,26 @@ async def test_the_life_of_a_machine(spawn: Processes) -> None:
         times = [event["timestamp"]["monotonic"] for event in told]
         assert times == sorted(times)
         assert is_in_order(reader.told)
+
+
+async def test_who_only_watches_has_nobody_woken(spawn: Processes) -> None:
+    async with subscribed() as reader, await connect() as client:
+        await reader.snapshot()
+        await register(client, "web", spawn())
+        await reader.until("machineNew", name="web")
+        pid = main_pid()
+        # What the registration has left to do is done after some seconds; the watchdog is fed every 90 s.
+        with trio.fail_after(QUIET_DEADLINE_SECONDS):
+            before, after = -1, wakings(pid)
+            while before != after:
+                await trio.sleep(QUIET_SECONDS)
+                before, after = after, wakings(pid)
+
+
+def wakings(pid: int) -> int:
+    """How often a thread of a process has gone to sleep so far (proc_pid_status(5))."""
+    statuses = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(each.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for each in statuses)
 
 
 async def test_the_end_of_a_machine_that_is_stopped(spawn: Processes) -> None:

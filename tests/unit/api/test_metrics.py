@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from moorage.api.metrics import machines, service
-from moorage.api.metrics.families import FAMILIES, PREFIX, Series, about, series
+from moorage.api.metrics.families import FAMILIES, PREFIX, Series, Values, about, series
 from moorage.api.metrics.types import ListOut
 from moorage.kernel.cgroup import Hierarchy
 from moorage.machines.ceilings import Known, ceiling
@@ -22,10 +22,24 @@ from moorage.wire.message import prepared_reply
 def test_a_message_is_what_a_reply_would_be(
     fields: dict[str, str], value: int | str, name: str | None
 ) -> None:
-    message = series("CpuUsage", **fields).message(value, b"" if name is None else about(name))
-    reply = ListOut(name=f"{PREFIX}CpuUsage", object=name, fields=fields or None, value=value)
+    family = "Phase" if isinstance(value, str) else "CpuUsage"
+    message = series(family, **fields).message(value, b"" if name is None else about(name))
+    reply = ListOut(name=PREFIX + family, object=name, fields=fields or None, value=value)
     assert message.endswith(b"\0")
     assert json.loads(message[:-1]) == json.loads(prepared_reply(reply)[:-1])
+
+
+def test_values_about_one_object_are_the_same_messages() -> None:
+    found = [
+        (series("CpuUsage", type="100%d"), 7),
+        (series("Phase"), "run%bning"),
+        (series("TasksCurrent"), 0),
+    ]
+    for name in (about("web"), about("50%d")):
+        values = Values(name)
+        for each, value in found:
+            values.add(each, value)
+        assert values.messages() == b"".join(each.message(value, name) for each, value in found)
 
 
 def test_families_are_named_as_those_of_systemd_are() -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Coroutine
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from moorage.kernel import memory
 from moorage.kernel.memory import LOOK_SECONDS, WORK_SECONDS, give_back, keep_small
 
 MIB = 1024 * 1024
@@ -54,6 +56,41 @@ async def test_memory_is_returned_where_there_was_work() -> None:
         await trio.sleep(LOOK_SECONDS)
         assert process.returned == 4
         nursery.cancel_scope.cancel()
+
+
+class Waits(trio.abc.Instrument):
+    """Tells when the event loop waits for something else than a clock."""
+
+    def __init__(self) -> None:
+        self.endless = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+
+    def before_io_wait(self, timeout: float) -> None:
+        if timeout > 1.0 and not self.endless.is_set():
+            self._token.run_sync_soon(self.endless.set, idempotent=True)
+
+
+async def test_who_has_nothing_to_do_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LOOK_SECONDS", 0.01)
+    process, returned = Process(), trio.Event()
+
+    def give_back() -> None:
+        process.give_back()
+        returned.set()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            waits = Waits()
+            trio.lowlevel.add_instrument(waits)
+            nursery.start_soon(keep_small, process.work, give_back)
+            await waits.endless.wait()
+            process.worked += WORK_SECONDS  # by what has woken it
+            await returned.wait()
+            waits.endless = trio.Event()
+            await waits.endless.wait()
+            assert process.returned == 1
+            trio.lowlevel.remove_instrument(waits)
+            nursery.cancel_scope.cancel()
 
 
 def resident() -> int:

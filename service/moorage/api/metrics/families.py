@@ -8,6 +8,7 @@ Pure: no I/O.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -38,16 +39,22 @@ class Series:
 
     A scrape of a thousand machines has twenty thousand messages that differ in an object and a number: what is the
     same in all of them is encoded once, which makes them five times as fast as encoding a Struct each.
+
+    Attributes:
+        template: of a message that others will follow, for an object as :func:`about` returns it, and a value: an
+            integer, or a text as JSON where the family has texts.
     """
 
-    __slots__ = ("_head", "_tail")
+    __slots__ = ("template",)
 
     def __init__(self, family: Family, fields: Mapping[str, str] | None = None) -> None:
-        name = encode_parameters(PREFIX + family.name)
-        self._head = b'{"parameters":{"name":%b' % name
-        self._tail = (
-            b',"fields":%b' % encode_parameters(fields) if fields else b""
-        ) + b'},"continues":true}\0'
+        value = b"%b" if family.type == "string" else b"%d"
+        told = b',"fields":%b' % encode_parameters(fields) if fields else b""
+        self.template = b'{"parameters":{"name":%b%%b,"value":%b%b},"continues":true}\0' % (
+            encode_parameters(PREFIX + family.name),
+            value,
+            told.replace(b"%", b"%%"),
+        )
 
     def message(self, value: int | str, about: bytes = b"") -> bytes:
         """Return a reply that others will follow, as it goes over the wire.
@@ -56,8 +63,46 @@ class Series:
             value: of the type that the family has.
             about: made by :func:`about`; nothing for the service as a whole.
         """
-        text = b"%d" % value if isinstance(value, int) else encode_parameters(value)
-        return b'%b%b,"value":%b%b' % (self._head, about, text, self._tail)
+        return self.template % (about, _text(value))
+
+
+class Values:
+    """Values about one object, which go over the wire together.
+
+    Most objects have the same ones: their messages are one template, joined once.
+
+    Args:
+        about: the object, made by :func:`about`.
+    """
+
+    __slots__ = ("_about", "_series", "_values")
+
+    def __init__(self, about: bytes) -> None:
+        self._about = about
+        self._series: list[Series] = []
+        self._values: list[bytes | int] = []
+
+    def add(self, of: Series, value: int | str) -> None:
+        """Add a value of the type that the family has."""
+        self._series.append(of)
+        self._values += (self._about, _text(value))
+
+    def messages(self) -> bytes:
+        """Return all of them, each as :meth:`Series.message` does."""
+        return _joined(tuple(self._series)) % tuple(self._values)
+
+
+SHAPES_MAX: Final = 64
+"""Combinations of series that are kept: controllers and limits are about the same for all machines of a host."""
+
+
+@functools.lru_cache(SHAPES_MAX)
+def _joined(found: tuple[Series, ...]) -> bytes:
+    return b"".join(each.template for each in found)
+
+
+def _text(value: int | str) -> bytes | int:
+    return value if isinstance(value, int) else encode_parameters(value)
 
 
 def about(name: str) -> bytes:

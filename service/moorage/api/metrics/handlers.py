@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import trio
@@ -13,15 +14,17 @@ from moorage.api.metrics.families import FAMILIES, PREFIX
 from moorage.api.metrics.machines import messages
 from moorage.api.metrics.service import Insides
 from moorage.api.metrics.types import DescribeOut, ListOut
-from moorage.machines.ceilings import Known
+from moorage.machines.machine import Machine
+from moorage.machines.sampling import Round
 from moorage.machines.services import Services
 from moorage.wire.call import Call
 from moorage.wire.method import method
 from moorage.wire.service import Interface
 from moorage.wire.types import Empty, Last, Prepared
 
-SLICE = 4
-"""Machines that are looked at before others get their turn: a dozen files are read of each, a millisecond in all."""
+SLICE_SECONDS = 0.001
+"""How long machines are looked at before others get their turn, s: up to a dozen files are read of each, of two dozen
+machines in that time."""
 
 
 class Metrics(Interface):
@@ -42,19 +45,25 @@ class Metrics(Interface):
         registry = services.registry
         machines = [machine for machine in registry.snapshot() if machine.is_there]
         yield Prepared(tuple(self._insides.messages(machines)))
-        known: Known = {}
-        for start in range(0, len(machines), SLICE):
+        looked, round_ = iter(machines), services.sampling.round(limits=True)
+        while True:
             # However many callers there are, one slice is looked at in one turn of everybody else.
             async with self._turn:
-                now = services.looking.now()
-                found = tuple(
-                    each
-                    for machine in machines[start : start + SLICE]
-                    if registry.get(machine.name) is machine and machine.is_there
-                    for each in messages(machine, services, known, now)
-                )
+                found = tuple(self._slice(looked, round_))
+            if not found:
+                break
             yield Prepared(found)
         yield Last(ListOut(name=f"{PREFIX}Version", value=__version__))
+
+    def _slice(self, machines: Iterator[Machine], round_: Round) -> Iterator[bytes]:
+        """Return the values of the next machines, as many as there is time for; of at least one, if any is left."""
+        services, until = self._services, time.monotonic() + SLICE_SECONDS
+        now = services.looking.now()
+        for machine in machines:
+            if services.registry.get(machine.name) is machine and machine.is_there:
+                yield from messages(machine, services, round_, now)
+                if time.monotonic() > until:
+                    return
 
     @method("Describe", requires_more=True)
     def describe(self, call: Call, params: Empty) -> Iterator[DescribeOut]:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Final
 
-from moorage.api.metrics.families import Series, about, series
+from moorage.api.metrics.families import Series, Values, about, series
 from moorage.machines.accounting import Accounting
-from moorage.machines.ceilings import Known
 from moorage.machines.machine import Machine
 from moorage.machines.model import Timestamp
+from moorage.machines.sampling import Round
 from moorage.machines.services import Services
 from moorage.machines.use import RESOURCES
 
@@ -35,7 +35,7 @@ _COUNTERS: Final[tuple[tuple[Callable[[Accounting], int | None], Series], ...]] 
     }.items()
 )
 
-_CEILINGS: Final = {"memory.max": series("MemoryLimit"), "pids.max": series("TasksLimit")}
+_LIMITS: Final = {"MemoryMax": series("MemoryLimit"), "TasksMax": series("TasksLimit")}
 
 _PRESSURE: Final = {
     (resource, type_): series("PressureTime", resource=resource, type=type_)
@@ -46,34 +46,35 @@ _PRESSURE: Final = {
 _PHASE, _FREEZER, _UPTIME, _START = map(series, ("Phase", "FreezerState", "Uptime", "StartTimestamp"))
 
 
-def messages(machine: Machine, services: Services, known: Known, now: Timestamp) -> Iterator[bytes]:
+def messages(machine: Machine, services: Services, round_: Round, now: Timestamp) -> Iterator[bytes]:
     """Return the values of one machine that lives, as they go over the wire. What is not known is left out.
 
     Args:
         machine: that lives.
         services: know of it.
-        known: limits of slices that were read in this look at all machines.
+        round_: a look at all machines, with their limits.
         now: the time.
 
     Raises:
         OSError: no file descriptor is left, or no memory.
     """
-    name, record, looking = about(machine.name), machine.record, services.looking
-    yield _PHASE.message(machine.phase, name)
-    yield _FREEZER.message(looking.noted_freezer(machine), name)
-    yield _START.message(record.timestamp.realtime, name)
-    yield _UPTIME.message(now.monotonic - record.timestamp.monotonic, name)
-    counters = looking.counters(machine)
+    name, record = about(machine.name), machine.record
+    values = Values(name)
+    values.add(_PHASE, machine.phase)
+    values.add(_FREEZER, services.looking.noted_freezer(machine))
+    values.add(_START, record.timestamp.realtime)
+    values.add(_UPTIME, now.monotonic - record.timestamp.monotonic)
+    counters = round_.counters(machine)
     for read, each in _COUNTERS:
         if (value := read(counters)) is not None:
-            yield each.message(value, name)
-    for resource, found in looking.waited(machine):
+            values.add(each, value)
+    for resource, found in round_.waited(machine):
         for type_, usec in found.items():
             if (of := _PRESSURE.get((resource, type_))) is not None:
-                yield of.message(usec, name)
-    for attribute, each in _CEILINGS.items():
-        if (limit := looking.ceiling(machine, attribute, known)) is not None:
-            yield each.message(limit, name)
+                values.add(of, usec)
+    for limit, value in round_.limits(machine).items():
+        values.add(_LIMITS[limit], value)
+    yield values.messages()
     if record.helpers:
         yield from _helpers(machine, services, name)
 
