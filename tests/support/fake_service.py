@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli_battery import RUN_SECONDS, Moorctl
+from cli_battery import RUN_SECONDS, Moorctl, PreloadedMoorctl
 
 FAKE = Path(__file__).parents[1] / "unit" / "cli" / "fake_moored.py"
 
@@ -18,7 +18,7 @@ def listen(directory: Path) -> tuple[socket.socket, Moorctl]:
     listener.settimeout(RUN_SECONDS)
     listener.bind(str(directory / "socket"))
     listener.listen()
-    return listener, Moorctl(["--address", str(directory / "socket")])
+    return listener, PreloadedMoorctl(["--address", str(directory / "socket")])
 
 
 @contextmanager

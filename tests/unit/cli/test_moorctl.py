@@ -11,7 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from cli_battery import RUN_SECONDS, Battery, Moorctl, a_name, refused
+from cli_battery import RUN_SECONDS, Battery, Moorctl, PreloadedMoorctl, a_name, refused
 from fake_service import a_fake, listen
 
 
@@ -57,10 +57,10 @@ class TestOverTheFake(Battery):
 
     def test_the_address_from_the_environment(self, moorctl: Moorctl) -> None:
         _, path = moorctl.options
-        done = Moorctl()("list", environment={"MOORAGE_ADDRESS": path})
+        done = PreloadedMoorctl()("list", environment={"MOORAGE_ADDRESS": path})
         assert (done.returncode, done.stderr) == (0, "")
-        assert Moorctl()("list", "--address", path).returncode == 0
-        refused(Moorctl()("list", "--address", path, "--user"), 2, "exclude each other")
+        assert PreloadedMoorctl()("list", "--address", path).returncode == 0
+        refused(PreloadedMoorctl()("list", "--address", path, "--user"), 2, "exclude each other")
 
     def test_a_reader_that_has_seen_enough(self, moorctl: Moorctl) -> None:
         read, write = os.pipe()
@@ -106,20 +106,22 @@ def on_a_terminal(moorctl: Moorctl, *arguments: str, **variables: str) -> str:
 
 class TestWithoutAService:
     def test_no_socket(self, tmp_path: Path) -> None:
-        done = Moorctl()("list", "--address", str(tmp_path / "none"))
+        done = PreloadedMoorctl()("list", "--address", str(tmp_path / "none"))
         refused(done, 5, f"{tmp_path}/none: there is no such socket.")
         assert "systemctl" not in done.stderr
 
     def test_no_socket_of_the_user_manager(self, tmp_path: Path) -> None:
         environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
-        done = Moorctl()("list", "--user", environment=environment)
+        done = PreloadedMoorctl()("list", "--user", environment=environment)
         refused(
             done, 5, f"{tmp_path}/moorage/io.moorage.Machine", "systemctl --user enable --now moored.socket"
         )
-        refused(Moorctl()("--user", "list", environment=environment), 5, str(tmp_path))
+        refused(PreloadedMoorctl()("--user", "list", environment=environment), 5, str(tmp_path))
 
     def test_no_user_manager(self) -> None:
-        refused(Moorctl(environment={"XDG_RUNTIME_DIR": ""})("--user", "list"), 2, "XDG_RUNTIME_DIR")
+        refused(
+            PreloadedMoorctl(environment={"XDG_RUNTIME_DIR": ""})("--user", "list"), 2, "XDG_RUNTIME_DIR"
+        )
 
     def test_nobody_listens(self, tmp_path: Path) -> None:
         listener, moorctl = listen(tmp_path)
@@ -127,7 +129,9 @@ class TestWithoutAService:
         refused(moorctl("status", "web"), 5, "nothing listens there")
 
     def test_a_path_that_is_too_long(self, tmp_path: Path) -> None:
-        refused(Moorctl()("list", "--address", f"{tmp_path}/{'x' * 200}"), 5, "Failed to connect to")
+        refused(
+            PreloadedMoorctl()("list", "--address", f"{tmp_path}/{'x' * 200}"), 5, "Failed to connect to"
+        )
 
     @pytest.mark.parametrize(
         ("answer", "status", "words"),
@@ -178,7 +182,7 @@ class TestWithoutAService:
         assert (process.returncode, output, errors.strip()) == (130, b"", b"")
 
     def test_completion_is_silent(self, tmp_path: Path) -> None:
-        done = Moorctl()(
+        done = PreloadedMoorctl()(
             environment={
                 "_MOORCTL_COMPLETE": "bash_complete",
                 "COMP_WORDS": f"moorctl --address {tmp_path}/none status w",
@@ -193,7 +197,7 @@ class TestUsage:
 
     @pytest.fixture
     def moorctl(self, tmp_path: Path) -> Moorctl:
-        return Moorctl(["--address", str(tmp_path / "none")])
+        return PreloadedMoorctl(["--address", str(tmp_path / "none")])
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -237,6 +241,6 @@ class TestUsage:
 
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
     def test_completion(self, shell: str) -> None:
-        done = Moorctl()("completion", shell)
+        done = PreloadedMoorctl()("completion", shell)
         assert done.returncode == 0
         assert f"_MOORCTL_COMPLETE={shell}_complete" in done.stdout

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from cli_battery import RUN_SECONDS, Moorctl, a_name, refused
+from cli_battery import RUN_SECONDS, Moorctl, PreloadedMoorctl, a_name, refused
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def listener(tmp_path: Path) -> Generator[socket.socket]:
 
 @pytest.fixture
 def moorctl(tmp_path: Path, listener: socket.socket) -> Moorctl:
-    return Moorctl(["--address", str(tmp_path / "socket")])
+    return PreloadedMoorctl(["--address", str(tmp_path / "socket")])
 
 
 @pytest.fixture
@@ -67,9 +67,11 @@ def test_wrong_usage_asks_for_nothing(moorctl: Moorctl, arguments: list[str], wo
 
 
 def test_no_service(tmp_path: Path) -> None:
-    done = Moorctl(["--address", str(tmp_path / "none")])("run", "--name", "web", "true")
+    done = PreloadedMoorctl(["--address", str(tmp_path / "none")])("run", "--name", "web", "true")
     refused(done, 125, "there is no such socket")
-    done = Moorctl(["--address", str(tmp_path / "none")])("run", "--name", "web", "-p", "TasksMax=5", "true")
+    done = PreloadedMoorctl(["--address", str(tmp_path / "none")])(
+        "run", "--name", "web", "-p", "TasksMax=5", "true"
+    )
     refused(done, 125, "there is no such socket")
 
 
