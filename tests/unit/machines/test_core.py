@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from fake_manager import FakeManager
+from fakes.played import PlayedManager
 
 from moorage.api.moorage_machine.wording import Wording
 from moorage.app import Core
@@ -77,7 +77,7 @@ class Groups(Cgroupfs):
 
 @asynccontextmanager
 async def running(
-    manager: FakeManager, directory: Path, groups: dict[str, tuple[int, bool]] | None = None
+    manager: PlayedManager, directory: Path, groups: dict[str, tuple[int, bool]] | None = None
 ) -> AsyncGenerator[Core]:
     """A core that runs."""
     readiness = Readiness()
@@ -85,7 +85,7 @@ async def running(
     hierarchy.made = {} if groups is None else groups
     store = Store(str(directory))
     core = Core(
-        manager.manager,
+        manager,
         store,
         EventFiles(f"{directory}.events", boot_id()),
         Wording(),
@@ -110,7 +110,7 @@ def enter(core: Core, *machines: Machine) -> None:
 
 
 async def test_a_lease_on_what_ends_at_once_leaves_nothing(tmp_path: Path) -> None:
-    manager = FakeManager()
+    manager = PlayedManager()
     async with running(manager, tmp_path) as core:
         for number in range(MACHINES):
             found = machine(f"m{number}")
@@ -123,7 +123,7 @@ async def test_a_lease_on_what_ends_at_once_leaves_nothing(tmp_path: Path) -> No
 
 
 async def test_a_slow_reader_of_changes_gets_the_last(tmp_path: Path) -> None:
-    manager = FakeManager()
+    manager = PlayedManager()
     unit = "machine-web-fs.service"
 
     async def start(_spec: ServiceSpec) -> None:
@@ -155,7 +155,7 @@ async def added(core: Core, machine: Machine) -> None:
 
 async def test_helpers_are_not_added_to_a_successor(tmp_path: Path) -> None:
     """The machine has ended and its name is another one's: so are the names of its units."""
-    manager = FakeManager()
+    manager = PlayedManager()
     started: list[str] = []
     web, successor = machine("web"), machine("web")
 
@@ -183,13 +183,13 @@ async def test_helpers_are_not_added_to_a_successor(tmp_path: Path) -> None:
     assert not any(name.startswith(".change-") for name in os.listdir(tmp_path))
 
 
-class Forgetful(FakeManager):
+class Forgetful(PlayedManager):
     """Forgets units that are stopped."""
 
     async def stop(self, unit: str, *, alone: bool = False, deadline: float) -> Job:
         """See `Manager`."""
         done = await super().stop(unit, alone=alone, deadline=deadline)
-        del self.loaded[unit]
+        self.unload(unit)
         return done
 
 
@@ -214,7 +214,7 @@ async def test_helpers_are_taken_back_that_were_started_for_a_scope_that_had_end
         with pytest.raises(MachineGone):
             await added(core, web)
         assert ("stop", unit) in manager.ordered
-        assert unit not in manager.loaded
+        assert not manager.is_loaded(unit)
         assert not web.record.helpers
 
 
@@ -259,7 +259,7 @@ async def test_the_scope_of_a_repeated_start_whose_leader_has_died_is_taken_back
     finally:
         os.close(pidfd)
     assert manager.ordered == [("stop", "machine-web.scope")]
-    assert manager.loaded == {}
+    assert not manager.is_loaded("machine-web.scope")
     assert not any(name.startswith(".start-") for name in os.listdir(tmp_path))
 
 
@@ -267,7 +267,7 @@ OWN = {"unit": "own.service", "control_group": "/own.service", "allocated": Fals
 
 
 async def test_a_unit_that_was_restarted_is_not_stopped_in_its_predecessors_stead(tmp_path: Path) -> None:
-    manager, groups = FakeManager(), {"/own.service": (1, True)}
+    manager, groups = PlayedManager(), {"/own.service": (1, True)}
     async with running(manager, tmp_path, groups) as core:
         web = made.machine("web", **OWN)
         enter(core, web)
@@ -282,7 +282,7 @@ async def test_a_unit_that_was_restarted_is_not_stopped_in_its_predecessors_stea
 
 
 async def test_a_unit_of_the_same_invocation_is_stopped(tmp_path: Path) -> None:
-    manager, groups = FakeManager(), {"/own.service": (1, True)}
+    manager, groups = PlayedManager(), {"/own.service": (1, True)}
     async with running(manager, tmp_path, groups) as core:
         web = made.machine("web", **OWN)
         enter(core, web)
@@ -294,7 +294,7 @@ async def test_a_unit_of_the_same_invocation_is_stopped(tmp_path: Path) -> None:
 
 
 async def test_that_a_machine_was_ending_when_it_was_stopped_outlives_this_service(tmp_path: Path) -> None:
-    manager = FakeManager()
+    manager = PlayedManager()
     async with running(manager, tmp_path, {"/none/machine-web.scope": (1, False)}) as core:
         enter(core, web := machine("web"))
         manager.set(web.unit, invocation_id="")
@@ -306,7 +306,7 @@ async def test_that_a_machine_was_ending_when_it_was_stopped_outlives_this_servi
 
 
 async def test_a_failed_scope_is_reset_before_its_name_is_free(tmp_path: Path) -> None:
-    manager = FakeManager()
+    manager = PlayedManager()
     held: list[bool] = []
     async with running(manager, tmp_path) as core:
         enter(core, web := machine("web"))
@@ -322,7 +322,7 @@ async def test_a_failed_scope_is_reset_before_its_name_is_free(tmp_path: Path) -
 
 
 async def test_a_scope_whose_end_the_manager_has_told_is_not_asked_about(tmp_path: Path) -> None:
-    manager = FakeManager()
+    manager = PlayedManager()
     async with running(manager, tmp_path) as core:
         web = made.machine("web", invocation_id="1" * 32)
         enter(core, web)
@@ -336,7 +336,7 @@ async def test_a_scope_whose_end_the_manager_has_told_is_not_asked_about(tmp_pat
 
 
 async def test_the_manager_is_asked_only_for_what_the_control_group_counts(tmp_path: Path) -> None:
-    manager = FakeManager()
+    manager = PlayedManager()
     ended = UnitHint("changed", "", "failed", "failed", "1" * 32, "timeout")
     async with running(manager, tmp_path) as core:
         for name, counters, final, asked, wanted in (
@@ -359,7 +359,7 @@ async def test_the_manager_is_asked_only_for_what_the_control_group_counts(tmp_p
 async def test_a_machine_in_place_ends_with_its_processes_though_its_unit_does_not(
     tmp_path: Path,
 ) -> None:
-    manager = FakeManager()
+    manager = PlayedManager()
     async with running(manager, tmp_path, {"/own.service": (1, False)}) as core:
         web = made.machine("web", **OWN)
         enter(core, web)
@@ -372,7 +372,7 @@ async def test_a_machine_in_place_ends_with_its_processes_though_its_unit_does_n
 
 
 async def test_a_stopping_machine_says_so_at_once(tmp_path: Path) -> None:
-    manager, groups = FakeManager(), {"/none/machine-web.scope": (1, True)}
+    manager, groups = PlayedManager(), {"/none/machine-web.scope": (1, True)}
     async with running(manager, tmp_path, groups) as core:
         enter(core, web := machine("web"))
         manager.set(web.unit, invocation_id="")

@@ -8,7 +8,7 @@ import time
 import pytest
 import trio
 import trio.testing
-from fake_manager import FakeManager
+from fakes.played import PlayedManager
 
 from moorage.kernel import process
 from moorage.kernel.poller import Readiness
@@ -25,27 +25,27 @@ ID = "1" * 32
 
 
 @pytest.fixture
-def manager() -> FakeManager:
-    return FakeManager()
+def manager() -> PlayedManager:
+    return PlayedManager()
 
 
 @pytest.fixture
-def states(manager: FakeManager) -> HelperStates:
+def states(manager: PlayedManager) -> HelperStates:
     processes = PidfdProcesses(Readiness())
-    found = HelperStates(manager.manager, Hints(manager.manager), processes, journal, user=False)
+    found = HelperStates(manager, Hints(manager), processes, journal, user=False)
     found.follow([UNIT], since_usec=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
     return found
 
 
 def tell(
-    manager: FakeManager, active_state: str, sub_state: str, result: str = "success", main_pid: int = 0
+    manager: PlayedManager, active_state: str, sub_state: str, result: str = "success", main_pid: int = 0
 ) -> None:
     """Report a change of the helper as a manager does."""
     manager.tell(UnitHint("main", UNIT, result=result, main_pid=main_pid))
     manager.tell(UnitHint("changed", UNIT, active_state, sub_state, ID))
 
 
-async def test_what_is_reported_is_not_asked_for(manager: FakeManager, states: HelperStates) -> None:
+async def test_what_is_reported_is_not_asked_for(manager: PlayedManager, states: HelperStates) -> None:
     tell(manager, "activating", "start")
     tell(manager, "active", "exited")
     await states.catch_up([UNIT])
@@ -53,7 +53,7 @@ async def test_what_is_reported_is_not_asked_for(manager: FakeManager, states: H
     assert manager.asked == []
 
 
-async def test_what_was_missed_is_asked_for_once(manager: FakeManager, states: HelperStates) -> None:
+async def test_what_was_missed_is_asked_for_once(manager: PlayedManager, states: HelperStates) -> None:
     tell(manager, "active", "running")
     manager.set(UNIT, active_state="failed", sub_state="failed", result="signal")
     async with trio.open_nursery() as nursery:
@@ -66,7 +66,9 @@ async def test_what_was_missed_is_asked_for_once(manager: FakeManager, states: H
     assert manager.asked == [UNIT]
 
 
-async def test_a_report_is_not_undone_by_an_older_answer(manager: FakeManager, states: HelperStates) -> None:
+async def test_a_report_is_not_undone_by_an_older_answer(
+    manager: PlayedManager, states: HelperStates
+) -> None:
     manager.set(UNIT, active_state="activating", sub_state="start")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(states.catch_up, [UNIT])
@@ -78,7 +80,7 @@ async def test_a_report_is_not_undone_by_an_older_answer(manager: FakeManager, s
 
 @pytest.mark.parametrize("how", ["hint", "question"])
 async def test_how_it_failed_stays_known_when_it_is_unloaded(
-    manager: FakeManager, states: HelperStates, how: str
+    manager: PlayedManager, states: HelperStates, how: str
 ) -> None:
     tell(manager, "active", "running", main_pid=os.getpid())
     tell(manager, "failed", "failed", "signal")
@@ -91,7 +93,7 @@ async def test_how_it_failed_stays_known_when_it_is_unloaded(
 
 
 async def test_how_it_ended_is_left_out_where_nobody_saw_it(
-    manager: FakeManager, states: HelperStates
+    manager: PlayedManager, states: HelperStates
 ) -> None:
     tell(manager, "active", "running")
     states.miss()
@@ -100,7 +102,7 @@ async def test_how_it_ended_is_left_out_where_nobody_saw_it(
 
 
 def test_a_main_process_that_is_gone_is_an_end_not_yet_reported(
-    manager: FakeManager, states: HelperStates
+    manager: PlayedManager, states: HelperStates
 ) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
@@ -132,7 +134,7 @@ def test_a_process_that_was_named_is_recognized() -> None:
     assert not process.is_alive(found)
 
 
-def test_what_is_dropped_is_of_no_interest(manager: FakeManager, states: HelperStates) -> None:
+def test_what_is_dropped_is_of_no_interest(manager: PlayedManager, states: HelperStates) -> None:
     tell(manager, "active", "running")
     states.drop([UNIT])
     assert not manager.is_wanted(UNIT)

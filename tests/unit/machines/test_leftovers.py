@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 import pytest
 import trio
-from fake_manager import FakeManager
+from fakes.played import PlayedManager
 
 from moorage.kernel.poller import Readiness
 from moorage.kernel.system import system
@@ -17,13 +17,13 @@ SCOPE = "machine-web.scope"
 MARKS = "moorage:"
 
 
-class Going(FakeManager):
+class Going(PlayedManager):
     """Forgets its unit after some questions."""
 
     async def status(self, unit: str, *, deadline: float) -> UnitStatus | None:
         """See `Manager`."""
         if len(self.asked) > 3:
-            self.loaded.clear()
+            self.unload(unit)
         return await super().status(unit, deadline=deadline)
 
 
@@ -34,21 +34,21 @@ def readiness() -> Generator[Readiness]:
     made.close()
 
 
-def leftovers(manager: FakeManager, readiness: Readiness) -> Leftovers:
-    return Leftovers(manager.manager, Hints(manager.manager), system(readiness).hierarchy, MARKS)
+def leftovers(manager: PlayedManager, readiness: Readiness) -> Leftovers:
+    return Leftovers(manager, Hints(manager), system(readiness).hierarchy, MARKS)
 
 
 async def test_an_empty_scope_that_waits_for_its_stop_is_going(readiness: Readiness) -> None:
     """What is bound to it is stopped first, so that its job is in the queue for a while."""
     manager = Going()
-    manager.set(SCOPE, control_group="/none/machine-web.scope", job_id=16)
+    manager.set(SCOPE, control_group="/none/machine-web.scope", job=16)
     await leftovers(manager, readiness).clear(SCOPE, deadline=trio.current_time() + 10)
     assert manager.ordered == []
 
 
 async def test_a_service_with_a_job_is_not_going(readiness: Readiness) -> None:
     manager = Going()
-    manager.set("machine-web-fs.service", control_group="/none/machine-web-fs.service", job_id=16)
+    manager.set("machine-web-fs.service", control_group="/none/machine-web-fs.service", job=16)
     with pytest.raises(UnitNameTaken):
         await leftovers(manager, readiness).clear(
             "machine-web-fs.service", deadline=trio.current_time() + 10

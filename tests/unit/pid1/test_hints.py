@@ -2,7 +2,7 @@
 
 import trio
 import trio.testing
-from fake_manager import FakeManager
+from fakes.played import PlayedManager
 
 from moorage.pid1.hints import Hints
 from moorage.pid1.manager import UnitHint
@@ -11,8 +11,8 @@ CHANGED = UnitHint("changed", "a.scope", active_state="active")
 
 
 def test_each_hint_reaches_those_that_follow_its_unit_only() -> None:
-    fake = FakeManager()
-    hints = Hints(fake.manager)
+    fake = PlayedManager()
+    hints = Hints(fake)
     first: list[UnitHint] = []
     second: list[UnitHint] = []
     all_: list[UnitHint] = []
@@ -28,8 +28,8 @@ def test_each_hint_reaches_those_that_follow_its_unit_only() -> None:
 
 
 def test_the_manager_is_told_which_units_matter() -> None:
-    fake = FakeManager()
-    hints = Hints(fake.manager)
+    fake = PlayedManager()
+    hints = Hints(fake)
     got: list[UnitHint] = []
     also: list[UnitHint] = []
     hints.follow("a.scope", got.append)
@@ -48,8 +48,8 @@ def test_the_manager_is_told_which_units_matter() -> None:
 
 
 def test_following_twice_is_following_once() -> None:
-    fake = FakeManager()
-    hints = Hints(fake.manager)
+    fake = PlayedManager()
+    hints = Hints(fake)
     got: list[UnitHint] = []
     hints.follow("a.scope", got.append)
     hints.follow("a.scope", got.append)
@@ -60,8 +60,8 @@ def test_following_twice_is_following_once() -> None:
 
 
 def test_a_listener_may_stop_to_follow_while_a_hint_is_passed_on() -> None:
-    fake = FakeManager()
-    hints = Hints(fake.manager)
+    fake = PlayedManager()
+    hints = Hints(fake)
     got: list[str] = []
 
     def once(hint: UnitHint) -> None:
@@ -78,8 +78,8 @@ def test_a_listener_may_stop_to_follow_while_a_hint_is_passed_on() -> None:
 
 
 async def test_news_that_came_before_the_wait_end_it_at_once() -> None:
-    fake = FakeManager()
-    hints = Hints(fake.manager)
+    fake = PlayedManager()
+    hints = Hints(fake)
     with hints.of(["a.scope", "b.scope"]) as news:
         fake.tell(CHANGED)
         with trio.fail_after(1):
@@ -102,8 +102,8 @@ async def test_news_that_came_before_the_wait_end_it_at_once() -> None:
 
 
 async def test_news_are_woken_by_what_is_about_all_units() -> None:
-    fake = FakeManager()
-    hints = Hints(fake.manager)
+    fake = PlayedManager()
+    hints = Hints(fake)
     with hints.of(["a.scope"]) as news:
         fake.tell(UnitHint("connected"))
         with trio.fail_after(1):
@@ -112,7 +112,7 @@ async def test_news_are_woken_by_what_is_about_all_units() -> None:
 
 
 async def test_a_wait_for_news_ends_without_any() -> None:
-    fake = FakeManager()
-    with Hints(fake.manager).of(["a.scope"]) as news:
+    fake = PlayedManager()
+    with Hints(fake).of(["a.scope"]) as news:
         await news.next(0.001)
         assert news.last == {}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from fake_manager import FakeManager
+from fakes.played import PlayedManager
 
 from moorage.pid1.oneshot import (
     PROBES_MAX,
@@ -18,16 +18,16 @@ from moorage.pid1.oneshot import (
 
 
 @pytest.fixture
-def manager() -> FakeManager:
-    return FakeManager()
+def manager() -> PlayedManager:
+    return PlayedManager()
 
 
-async def look(manager: FakeManager, account: Account) -> None:
+async def look(manager: PlayedManager, account: Account) -> None:
     with pytest.raises(ProbeFailed):  # the units here end without an answer
-        await probe(manager.manager, "program", 0, "Look", account=account, capabilities=0)
+        await probe(manager, "program", 0, "Look", account=account, capabilities=0)
 
 
-async def test_users_together_leave_places_to_root(manager: FakeManager) -> None:
+async def test_users_together_leave_places_to_root(manager: PlayedManager) -> None:
     started: list[str] = []
     over = trio.Event()
 
