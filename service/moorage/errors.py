@@ -6,6 +6,7 @@ Their fields have the names that they have on the wire.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from moorage.wire.errors import VarlinkError
 
@@ -127,6 +128,10 @@ class NotSupported(VarlinkError):
     error = "io.moorage.Machine.NotSupported"
     what: str
     reason: str
+
+
+AUTHORIZATION: Final = "authorization by polkit"
+"""The operation of a `Timeout` before which nothing was done."""
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ import msgspec
 from moorage import names
 from moorage.authz.policy import AS_ROOT, Policy
 from moorage.authz.polkit import Answer, Polkit, TooManyQuestions
+from moorage.errors import AUTHORIZATION
 from moorage.machines.machine import Machine
 from moorage.machines.registry import Registry
 from moorage.wire.call import Call
@@ -56,7 +57,7 @@ class PolkitTimeout(VarlinkError):
     """Polkit, or the person it has asked, did not answer in time."""
 
     error = "io.moorage.Machine.Timeout"
-    operation: str = "authorization by polkit"
+    operation: str = AUTHORIZATION
 
 
 async def authorize(

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from moorage.cli.address import Address
+from moorage.errors import AUTHORIZATION
 from moorage.quantities import printable
 from moorage.wire.errors import ProtocolError, VarlinkError
 
@@ -87,7 +88,7 @@ _WORDS: Final[Mapping[str, _Words]] = {
         Exit.REFUSED, "Process {pid} has ended.", without="The process has ended."
     ),
     _MACHINE + "ProcessNotOwned": _Words(
-        Exit.PERMISSION_DENIED, "Process {pid} belongs to user {uid}, so you may not register it."
+        Exit.PERMISSION_DENIED, "Process {pid} belongs to user {uid}, so {barred}."
     ),
     _MACHINE + "UnitNotOwned": _Words(
         Exit.PERMISSION_DENIED,
@@ -211,7 +212,7 @@ _RIGHT: Final[Mapping[str, str]] = {
     "after of a helper": "It lists names of other helpers, and the order must not be circular.",
     "sockets of a helper": "Each socket needs a file name of its own; all need the same mode, at most 0777.",
     "type of a helper": "Choose from simple, exec, notify, notify-reload and oneshot.",
-    "restart of a helper": "Choose from the values in systemd.service(5), such as on-failure.",
+    "restart of a helper": "Choose from no, on-success, on-failure, on-abnormal, on-abort, on-watchdog and always.",
 }
 """What is accepted, by parameter."""
 
@@ -265,8 +266,15 @@ def _refusal(
     }
     if isinstance(machine := given.get("name"), str):
         quoted["machine"] = shlex.quote(_shown(machine))
-    if "helper" not in values:
+    if parameters.get("operation") == AUTHORIZATION:
+        quoted["instead"] = (
+            f"Nothing was done. If polkit is in trouble, see: {manager} status polkit.service"
+        )
+    elif "helper" not in values:
         quoted["instead"] = f"The operation may still complete; see: {address.moorctl} list"
+    # Root's own process is refused only by the service of a user, which serves nobody else's.
+    own = address.host is None and parameters.get("uid") == os.geteuid()
+    values["barred"] = "the service of another user may not have it" if own else "you may not register it"
     text = _filled(words.text, values) or _filled(words.without, values)
     if not text:
         text = f"The service replied {printable(name)}: {printable(json.dumps(parameters, default=str))}"

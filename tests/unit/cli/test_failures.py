@@ -1,6 +1,7 @@
 """Every error of the interface has its words and its exit status."""
 
 import errno
+import os
 import re
 import shlex
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from moorage.api.descriptions import load_description
 from moorage.cli.address import Address
 from moorage.cli.failures import Exit, explain
+from moorage.errors import AUTHORIZATION
 from moorage.wire.errors import Disconnected, ProtocolError, RemoteError, System, TimedOut
 
 SYSTEM = Address("/run/s", "systemctl")
@@ -62,6 +64,10 @@ USER = Address("/run/u", "systemctl --user")
             "Timeout", {"operation": "start", "helper": "fs", "log": ["one"]}, 6,
             "Helper fs was not ready in time. Everything that had been started was stopped again.\n  one",
         ),
+        (
+            "Timeout", {"operation": AUTHORIZATION}, 6,
+            "It took too long: authorization by polkit.\nNothing was done. If polkit is in trouble, see: systemctl",
+        ),
         ("ManagerUnavailable", {"reason": "gone"}, 1, "The service manager refused or did not answer: gone."),
         ("Unheard", {"a": "b"}, 1, 'The service replied io.moorage.Machine.Unheard: {"a": "b"}'),
     ],
@@ -70,6 +76,12 @@ def test_errors_of_the_interface(error: str, parameters: dict[str, Any], status:
     failure = explain(RemoteError(f"io.moorage.Machine.{error}", parameters), USER)
     assert failure.status == status
     assert str(failure).startswith(text)
+
+
+def test_a_process_of_ones_own_is_refused_by_the_service_of_another() -> None:
+    error = RemoteError("io.moorage.Machine.ProcessNotOwned", {"pid": 5, "uid": os.geteuid()})
+    expected = f"Process 5 belongs to user {os.geteuid()}, so the service of another user may not have it."
+    assert str(explain(error, USER)) == expected
 
 
 def test_no_error_of_the_interface_is_without_words() -> None:

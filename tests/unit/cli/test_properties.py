@@ -282,6 +282,9 @@ def test_no_rule_is_dead() -> None:
         ("MemoryMaxScale", 1 << 31, "MemoryMaxScale=2147483648"),
         ("TasksMax", 16384, "TasksMax=16384"),
         ("SendSIGHUP", True, "SendSIGHUP=true"),
+        ("RestrictAddressFamilies", [True, ["AF_UNIX"]], "RestrictAddressFamilies=AF_UNIX"),
+        ("SystemCallFilter", [False, ["@mount", "ptrace"]], "SystemCallFilter=~@mount ptrace"),
+        ("SystemCallArchitectures", ["native"], "SystemCallArchitectures=native"),
         ("IOWriteBandwidthMax", [["/dev/vda", 5]], 'IOWriteBandwidthMax=[["/dev/vda",5]]'),
     ],
 )

@@ -6,6 +6,7 @@ Pure.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,10 @@ def assignment(name: str, value: Any) -> str:
             return f"{name}={text}"
         case [*numbers] if _is_set(name, numbers):
             return f"{name}={format_set(numbers)}"
+        case [bool(only), [*words]] if _are_plain(words):
+            return f"{name}={'' if only else '~'}{' '.join(words)}"
+        case [*words] if _are_plain(words):
+            return f"{name}={' '.join(words)}"
         case _:
             return f"{name}={json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
 
@@ -53,6 +58,11 @@ def _is_set(name: str, value: list[Any]) -> bool:
     return name.removeprefix("Startup").startswith("Allowed") and all(
         isinstance(each, int) for each in value
     )
+
+
+def _are_plain(words: list[Any]) -> bool:
+    """Whether a list can be written as words without quotes."""
+    return bool(words) and all(isinstance(word, str) and re.fullmatch(r"[\w@./-]+", word) for word in words)
 
 
 def setting_name(name: str) -> str:
