@@ -95,6 +95,9 @@ DRAIN_SECONDS = 5.0
 """For how long calls under way may go on after SIGTERM, s. What has reached the service manager is found again by the
 next instance, so that nothing is lost by being short."""
 
+NOTED_AT_ONCE = 4
+"""Ends of processes noted before callers get their turn: counters are read, and what has happened is told."""
+
 FIRST_SECONDS = 0.5
 """For how long the first calls wait for machines that machined has already, s, which takes a tenth of that."""
 
@@ -311,7 +314,7 @@ async def serve(
     manager = DBusManager(endpoints, options.link)
     references = BusReferences(None if options.link == "private" else endpoints.bus)
     store = _open_store(options.state_directory)
-    readiness = Readiness()
+    readiness = Readiness(NOTED_AT_ONCE)
     settings = configuration.settings
     files = EventFiles(options.events_directory, boot_id(), settings.events)
     directories = _directories(options, settings)

@@ -12,8 +12,9 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-INOTIFY_READ_SIZE = 16 * 1024
-"""Bytes of events taken in one turn of the loop: 1,000 events without names; the rest is read in the next turn."""
+INOTIFY_READ_SIZE = 288
+"""Bytes of events taken in one turn of the loop: 18 events without names, each of which may have a machine looked at,
+or at least one with a name (inotify(7)); the rest is read in the next turn."""
 
 IN_MODIFY, IN_ATTRIB, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x4, 0x40, 0x80, 0x100, 0x200
 IN_Q_OVERFLOW, IN_IGNORED, IN_ONLYDIR, IN_DONT_FOLLOW = 0x4000, 0x8000, 0x1000000, 0x2000000
