@@ -23,6 +23,10 @@ What is measured, and against whom:
             the service manager by busctl (its start included); Measure, until the last reply, and systemd-cgtop
             --iterations=1 --raw --batch from its start to its end, CPU of the service against that of cgtop; moorctl
             top and systemd-cgtop on a terminal, with a refresh a second.
+  events    SIGKILL of a leader, one after the other and 400 at once, until a subscriber of moored has its "exited",
+            and until a client on the bus has machined's MachineRemoved. The same with 100 subscribers, and what they
+            cost the service more than one does; another caller meanwhile. Register and Stop one by one, with 10
+            subscribers that read and without, in turns.
   capacity  machines until a call is refused, file descriptors of the main process and its memory (smaps_rollup; of
             its PSS the client, the same Python, bears a share, RSS counts all). machined is counted with the limit
             of open files of its own unit; everywhere else it gets as many as moored.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
-from benchmarks import helpers, metrics, rows, running
+from benchmarks import events, helpers, metrics, rows, running
 from benchmarks.apart import OtherCaller
 from benchmarks.machines import (
     PREFIX,
@@ -106,6 +106,7 @@ class Bench:
                 "helpers": self.with_helpers,
                 "running": self.running,
                 "capacity": self.capacity,
+                "events": self.events,
                 "metrics": self.metrics,
                 "cold": self.cold,
             }[group]()
@@ -322,6 +323,22 @@ class Bench:
             kill_all(peer.socket, rest)
         peer.stop()
         return reached
+
+    def events(self) -> None:
+        """Measure how soon ends are told, and what that costs others."""
+        peers = self.installed("events", (MOORED, MACHINED))
+        raise_limit_of_machined(high=True)
+        for turn in self.rounds("events", peers):
+            for peer in turn:
+                with self.guarded("events", peer):
+                    self.warm(peer)
+                    for figures in (
+                        events.of_ends(peer),
+                        *((events.of_many(), events.of_few()) if peer is MOORED else ()),
+                    ):
+                        for key, name, value in figures:
+                            self.write({"key": key, "peer": name, "value": value})
+                    peer.stop()
 
     def metrics(self) -> None:
         """Measure scrapes, and what they cost another caller."""

@@ -16,6 +16,7 @@ GROUPS = {
     "helpers": "Register with 0 to 20 helpers, and how long they take to go with their machine",
     "running": "limits changed, machines frozen, measured and watched, of 1,000",
     "capacity": "machines in one instance, file descriptors, memory",
+    "events": "how soon the end of a machine is told, and what 10 and 100 subscribers cost",
     "metrics": "a scrape of 1,000 machines, another caller meanwhile; systemd-report; the exporter",
     "cold": "the first call, which starts the service",
 }
@@ -38,6 +39,7 @@ IMPORTS_BY_PID1 = "bare imports, started by PID 1 in the same way"
 IMPORTS_BY_FORK = "bare imports, forked by the generator"
 BUSCTL, PLAIN, SYSTEMD_RUN = "busctl", "plain client, no service", "systemd-run"
 CGTOP = "systemd-cgtop"
+ONE, ALONE = "one subscriber", "without subscribers"
 CGROUP, QUIET = "systemd-report-cgroup", "without a scrape"
 LIMIT = "limit"
 """Peer of a row whose target is a figure instead of a ratio: moored's value over that figure."""
@@ -47,6 +49,9 @@ FIRST_MACHINES = 1000
 """Numbers of machines with which memory is measured."""
 OTHER_MS = 5.0
 """What another caller may wait while all are measured, ms."""
+FEW_SUBSCRIBERS, SUBSCRIBERS = 10, 100
+SUBSCRIBER_US = 5.0
+"""CPU that each further subscriber may cost for each event, µs."""
 SCRAPED = 1000
 """Number of machines that are scraped."""
 SCRAPE_MS, EXPORT_MS, WAIT_MS = 200, 500, 10
@@ -151,7 +156,16 @@ def meets(ratio: float, target: str) -> bool:
 
 def quantities(counts: Sequence[int]) -> list[Quantity]:
     """Return all rows of a run that registers certain numbers of processes."""
-    return [*_wire(), *_register(counts), *_helpers(), *_running(), *_capacity(), *_metrics(), *_cold()]
+    return [
+        *_wire(),
+        *_register(counts),
+        *_helpers(),
+        *_running(),
+        *_capacity(),
+        *_events(),
+        *_metrics(),
+        *_cold(),
+    ]
 
 
 def _wire() -> list[Quantity]:
@@ -280,6 +294,38 @@ def _capacity() -> list[Quantity]:
     ):
         rows.append(Quantity("capacity", key, name, MACHINED))
     return rows
+
+
+def _events() -> list[Quantity]:
+    told, many = (
+        "until somebody is told of its end",
+        f"{SUBSCRIBERS} subscribers, {DEATHS} leaders die at once",
+    )
+    few = f"with {FEW_SUBSCRIBERS} subscribers"
+    return [
+        Quantity("events", key, name, peer, target, limit)
+        for key, name, peer, target, limit in (
+            ("exited/1", f"SIGKILL of a leader, {told} (ms)", MACHINED, "<=0.5", None),
+            (
+                f"exited/{DEATHS}",
+                f"{DEATHS} leaders die at once, until all of it is told (ms)",
+                MACHINED,
+                "<=0.5",
+                None,
+            ),
+            ("many/last", f"{many}, until all have been told all (ms)", ONE, "<=2", None),
+            ("many/cpu", f"{many}, CPU for each event and further one (µs)", LIMIT, "<=1.0", SUBSCRIBER_US),
+            ("many/other", f"{many}, another caller's GetInfo, p99 (ms)", LIMIT, "<=1.0", WAIT_MS),
+            (
+                "few/register",
+                f"Register {few}, until there is a reply and it is true, p50 (ms)",
+                ALONE,
+                "<=1.05",
+                None,
+            ),
+            ("few/stop", f"Stop {few}, p50 (ms)", ALONE, "<=1.05", None),
+        )
+    ]
 
 
 def _metrics() -> list[Quantity]:
