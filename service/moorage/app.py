@@ -27,10 +27,12 @@ from moorage.api.systemd_service import GenericService
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
 from moorage.beside.adopting import Adopting
-from moorage.beside.directory import ADDRESS, Directory
+from moorage.beside.directory import ADDRESS, FILES, Directory
 from moorage.beside.following import Beside, Watch
 from moorage.beside.notes import Notes
 from moorage.beside.peer import Peer
+from moorage.beside.publishing import Publishing
+from moorage.beside.traces import Traces
 from moorage.configuration.current import Configuration
 from moorage.configuration.reloading import reload_at_hangup
 from moorage.configuration.settings import Settings
@@ -157,7 +159,8 @@ class Core:
         hints, intents = Hints(manager), Intents(store)
         self._states = states = HelperStates(manager, hints, processes, journal, user=directories.user)
         watcher = StartWatcher(states, hints, system, journal, user=directories.user)
-        leftovers = Leftovers(manager, hints, hierarchy, intents.marks)
+        self._processes = processes
+        self._leftovers = leftovers = Leftovers(manager, hints, hierarchy, intents.marks)
         started = StartedUnits(manager, hints, leftovers, references)
         scopes = Scopes(manager, hints, leftovers, started, states, watcher, directories, system)
         helper_starts = HelperStarts(manager, leftovers, started, watcher, directories)
@@ -188,7 +191,7 @@ class Core:
         registrar = Registrar(
             registry, intents, Holders(registry, agenda, manager, system), scopes, states, directories, starts,
             leases, Places(trusted), references, followers, manager, system, detached)  # fmt: skip
-        self._adopting = Adopting(registry, registrar, starts, manager, system)
+        self._adopting = Adopting(registry, registrar, starts, leftovers, manager, system)
         self._recovery = Recovery(
             registry, store, intents, agenda, observer, retirement, left, starts, leases, leftovers, states,
             followers, manager, hierarchy)  # fmt: skip
@@ -201,19 +204,23 @@ class Core:
             grace, powering, looking, Sampling(accounts, hierarchy, clock),
             Resetting(registry, store, agenda, looking, hierarchy), retirement, chronicle)  # fmt: skip
 
-    def stand_beside(self, machined: Peer, watch: Watch, notes: Notes, settings: Settings) -> None:
+    def stand_beside(self, machined: Peer, watch: Watch, store: Store, settings: Settings) -> None:
         """Be in step with machined once it runs.
 
         Args:
             machined: is called.
             watch: begins to watch what machined shows of itself.
-            notes: what was forgotten here, and machined has still.
+            store: keeps account of what machined has, and is not to be adopted.
             settings: what is to be done.
         """
-        registry, followers = self.services.registry, self.followers
+        registry, followers, notes = self.services.registry, self.followers, Notes(store)
+        self._leftovers.elsewhere = traces = Traces(FILES)
+        publishing = Publishing(
+            registry, notes, machined, traces, followers, self._processes, wanted=settings.publish
+        )
         self._beside = Beside(
-            registry, notes, machined, watch, followers, self._adopting, self._retirement,
-            publish=settings.publish, adopt=settings.adopt,
+            registry, notes, machined, watch, publishing, self._adopting, self._retirement, self._detached,
+            adopt=settings.adopt,
         )  # fmt: skip
         followers.join(self._beside)
 
@@ -323,7 +330,7 @@ async def serve(
     )
     core.keep_diary(JournalWriter(), user=directories.user)
     if _is_beside(options, settings, listeners):
-        core.stand_beside(Peer(ADDRESS), partial(Directory, readiness), Notes(store), settings)
+        core.stand_beside(Peer(ADDRESS, endpoints.bus), partial(Directory, readiness), store, settings)  # fmt: skip
     service = _service(core, authority, manager, configuration)
     server = _server(configuration, listeners, service)
     configuration.follow(core.apply)

@@ -47,7 +47,9 @@ KEPT_UNIT_FILES = Path.home() / ".config/systemd/user" if USER else Path("/etc/s
 TRANSIENT = RUNTIME / "systemd/transient"
 """Unit files that the service manager has made itself."""
 ALONE = RUNTIME / "moorage/moored.conf.d/alone.conf"
-"""Says that moored has nothing to do with machined, in the tests of everything else."""
+"""Says that moored has nothing to do with machined."""
+NOTE = ".beside-"
+"""What the names of notes of what machined has begin with, among the records."""
 DROP_IN = UNIT_FILES / "moored.service.d/test.conf"
 
 ERRORS: list[type[VarlinkError]] = [
@@ -115,6 +117,11 @@ async def until(condition: Callable[[], Any], what: str = "", *, seconds: float 
 # Talking
 
 
+def told(machine: dict[str, Any]) -> dict[str, Any]:
+    """Return what was told of a machine, but not whether machined has it by then, which is chance."""
+    return {key: value for key, value in machine.items() if key != "published"}
+
+
 async def connect(path: str = SOCKET) -> Client:
     """Connect; use the result with ``async with``."""
     return await Client.connect(path, errors=ERRORS)
@@ -126,19 +133,20 @@ async def register(
     """Register a machine, by default of class vm in a scope of its own, and return the whole reply."""
     pid = process.pid if isinstance(process, subprocess.Popen) else process
     named = {} if pid is None else {"leader": {"pid": pid}}
-    return await client.call(f"{OURS}Register", {"name": name, "class": "vm", **named, **fields})
+    reply = await client.call(f"{OURS}Register", {"name": name, "class": "vm", **named, **fields})
+    return {**reply, "machine": told(reply["machine"])}
 
 
 async def describe(client: Client, name: str) -> dict[str, Any]:
     """Describe a machine; return the machine only."""
-    return (await client.call(f"{OURS}Describe", {"name": name}))["machine"]
+    return told((await client.call(f"{OURS}Describe", {"name": name}))["machine"])
 
 
 async def listed(client: Client) -> dict[str, dict[str, Any]]:
     """Return the machines that are listed, by name."""
     try:
         async with client.call_more(f"{OURS}List") as replies:
-            return {reply["machine"]["name"]: reply["machine"] async for reply in replies}
+            return {reply["machine"]["name"]: told(reply["machine"]) async for reply in replies}
     except machine_errors.NoSuchMachine:
         return {}
 
@@ -176,7 +184,10 @@ def kill(*processes: Process) -> None:
 
 
 def stay_alone() -> None:
-    """Have moored, from its next start on, have nothing to do with machined; a user's has not anyway."""
+    """Have moored, from its next start on, have nothing to do with machined; a user's has not anyway.
+
+    For tests that count what it does, and opens; all others have a service as it is installed.
+    """
     if not USER:
         ALONE.parent.mkdir(parents=True, exist_ok=True)
         ALONE.write_text("publish = false\nadopt = false\n")
@@ -276,9 +287,11 @@ def move(process: Process, group: str) -> None:
 
 
 def living_records() -> list[str]:
-    """Names of the records of machines that are not said to be gone, and of everything else that lies there."""
+    """Names of the records of machines that are not said to be gone, and of all else that lies there but notes."""
     names: list[str] = []
     for path in RECORDS.iterdir():
+        if path.name.startswith(NOTE):
+            continue
         try:
             phase = json.loads(path.read_bytes())["phase"]
         except (FileNotFoundError, ValueError):
@@ -344,6 +357,7 @@ async def assert_nothing_left(descriptors_before: int | None = None) -> None:
         await until(lambda: nothing_listed(client), "no machine is listed")
     await until(lambda: not scopes(), "no scope of a machine is loaded")
     await until(lambda: not living_records(), "no record but those of verdicts")
+    await until(lambda: not list(RECORDS.glob(f"{NOTE}*")), "no note of what machined has")
     if descriptors_before is not None:
         await until(lambda: descriptors() <= descriptors_before, f"at most {descriptors_before} descriptors")
 

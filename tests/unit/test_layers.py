@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.kernel.block", "moorage.kernel.cgroup", "moorage.kernel.inotify", "moorage.kernel.cgroup_watch",
         "moorage.kernel.processes", "moorage.kernel.system",
         "moorage.kernel.memory", "moorage.kernel.threads", "moorage.pid1.references", "moorage.pid1.hints",
-        "moorage.beside.directory", "moorage.beside.notes",
+        "moorage.beside.directory", "moorage.beside.notes", "moorage.beside.traces",
         "moorage.machines.store", "moorage.machines.intents", "moorage.machines.event_files",
         "moorage.machines.in_force", "moorage.machines.foreseen",
         "moorage.authz.polkit", "moorage.probes.namespaces", "moorage.probes.control",
@@ -79,7 +79,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.wire.link", "moorage.wire.answering", "moorage.wire.server",
         "moorage.wire.outlet", "moorage.wire.fairness", "moorage.wire.exchange",
         "moorage.wire.client", "moorage.launch", "moorage.client",
-        "moorage.beside.peer", "moorage.beside.following", "moorage.beside.adopting",
+        "moorage.beside.peer", "moorage.beside.publishing", "moorage.beside.following", "moorage.beside.adopting",
     ),
     # 4: interfaces served
     ("moorage.api", "moorage.activation", "moorage.configuration"),

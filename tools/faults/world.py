@@ -174,10 +174,10 @@ def scope_groups() -> dict[str, Path]:
 
 
 def records() -> dict[str, dict[str, Any] | None]:
-    """Return the content of the directory of records, without notes of units left alone; None for invalid records."""
+    """Return the content of the directory of records, without notes of anything else; None for invalid records."""
     found: dict[str, dict[str, Any] | None] = {}
     for name in os.listdir(RECORDS):
-        if name.startswith(".left-"):
+        if name.startswith((".left-", ".beside-")):
             continue
         try:
             path = RECORDS / name

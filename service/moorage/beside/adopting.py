@@ -19,6 +19,7 @@ from moorage.kernel.process import NotAProcess, ProcessGone
 from moorage.kernel.system import System
 from moorage.machines.errors import LeaderTaken, Refused
 from moorage.machines.final_account import now
+from moorage.machines.leftovers import Leftovers
 from moorage.machines.model import Intent, Origin, Placement
 from moorage.machines.registration import Registrar
 from moorage.machines.registry import Claim, Registry
@@ -44,15 +45,26 @@ class NoPlaceYet(Exception):
     """The leader does not get into the unit that machined names."""
 
 
+class OursOnce(Exception):
+    """The unit was made by this service."""
+
+
 class Adopting:
     """Adopts machines."""
 
     def __init__(
-        self, registry: Registry, registrar: Registrar, starts: Starts, manager: Manager, system: System
+        self,
+        registry: Registry,
+        registrar: Registrar,
+        starts: Starts,
+        leftovers: Leftovers,
+        manager: Manager,
+        system: System,
     ) -> None:
         self._registry = registry
         self._registrar = registrar
         self._starts = starts
+        self._leftovers = leftovers
         self._manager = manager
         self._system = system
         self._limit = trio.CapacityLimiter(ADOPTIONS_MAX)
@@ -64,7 +76,16 @@ class Adopting:
         try:
             async with self._limit:
                 await self._adopt(found)
-        except (Refused, ProcessGone, NotAProcess, NotOwned, NoPlaceYet, ManagerError, OSError) as error:
+        except (
+            Refused,
+            ProcessGone,
+            NotAProcess,
+            NotOwned,
+            NoPlaceYet,
+            OursOnce,
+            ManagerError,
+            OSError,
+        ) as error:
             _log.info("Failed to adopt machine %s, ignoring: %s", found.name, error or type(error).__name__)
 
     async def _adopt(self, found: Listed) -> None:
@@ -107,6 +128,7 @@ class Adopting:
         Raises:
             NoPlaceYet: it does not get there.
             LeaderTaken: another machine is there.
+            OursOnce: its unit is one of ours, whose machine is not here any more.
             ProcessGone, ManagerError, OSError: as for a registration in place.
         """
         while (placement := await self._placed(found, pidfd, deadline)) is None:
@@ -134,6 +156,8 @@ class Adopting:
             split = split_control_group(self._system.processes.control_group(pid), unit)
         except (NoSuchUnit, NotAProcess):
             return None
+        if status is not None and self._leftovers.is_ours(status):
+            raise OursOnce(f"{unit} was made for a machine of this service")
         if status is None or status.active_state != "active" or not invocation_id or split is None:
             return None
         # In a unit of a user's manager the machine is what that manager has made for it.

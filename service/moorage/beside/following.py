@@ -5,7 +5,9 @@ machined does one thing after the other. Nothing of that delays a call, and noth
 cannot be reached, or makes no sense, all is kept as it is, and settled when it is back.
 
 There is no loop of the two ways. What is published was registered here; what is adopted was not, and is never
-published. What machined has of ours is told by its leader, which is a process that has no second (pidfs).
+published. What machined has of ours is told by a note, which is on disk before machined is called, and goes only when
+machined does not have it. So whatever becomes of the record, and whenever this service is killed, what was published
+is known as such: by its leader, which is a process that has no second (pidfs).
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import trio
 
 from moorage.beside.adopting import Adopting
 from moorage.beside.listed import Listed
 from moorage.beside.notes import Note, Notes
-from moorage.beside.peer import MachinedRefused, MachinedUnavailable, Peer
+from moorage.beside.peer import MachinedAway, MachinedRefused, MachinedUnavailable, Peer
+from moorage.beside.publishing import Publishing
+from moorage.machines.detached import Detached
 from moorage.machines.events import Kind
-from moorage.machines.followers import Follower, Followers
+from moorage.machines.followers import Follower
 from moorage.machines.machine import Machine
 from moorage.machines.model import Origin, Registration
 from moorage.machines.registry import Registry
@@ -38,6 +42,9 @@ RETRY_SECONDS_MAX = 60.0
 
 DROPPED_SECONDS = 5.0
 """For how long a machine may live that was adopted, and that machined has no more, s: it is about to end, for most."""
+
+LEADERLESS_SECONDS = 1.0
+"""For how long a machine may go on without its leader before machined is told, s: most end with it."""
 
 NAMES_MAX = 4096
 """Names that wait to be settled. Of more of them it is cheaper to ask for the whole list."""
@@ -74,34 +81,34 @@ class Beside(Follower):
         notes: Notes,
         peer: Peer,
         watch: Watch,
-        followers: Followers,
+        publishing: Publishing,
         adopting: Adopting,
         retirement: Retirement,
+        detached: Detached,
         *,
-        publish: bool,
         adopt: bool,
     ) -> None:
         """Settle nothing yet.
 
         Args:
             registry: which machines there are.
-            notes: about what was forgotten.
+            notes: about what was published, and what was forgotten.
             peer: machined.
             watch: begins to watch what it shows of itself.
-            followers: are told of what is published.
+            publishing: registers machines with machined.
             adopting: adopts machines.
             retirement: forgets those that machined has no more.
-            publish: machines that are registered here are registered with machined.
+            detached: has what nobody waits for.
             adopt: machines that machined has are adopted.
         """
         self._registry = registry
         self._notes = notes
         self._peer = peer
         self._watch = watch
-        self._followers = followers
+        self._publishing = publishing
         self._adopting = adopting
         self._retirement = retirement
-        self._publish = publish
+        self._detached = detached
         self._adopt = adopt
         self.first = trio.Event()
         # To be settled; whether there is something to do even if machined has it as it should be.
@@ -115,17 +122,24 @@ class Beside(Follower):
 
     def added(self, machine: Machine) -> None:
         """Settle a machine that was registered, or found again."""
-        if machine.record.origin is Origin.registered and self._may_publish(machine):
+        if machine.record.origin is Origin.registered and self._publishing.may(machine):
             self._take(machine.name, sure=True)
 
     def ended(self, machine: Machine) -> None:
         """Settle a machine that has ended, or was forgotten: what machined has by its name, it may go on having."""
-        record, adopted = machine.record, machine.record.origin is Origin.adopted
-        goes_on = record.verdict is None or not has_scope(machine)
-        if goes_on and record.leader is not None and machine.published:
-            self._notes.add(Note(record.name, record.leader, not adopted))
+        record = machine.record
+        if record.leader is None or not is_host_name(record.name):
+            return
+        if self._publishing.is_ours(machine):
+            self._detached.start(self._publishing.see_off, machine)
+        if record.verdict is None or not has_scope(machine):
+            if self._notes.get(record.name) is None and machine.published is not False:
+                self._notes.add(Note(record.name, record.leader, ours=False))
             self._take(record.name, sure=True)
-        elif self._adopt and (adopted or not machine.published) and is_host_name(record.name):
+            return
+        if self._publishing.is_ours(machine):
+            self._notes.drop(record.name)  # with its processes it leaves machined by itself
+        if self._adopt and not (machine.published and record.origin is Origin.registered):
             self._take(record.name, sure=True)
 
     def failed(self, registration: Registration, error: Exception) -> None:  # noqa: ARG002 - the protocol's
@@ -133,14 +147,21 @@ class Beside(Follower):
         if self._adopt and is_host_name(registration.name):
             self._take(registration.name, sure=True)
 
+    def happened(self, machine: Machine, kind: Kind, fact: Any) -> None:  # noqa: ARG002 - the protocol's
+        """See to a machine that may go on without its leader."""
+        if kind is Kind.leader_exited and self._publishing.is_ours(machine):
+            self._detached.start(self._lead_no_more, machine)
+
     def came(self, name: str) -> None:
         """Take note that machined has a machine."""
         self._take(name, sure=False)
 
     def went(self, name: str) -> None:
         """Take note that machined has a machine no more."""
-        if self._registry.get(name) is not None or self._notes.get(name) is not None:
+        if self._registry.get(name) is not None:
             self._take(name, sure=True)
+        else:
+            self._notes.drop(name)
 
     def returned(self) -> None:
         """Take note that machined listens anew, or that anything may have been missed."""
@@ -157,16 +178,6 @@ class Beside(Follower):
             self._names[name] = self._names.get(name, False) or sure
         self._woken.set()
 
-    def _may_publish(self, machine: Machine) -> bool:
-        """Whether machined may have a machine: with the whole of its unit, which is what machined stops and kills."""
-        record = machine.record
-        return (
-            self._publish
-            and record.leader is not None
-            and record.placement.is_whole
-            and is_host_name(record.name)
-        )
-
     # What is done
 
     @property
@@ -177,21 +188,32 @@ class Beside(Follower):
     async def run(self) -> None:
         """Settle what is noticed, for ever."""
         self._notes.restore()
+        for machine in self._registry:
+            if self._publishing.is_ours(machine) and not self._publishing.has_leader(machine):
+                self._detached.start(self._lead_no_more, machine)
+        shown = await self._shown()
         try:
-            shown = self._watch(self.came, self.went, self.returned)
-        except OSError as error:
-            _log.warning("Failed to watch systemd-machined, leaving it alone: %s", error)
-            self.first.set()
-            return
-        try:
-            if self._adopt and any(self._registry.get(name) is None for name in shown.names()):
-                self.returned()
-            else:
+            there = shown.names()
+            if there or self._notes.names:
+                self.returned()  # one list is cheaper than a look for each machine
+            if not self._adopt or all(self._registry.get(name) is not None for name in there):
                 self.first.set()
             async with trio.open_nursery() as nursery:
                 await self._follow(nursery)
         finally:
             shown.close()
+
+    async def _shown(self) -> Shown:
+        """Begin to watch machined, as soon as there is a file descriptor for that."""
+        pause = RETRY_SECONDS
+        while True:
+            try:
+                return self._watch(self.came, self.went, self.returned)
+            except OSError as error:
+                _log.warning("Failed to watch systemd-machined, trying again: %s", error)
+            self.first.set()
+            await trio.sleep(pause)
+            pause = min(2 * pause, RETRY_SECONDS_MAX)
 
     async def _follow(self, nursery: trio.Nursery) -> None:
         pause = RETRY_SECONDS
@@ -213,9 +235,13 @@ class Beside(Follower):
         try:
             await self._settle_all(nursery)
         except MachinedUnavailable as error:
-            level = logging.DEBUG if self._silent else logging.WARNING
+            away = isinstance(error, MachinedAway)  # nothing is wrong with one that does not run
+            level = logging.DEBUG if self._silent or away else logging.WARNING
             _log.log(level, "Failed to ask systemd-machined, trying again: %s", error)
-            self._silent = True
+            self._silent = self._silent or not away
+            return False
+        except OSError as error:
+            _log.warning("Failed to note what systemd-machined gets, trying again: %s", error)
             return False
         except Exception:  # noqa: BLE001 - whatever it is, the machines are kept
             _log.exception("Failed to settle with systemd-machined, trying again:")
@@ -248,7 +274,11 @@ class Beside(Follower):
         if machine is not None and machine.record.origin is Origin.registered:
             if machine.published and not sure:
                 return
-            if self._may_publish(machine) and machine.published is None and await self._published(machine):
+            if (
+                self._publishing.may(machine)
+                and machine.published is None
+                and await self._publishing.publish(machine)
+            ):
                 return
         try:
             await self._settle(name, await self._peer.look(name), nursery, nursery)
@@ -270,7 +300,7 @@ class Beside(Follower):
             MachinedUnavailable: see there.
         """
         machine = self._registry.get(name)
-        if await self._is_taken_back(name, found, machine):
+        if await self._publishing.is_taken_back(name, found, machine):
             found = None
         if machine is None:
             if found is not None and self._adopt and self._notes.get(name) is None:
@@ -281,11 +311,11 @@ class Beside(Follower):
                 nursery.start_soon(self._drop, machine)
             machine.published = has
         elif found is not None and found.leader == machine.record.leader:
-            self._tell(machine, published=True)
+            self._publishing.tell(machine, published=True)
         elif machine.published:
-            self._tell(machine, published=False)
-        elif found is None and machine.published is None and self._may_publish(machine):
-            await self._published(machine)
+            self._publishing.tell(machine, published=False)
+        elif found is None and machine.published is None and self._publishing.may(machine):
+            await self._publishing.publish(machine)
 
     async def _drop(self, machine: Machine) -> None:
         """Forget a machine that machined has no more, unless it ends."""
@@ -294,43 +324,10 @@ class Beside(Follower):
         if self._registry.get(machine.name) is machine and not machine.published:
             self._retirement.forget(machine)
 
-    async def _is_taken_back(self, name: str, found: Listed | None, machine: Machine | None) -> bool:
-        """Have machined forget a machine of ours that has ended, or was forgotten; return whether it had it."""
-        note = self._notes.get(name)
-        if note is None:
-            return False
-        again = machine is not None and machine.record.leader == note.leader
-        if found is None or found.leader != note.leader or again:
-            self._notes.drop(name)
-            return False
-        if note.ours:
-            await self._unregister(name)
-        return note.ours
-
-    async def _published(self, machine: Machine) -> bool:
-        """Publish a machine; return whether that is done."""
-        try:
-            await self._peer.register(machine.record)
-        except MachinedRefused as error:
-            # Somebody else's machine has the name, or one of ours that has just ended and is about to go; or the
-            # leader has ended, whose unit goes on.
-            _log.debug("systemd-machined does not take machine %s: %s", machine.name, error)
-            return False
+    async def _lead_no_more(self, machine: Machine) -> None:
+        """Take a machine back whose leader has ended, unless it ends: machined would stop the unit that goes on."""
+        with trio.move_on_after(LEADERLESS_SECONDS):
+            await machine.gone.wait()
         if self._registry.get(machine.name) is machine:
-            self._tell(machine, published=True)
-        elif machine.record.verdict is None:  # it was forgotten meanwhile
-            await self._unregister(machine.name)
-        return True
-
-    async def _unregister(self, name: str) -> None:
-        try:
-            await self._peer.unregister(name)
-        except MachinedRefused as error:
-            _log.warning("systemd-machined does not forget machine %s, ignoring: %s", name, error)
-        self._notes.drop(name)
-
-    def _tell(self, machine: Machine, *, published: bool) -> None:
-        machine.published = published
-        if not published and not machine.is_there:
-            return  # it has just ended, which is what is told
-        self._followers.happened(machine, Kind.published if published else Kind.unpublished)
+            self._take(machine.name, sure=True)
+            await self._publishing.see_off(machine)

@@ -1,7 +1,8 @@
-"""What machined has, and is not to be adopted: machines that were forgotten here, for as long as they are there.
+"""What machined has, and is not to be adopted: what was published, and what was forgotten here.
 
-A note is written when the machine is forgotten, and removed when machined has it no more. So nothing that was
-forgotten comes back when this service is restarted.
+A note is written before machined is told of a machine of ours, or when one is forgotten that was adopted, and removed
+when machined has it no more. So nothing that was published or forgotten comes back as machined's, however this service
+ends in between, and whatever becomes of the records.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import msgspec
 
 from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines.store import BESIDE, VERSION, BadRecord, Store, check_stored, decoded
+from moorage.names import is_host_name
 
 _log = logging.getLogger(__name__)
 
@@ -21,13 +23,17 @@ class Note(msgspec.Struct, frozen=True):
 
     Attributes:
         name: of it.
-        leader: of it: another machine of that name is not meant.
-        ours: this service has registered it there, and takes it back.
+        leader: of it: another machine of that name is not meant. None for any, where it is not known any more.
+        ours: this service has registered it there, or is about to, and takes it back.
     """
 
     name: str
-    leader: ProcessId
+    leader: ProcessId | None
     ours: bool
+
+    def is_of(self, leader: ProcessId | None) -> bool:
+        """Whether a machine of that name and that leader is meant."""
+        return self.leader is None or self.leader == leader
 
 
 class _StoredNote(msgspec.Struct, frozen=True):
@@ -66,7 +72,9 @@ class Notes:
         """Go on with the notes of the instance before."""
         for name, found in self._store.found(BESIDE, decode_note):
             if isinstance(found, BadRecord):
-                _log.warning("Failed to load the note about machine %s, ignoring: %s", name, found)
+                _log.warning("Failed to load the note about machine %s, leaving it alone: %s", name, found)
+                if is_host_name(name):
+                    self.add(Note(name, None, ours=False))
             else:
                 self._notes[name] = found
 
@@ -80,12 +88,18 @@ class Notes:
         return self._notes.get(name)
 
     def add(self, note: Note) -> None:
-        """Take note of a machine."""
-        self._notes[note.name] = note
+        """Take note of a machine.
+
+        Raises:
+            OSError: one about a machine of ours could not be written, and there is none.
+        """
         try:
             self._store.write(BESIDE + note.name, _encoder.encode(_StoredNote(VERSION, boot_id(), note)))
         except OSError as error:
+            if note.ours:
+                raise
             _log.warning("Failed to write the note about machine %s, ignoring: %s", note.name, error)
+        self._notes[note.name] = note
 
     def drop(self, name: str) -> None:
         """Drop the note about the machine of a name; nothing happens if there is none."""

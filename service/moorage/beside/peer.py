@@ -37,6 +37,10 @@ class MachinedUnavailable(Exception):
     """machined cannot be reached, does not answer in time, or not in its protocol."""
 
 
+class MachinedAway(MachinedUnavailable):
+    """Nobody listens."""
+
+
 class MachinedRefused(Exception):
     """machined answers with an error."""
 
@@ -46,16 +50,18 @@ class Peer:
 
     Args:
         address: path of its socket.
+        bus: path of the socket of the system bus, without which machined does not run.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, bus: str) -> None:
         self._address = address
+        self._bus = bus
         self._client: Client | None = None
 
     @property
     def is_there(self) -> bool:
-        """Whether machined listens, or did when it last ran."""
-        return os.path.lexists(self._address)
+        """Whether machined listens, or did when it last ran, and can run."""
+        return os.path.lexists(self._address) and os.path.lexists(self._bus)
 
     def close(self) -> None:
         """End the connection; the next call makes another one."""
@@ -157,6 +163,9 @@ class Peer:
             if error.error == _NO_SUCH_MACHINE:
                 raise _NoSuchMachine(str(error)) from None
             raise MachinedRefused(str(error)) from None
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            self.close()
+            raise MachinedAway(str(error)) from None
         except (OSError, Disconnected, TimedOut, ProtocolError, NotSent) as error:
             self.close()
             raise MachinedUnavailable(str(error) or type(error).__name__) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -20,12 +20,27 @@ SETTLE_SECONDS: Final = 0.1
 """Pause between two looks at a unit that is going, s, should no hint come in between."""
 
 
+class Elsewhere(Protocol):
+    """Who else keeps account of units by their names, and may stop them by these."""
+
+    def are_there(self, unit: str) -> bool:
+        """Whether there is anything of a unit."""
+        ...
+
+    async def see_off(self, unit: str) -> None:
+        """Wait until there is nothing of a unit that has ended, however that is done."""
+        ...
+
+
 class Leftovers:
     """Frees the names of units, or says who holds them.
 
     Attributes:
         orphans: populated control groups that have no unit, by the name of the unit that they are in the way of.
+        elsewhere: who else has to do with units, if anybody has.
     """
+
+    elsewhere: Elsewhere | None = None
 
     def __init__(self, manager: Manager, hints: Hints, hierarchy: Hierarchy, marks: str) -> None:
         """Know of no orphans yet.
@@ -56,6 +71,18 @@ class Leftovers:
             raise UnitNameTaken(unit, f"processes in {where}")
         del self.orphans[unit]
 
+    async def see_off(self, unit: str, *, deadline: float) -> None:
+        """Have others know that an earlier unit of a name has ended; nothing happens while one of that name is there.
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        if self.elsewhere is None or not self.elsewhere.are_there(unit):
+            return
+        status = await self._manager.status(unit, deadline=deadline)
+        if status is None or not self.is_populated(status):
+            await self.elsewhere.see_off(unit)
+
     async def clear(self, unit: str, *, deadline: float) -> None:
         """Free a name: reset a failed leftover, wait for a unit that is going, stop what was forgotten and is empty.
 
@@ -73,7 +100,7 @@ class Leftovers:
         if await self.wait_gone(unit, deadline=deadline):
             return
         status = await self._manager.status(unit, deadline=deadline)
-        if status is not None and self._is_empty_scope(status) and self._is_ours(status):
+        if status is not None and self._is_empty_scope(status) and self.is_ours(status):
             # One that was forgotten, and whose end the manager has missed.
             await stop_thawed(self._manager, unit, deadline=deadline)
             if await self.wait_gone(unit, deadline=deadline):
@@ -94,7 +121,7 @@ class Leftovers:
         status = await self._manager.status(unit, deadline=deadline)
         if status is None or _is_only_a_name(status):
             return
-        if not self._is_ours(status) or not await self.wait_gone(unit, deadline=deadline):
+        if not self.is_ours(status) or not await self.wait_gone(unit, deadline=deadline):
             raise UnitNameTaken(unit, self.describe(status))
 
     async def dismiss(self, unit: str, invocation_id: str, *, deadline: float) -> bool:
@@ -114,7 +141,7 @@ class Leftovers:
         status = await self._manager.status(unit, deadline=deadline)
         if status is None or status.invocation_id != invocation_id:
             return True
-        if not self._is_ours(status):
+        if not self.is_ours(status):
             return False
         if self._is_failed_leftover(status):
             await self.reset(unit, deadline=deadline)
@@ -143,7 +170,7 @@ class Leftovers:
             return
         for unit in status.dependants:
             found = await self._manager.status(unit, deadline=deadline)
-            if found is not None and self._is_ours(found):
+            if found is not None and self.is_ours(found):
                 await stop_thawed(self._manager, unit, deadline=deadline)
 
     async def check_scope(self, unit: str, *, deadline: float) -> None:
@@ -167,7 +194,7 @@ class Leftovers:
             ManagerError: as the manager says.
         """
         status = await self._manager.status(unit, deadline=deadline)
-        if status is not None and not _is_only_a_name(status) and not self._is_ours(status):
+        if status is not None and not _is_only_a_name(status) and not self.is_ours(status):
             raise UnitNameTaken(unit, self.describe(status))
 
     async def wait_gone(self, unit: str, *, mark: str | None = None, deadline: float) -> bool:
@@ -227,19 +254,20 @@ class Leftovers:
             details.append(f"with job {status.job_id} queued")
         if status.dependants:
             details.append(f"needed by {', '.join(status.dependants)}")
-        if populated and self._is_ours(status):
+        if populated and self.is_ours(status):
             details.append(
                 "once a machine whose record is lost: it can be registered again without a new unit"
             )
         return ", ".join([kind, *details])
 
+    def is_ours(self, status: UnitStatus) -> bool:
+        """Whether a unit was made by this service, whatever has become of the record: its mark tells."""
+        return any(address.startswith(self._marks) for address in status.documentation)
+
     def is_populated(self, status: UnitStatus) -> bool:
         """Whether a unit has processes."""
         state = self._hierarchy.events(status.control_group) if status.control_group else None
         return state is not None and state.populated
-
-    def _is_ours(self, status: UnitStatus) -> bool:
-        return any(address.startswith(self._marks) for address in status.documentation)
 
     async def _is_kept(self, status: UnitStatus, *, deadline: float) -> bool:
         """Whether what keeps a unit in the manager's memory may do so for ever.

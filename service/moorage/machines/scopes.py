@@ -116,6 +116,7 @@ class Scopes:
         """
         names = UnitNames(registration.name)
         self._leftovers.check_orphan(names.scope)
+        await self._leftovers.see_off(names.scope, deadline=deadline)
         types = await self._types(registration, deadline=deadline)
         spec = describe(registration, pidfd, mark, types, self._directories)
         if types.slice is not None:

@@ -5,6 +5,7 @@ from collections.abc import Generator
 import pytest
 import trio
 from moored import (
+    ALONE,
     UNIT_FILES,
     USER,
     Processes,
@@ -32,18 +33,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def moored() -> Generator[None]:
-    """Listen; the first call starts the service. At the end it must not have met a bug of its own.
-
-    It has nothing to do with machined, so that a machine is the same before and after whatever machined is about;
-    test_beside has a service as it is installed.
-    """
-    stay_alone()
+    """Listen; the first call starts the service. At the end it must not have met a bug of its own."""
     start_listening()
     before = cursor()
     yield
     text = "\n".join(logged(before))
     assert "Traceback" not in text
     assert "Failed to start:" not in text  # what it says of any error that ends it
+
+
+@pytest.fixture(scope="module")
+def alone(moored: None) -> Generator[None]:
+    """Have a moored that has nothing to do with machined."""
+    stay_alone()
+    run("systemctl", "stop", "moored.service")
+    yield
+    if not USER:
+        ALONE.unlink()
+    run("systemctl", "stop", "moored.service")
 
 
 @pytest.fixture(scope="session")

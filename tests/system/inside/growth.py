@@ -129,7 +129,7 @@ def counting(moored: None) -> Generator[None]:
         f"[Service]\nExecStart=\nExecStart={sys.executable} {COUNTED} --idle-timeout=0\nWatchdogSec=0\n"
     )
     CONFIGURATION.parent.mkdir(exist_ok=True)
-    CONFIGURATION.write_text(f"eventsMax = {EVENTS}\n")
+    CONFIGURATION.write_text(f"eventsMax = {EVENTS}\npublish = false\nadopt = false\n")
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "moored.service")
     yield

@@ -15,13 +15,20 @@ import pytest
 from hostile import ask, encode
 from moored import (
     ALONE,
+    NOTE,
     OURS,
+    RECORDS,
+    SOCKET,
     THEIRS,
+    UNTIL_SECONDS,
     Processes,
     connect,
+    control_group,
     describe,
+    kill,
     listed,
     members,
+    move,
     process_of,
     register,
     run,
@@ -41,10 +48,13 @@ UNITS = (SERVICE, "systemd-machined.socket")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def beside(moored: None) -> None:
+def beside(moored: None) -> Generator[None]:
     """Have moored publish and adopt."""
+    ALONE.parent.mkdir(parents=True, exist_ok=True)
     ALONE.write_text("publish = true\nadopt = true\n")
     run("systemctl", "stop", "moored.service")
+    yield
+    ALONE.unlink()
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +76,7 @@ def there() -> dict[str, dict[str, Any]]:
 
 
 async def published(client: Client, name: str = "web") -> bool:
-    return (await describe(client, name)).get("published", False)
+    return (await client.call(f"{OURS}Describe", {"name": name}))["machine"].get("published", False)
 
 
 def kinds(invocation_id: str) -> list[str]:
@@ -133,13 +143,37 @@ async def test_neither_restart_makes_it_twice(spawn: Processes) -> None:
     assert "unpublished" not in found
 
 
+@pytest.mark.parametrize("noted", [True, False])
+async def test_what_was_published_is_not_adopted_if_its_record_is_lost(
+    spawn: Processes, noted: bool
+) -> None:
+    """What is noted is taken back; the rest is known by what moored has written on its scope."""
+    leader = spawn()
+    async with await connect() as client:
+        await register(client, "web", leader)
+        await until(lambda: published(client))
+    signal_moored(signal.SIGSTOP)
+    (RECORDS / "web").unlink()
+    if not noted:
+        (RECORDS / f"{NOTE}web").unlink()
+    signal_moored(signal.SIGKILL)
+    async with await connect() as client:
+        assert await listed(client) == {}
+        if noted:
+            await until(lambda: not there())
+        await register(client, "web", leader, allocateUnit=False)
+        await until(lambda: published(client))
+        assert (await describe(client, "web"))["origin"] == "registered"
+        await client.call(f"{OURS}Stop", {"name": "web"})
+        await verdict(client, "web")
+
+
 async def test_a_machined_that_is_masked_or_hangs_delays_nobody(spawn: Processes) -> None:
-    run("systemctl", "mask", "--runtime", "--now", *UNITS)
+    mask()
     async with await connect() as client:
         await register(client, "web", spawn())
         assert not await published(client)
-        run("systemctl", "unmask", "--runtime", *UNITS)
-        run("systemctl", "start", SERVICE)
+        unmask()
         await until(lambda: published(client))
         run("systemctl", "kill", "-s", "STOP", SERVICE)
         await register(client, "two", spawn())
@@ -148,6 +182,60 @@ async def test_a_machined_that_is_masked_or_hangs_delays_nobody(spawn: Processes
         await until(lambda: published(client, "two"))
         await until(lambda: there().keys() == {"two"})
         await client.call(f"{OURS}Stop", {"name": "two"})
+
+
+def mask() -> None:
+    run("systemctl", "mask", "--runtime", "--now", *UNITS)
+
+
+def unmask() -> None:
+    run("systemctl", "unmask", "--runtime", *UNITS)
+    run("systemctl", "start", SERVICE)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_a_machined_that_missed_an_end_does_not_stop_the_successor(
+    spawn: Processes, seen: bool
+) -> None:
+    """It stops the units of machines whose leaders it does not find when it starts, by their names."""
+    first, second = spawn(), spawn()
+    async with await connect() as client:
+        await register(client, "web", first)
+        await until(lambda: published(client))
+    mask()
+    if seen:
+        kill(first)
+    else:
+        signal_moored(signal.SIGSTOP)
+        kill(first)
+        signal_moored(signal.SIGKILL)
+    async with await connect() as client:
+        await verdict(client, "web")
+        await register(client, "web", second)
+        unmask()
+        await until(lambda: published(client))
+        assert there()["web"]["leader"] == process_of(second)
+        await client.call(f"{OURS}Stop", {"name": "web"})
+        await verdict(client, "web")
+
+
+async def test_nor_the_unit_of_a_machine_that_goes_on_without_its_leader(spawn: Processes) -> None:
+    async with await connect() as client:
+        leader, other = spawn(), spawn()
+        await register(client, "web", leader)
+        await until(lambda: published(client))
+        move(other, control_group(leader))
+        kill(leader)
+
+        async def taken_back() -> bool:
+            return not await published(client) and not there()
+
+        await until(taken_back)
+        run("systemctl", "restart", SERVICE)
+        assert not there()
+        assert (await describe(client, "web"))["phase"] == "running"
+        await client.call(f"{OURS}Stop", {"name": "web"})
+        await verdict(client, "web")
 
 
 # Adopted
@@ -175,7 +263,7 @@ async def adopted(client: Client, name: str) -> dict[str, Any]:
     machine = await until(found, f"{name} is adopted")
     assert machine is not None
     assert machine["origin"] == "adopted"
-    assert machine["published"]
+    assert await published(client, name)
     return machine
 
 
@@ -283,6 +371,25 @@ def permitted() -> Generator[None]:
 ALICE = 1000
 
 
+def called(user: str, socket: str, method: str, parameters: dict[str, Any]) -> int:
+    """Make a call as a user, and return the status of varlinkctl."""
+    argv = ("varlinkctl", "call", socket, method, json.dumps(parameters))
+    done = subprocess.run(
+        ("runuser", "-u", user, "--", *argv), capture_output=True, check=False, timeout=UNTIL_SECONDS
+    )
+    return done.returncode
+
+
+MANAGING: dict[str, dict[str, Any]] = {
+    "SetProperties": {"properties": {"CPUWeight": 50}},
+    "Freeze": {},
+    "Thaw": {},
+    "Kill": {"whom": "leader", "signal": signal.SIGCONT},
+    "Stop": {},
+}
+"""What the owner of a machine may do with it, and its end at last."""
+
+
 @pytest.mark.parametrize("allocate", [True, False])
 async def test_a_machine_of_a_user_is_that_users(permitted: None, spawn: Processes, allocate: bool) -> None:
     leader = spawn(
@@ -290,23 +397,21 @@ async def test_a_machine_of_a_user_is_that_users(permitted: None, spawn: Process
     )
     await until(lambda: "user-1000.slice" in Path(f"/proc/{leader.pid}/cgroup").read_text())
     parameters = {"name": "hers", "class": "container", "leader": leader.pid, "allocateUnit": allocate}
-    run(
-        "runuser",
-        "-u",
-        "alice",
-        "--",
-        "varlinkctl",
-        "call",
-        MACHINED,
-        f"{THEIRS}Register",
-        json.dumps(parameters),
-    )
+    assert called("alice", MACHINED, f"{THEIRS}Register", parameters) == 0
     async with await connect() as client:
         machine = await adopted(client, "hers")
         tells = "UID" in there()["hers"]
         assert machine["uid"] == (ALICE if tells else 0)
-        await client.call(f"{OURS}Stop", {"name": "hers"})
-        await verdict(client, "hers")
+
+        def may(user: str, method: str, **parameters: Any) -> bool:
+            return called(user, SOCKET, f"{OURS}{method}", {"name": "hers", **parameters}) == 0
+
+        for method, parameters in MANAGING.items():
+            assert not may("bob", method, **parameters)
+            assert may("alice", method, **parameters) is tells
+        if not tells:
+            await client.call(f"{OURS}Stop", {"name": "hers"})
+        assert (await verdict(client, "hers"))["cause"] == "stopped"
 
 
 async def test_a_machine_in_a_unit_that_is_not_the_users_is_roots(permitted: None) -> None:
@@ -327,17 +432,7 @@ async def test_a_machine_in_a_unit_that_is_not_the_users_is_roots(permitted: Non
 
     leader = await until(hers, "her process")
     parameters = {"name": "hers", "class": "container", "leader": leader}
-    run(
-        "runuser",
-        "-u",
-        "alice",
-        "--",
-        "varlinkctl",
-        "call",
-        MACHINED,
-        f"{THEIRS}Register",
-        json.dumps(parameters),
-    )
+    assert called("alice", MACHINED, f"{THEIRS}Register", parameters) == 0
     async with await connect() as client:
         machine = await adopted(client, "hers")
         assert machine["uid"] == 0

@@ -32,6 +32,8 @@ from moored import (
     verdict,
 )
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 EXPOSURE_MAX = 20
 """Tenths, for ``systemd-analyze security``: the target of the project."""
 

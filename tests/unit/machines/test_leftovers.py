@@ -53,3 +53,42 @@ async def test_a_service_with_a_job_is_not_going(readiness: Readiness) -> None:
         await leftovers(manager, readiness).clear(
             "machine-web-fs.service", deadline=trio.current_time() + 10
         )
+
+
+class Machined:
+    """Has something of a unit, and takes note of which it is asked to drop."""
+
+    def __init__(self) -> None:
+        self.seen_off: list[str] = []
+
+    def are_there(self, unit: str) -> bool:
+        """See `Elsewhere`."""
+        return unit == SCOPE
+
+    async def see_off(self, unit: str) -> None:
+        """See `Elsewhere`."""
+        self.seen_off.append(unit)
+
+
+def populated(_: UnitStatus) -> bool:
+    """See `Leftovers`."""
+    return True
+
+
+async def test_others_know_that_a_unit_has_ended_before_the_next_one_of_its_name_starts(
+    readiness: Readiness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager, machined = PlayedManager(), Machined()
+    found = leftovers(manager, readiness)
+    deadline = trio.current_time() + 10
+    await found.see_off(SCOPE, deadline=deadline)  # there are no others
+    found.elsewhere = machined
+    await found.see_off("machine-other.scope", deadline=deadline)
+    assert manager.asked == [], "which costs nothing where there is nothing"
+    manager.set(SCOPE)
+    monkeypatch.setattr(found, "is_populated", populated)
+    await found.see_off(SCOPE, deadline=deadline)
+    assert machined.seen_off == [], "it is there, and has processes"
+    manager.unload(SCOPE)
+    await found.see_off(SCOPE, deadline=deadline)
+    assert machined.seen_off == [SCOPE]
