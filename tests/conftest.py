@@ -1,5 +1,6 @@
 """Rules for all tests: async ones run under trio with a deadline, and a skipped test is a failed run."""
 
+import gc
 import inspect
 import os
 from functools import partial
@@ -26,6 +27,12 @@ hypothesis.settings.load_profile("moorage")
 TEST_DEADLINE_SECONDS = float(os.environ.get("MOORAGE_TEST_SECONDS", "55"))
 """No single async test waits longer for anything; pytest's faulthandler_timeout (60 s) comes after it, with stacks. By
 hand both can be set, for what takes longer."""
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector away from what lives as long as the run: tests that look for leaks collect twice each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
