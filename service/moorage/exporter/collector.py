@@ -21,6 +21,8 @@ from moorage.wire.errors import ProtocolError, VarlinkError
 _log = logging.getLogger(__name__)
 
 Labels: TypeAlias = tuple[str, ...]
+Meaning: TypeAlias = tuple[Rule, tuple[str | None, ...]]
+"""A rule, and the values of its labels; None for the object that a value is about."""
 M = TypeVar("M", bound=Metric)
 
 
@@ -76,14 +78,15 @@ def translated(found: Iterable[Value]) -> Iterator[Metric]:
     counts: dict[str, dict[Labels, float]] = {}
     sums: dict[str, dict[Labels, float]] = {}
     summaries: dict[str, Rule] = {}
+    # The same fields come with each machine: which rules they are for, and what of the labels they are, is found once.
+    meanings: dict[tuple[str, str], list[Meaning]] = {}
     for value in found:
-        fields = value.fields or {}
-        for rule in RULES.get(value.name.removeprefix(PREFIX), ()):
-            if any(fields.get(name) != wanted for name, wanted in rule.where.items()):
-                continue
-            labels = [
-                str(fields.get(field, "") if field else value.object or "") for field in rule.labels.values()
-            ]
+        key = value.name, repr(value.fields)
+        if (meaning := meanings.get(key)) is None:
+            meaning = meanings[key] = _meanings(value)
+        about = value.object or ""
+        for rule, known in meaning:
+            labels = [about if each is None else each for each in known]
             number = _number(rule, value, labels)
             if number is None:
                 continue
@@ -104,6 +107,16 @@ def translated(found: Iterable[Value]) -> Iterator[Metric]:
             if (total := sums.get(name, {}).get(labels)) is not None:
                 summary.add_metric(labels, int(number), total)
         yield summary
+
+
+def _meanings(value: Value) -> list[Meaning]:
+    """Return the rules for all values of this family with these fields."""
+    fields = value.fields or {}
+    return [
+        (rule, tuple(str(fields.get(field, "")) if field else None for field in rule.labels.values()))
+        for rule in RULES.get(value.name.removeprefix(PREFIX), ())
+        if all(fields.get(name) == wanted for name, wanted in rule.where.items())
+    ]
 
 
 def _family(known: dict[str, M], kind: Callable[..., M], rule: Rule) -> M:
