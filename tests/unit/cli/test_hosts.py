@@ -8,7 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from cli_battery import RUN_SECONDS, Moorctl, a_name, refused
+from cli_battery import RUN_SECONDS, Moorctl, PreloadedMoorctl, a_name, refused
 from pty_battery import Person
 
 SSH = """#!/usr/bin/env python3
@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
 @pytest.fixture
 def moorctl(place: Path) -> Moorctl:
     (place / "calls").write_text("")
-    return Moorctl(["--address", str(place / "socket")], {"SYSTEMD_SSH": str(place / "ssh")})
+    return PreloadedMoorctl(["--address", str(place / "socket")], {"SYSTEMD_SSH": str(place / "ssh")})
 
 
 def test_commands_of_another_host(moorctl: Moorctl, place: Path) -> None:

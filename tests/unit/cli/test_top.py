@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-from cli_battery import RUN_SECONDS, Moorctl, a_name, refused
+from cli_battery import RUN_SECONDS, Moorctl, PreloadedMoorctl, a_name, refused
 from pty_battery import Person
 
 WRITTEN = "sort: c m i t p s n"
@@ -162,4 +162,4 @@ def test_only_machines_that_match(fake: Fake, name: str) -> None:
 
 
 def test_without_a_service(tmp_path: Path) -> None:
-    refused(Moorctl(["--address", str(tmp_path / "none")])("top"), 5)
+    refused(PreloadedMoorctl(["--address", str(tmp_path / "none")])("top"), 5)
