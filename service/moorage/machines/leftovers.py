@@ -10,7 +10,7 @@ import trio
 from moorage.kernel.cgroup import Hierarchy
 from moorage.machines.errors import UnitNameTaken
 from moorage.pid1.hints import Hints
-from moorage.pid1.manager import Manager, NoSuchUnit, UnitStatus
+from moorage.pid1.manager import Manager, NoSuchUnit, UnitBusy, UnitStatus
 
 KEPT_SECONDS: Final = 1.0
 """For how long a unit may be kept in memory by others, s, before its name counts as taken: those that are bound to it
@@ -18,6 +18,13 @@ are stopped after it, and let it go then."""
 
 SETTLE_SECONDS: Final = 0.1
 """Pause between two looks at a unit that is going, s, should no hint come in between."""
+
+THAW_SECONDS: Final = 1.0
+"""For how long a unit is asked to thaw that has a job, s. The manager drops its own jobs to stop what is frozen at
+once, and has had too many of them in no time (``auto_start_stop_ratelimit`` of its src/core/manager.c)."""
+
+THAW_PAUSE_SECONDS: Final = 0.02
+"""Pause before a unit is asked again to thaw, s."""
 
 
 class Elsewhere(Protocol):
@@ -312,13 +319,24 @@ class Leftovers:
 async def stop_thawed(manager: Manager, unit: str, *, alone: bool = False, deadline: float) -> None:
     """Stop a unit if it is there, also one that somebody has frozen: of its own accord the manager does not.
 
+    While it has a job, a unit is not thawed either, and what is bound to a unit that has ended may get such a job
+    again and again, each of which is dropped.
+
     Raises:
         ManagerError: as the manager says.
     """
+    until = trio.current_time() + THAW_SECONDS
     with contextlib.suppress(NoSuchUnit):
-        if (await manager.stop(unit, alone=alone, deadline=deadline)).result == "frozen":
-            await manager.thaw(unit, deadline=deadline)
-            await manager.stop(unit, alone=alone, deadline=deadline)
+        while (await manager.stop(unit, alone=alone, deadline=deadline)).result == "frozen":
+            try:
+                await manager.thaw(unit, deadline=deadline)
+            except UnitBusy:
+                if trio.current_time() >= until:
+                    raise
+                await trio.sleep(THAW_PAUSE_SECONDS)
+            else:
+                await manager.stop(unit, alone=alone, deadline=deadline)
+                return
 
 
 def _is_only_a_name(status: UnitStatus) -> bool:

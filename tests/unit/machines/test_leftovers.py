@@ -4,14 +4,15 @@ from collections.abc import Generator
 
 import pytest
 import trio
+import trio.testing
 from fakes.played import PlayedManager
 
 from moorage.kernel.poller import Readiness
 from moorage.kernel.system import system
 from moorage.machines.errors import UnitNameTaken
-from moorage.machines.leftovers import Leftovers
+from moorage.machines.leftovers import Leftovers, stop_thawed
 from moorage.pid1.hints import Hints
-from moorage.pid1.manager import UnitStatus
+from moorage.pid1.manager import Job, UnitBusy, UnitStatus
 
 SCOPE = "machine-web.scope"
 MARKS = "moorage:"
@@ -92,3 +93,37 @@ async def test_others_know_that_a_unit_has_ended_before_the_next_one_of_its_name
     manager.unload(SCOPE)
     await found.see_off(SCOPE, deadline=deadline)
     assert machined.seen_off == [SCOPE]
+
+
+class Frozen(PlayedManager):
+    """Has a frozen unit, which has jobs for a while: it drops them."""
+
+    def __init__(self, jobs: int) -> None:
+        super().__init__()
+        self.jobs = jobs
+        self.frozen = True
+
+    async def stop(self, unit: str, *, alone: bool = False, deadline: float) -> Job:
+        """See `Manager`."""
+        await super().stop(unit, alone=alone, deadline=deadline)
+        return Job("frozen" if self.frozen else "done", unit, 1)
+
+    async def thaw(self, unit: str, *, deadline: float) -> None:
+        """See `Manager`."""
+        await trio.lowlevel.checkpoint()
+        self.jobs -= 1
+        if self.jobs >= 0:
+            raise UnitBusy(unit, "it has a job")
+        self.frozen = False
+
+
+def test_a_frozen_unit_is_stopped_though_it_has_job_after_job() -> None:
+    async def stop(manager: Frozen) -> None:
+        manager.set(SCOPE)
+        await stop_thawed(manager, SCOPE, deadline=trio.current_time() + 10)
+
+    manager = Frozen(jobs=20)
+    trio.run(stop, manager, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert (manager.jobs, manager.frozen) == (-1, False)
+    with pytest.raises(UnitBusy):  # such as one whose slice is frozen
+        trio.run(stop, Frozen(jobs=1000), clock=trio.testing.MockClock(autojump_threshold=0))
