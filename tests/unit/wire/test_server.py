@@ -689,8 +689,8 @@ async def test_fds_of_calls_that_want_none_are_closed(
             for message in (GET_INFO, call("Nope"), call("Echo"), call("FailLater", {"how": "x"})):
                 with_fds(raw, message, [0] * 100)
                 await read_messages(raw, 1)
-                with trio.fail_after(10):
-                    while open_fds() != before:  # noqa: ASYNC110  # a thread closes them
+                with trio.fail_after(60):
+                    while open_fds() > before:  # noqa: ASYNC110  # a thread closes them
                         await trio.sleep(0.01)
 
 
