@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.kernel.memory", "moorage.kernel.threads", "moorage.pid1.references", "moorage.pid1.hints",
         "moorage.beside.directory", "moorage.beside.notes", "moorage.beside.traces",
         "moorage.machines.store", "moorage.machines.intents", "moorage.machines.event_files",
-        "moorage.machines.in_force", "moorage.machines.foreseen",
+        "moorage.machines.in_force", "moorage.machines.foreseen", "moorage.machines.in_use",
         "moorage.authz.polkit", "moorage.probes.namespaces", "moorage.probes.control",
         "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",
         "moorage.steps",

@@ -148,7 +148,8 @@ def _difference(difference: Difference) -> str:
     name, wanted = setting_words(difference.property, difference.wanted)
     what = "has no effect"
     if difference.effective is not None:
-        what = f"is in force as {setting_words(difference.property, difference.effective)[1]}"
+        effective = setting_words(difference.property, difference.effective)[1]
+        what = "is in force" if effective == wanted else f"is in force as {effective}"
     where = "" if difference.helper is None else f"helper {difference.helper}: "
     return printable(f"{where}{name}={wanted} {what}: {difference.reason}")
 

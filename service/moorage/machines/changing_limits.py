@@ -23,6 +23,8 @@ from moorage.machines.errors import ForeignUnit, MachineBusy, MachineGone, NoSuc
 from moorage.machines.events import Kind
 from moorage.machines.followers import Followers
 from moorage.machines.helpers.status import ENDED
+from moorage.machines.in_force import Group
+from moorage.machines.in_use import use
 from moorage.machines.limits import Difference
 from moorage.machines.machine import Machine
 from moorage.machines.model import Phase
@@ -134,9 +136,10 @@ class ChangingLimits:
             types = await self._manager.property_types(target.kind, deadline=deadline)
             converted = types.convert(properties)
             self._check(machine)
+            before = use(properties, Group(target.control_group))
             await self._set_on(machine, target, converted, deadline, dry_run=dry_run)
         group = None if dry_run else target.control_group
-        unit = effective.Unit(properties, group, helper, target.main_pid)
+        unit = effective.Unit(properties, group, helper, target.main_pid, before=before)
         slice_ = machine.record.placement.slice
         different: list[Difference] | None = None
         try:

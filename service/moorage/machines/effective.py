@@ -19,6 +19,7 @@ from moorage.machines.compared.in_effect import in_effect
 from moorage.machines.compared.table import COMPARED, differences, paths
 from moorage.machines.foreseen import Foreseen
 from moorage.machines.in_force import Group
+from moorage.machines.in_use import Use, exceeded, use
 from moorage.machines.inspection import Found
 from moorage.machines.limits import Device, Difference, Facts, Kernel
 from moorage.pid1.manager import Json, Manager
@@ -39,6 +40,7 @@ class Unit(NamedTuple):
         main_pid: of a helper.
         slice: name of the machine's own slice that it is.
         configured: see :class:`moorage.machines.limits.Facts`.
+        before: what it used until its properties were changed; None where they were not.
     """
 
     properties: Mapping[str, Json]
@@ -47,6 +49,7 @@ class Unit(NamedTuple):
     main_pid: int | None = None
     slice: str | None = None
     configured: Mapping[str, Json] = {}
+    before: Use | None = None
 
 
 async def compare(manager: Manager, units: Sequence[Unit], slice_: str, *, user: bool) -> list[Difference]:
@@ -109,10 +112,20 @@ def _of(unit: Unit, own: Unit | None, slice_: str, answer: Found, *, user: bool)
         process=None if unit.main_pid is None else in_force.process(unit.main_pid),
     )
     found = differences(facts)
+    if unit.before is not None:
+        found += _exceeded(unit, unit.before, kernel)
     # What was not there because the group had gone is not told.
     if unit.control_group is not None and cgroup.identity(unit.control_group) != there:
         return []
     return [msgspec.structs.replace(each, helper=unit.helper, slice=unit.slice) for each in found]
+
+
+def _exceeded(unit: Unit, before: Use, kernel: Kernel) -> list[Difference]:
+    now = None if unit.control_group is None else use(unit.properties, kernel)
+    try:
+        return list(exceeded(unit.properties, before, now, kernel))
+    except ValueError:  # what was asked for is a share, whose size is the manager's to compute
+        return []
 
 
 class InForce(NamedTuple):

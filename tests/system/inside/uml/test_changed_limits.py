@@ -68,12 +68,16 @@ def throttled(group: str) -> int:
     )
 
 
+async def differences(client: Client, properties: dict[str, Any], **parameters: Any) -> list[dict[str, str]]:
+    asked = {"name": "web", "properties": properties, **parameters}
+    return (await client.call(f"{OURS}SetProperties", asked))["differences"]
+
+
 async def change(
     client: Client, properties: dict[str, Any], **parameters: Any
 ) -> dict[str, tuple[str, str | None]]:
     """Change properties of the machine; return wanted and effective value of each difference."""
-    asked = {"name": "web", "properties": properties, **parameters}
-    found = (await client.call(f"{OURS}SetProperties", asked))["differences"]
+    found = await differences(client, properties, **parameters)
     return {each["property"]: (each["wanted"], each.get("effective")) for each in found}
 
 
@@ -146,7 +150,11 @@ async def test_a_limit_below_what_is_in_use(spawn: Processes) -> None:
         machine = (await register(client, "web", leader, properties={"MemorySwapMax": 0}))["machine"]
         go(leader)
         await until(lambda: int(kernel(machine["controlGroup"], "memory.current")) > 64 * MIB)
-        assert await change(client, {"MemoryMax": 16 * MIB}) == {}
+        for dry_run in (True, False):
+            found = await differences(client, {"MemoryMax": 16 * MIB}, dryRun=dry_run)
+            assert [(each["wanted"], each["effective"]) for each in found] == [(str(16 * MIB),) * 2]
+            assert "in use" in found[0]["reason"]
+        assert kernel(machine["controlGroup"], "memory.max") == str(16 * MIB)
         with contextlib.suppress(BrokenPipeError):
             go(leader)
         found = await verdict(client, "web")
@@ -163,6 +171,21 @@ async def test_tasks_that_may_not_be_started_any_more(spawn: Processes) -> None:
             go(leader)
             assert line(leader) == said
         assert show(SCOPE, "TasksMax")["TasksMax"] == "infinity"
+
+
+async def test_fewer_tasks_than_there_are(spawn: Processes) -> None:
+    """All of them go on."""
+    async with await connect() as client:
+        leader = spawn(("sh", "-c", "read go; sleep 1000 & sleep 1000 & wait"), stdin=subprocess.PIPE)
+        group = (await register(client, "web", leader))["machine"]["controlGroup"]
+        go(leader)
+        await until(lambda: kernel(group, "pids.current") == "3")
+        for dry_run in (True, False):
+            (found,) = await differences(client, {"TasksMax": 2}, dryRun=dry_run)
+            assert found["reason"].startswith("there are 3 tasks: none of them is ended")
+        assert (kernel(group, "pids.current"), kernel(group, "pids.max")) == ("3", "2")
+        words = run("sh", "-c", "exec moorctl set-property web TasksMax=1 2>&1")
+        assert "Warning: TasksMax=1 is in force: there are 3 tasks" in words
 
 
 async def test_a_quota_that_throttles(spawn: Processes) -> None:
