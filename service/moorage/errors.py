@@ -114,6 +114,14 @@ class NoSuchHelper(VarlinkError):
 
 
 @dataclass(eq=False)
+class NoSuchSubgroup(VarlinkError):
+    """There is no process in this part of the machine's control group."""
+
+    error = "io.moorage.Machine.NoSuchSubgroup"
+    subgroup: str
+
+
+@dataclass(eq=False)
 class Busy(VarlinkError):
     """The operation cannot be done now."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import socket
@@ -76,21 +75,30 @@ def connect(address: Address, seconds: float) -> Steps[Dialogue]:
     return opened
 
 
+def _not_there(program: str) -> str:
+    if os.environ.get(SSH_VARIABLE):
+        return f"There is no program {program}, which {SSH_VARIABLE} names."
+    return (
+        f"There is no {program} on this host: install OpenSSH's client (openssh-client on Debian),"
+        f" or name another program in {SSH_VARIABLE}."
+    )
+
+
 def _start(path: str, host: str) -> Dialogue:
     program = os.environ.get(SSH_VARIABLE) or "ssh"
+    if shutil.which(program) is None:
+        raise NotReached(_not_there(program))
     # It ends with this process, also if that is killed: while replies may come, the end of its input does not end it.
     bound = ["setpriv", "--pdeathsig=TERM", "--", program]
     ours, theirs = socket.socketpair()
     try:
-        if shutil.which(program) is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         # -W of a socket needs OpenSSH 9.4 on both sides, as varlinkctl(1) says of its ssh-unix:.
         argv = [*bound, "-a", "-x", "-T", "-W", path, "--", host]
         process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno())
     except BaseException as error:
         ours.close()
         if isinstance(error, OSError):
-            raise NotReached(f"Failed to run {program}: {error.strerror}.") from None
+            raise NotReached(f"Failed to run {error.filename or program}: {error.strerror}.") from None
         raise
     finally:
         theirs.close()

@@ -122,6 +122,11 @@ _WORDS: Final[Mapping[str, _Words]] = {
         "The machine has no helper {helper}.",
         hint="List its helpers: {moorctl} status {machine}",
     ),
+    _MACHINE + "NoSuchSubgroup": _Words(
+        Exit.REFUSED,
+        "There is no process in {subgroup} below the machine's control group.",
+        hint="Show the path of that group: {moorctl} status {machine}",
+    ),
     _MACHINE + "Busy": _Words(Exit.REFUSED, "The service is busy: {operation}.", hint="Try again."),
     _MACHINE + "NotSupported": _Words(Exit.REFUSED, "{what} is not supported: {reason}."),
     _MACHINE + "Timeout": _Words(
@@ -203,6 +208,7 @@ _RIGHT: Final[Mapping[str, str]] = {
     "invocationId": _ID128,
     "leaderFileDescriptor": "It must be a process, but neither a thread, a kernel thread nor the service manager.",
     "controlGroup": "It must be a path below /sys/fs/cgroup that begins with a slash, as in /proc/PID/cgroup.",
+    "subgroup": "It must be a path below the machine's control group, such as payload/init.scope, without '..'.",
     "cursor": "It must be a cursor that `moorctl events --json` has printed.",
     "events": "docs/events.md lists the kinds of events.",
     "timeoutUSec": "The maximum is 10 minutes.",

@@ -15,7 +15,7 @@ from moorage.kernel.system import System
 from moorage.machines.agenda import Agenda
 from moorage.machines.asking import Asking
 from moorage.machines.detached import Detached
-from moorage.machines.errors import TooMuchUnderWay, TooOld
+from moorage.machines.errors import NoSuchSubgroup, TooMuchUnderWay, TooOld
 from moorage.machines.events import Kind
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import Followers
@@ -184,13 +184,14 @@ class Control:
         Raises:
             ProcessGone: the leader or supervisor has exited, or was never told.
             NoSuchUnit: no process is left.
+            NoSuchSubgroup: no process is in that part of the machine.
             TooOld: this manager cannot kill in a part of a unit, and too many processes are in it.
             UnitBusy: the machine is frozen, and cannot be thawed now.
             ManagerError: as the manager says.
         """
         record, placement = machine.record, machine.record.placement
         if subgroup and placement.shared:
-            raise NoSuchUnit(machine.unit)  # what is below may be the others', and is not the leader either
+            raise NoSuchSubgroup(subgroup)  # what is below may be the others', and is not the leader either
         if whom is not KillWhom.all or placement.shared:
             if signal != signals.SIGKILL:
                 await self.thaw(machine)
@@ -200,7 +201,7 @@ class Control:
         lower = f"/{subgroup.strip('/')}" if subgroup else ""
         state = self._hierarchy.events(placement.control_group + lower)
         if state is None or not state.populated:  # the manager does not mind
-            raise NoSuchUnit(machine.unit)
+            raise NoSuchSubgroup(subgroup) if subgroup else NoSuchUnit(machine.unit)
         if await is_renewed(machine, self._manager):
             self._agenda.mark(machine, ask=True)
             raise NoSuchUnit(machine.unit)

@@ -207,6 +207,18 @@ class NoSuchHelper(Refused):
         self.helper = helper
 
 
+class NoSuchSubgroup(Refused):
+    """There is no process in this part of the machine's control group.
+
+    Attributes:
+        subgroup: its path, as the caller has written it.
+    """
+
+    def __init__(self, subgroup: str) -> None:
+        super().__init__(f"no process in {subgroup}")
+        self.subgroup = subgroup
+
+
 class NotStoppable(Refused):
     """The machine has neither a unit of its own nor a living supervisor that could be asked to stop it."""
 

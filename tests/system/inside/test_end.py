@@ -35,7 +35,7 @@ from moored import (
 
 from moorage import errors as machine_errors
 from moorage.api.systemd_machine import errors as systemd_errors
-from moorage.errors import NoSuchMachine, NotSupported, ProcessGone, Timeout
+from moorage.errors import NoSuchMachine, NoSuchSubgroup, NotSupported, ProcessGone, Timeout
 from moorage.kernel.cgroup import identity
 from moorage.wire.client import Client
 from moorage.wire.errors import InvalidParameter
@@ -361,9 +361,9 @@ async def test_a_signal_to_one_subgroup(spawn: Processes) -> None:
         run("moorctl", "kill", "web", "--signal", "USR1", "--subgroup", "a/b")
         assert await until(lambda: signals_seen(lower)) == [b"usr1"]
         assert signals_seen(leader) == signals_seen(lower) == []
-        with pytest.raises(ProcessGone):
+        with pytest.raises(NoSuchSubgroup):
             await client.call(f"{OURS}Kill", {"name": "web", "signal": signal.SIGUSR1, "subgroup": "none"})
-        for bad in ("..", "a/../..", "a\0"):
+        for bad in ("..", "a/../..", "a\0", "", "/", "."):
             with pytest.raises(InvalidParameter, match="subgroup"):
                 await client.call(f"{OURS}Kill", {"name": "web", "signal": 15, "subgroup": bad})
         assert leader.poll() is None

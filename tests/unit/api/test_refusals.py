@@ -46,6 +46,7 @@ SAMPLES: dict[type[Exception], Exception] = {
         errors.MachineBusy("the machine is stopping"),
         errors.TooMuchUnderWay(),
         errors.NoSuchHelper("tpm"),
+        errors.NoSuchSubgroup("payload"),
         errors.NotStoppable(),
         errors.TooOld("killing a subgroup", 258),
     )

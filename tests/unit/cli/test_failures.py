@@ -114,6 +114,19 @@ def test_a_hint_names_the_machine_of_the_call(name: str, quoted: str) -> None:
     assert "NAME" not in str(explain(error, USER))
 
 
+def test_a_part_of_a_machine_that_is_none() -> None:
+    error = RemoteError("io.moorage.Machine.NoSuchSubgroup", {"subgroup": "payload"})
+    assert str(explain(error, SYSTEM, {"name": "web", "subgroup": "payload"})) == (
+        "There is no process in payload below the machine's control group.\n"
+        "Show the path of that group: moorctl status web"
+    )
+    error = RemoteError("org.varlink.service.InvalidParameter", {"parameter": "subgroup"})
+    assert str(explain(error, SYSTEM, {"name": "web", "subgroup": "../x"})).splitlines() == [
+        "The service does not accept the value of --subgroup.",
+        "It must be a path below the machine's control group, such as payload/init.scope, without '..'.",
+    ]
+
+
 def test_a_hint_can_be_pasted_into_a_shell() -> None:
     unit = r"machine-web\x2d1-fs.service"
     error = RemoteError(

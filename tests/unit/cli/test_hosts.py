@@ -125,7 +125,9 @@ def test_a_host_that_is_down(moorctl: Moorctl) -> None:
 
 def test_there_is_no_ssh(moorctl: Moorctl) -> None:
     done = moorctl("-H", "a", "list", environment={"SYSTEMD_SSH": "/nonexistent/ssh"})
-    refused(done, 5, "Failed to run /nonexistent/ssh: No such file or directory.")
+    refused(done, 5, "There is no program /nonexistent/ssh, which SYSTEMD_SSH names.")
+    done = moorctl("-H", "a", "list", environment={"SYSTEMD_SSH": "", "PATH": "/nonexistent"})
+    refused(done, 5, "There is no ssh on this host: install OpenSSH's client (openssh-client on Debian)")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from moorage.errors import (
     NoSuchHelper,
     NoSuchMachine,
     NoSuchProperty,
+    NoSuchSubgroup,
     NotSupported,
     ProcessGone,
     ProcessNotOwned,
@@ -76,6 +77,7 @@ REFUSALS: Final[Table] = {
     errors.MachineBusy: lambda error: Busy(str(error)),
     errors.TooMuchUnderWay: lambda error: Busy(str(error)),
     errors.NoSuchHelper: lambda error: NoSuchHelper(error.helper),
+    errors.NoSuchSubgroup: lambda error: NoSuchSubgroup(error.subgroup),
     errors.NotStoppable: lambda _: NotSupported(
         "Stop", "the machine is part of a unit, and nobody supervises it"
     ),

@@ -27,7 +27,7 @@ class Orders(Handlers):
     @method("Kill")
     async def kill(self, call: Call, params: wire.KillIn) -> None:
         """Send a signal to processes of a machine."""
-        if params.subgroup is not None and not texts.is_path("/" + params.subgroup.lstrip("/")):
+        if params.subgroup is not None and not _is_below(params.subgroup):
             raise InvalidParameter("subgroup")
         whom = params.whom or model.KillWhom.all
         if params.subgroup is not None and whom is not model.KillWhom.all:
@@ -112,3 +112,9 @@ class Orders(Handlers):
             interactive=params.allowInteractiveAuthentication,
         )
         self.services.retirement.forget(machine)
+
+
+def _is_below(subgroup: str) -> bool:
+    """Whether this is a path below something; an empty one would be all of a machine, which is another order."""
+    path = subgroup.strip("/")
+    return path not in {"", "."} and texts.is_path(f"/{path}")

@@ -93,7 +93,8 @@ REFUSALS: Final[Table] = {
     errors.ForeignUnit: _system(errno.EOPNOTSUPP),
     errors.GuestUnreachable: _system(errno.EOPNOTSUPP),
     errors.PartOfUnit: _system(errno.EOPNOTSUPP),
-    # This interface has no helpers.
+    # This interface has neither subgroups nor helpers.
+    errors.NoSuchSubgroup: _system(errno.ENOENT),
     errors.InvalidHelper: _system(errno.EINVAL),
     errors.HelperFailed: _system(errno.EPROTO),
     errors.HelperLate: _plain(TimedOut),
