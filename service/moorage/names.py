@@ -21,6 +21,9 @@ SUN_PATH_MAX: Final = 107
 ESCAPED_MAX: Final = 256
 """Names whose escaped form is kept: that of a machine is needed five times for each of its registrations."""
 
+SHUTDOWN: Final = "moored-shutdown.service"
+"""The service whose stop gives machines time when the host shuts down; what is before it is stopped after it."""
+
 _SURELY_SHORT = (UNIT_NAME_MAX - len("machine-.scope")) // 4
 _NAME = re.compile(r"[A-Za-z0-9_@\\:][A-Za-z0-9_.@\\:-]*")
 _HELPER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

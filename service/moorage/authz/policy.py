@@ -100,6 +100,8 @@ TABLE: Final[Mapping[str, Row]] = {
     ),
     # Whoever waits for it gives its machine time; nobody else does, not even where polkit would allow a stop.
     "io.moorage.Machine.AwaitStop": Row(own=True, others=False),
+    # For the service manager alone.
+    "io.moorage.Machine.PrepareForShutdown": _ROOT,
     f"io.moorage.Machine.Freeze{WITH_HELPERS}": _asked(AS_ROOT_ACTION),
     f"io.moorage.Machine.SetProperties{OTHER_PROPERTIES}": _asked(AS_ROOT_ACTION),
     # Services of the system's manager, whosever machine they are for.

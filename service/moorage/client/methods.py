@@ -368,6 +368,14 @@ class AwaitStop(_OfMachine[StopRequested], kw_only=True):
         return math.inf
 
 
+class PrepareForShutdown(Request[Nothing]):
+    """Have launchers told of stops that are under way; for the service manager, when the host shuts down."""
+
+    def patience(self) -> float:
+        """Return how long that may take, s: as long as launchers want."""
+        return math.inf
+
+
 class Forget(_Managing[Nothing]):
     """Forget a machine. Its unit is left alone."""
 

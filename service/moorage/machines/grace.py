@@ -27,7 +27,7 @@ from moorage.machines.model import Phase
 from moorage.machines.powering import Power, Powering, control_path
 from moorage.machines.registry import Registry
 from moorage.machines.store import Store
-from moorage.pid1.manager import ASK_SECONDS, ManagerError, ManagerTimeout
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, ManagerTimeout
 
 INSIST_SECONDS: Final = 90.0
 """For how long a guest that was asked to power off may take, if the caller does not say: the manager's
@@ -74,6 +74,7 @@ class Grace(Follower):
         store: Store,
         control: Control,
         powering: Powering,
+        manager: Manager,
         clock: Clock,
         detached: Detached,
     ) -> None:
@@ -81,6 +82,7 @@ class Grace(Follower):
         self._store = store
         self._control = control
         self._powering = powering
+        self._manager = manager
         self._clock = clock
         self._detached = detached
         self._closed = False
@@ -143,6 +145,28 @@ class Grace(Follower):
             waiter.wake()
         return True
 
+    async def before_shutdown(self) -> None:
+        """Give time to machines that the manager is about to stop, and wait until all that have time had it.
+
+        When the host shuts down, the scopes of machines wait for this (`moorage.names.SHUTDOWN`). Whoever waits for
+        the stop of one of them is told, as if it was stopped by a call.
+        """
+        for machine in list(self._registry):
+            if machine.waiting and await self._is_to_go(machine):
+                self.begin(machine, power_off=False, insist_after=None)
+        for period in [each.period for each in self._registry if each.period is not None]:
+            await period.ended.wait()
+
+    async def _is_to_go(self, machine: Machine) -> bool:
+        """Whether a job for the unit of a machine waits; a unit that outlives a soft reboot has none."""
+        deadline = trio.current_time() + ASK_SECONDS
+        try:
+            job = (await self._manager.properties(machine.unit, ["Job"], deadline=deadline)).get("Job")
+        except ManagerError as error:
+            _log.warning("Failed to look for a job of %s, ignoring: %s", machine.unit, error)
+            return True  # the worst of it is a machine that ends well
+        return isinstance(job, list) and job[0] != 0
+
     def seconds(self, machine: Machine, *, power_off: bool, insist_after: float | None) -> float:
         """Return how much time a machine would be given, in seconds."""
         wanted = [each.seconds for each in machine.waiting] + ([INSIST_SECONDS] if power_off else [])
@@ -185,6 +209,7 @@ class Grace(Follower):
             await period.over(machine.gone)
             nursery.cancel_scope.cancel()
         machine.period = None
+        period.ended.set()
         while not machine.gone.is_set():
             try:
                 await self._control.stop(machine)

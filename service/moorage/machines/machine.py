@@ -67,12 +67,14 @@ class Period:
         deadline: when it is over, on trio's clock.
         insist_by: the same, µs since boot.
         power_off: its guest is asked to power off.
+        ended: it is over, or its machine is gone.
     """
 
     def __init__(self, deadline: float, insist_by: int, *, power_off: bool) -> None:
         self.deadline = deadline
         self.insist_by = insist_by
         self.power_off = power_off
+        self.ended = trio.Event()
         self._shortened = trio.Event()
 
     def shorten(self, deadline: float) -> None:

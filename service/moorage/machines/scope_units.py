@@ -11,7 +11,7 @@ from moorage.machines import own_slice, properties, stop_command
 from moorage.machines.helpers import units
 from moorage.machines.helpers.units import MachineRef, RuntimeDirectories, UnitTypes
 from moorage.machines.model import HelperFailure, Intent, MachineClass, Registration
-from moorage.names import UnitNames, in_description
+from moorage.names import SHUTDOWN, UnitNames, in_description
 from moorage.pid1.manager import (
     AuxiliaryUnit,
     Json,
@@ -66,9 +66,11 @@ def describe(
         pidfds=(pidfd,),
         slice=own_slice.slice_of(registration),
         description=scope_description(registration),
-        # Both are lists, which grow by what comes later.
+        # All of them are lists, which grow by what comes later.
         properties=types.scope.convert(scope)
-        + types.scope.convert({"Documentation": [mark], **({"Wants": wanted} if wanted else {})}),
+        + types.scope.convert(
+            {"Documentation": [mark], "Before": [SHUTDOWN], **({"Wants": wanted} if wanted else {})}
+        ),
         auxiliary=tuple(_auxiliary(registration, names, mark, types, directories)),
         chosen=tuple(registration.properties),
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from moorage.machines.helpers.units import MachineRef
+from moorage.names import SHUTDOWN
 from moorage.pid1.manager import Json
 
 PARAMETER: Final = "execStop"
@@ -41,6 +42,8 @@ def describe(machine: MachineRef, command: tuple[str, ...], timeout_usec: int | 
         "DefaultDependencies": False,
         "BindsTo": [machine.unit],
         "After": [machine.unit],
+        # The launcher is told first, as by Stop.
+        "Before": [SHUTDOWN],
         # Without a command to start there is no process while the machine runs.
         "Type": "oneshot",
         "RemainAfterExit": True,

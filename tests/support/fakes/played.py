@@ -43,7 +43,8 @@ class PlayedManager(FakeManager):
 
     Attributes:
         asked: names of the units whose status was asked for.
-        read: names of the properties that were asked for; none has a value.
+        read: names of the properties that were asked for.
+        values: of properties, by unit; others have none.
         starting: called when a service is to be started; the job is done when it returns.
         ordered: what else was ordered, each with the unit.
         resetting: called with a unit that is to be reset.
@@ -54,6 +55,7 @@ class PlayedManager(FakeManager):
         super().__init__(Pid1(kernel, random.Random(0)), FakeProcesses(kernel, Faults()), version=257)
         self.asked: list[str] = []
         self.read: set[str] = set()
+        self.values: dict[str, dict[str, Json]] = {}
         self.starting: Callable[[ServiceSpec], Awaitable[object]] | None = None
         self.ordered: list[tuple[str, str]] = []
         self.resetting: Callable[[str], None] = lambda _unit: None
@@ -112,7 +114,7 @@ class PlayedManager(FakeManager):
         """See `Manager`."""
         self.read.update(names)
         await trio.lowlevel.checkpoint()
-        return {}
+        return self.values.get(unit, {})
 
     async def stop(self, unit: str, *, alone: bool = False, deadline: float) -> Job:
         """See `Manager`."""

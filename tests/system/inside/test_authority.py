@@ -107,6 +107,7 @@ ASKED: dict[str, dict[str, Any]] = {
     f"{THEIRS}Kill": {"name": "web", "signal": 9},
 }
 REFUSED: dict[str, dict[str, Any]] = {
+    f"{OURS}PrepareForShutdown": {},
     "io.systemd.service.SetLogLevel": {"level": 7},
     "io.systemd.service.GetLogLevel": {},
     "io.systemd.service.GetEnvironment": {},

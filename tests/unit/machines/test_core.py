@@ -21,7 +21,7 @@ from moorage.kernel.poller import Readiness
 from moorage.kernel.process import ProcessGone, boot_id, process_id
 from moorage.kernel.system import Cgroupfs, system
 from moorage.machines.accounting import Accounting
-from moorage.machines.errors import MachineGone
+from moorage.machines.errors import MachineGone, NoSuchSubgroup
 from moorage.machines.event_files import EventFiles
 from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.machine import Machine
@@ -379,3 +379,44 @@ async def test_a_stopping_machine_says_so_at_once(tmp_path: Path) -> None:
         assert web.phase is Phase.running
         await core.services.control.begin_stop(web, wait=0)
         assert web.phase is Phase.stopping
+
+
+async def test_a_signal_to_a_part_of_a_shared_group_is_sent_to_nobody(tmp_path: Path) -> None:
+    """What is below it may be the others', and is not the leader either."""
+    manager = PlayedManager()
+    async with running(manager, tmp_path) as core:
+        received: list[int] = []
+        before = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            ours = process_id(pidfd)
+            found = made.machine("web", invocation_id="", shared=True, allocated=False, leader=ours)
+            enter(core, found)
+            with pytest.raises(NoSuchSubgroup):
+                await core.services.control.kill(found, KillWhom.all, signal.SIGUSR1, subgroup="payload")
+            assert received == []
+            assert not any(order == "kill" for order, _ in manager.ordered)
+            await core.services.control.kill(found, KillWhom.all, signal.SIGUSR1)
+            assert received == [signal.SIGUSR1]
+        finally:
+            os.close(pidfd)
+            signal.signal(signal.SIGUSR1, before)
+
+
+async def test_launchers_are_told_of_stops_that_are_under_way_before_a_shutdown(tmp_path: Path) -> None:
+    """Of no others: what survives a soft reboot has no job."""
+    manager = PlayedManager()
+    manager.values = {"machine-web.scope": {"Job": [7, "/job/7"]}, "machine-db.scope": {"Job": [0, "/"]}}
+    async with running(manager, tmp_path) as core:
+        grace = core.services.grace
+        web, db, other = machine("web"), machine("db"), machine("other")
+        enter(core, web, db, other)
+        waiters = {each.name: grace.join(each, 60.0) for each in (web, db)}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(grace.before_shutdown)
+            await trio.testing.wait_all_tasks_blocked()
+            assert waiters["web"].take(web) is not None
+            assert (db.period, other.period) == (None, None)
+            assert web.phase is Phase.stopping
+            assert ("stop", web.unit) not in manager.ordered
+            grace.leave(web, waiters["web"])  # who hangs up gives no more time

@@ -1,11 +1,11 @@
-"""Handler of AwaitStop."""
+"""Handlers of AwaitStop and PrepareForShutdown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from moorage import errors
-from moorage.api.calls import find_named
+from moorage.api.calls import find_named, permit
 from moorage.api.moorage_machine import types as wire
 from moorage.api.moorage_machine.base import Handlers
 from moorage.api.moorage_machine.errors import REFUSALS
@@ -17,7 +17,7 @@ from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter, PermissionDenied
 from moorage.wire.message import prepared_reply
 from moorage.wire.method import method
-from moorage.wire.types import Feed
+from moorage.wire.types import Empty, Feed
 
 
 class StopFeed(Feed[wire.AwaitStopOut]):
@@ -73,3 +73,9 @@ class Awaiting(Handlers):
         with translated(REFUSALS):
             waiter = self.services.grace.join(machine, grace_usec / 1e6)
         return StopFeed(self.services.grace, machine, waiter)
+
+    @method("PrepareForShutdown")
+    async def prepare_for_shutdown(self, call: Call, params: Empty) -> None:
+        """Have those told who wait for stops that are under way; reply when these machines had their time."""
+        permit(call, self.authority)
+        await self.services.grace.before_shutdown()
