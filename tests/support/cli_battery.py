@@ -103,6 +103,12 @@ class Battery:
             process.kill()
             process.wait(RUN_SECONDS)
 
+    def test_what_is_no_command_or_not_written_after_it(self, moorctl: Moorctl) -> None:
+        refused(moorctl("add-helper", "web"), 2, "no command add-helper; did you mean add-helpers")
+        refused(moorctl("nothing"), 2, "nothing")
+        refused(moorctl("--json", "list"), 2, "--json is an option of commands: write it after the command")
+        refused(moorctl("--jsn", "list"), 2, "--jsn")
+
     def test_register_prints_the_unit_alone(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name = a_name()
         assert moorctl.output("register", name, "--leader", str(leaders().pid)) == f"machine-{name}.scope\n"

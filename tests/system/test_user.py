@@ -8,25 +8,26 @@ import pytest
 from sandboxes import Sandbox
 
 MODULES = [
-    "test_configuration",
-    "test_end",
-    "test_helper_commands",
-    "test_pty",
-    "test_register",
-    "test_stop_command",
-    "test_verdict",
+    ("test_configuration",),
+    ("test_end", "test_own_slice"),
+    ("test_helper_commands", "test_pty", "test_moorctl_events"),
+    ("test_register",),
+    ("test_stop_command",),
+    ("test_verdict",),
 ]
-"""Those whose answers depend on the service manager, and that take no longer than a minute.
+"""Those whose answers depend on the service manager, and that take no longer than a minute; some share a sandbox.
 
-By hand also test_client, test_crash, test_helpers, test_leases, test_moorctl, test_names, test_own_slice,
-test_restart and test_run: in a sandbox, after ``tests/support/her_manager.py``, with ``tools/sandbox exec --user 1000
-NAME -- systemd-run --user --scope …``."""
+By hand also test_client, test_crash, test_helpers, test_leases, test_moorctl, test_names, test_restart, test_run and
+test_steady: in a sandbox, after ``tests/support/her_manager.py``, with ``tools/sandbox exec --user 1000 NAME --
+systemd-run --user --scope …``. The others are about what only the system's instance has: other users and polkit,
+machined and its place, PID 1's links, units and limits of the host, containers of root's, and the packages' files."""
 
 
 @pytest.mark.parametrize("suite", ["forky"])
-@pytest.mark.parametrize("module", MODULES)
-def test_user(boot: Callable[..., Sandbox], module: str) -> None:
+@pytest.mark.parametrize("modules", MODULES, ids="+".join)
+def test_user(boot: Callable[..., Sandbox], modules: tuple[str, ...]) -> None:
     sandbox = boot()
     prepare = ["env", "-C", "/moorage", "PYTHONPATH=tests/support:service", "python3"]
     sandbox.run([*prepare, "tests/support/her_manager.py"])
-    sandbox.pytest(Path(__file__).parent / "inside" / f"{module}.py", user=her_manager.UID)
+    inside = Path(__file__).parent / "inside"
+    sandbox.pytest(*(inside / f"{module}.py" for module in modules), user=her_manager.UID)

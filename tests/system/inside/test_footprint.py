@@ -205,6 +205,8 @@ def test_the_units_are_well_formed() -> None:
     # The extended attributes of sockets are younger than the oldest systemd that is supported.
     lines = [line for line in done.stderr.splitlines() if "Unknown key 'XAttr" not in line]
     assert (done.returncode, done.stdout, lines) == (0, "", [])
+    for unit in units:
+        assert show(unit, "Documentation")["Documentation"] == "man:moored(8)"
 
 
 # The socket

@@ -262,6 +262,7 @@ done
 """
 
 
+@pytest.mark.system_instance("which pager it is has nothing to do with an instance")
 def test_the_pager_is_that_of_systemctl() -> None:
     run("sh", "-c", PAGERS)
     for variables in (

@@ -13,12 +13,40 @@ from moorage import __version__
 from moorage.cli.commands import control, events, helpers, host, limits, log, look, register, run, top
 from moorage.cli.commands.options import addressed
 from moorage.cli.failures import Exit, Failure
+from moorage.quantities import printable
+from moorage.similar import did_you_mean, nearest
 
 PROGRAM: Final = "moorctl"
 COMPLETE_VARIABLE: Final = "_MOORCTL_COMPLETE"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Says what could be meant where there is no such command, and where options of commands are written."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See `click.Group`."""
+        # A shell that completes a line asks about commands that are not written yet.
+        unknown = self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing
+        if unknown and (meant := nearest(args[0], self.commands)):
+            ctx.fail(f"There is no command {printable(args[0])}{did_you_mean(meant)}")
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Group`."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            of_commands = {
+                opt for each in self.commands.values() for param in each.params for opt in param.opts
+            }
+            if error.option_name in of_commands:
+                ctx.fail(f"{error.option_name} is an option of commands: write it after the command.")
+            raise
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", message="%(prog)s %(version)s")
 @addressed
 def moorctl() -> None:
