@@ -119,7 +119,10 @@ def _details(machine: Machine) -> Iterator[tuple[str, str]]:
         if value not in {None, ""}:
             yield label, str(value)
     for helper in machine.helpers:
-        yield "Helper", f"{helper.name}: {helper.unit}, {helper.active_state} ({helper.sub_state})"
+        # In the words of systemctl.
+        failed = helper.active_state == "failed" and helper.result
+        state = f"Result: {helper.result}" if failed else helper.sub_state
+        yield "Helper", f"{helper.name}: {helper.unit}, {helper.active_state} ({state})"
 
 
 def _process(process: ProcessId | None) -> str | None:

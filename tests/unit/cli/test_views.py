@@ -107,6 +107,8 @@ def test_a_frozen_machine_with_a_helper(capsys: pytest.CaptureFixture[str]) -> N
     lines = status(capsys, {"freezer": "frozen", "helpers": [helper]})
     assert any(line.startswith("Phase: running (frozen) since ") for line in lines)
     assert "Helper: fs: web-fs.service, active (running)" in lines
+    failed = {**helper, "activeState": "failed", "subState": "failed", "result": "signal"}
+    assert "Helper: fs: web-fs.service, failed (Result: signal)" in status(capsys, {"helpers": [failed]})
 
 
 def test_counters(capsys: pytest.CaptureFixture[str]) -> None:
