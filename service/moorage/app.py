@@ -179,7 +179,7 @@ class Core:
         control = Control(
             registry, store, agenda, accounts, states, followers, asking, manager, system, detached)  # fmt: skip
         powering = Powering(control, manager)
-        self._grace = grace = Grace(registry, store, control, powering, manager, clock, detached)
+        self._grace = grace = Grace(registry, store, control, powering, manager, trusted, clock, detached)
         followers.join(grace)
         self._changes = changes = Changes(
             helper_starts, store, intents, registry, states, followers, directories, clock, detached)  # fmt: skip

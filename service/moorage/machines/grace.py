@@ -75,6 +75,7 @@ class Grace(Follower):
         control: Control,
         powering: Powering,
         manager: Manager,
+        trusted: frozenset[int],
         clock: Clock,
         detached: Detached,
     ) -> None:
@@ -83,6 +84,7 @@ class Grace(Follower):
         self._control = control
         self._powering = powering
         self._manager = manager
+        self._trusted = trusted
         self._clock = clock
         self._detached = detached
         self._closed = False
@@ -149,12 +151,20 @@ class Grace(Follower):
         """Give time to machines that the manager is about to stop, and wait until all that have time had it.
 
         When the host shuts down, the scopes of machines wait for this (`moorage.names.SHUTDOWN`). Whoever waits for
-        the stop of one of them is told, as if it was stopped by a call.
+        the stop of one of them is told, as if it was stopped by a call. A user may delay a shutdown for no longer than
+        a process of that user's session could.
         """
+        periods: list[Period] = []
         for machine in list(self._registry):
-            if machine.waiting and await self._is_to_go(machine):
-                self.begin(machine, power_off=False, insist_after=None)
-        for period in [each.period for each in self._registry if each.period is not None]:
+            if not (machine.waiting or machine.period) or not await self._is_to_go(machine):
+                continue
+            most = GRACE_SECONDS_MAX if machine.record.registrant in self._trusted else INSIST_SECONDS
+            if machine.period is None:
+                most = min(most, self.seconds(machine, power_off=False, insist_after=None))
+            self.begin(machine, power_off=False, insist_after=most)
+            if machine.period is not None:
+                periods.append(machine.period)
+        for period in periods:
             await period.ended.wait()
 
     async def _is_to_go(self, machine: Machine) -> bool:

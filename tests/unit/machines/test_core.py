@@ -23,6 +23,7 @@ from moorage.kernel.system import Cgroupfs, system
 from moorage.machines.accounting import Accounting
 from moorage.machines.errors import MachineGone, NoSuchSubgroup
 from moorage.machines.event_files import EventFiles
+from moorage.machines.grace import INSIST_SECONDS
 from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.machine import Machine
 from moorage.machines.model import (
@@ -404,19 +405,26 @@ async def test_a_signal_to_a_part_of_a_shared_group_is_sent_to_nobody(tmp_path: 
 
 
 async def test_launchers_are_told_of_stops_that_are_under_way_before_a_shutdown(tmp_path: Path) -> None:
-    """Of no others: what survives a soft reboot has no job."""
+    """Of no others: what survives a soft reboot has no job. And users may delay it only for so long."""
     manager = PlayedManager()
-    manager.values = {"machine-web.scope": {"Job": [7, "/job/7"]}, "machine-db.scope": {"Job": [0, "/"]}}
+    manager.values = {f"machine-{name}.scope": {"Job": [7, "/job/7"]} for name in ("web", "hers")}
+    manager.values["machine-db.scope"] = {"Job": [0, "/"]}
     async with running(manager, tmp_path) as core:
         grace = core.services.grace
         web, db, other = machine("web"), machine("db"), machine("other")
-        enter(core, web, db, other)
-        waiters = {each.name: grace.join(each, 60.0) for each in (web, db)}
+        hers = made.machine("hers", invocation_id="", registrant=1000)
+        enter(core, web, db, other, hers)
+        waiters = {each.name: grace.join(each, 200.0) for each in (web, db, hers)}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(grace.before_shutdown)
             await trio.testing.wait_all_tasks_blocked()
             assert waiters["web"].take(web) is not None
             assert (db.period, other.period) == (None, None)
             assert web.phase is Phase.stopping
+            assert web.period is not None
+            assert hers.period is not None
+            assert web.period.deadline > trio.current_time() + INSIST_SECONDS
+            assert hers.period.deadline <= trio.current_time() + INSIST_SECONDS
             assert ("stop", web.unit) not in manager.ordered
-            grace.leave(web, waiters["web"])  # who hangs up gives no more time
+            for each in (web, hers):
+                grace.leave(each, waiters[each.name])  # who hangs up gives no more time
