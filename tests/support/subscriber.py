@@ -50,7 +50,8 @@ async def subscribed(path: str = SOCKET, **parameters: Any) -> AsyncGenerator[Re
 
 
 def kinds(events: Iterable[dict[str, Any]]) -> list[str]:
-    return [event["event"] for event in events]
+    """Return what has happened, in order, but not what machined did of it, which may be at any time."""
+    return [event["event"] for event in events if event["event"] not in {"published", "unpublished"}]
 
 
 def is_in_order(events: Iterable[dict[str, Any]]) -> bool:

@@ -35,7 +35,7 @@ What is measured, and against whom:
             moored's dependencies with the same Python and answer; and the same imports forked by the client.
 
 The peers take turns within each round, and only one of those that listen to PID 1 runs at a time: moored does not
-register its machines with machined as well (``publish = false``). Values are medians
+register its machines with machined as well, nor adopt those (``publish``, ``adopt``). Values are medians
 over the rounds, each throughput a mean of short slices within its round; capacity, being counted and not timed, is
 measured once. Client and services are placed by the kernel, as they are in life, not pinned. Absolute figures say
 little on a shared machine; the ratios of one run do.

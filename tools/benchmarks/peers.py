@@ -120,10 +120,10 @@ VARLINK = Peer("varlink package", "/run/bench-varlink", "bench-varlink.service",
 
 
 def keep_apart() -> None:
-    """Have moored not register its machines with machined too, which would be measured with it."""
+    """Have moored and machined not have each other's machines, which would be measured with their own."""
     dropin = Path("/etc/moorage/moored.conf.d/bench.conf")
     dropin.parent.mkdir(parents=True, exist_ok=True)
-    dropin.write_text("publish = false\n")
+    dropin.write_text("publish = false\nadopt = false\n")
 
 
 def raise_limit_of_machined(*, high: bool) -> None:

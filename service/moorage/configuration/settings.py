@@ -69,8 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     slice: str = MACHINE_SLICE
     tasks_max: int = TASKS_MAX
     runtime_directory_size_bytes: int = DIRECTORY_BYTES_MAX
-    publish: bool = False
-    adopt: bool = False
+    publish: bool = True
+    adopt: bool = True
     log_level: int = INFO
 
     @property

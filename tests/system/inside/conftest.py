@@ -33,7 +33,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def moored() -> Generator[None]:
-    """Listen; the first call starts the service. At the end it must not have met a bug of its own."""
+    """Listen; the first call starts the service. At the end it must not have met a bug of its own.
+
+    It has nothing to do with machined, for tests that count what it does, what it opens and what happens.
+    """
+    stay_alone()
     start_listening()
     before = cursor()
     yield
@@ -43,13 +47,12 @@ def moored() -> Generator[None]:
 
 
 @pytest.fixture(scope="module")
-def alone(moored: None) -> Generator[None]:
-    """Have a moored that has nothing to do with machined."""
-    stay_alone()
+def beside(moored: None) -> Generator[None]:
+    """Have a moored as it is installed: what it has is published, and it adopts what machined has."""
+    ALONE.unlink(missing_ok=True)
     run("systemctl", "stop", "moored.service")
     yield
-    if not USER:
-        ALONE.unlink()
+    stay_alone()
     run("systemctl", "stop", "moored.service")
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hostile import ask, encode
 from moored import (
-    ALONE,
     NOTE,
     OURS,
     RECORDS,
@@ -42,19 +41,11 @@ from moored import (
 from moorage.errors import MachineExists
 from moorage.wire.client import Client
 
+pytestmark = pytest.mark.usefixtures("beside")
+
 MACHINED = "/run/systemd/machine/io.systemd.Machine"
 SERVICE = "systemd-machined.service"
 UNITS = (SERVICE, "systemd-machined.socket")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def beside(moored: None) -> Generator[None]:
-    """Have moored publish and adopt."""
-    ALONE.parent.mkdir(parents=True, exist_ok=True)
-    ALONE.write_text("publish = true\nadopt = true\n")
-    run("systemctl", "stop", "moored.service")
-    yield
-    ALONE.unlink()
 
 
 @pytest.fixture(autouse=True)

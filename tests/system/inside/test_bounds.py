@@ -37,8 +37,6 @@ from moorage.wire.connection import CALL_MAX
 from moorage.wire.link import UNFINISHED_SECONDS
 from moorage.wire.server import Limits
 
-pytestmark = pytest.mark.usefixtures("alone")
-
 LIMITS = Limits()
 
 PING = encode("io.systemd.service.Ping")

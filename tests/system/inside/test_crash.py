@@ -12,6 +12,7 @@ import pytest
 import trio
 from moored import (
     MANAGER,
+    NOTE,
     OURS,
     RECORDS,
     UNIT_FILES,
@@ -39,6 +40,8 @@ from moored import (
 from moorage.errors import UnitNameTaken
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected
+
+pytestmark = pytest.mark.usefixtures("beside")
 
 SCOPE = "machine-web.scope"
 HELPER = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"]}
@@ -80,7 +83,7 @@ async def again(client: Client, name: str, pid: int, **fields: Any) -> dict[str,
 
 
 def begun() -> list[str]:
-    return [name for name in os.listdir(RECORDS) if name.startswith(".")]
+    return [name for name in os.listdir(RECORDS) if name.startswith(".") and not name.startswith(NOTE)]
 
 
 def start_now() -> None:

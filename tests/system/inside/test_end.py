@@ -40,6 +40,8 @@ from moorage.kernel.cgroup import identity
 from moorage.wire.client import Client
 from moorage.wire.errors import InvalidParameter
 
+pytestmark = pytest.mark.usefixtures("beside")
+
 STUBBORN = ("sh", "-c", "trap '' TERM; echo ready; while :; do sleep infinity; done")
 """Does not go for SIGTERM; the sleep that it waits for does, and is followed by another."""
 

@@ -33,6 +33,8 @@ from moorage.errors import CursorExpired, HelperFailed
 from moorage.wire.client import Client
 from moorage.wire.errors import InvalidParameter
 
+pytestmark = pytest.mark.usefixtures("beside")
+
 QUIET_SECONDS, QUIET_DEADLINE_SECONDS = 12.0, 120.0
 """For how long nothing is to happen: twice the longest pause of what is done from time to time; and by when."""
 

@@ -32,8 +32,6 @@ from moored import (
     verdict,
 )
 
-pytestmark = pytest.mark.usefixtures("alone")
-
 EXPOSURE_MAX = 20
 """Tenths, for ``systemd-analyze security``: the target of the project."""
 

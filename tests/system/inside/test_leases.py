@@ -31,6 +31,8 @@ from moored import (
 from moorage.machines.leases import LEASE_GRACE_SECONDS
 from moorage.wire.errors import Disconnected
 
+pytestmark = pytest.mark.usefixtures("beside")
+
 moorctl = Moorctl(MOORCTL)
 LAUNCHERS = 8
 """Of each kind: moorctl, and a program that uses the library."""

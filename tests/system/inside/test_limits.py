@@ -29,8 +29,6 @@ from moored import (
 from moorage.wire.errors import System
 from moorage.wire.server import Limits
 
-pytestmark = pytest.mark.usefixtures("alone")
-
 ALICE = 1000
 FEW = 64
 """File descriptors that moored gets: a few dozen more than it has with nothing to do."""

@@ -29,8 +29,6 @@ from moorage.errors import (
 )
 from moorage.wire.client import Client
 
-pytestmark = pytest.mark.usefixtures("alone")
-
 
 @pytest.fixture(params=["private", "bus"])
 def link(request: pytest.FixtureRequest) -> Generator[str]:

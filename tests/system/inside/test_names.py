@@ -39,6 +39,8 @@ from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.errors import UnitNameTaken
 from moorage.wire.client import Client
 
+pytestmark = pytest.mark.usefixtures("beside")
+
 TIMES = 100
 
 

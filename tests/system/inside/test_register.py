@@ -42,6 +42,7 @@ from moored import (
     show,
     state,
     sync_journal,
+    told,
     until,
     verdict,
 )
@@ -58,6 +59,8 @@ from moorage.errors import (
 )
 from moorage.wire.client import Client
 from moorage.wire.errors import ExpectedMore, InvalidParameter, System, VarlinkError
+
+pytestmark = pytest.mark.usefixtures("beside")
 
 NAMES = [
     "web", "web-1", "a--b", "a-", "a.b", "a..b", "a.", "user@host", "@", "back\\slash", "\\x2d", "9lives", "_x", "a:b",
@@ -1026,7 +1029,7 @@ async def test_everything_that_belongs_to_a_machine_finds_it(spawn: Processes) -
             await find({"invocationId": machine["invocationId"].upper()}),
         ]
         os.close(pidfd)
-        assert replies == [{"machine": machine}] * len(replies)
+        assert [told(reply["machine"]) for reply in replies] == [machine] * len(replies)
         for given in (
             {"process": {"pid": os.getpid()}},
             {"unit": "machine-none.scope"},

@@ -37,8 +37,6 @@ from moored import (
 from moorage.wire.client import Client
 from moorage.wire.errors import System
 
-pytestmark = pytest.mark.usefixtures("alone")
-
 HELPER = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"], "sockets": [{"name": "fs.sock"}]}
 OTHER = {"name": "tpm", "execStart": ["/usr/bin/sleep", "infinity"]}
 

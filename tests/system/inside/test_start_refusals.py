@@ -32,8 +32,6 @@ from moored import (
 
 from moorage.wire.errors import VarlinkError
 
-pytestmark = pytest.mark.usefixtures("alone")
-
 DROP_IN = Path("/run/systemd/system/moored.service.d/refusals.conf")
 PLAN = Path("/run/moorage/plan")
 LOG = Path("/run/moorage/strace")

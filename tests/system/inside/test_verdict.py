@@ -46,6 +46,8 @@ from moorage.names import escape
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected
 
+pytestmark = pytest.mark.usefixtures("beside")
+
 KERNEL_TELLS = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (6, 15)
 """Whether the kernel tells others than the parent how a process ended (PIDFD_INFO_EXIT)."""
 
