@@ -16,7 +16,6 @@ from authority import ALICE, acting_as
 from moored import (
     OURS,
     SOCKET,
-    USER,
     Processes,
     connect,
     control_group,
@@ -346,7 +345,7 @@ def memory() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.skipif(USER, reason="other users have no access to a user's instance")
+@pytest.mark.system_instance("other users have no access to a user's")
 async def test_secrets_are_left_out_for_others(spawn: Processes) -> None:
     async with await connect() as client, subscribed() as root:
         await root.snapshot()
@@ -463,6 +462,7 @@ def fill_the_journal() -> list[socket.socket]:
                 return senders
 
 
+@pytest.mark.system_instance("only root may have journald not listen")
 async def test_the_journal_has_one_entry_for_each_start_and_each_end(spawn: Processes, mortal: None) -> None:
     """Also where moored is killed in between; and while journald does not listen, nobody waits for it."""
     async with await connect() as client:
