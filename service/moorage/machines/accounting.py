@@ -1,4 +1,4 @@
-"""What a machine has used. Pure data."""
+"""Resources that a machine has used. Pure data."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Agenda:
         self._woken: Callable[[], None] = lambda: None
 
     def wakes(self, woken: Callable[[], None]) -> None:
-        """Have a function called when the next look may be due earlier."""
+        """Call a function whenever the next look may be due earlier."""
         self._woken = woken
 
     @property
@@ -38,12 +38,12 @@ class Agenda:
 
     @property
     def next_look(self) -> float:
-        """When something on the agenda is to be taken off: minus infinity if that is now, infinity if never."""
+        """The time of the next look: minus infinity if it is due now, infinity if there is none."""
         return -math.inf if self._urgent else min(self._by, self.next_due)
 
     @property
     def next_due(self) -> float:
-        """When the next machine is to be looked at that is not to be looked at now; infinity if there is none."""
+        """The time of the next look that is not due now; infinity if there is none."""
         while self._due and self._due[0][2].due != self._due[0][0]:
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else math.inf
@@ -56,7 +56,7 @@ class Agenda:
         removed: bool = False,
         ended: UnitHint | None = None,
     ) -> None:
-        """Have a machine looked at now; reasons that it is to be looked at for already are kept."""
+        """Schedule a look at a machine now; the reasons of one that is scheduled already are kept."""
         mark = self._marked_for(machine)
         mark.ask |= ask
         mark.removed |= removed
@@ -65,7 +65,7 @@ class Agenda:
         self._woken()
 
     def mark_new(self, machine: Machine, by: float) -> None:
-        """Have a machine that is new looked at with others, or by some time."""
+        """Schedule the look at a new machine: together with others, or by a given time."""
         self._marked_for(machine).new = True
         if by < self._by:
             self._by = by
@@ -78,7 +78,7 @@ class Agenda:
         return machine.recheck
 
     def look_later(self, machine: Machine, at: float) -> None:
-        """Have the service manager asked about a machine at some time, or earlier if that was arranged before."""
+        """Schedule a query of the service manager about a machine; an earlier one that is scheduled stands."""
         if at < machine.due:
             machine.due = at
             heapq.heappush(self._due, (at, next(self._numbers), machine))

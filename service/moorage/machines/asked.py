@@ -1,4 +1,4 @@
-"""What was asked for in a registration, kept so that a repetition of it is told from another one.
+"""The parameters of a registration, kept so that its repetition can be distinguished from another one.
 
 A launcher that lost its connection cannot know whether its call was carried out, and simply repeats it. The answer is
 the same only if the call is: whoever asks for something else learns what differs, instead of believing that it is in

@@ -81,7 +81,7 @@ class Asking(Follower):
         self._detached.start(self._see_through, machine, begun, asked)
 
     def _ask(self, machine: Machine, addressees: Sequence[ProcessId]) -> Sequence[ProcessId]:
-        """Ask the first of them that is there; return that one and those after it, or nobody."""
+        """Ask the first of them that exists; return it and those after it, or an empty sequence."""
         for number, addressee in enumerate(addressees):
             try:
                 self.signal(machine, addressee, signals.SIGTERM)

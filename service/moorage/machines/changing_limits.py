@@ -225,7 +225,7 @@ def _changed(
 
 @contextlib.contextmanager
 def _of(helper: str | None) -> Generator[None]:
-    """Have refusals name the helper whose property they are about."""
+    """Add the helper whose property is at fault to refusals."""
     try:
         yield
     except (NoSuchProperty, InvalidProperty) as error:

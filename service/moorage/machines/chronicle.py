@@ -83,7 +83,7 @@ class Scribe(Protocol):
 
 
 class Recorder(Protocol):
-    """Who else takes note of what is told."""
+    """A recorder of events besides the log."""
 
     def record(self, happened: Happened) -> None:
         """Take note of an event; neither waits nor raises."""
@@ -122,7 +122,7 @@ class Chronicle(Follower):
         self._ending: dict[Key, Machine] = {}  # those whose end is being looked into
 
     def join(self, recorder: Recorder) -> None:
-        """Have somebody else take note of all that is told from now on."""
+        """Add a recorder of all later events."""
         self._recorders.append(recorder)
 
     def open(self) -> None:
@@ -131,7 +131,7 @@ class Chronicle(Follower):
         self._stories = self._log.stories()
 
     def opened(self) -> None:
-        """Tell what became of machines that were not found again: they had ended, or were forgotten."""
+        """Report machines that were not found again: they had ended, or were forgotten."""
         stories, self._stories = self._stories, None
         for (name, invocation_id), told in (stories or {}).items():
             machine = self._registry.verdict(name)
@@ -200,7 +200,7 @@ class Chronicle(Follower):
     # What is told of machines
 
     def added(self, machine: Machine) -> None:
-        """Tell of a machine that is new, also to the log; of one that was found again only if the log lacks it."""
+        """Report a new machine, also to the log; one that was found again only if the log lacks it."""
         told = None
         if self._stories is not None:
             told = self._stories.pop(_key(machine), None)
@@ -220,7 +220,7 @@ class Chronicle(Follower):
             self._compare_helpers(machine)
 
     def changed(self, machine: Machine) -> None:
-        """Tell of a verdict that is complete, or of helpers that came and went."""
+        """Report a verdict that is complete, or helpers that came and went."""
         if machine.record.verdict is not None:
             if self._ending.get(_key(machine)) is machine:
                 del self._ending[_key(machine)]
@@ -230,19 +230,19 @@ class Chronicle(Follower):
             self._compare_helpers(machine)
 
     def ended(self, machine: Machine) -> None:
-        """Tell of a machine that was forgotten. Of one that has ended it is told once its verdict is complete."""
+        """Report a machine that was forgotten. One that has ended is reported once its verdict is complete."""
         if machine.record.verdict is None:
             self._tell(machine, Kind.forgotten, {})
         else:
             self._ending[_key(machine)] = machine
 
     def happened(self, machine: Machine, kind: Kind, fact: Fact) -> None:
-        """Tell a fact, if it is news."""
+        """Report a fact, if it is news."""
         if machine.told is not None and machine.told.admits(kind, str(fact.get("helper", ""))):
             self._tell(machine, kind, fact)
 
     def failed(self, registration: Registration, error: Exception) -> None:
-        """Tell of a registration that has failed."""
+        """Report a registration that has failed."""
         self._write(Kind.registration_failed, registration.name, "", registration.registrant, error=error)
 
     def _compare_helpers(self, machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""What happens to machines, in the journal: ``journalctl MACHINE=web`` shows the whole story of one.
+"""Events of machines in the journal: ``journalctl MACHINE=web`` shows the whole story of one.
 
 Starts and ends have the message IDs and fields of systemd-machined (sd-messages.h), which catalogs and log shippers
 know; what was consumed has the names that the service manager gives it. What an ordinary user or a guest can make
@@ -31,7 +31,7 @@ Fields = dict[str, str | Sequence[str]]
 
 
 class Entries(Protocol):
-    """What writes entries, see :class:`moorage.pid1.journal_writer.JournalWriter`."""
+    """A writer of entries, see :class:`moorage.pid1.journal_writer.JournalWriter`."""
 
     def write(self, fields: Mapping[str, str | Sequence[str]]) -> None:
         """Write an entry; neither waits nor raises."""
@@ -79,7 +79,7 @@ class Diary:
 
 
 def _words(happened: Happened) -> str | None:
-    """Say what has happened; None of what does not belong into the journal."""
+    """Describe an event; None if it does not belong in the journal."""
     name, data, machine = happened.name, happened.data, happened.machine
     match happened.kind:
         case Kind.machine_new if machine is not None:

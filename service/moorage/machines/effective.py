@@ -1,4 +1,4 @@
-"""What is in force of the limits and protections of units, by itself and against what was asked for.
+"""Limits and protections of units that are in force, alone and compared with those that were requested.
 
 Nothing is read where nothing that could differ was asked for, and nothing here fails a call.
 """
@@ -129,7 +129,7 @@ def _exceeded(unit: Unit, before: Use, kernel: Kernel) -> list[Difference]:
 
 
 class InForce(NamedTuple):
-    """What is in force of a unit's limits.
+    """The limits of a unit that are in force.
 
     Attributes:
         limits: values of properties, the ceilings of the groups above included; without those that are no limit, and

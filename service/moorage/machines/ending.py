@@ -15,7 +15,7 @@ from moorage.machines.verdicts import FORGOTTEN
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a machine without the service manager.
+    """Facts about a machine that are known without the service manager.
 
     Attributes:
         populated: it has processes; where others live in its control group, its leader lives.
@@ -51,7 +51,7 @@ class Absent(msgspec.Struct, frozen=True):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What the service manager says of the unit.
+    """The state of the unit as the service manager reports it.
 
     Attributes:
         invocation_id: of it.

@@ -1,4 +1,4 @@
-"""What a caller can be told that its call is refused for. One base, so that each front door has one table for them."""
+"""Refusals of calls. They have one base, so that each front door has one table for them."""
 
 from __future__ import annotations
 

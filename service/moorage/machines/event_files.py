@@ -146,7 +146,7 @@ class EventFiles:
             self._remove(base)
 
     def _spoil(self, error: OSError) -> None:
-        """Make what was written unusable: it has a hole.
+        """Invalidate the files: they have a gap.
 
         It keeps its space until something can be written again: a host without any must not seem to have some.
         """

@@ -1,4 +1,4 @@
-"""What happens to machines, told in order: kinds of events, cursors, and the log of the latest ones. Pure.
+"""Events of machines, in order: their kinds, cursors, and the log of the latest ones. Pure.
 
 An event has a position: µs since boot, or one more than the last where that is not more. So positions grow over
 restarts of this service without being stored, also where the last ones could not be stored. A cursor is the position
@@ -74,7 +74,7 @@ class CursorExpired(Exception):
 
 
 class Told(msgspec.Struct):
-    """What was told of one machine, so that nothing is told twice, also not by the next instance of this service.
+    """Events of one machine that were reported, so that not even the next instance of the service reports one twice.
 
     Attributes:
         registrant: uid of its caller.
@@ -247,7 +247,7 @@ def position_of(cursor: str, boot_id: str) -> int:
 
 
 class Extent(msgspec.Struct, frozen=True):
-    """How much is kept.
+    """The number of events that are kept, and their size.
 
     Attributes:
         events: how many; at least one for each part.
@@ -339,7 +339,7 @@ class EventLog:
         return self.trim() if begins else []
 
     def trim(self) -> list[Entry]:
-        """Have the oldest parts leave as long as there is too much; return their events.
+        """Drop the oldest segments until the limits hold; return their events.
 
         Only a log of an instance that kept more has more than one part too many.
         """

@@ -1,4 +1,4 @@
-"""Who is told of machines that come, change and go: after the fact, so that nobody can fail a call."""
+"""Followers of machines that come, change and go. They are called after the fact, so that none can fail a call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Follower(Protocol):
-    """What follows the machines. Its methods take note, and neither wait nor raise; each may be left out."""
+    """A follower of the machines. Its methods neither wait nor raise; each may be left out."""
 
     def added(self, machine: Machine) -> None:
         """Take note of a machine that has been registered, or was found again after a restart."""
@@ -46,23 +46,23 @@ class Followers:
         self._followers: tuple[Follower, ...] = ()
 
     def join(self, *followers: Follower) -> None:
-        """Have followers told from now on."""
+        """Add followers."""
         self._followers += followers
 
     def added(self, machine: Machine) -> None:
-        """Tell of a machine that has been registered, or was found again."""
+        """Report a machine that has been registered, or was found again."""
         self._tell(machine.name, (lambda each=each: each.added(machine) for each in self._followers))
 
     def changed(self, machine: Machine) -> None:
-        """Tell of a machine that has another record."""
+        """Report a machine that has another record."""
         self._tell(machine.name, (lambda each=each: each.changed(machine) for each in self._followers))
 
     def ended(self, machine: Machine) -> None:
-        """Tell of a machine that has ended, or was forgotten."""
+        """Report a machine that has ended, or was forgotten."""
         self._tell(machine.name, (lambda each=each: each.ended(machine) for each in self._followers))
 
     def happened(self, machine: Machine, kind: Kind, fact: Fact | None = None) -> None:
-        """Tell of something else that has happened to a machine: the one place to call for whoever has a fact.
+        """Report any other event of a machine: the one place to call for every service that has a fact.
 
         Args:
             machine: to which it has happened.
@@ -76,7 +76,7 @@ class Followers:
 
     @contextmanager
     def failures(self, registration: Registration) -> Generator[None]:
-        """Tell of a registration that fails within.
+        """Report a registration that fails within.
 
         Raises:
             Exception: what it fails with.
@@ -110,7 +110,7 @@ class HeldUnits(Follower):
             self._references.hold([machine.unit])
 
     def ended(self, machine: Machine) -> None:
-        """Let it go; one of others at once, as they may want its name again the moment it has ended."""
+        """Release its unit; that of others at once, as they may want its name again the moment it has ended."""
         self._references.release(machine.unit, at_once=not machine.record.allocated)
 
 

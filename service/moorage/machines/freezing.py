@@ -83,7 +83,7 @@ class Freezing:
         await self._detached.shielded(partial(self._freeze, machine, deadline, helpers=helpers))
 
     async def thaw(self, machine: Machine, *, timeout: float = FREEZE_SECONDS) -> None:
-        """Let a machine and its helpers run again, and wait until they do; nothing happens if they do.
+        """Thaw a machine and its helpers, and wait until they run; do nothing if they run already.
 
         Args:
             machine: one of the registry's.
@@ -187,7 +187,7 @@ class Freezing:
 
     @contextlib.contextmanager
     def _translated(self, machine: Machine) -> Generator[None]:
-        """Say what stands in the way, where the kernel knows it better than the manager."""
+        """Raise what is known of the machine in place of the manager's refusals."""
         try:
             yield
         except NoSuchUnit:

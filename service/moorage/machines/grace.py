@@ -94,7 +94,7 @@ class Grace(Follower):
         self._closed = True
 
     def join(self, machine: Machine, seconds: float) -> Waiter:
-        """Have somebody told before a machine is stopped; whoever it is must :meth:`leave` it.
+        """Add a waiter that is called before a machine is stopped; it must :meth:`leave`.
 
         Args:
             machine: one of the registry's.
@@ -110,7 +110,7 @@ class Grace(Follower):
         return waiter
 
     def leave(self, machine: Machine, waiter: Waiter) -> None:
-        """Tell somebody no more. Time that a machine has because of those who wait is over with the last of them."""
+        """Remove a waiter. The grace that a machine has because of its waiters is over with the last of them."""
         machine.waiting = tuple(each for each in machine.waiting if each is not waiter)
         period = machine.period
         if period is not None and not (machine.waiting or period.power_off or self._closed):
@@ -204,7 +204,7 @@ class Grace(Follower):
             self._give(machine, left, record.insist_by, power_off=False)
 
     def ended(self, machine: Machine) -> None:
-        """Have those who wait find that it is gone."""
+        """Wake the waiters of a machine that is gone."""
         for waiter in machine.waiting:
             waiter.wake()
 

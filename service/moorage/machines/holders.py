@@ -1,4 +1,4 @@
-"""Who holds the name that a registration asks for, or lives where its leader is.
+"""Holders of the name that a registration requests, and of the unit that its leader is in.
 
 A machine that is about to end is waited for: its name, its leader and its unit are free then.
 """

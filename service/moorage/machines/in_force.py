@@ -1,4 +1,4 @@
-"""What the kernel has in force: attributes of control groups, drivers, limits of processes.
+"""Settings that the kernel has in force: attributes of control groups, drivers, limits of processes.
 
 Nothing here waits for anybody; :mod:`moorage.machines.compared` says what it is compared with.
 """

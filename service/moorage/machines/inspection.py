@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What was found.
+    """The findings of an inspection.
 
     Attributes:
         devices: the kind and the disk that a path leads to, by path; None where there is no device.
@@ -37,7 +37,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 async def look(manager: Manager, paths: Collection[str], groups: Collection[str]) -> Found:
-    """Have a unit look at devices and BPF programs, if there are any to look at.
+    """Inspect devices and BPF programs by a unit, if there are any.
 
     Args:
         manager: starts the unit.

@@ -1,4 +1,4 @@
-"""What is under way, written down before it is begun, for the next instance should this one be killed.
+"""Operations under way, written down before they begin, for the next instance should this one be killed.
 
 Between the manager's start of a scope and the record there is a moment in which this service may be killed. So what is
 asked for is written down before: an *intent*, a record without a place, removed when the record is there or the start

@@ -28,7 +28,7 @@ THAW_PAUSE_SECONDS: Final = 0.02
 
 
 class Elsewhere(Protocol):
-    """Who else keeps account of units by their names, and may stop them by these."""
+    """Another service that keeps account of units by their names, and may stop them by these."""
 
     def are_there(self, unit: str) -> bool:
         """Whether there is anything of a unit."""
@@ -79,7 +79,7 @@ class Leftovers:
         del self.orphans[unit]
 
     async def see_off(self, unit: str, *, deadline: float) -> None:
-        """Have others know that an earlier unit of a name has ended; nothing happens while one of that name is there.
+        """Report to others that an earlier unit of a name has ended; do nothing while one of that name exists.
 
         Raises:
             ManagerError: as the manager says.
@@ -238,12 +238,12 @@ class Leftovers:
                     return False
 
     async def reset(self, unit: str, *, deadline: float) -> None:
-        """Have the manager forget that a unit failed, if it has not gone by itself."""
+        """Reset a failed unit, unless it has gone by itself."""
         with contextlib.suppress(NoSuchUnit):
             await self._manager.reset_failed(unit, deadline=deadline)
 
     def describe(self, status: UnitStatus) -> str:
-        """Say what holds a unit's name, so that a person knows what to do."""
+        """Describe the holder of a unit's name, so that a person knows what to do."""
         if status.load_state not in {"loaded", "not-found"}:
             where = f", by {status.fragment_path}" if status.fragment_path else ""
             return f"a unit that is {status.load_state}{where}"

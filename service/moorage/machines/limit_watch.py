@@ -102,7 +102,7 @@ class LimitWatch(Follower):
             self._watch.remove(machine.record.control_group)
 
     def read_last(self, machine: Machine) -> None:
-        """Tell what has not been told of a machine that ends, or has ended."""
+        """Report the remaining counts of a machine that ends, or has ended."""
         if machine.reached is not None:
             try:
                 found = self._read(machine)
@@ -111,7 +111,7 @@ class LimitWatch(Follower):
             self._tell(machine, machine.reached, found, last=True)
 
     def conclude(self, machine: Machine, verdict: Verdict, *, kernel: bool, oomd: bool) -> None:
-        """Tell what only the verdict knows: the service manager may remove a group before anybody has looked.
+        """Report what only the verdict knows: the service manager may remove a group before it has been read.
 
         Args:
             machine: that has ended.
@@ -178,7 +178,7 @@ class LimitWatch(Follower):
         return found if same else Limits()
 
     def _tell(self, machine: Machine, reached: Reached, found: Limits, *, last: bool) -> None:
-        """Tell how much each count has grown, unless that is to wait; last: it cannot."""
+        """Report how much each count has grown, unless that is to wait; last: it cannot."""
         told = machine.told
         if told is None:
             return

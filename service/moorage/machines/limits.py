@@ -39,7 +39,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Kernel(Protocol):
-    """What the kernel has of a control group."""
+    """The kernel's view of a control group."""
 
     def read(self, attribute: str) -> str | None:
         """Read an attribute of the group; None if it has none of that name."""
@@ -51,7 +51,7 @@ class Kernel(Protocol):
 
 
 class Device(NamedTuple):
-    """What a path leads to.
+    """The device that a path leads to.
 
     Attributes:
         kind: "block", "char", or "file" for what lies on a file system.
@@ -63,7 +63,7 @@ class Device(NamedTuple):
 
 
 class Process(NamedTuple):
-    """What the kernel has of a service's process.
+    """The kernel's view of a service's process.
 
     Attributes:
         limits: soft and hard resource limits, by their names in /proc/PID/limits; None for no limit.

@@ -1,4 +1,4 @@
-"""What is looked up about a machine when somebody asks."""
+"""Facts about a machine that are looked up on demand."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Period:
         self._shortened = trio.Event()
 
     def shorten(self, deadline: float) -> None:
-        """Have it end earlier; nothing happens if it does already."""
+        """Bring the deadline forward; do nothing if it is earlier already."""
         if deadline < self.deadline:
             self.deadline = deadline
             self._shortened.set()
@@ -237,7 +237,7 @@ class Machine:
 
     @property
     def phase(self) -> Phase:
-        """Where it is in its life."""
+        """Its phase, derived from what is known of it."""
         if self.record.verdict is not None:
             return Phase.exited
         if self.result is not None and self.is_there:
@@ -342,11 +342,11 @@ class Machine:
         self._change(asked=None, insist_by=None)
 
     def counts_from(self, bases: Bases) -> None:
-        """Have its counters told from these on."""
+        """Count from these values on."""
         self._change(bases=bases)
 
     def watch_leader(self, leader: Leader) -> None:
-        """Have a leader, which belongs to it from now on."""
+        """Take over a leader, which belongs to it from now on."""
         self.leader = leader
 
     def take_leader(self) -> Leader | None:
@@ -364,7 +364,7 @@ class Machine:
         self.gone.set()
 
     def complete(self, verdict: Verdict) -> None:
-        """Have the last verdict."""
+        """Set the last verdict."""
         self._change(verdict=verdict)
         self.completed.set()
 

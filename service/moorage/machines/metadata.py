@@ -1,4 +1,4 @@
-"""What is inside a machine, as far as it can be seen without its help: addresses, OS release, UID shift.
+"""The inside of a machine as seen without its help: addresses, OS release, UID shift.
 
 The answers are those of systemd-machined 262 (``machine_get_addresses()``, ``machine_get_os_release()``,
 ``machine_get_uid_shift()``). A container is entered by a short-lived unit of its own (`moorage.probes.namespaces`),
@@ -86,7 +86,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 class Metadata(msgspec.Struct, frozen=True):
-    """What was found; None for what could not be had.
+    """The findings; None for each that could not be had.
 
     Attributes:
         addresses: IPv4 first, then by scope (widest first) and interface; without those of scope host (127.0.0.1).
@@ -220,7 +220,7 @@ class _Found(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct, forbid_unknown_fields=True):
-    """What a probe prints: see `moorage.probes.namespaces`."""
+    """The output of a probe: see `moorage.probes.namespaces`."""
 
     addresses: list[tuple[int, int, str]] | int
     os_release: str | int
@@ -320,7 +320,7 @@ async def _look_into(machine: Record, leader: int, manager: Manager) -> _Found:
 
 
 async def _probe(machine: Record, leader: int, manager: Manager) -> _Answer:
-    """Have a unit enter the container."""
+    """Run a probe in a unit that enters the container."""
     try:
         data = await probe(
             manager,

@@ -1,4 +1,4 @@
-"""What a machine is. Pure data."""
+"""Machines as pure data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HELPER_SOCKETS_MAX = 16
 
 
 class MachineClass(StrEnum):
-    """What runs in a machine. The host is always there, as ``.host``; it cannot be registered."""
+    """The kind of a machine. The host is always there, as ``.host``; it cannot be registered."""
 
     container = "container"
     vm = "vm"
@@ -37,7 +37,7 @@ class MachineClass(StrEnum):
 
 
 class Phase(StrEnum):
-    """Where a machine is in its life, as io.moorage.Machine words it."""
+    """The phase of a machine's life, in the words of io.moorage.Machine."""
 
     starting = "starting"
     running = "running"
@@ -47,7 +47,7 @@ class Phase(StrEnum):
 
 
 class Origin(StrEnum):
-    """Where a machine comes from, as io.moorage.Machine words it.
+    """The origin of a machine, in the words of io.moorage.Machine.
 
     registered: by a call to this service. adopted: it belongs to systemd-machined, and was found there.
     """
@@ -100,7 +100,7 @@ class SocketType(StrEnum):
 
 
 class HelperFailure(StrEnum):
-    """What the failure of a helper means for its machine."""
+    """The consequence of a helper's failure for its machine."""
 
     ignore = "ignore"
     stop_machine = "stopMachine"
@@ -218,7 +218,7 @@ class Bases(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What is about to be done with the helpers of a machine.
+    """A change of the helpers of a machine that is about to be made.
 
     Attributes:
         machine: its name.
@@ -238,7 +238,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of a machine; what is not known is None.
+    """The end of a machine; what is not known is None.
 
     Attributes:
         result: the unit's own ``Result=`` ("success", "oom-kill", "timeout", …); "forgotten" where nobody saw.
@@ -283,7 +283,7 @@ class HelperEnd(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What a caller says about a machine, for information only: nothing of it is acted upon.
+    """A caller's description of a machine, for information only: nothing of it is acted upon.
 
     Attributes:
         id: 32 hexadecimal digits.
@@ -307,7 +307,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Where a machine is.
+    """The unit and the control group of a machine.
 
     Attributes:
         unit: name of its unit.
@@ -334,7 +334,7 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a machine before it has its place, and remains true of it.
+    """Facts about a machine that are known before it has its place, and remain true.
 
     Attributes:
         name: unique among the living.
@@ -391,7 +391,7 @@ class Intent(Wanted, frozen=True, kw_only=True):
 
 
 class Record(Wanted, frozen=True, kw_only=True):
-    """What is stored of a machine, and shown. It is replaced as a whole, by its :class:`Machine`'s methods only.
+    """The stored state of a machine. It is replaced as a whole, by its :class:`Machine`'s methods only.
 
     Attributes:
         placement: where it is.
@@ -441,7 +441,7 @@ def record_of(wanted: Wanted, placement: Placement, timestamp: Timestamp) -> Rec
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """What the scope of a machine has if its caller does not say otherwise.
+    """Defaults for the scope of a machine.
 
     Attributes:
         slice: that it is in.
@@ -453,7 +453,7 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 class Registration(msgspec.Struct, frozen=True):
-    """What a caller wants registered. Field names as in :class:`Wanted`.
+    """A request for a registration. Field names as in :class:`Wanted`.
 
     Attributes:
         leader_pidfd: borrowed: it must stay open until the call returns.

@@ -1,4 +1,4 @@
-"""What happens to machines is noticed here, and puts them on the agenda; what it means is decided elsewhere.
+"""Observation of machines: every change puts them on the agenda; what it means is decided elsewhere.
 
 Four sources report on a machine: its control group (``cgroup.events``), its leader (a pidfd), the service manager's
 signals about its unit, and those about helpers that it does not run without. Each of them can be late, or missed.
@@ -109,7 +109,7 @@ class Observer(Follower):
         )
 
     def _leader_ended(self, machine: Machine, known: Exit | None) -> None:
-        """Tell that the leader of a machine has ended, and how if that is known."""
+        """Report that the leader of a machine has ended, and how if that is known."""
         self._followers.happened(machine, Kind.leader_exited, end_of(known))
 
     def open_leader(self, machine: Machine) -> None:
@@ -146,7 +146,7 @@ class Observer(Follower):
             self._hints.unfollow(machine.unit, self._hint)
 
     def look_at_all(self) -> None:
-        """Have the service manager asked about all machines: something may have been missed."""
+        """Schedule queries of the service manager about all machines: something may have been missed."""
         for machine in self._registry:
             self._agenda.mark(machine, ask=True)
 
@@ -165,7 +165,7 @@ class Observer(Follower):
             self._agenda.mark(machine, ask=True)
 
     def _helper_changed(self, unit: str, ran: str, present: Known) -> None:
-        """Tell what has become of a helper that its machine has; of others it is told once it has them."""
+        """Report the state of a helper that its machine has; that of others is reported once it has them."""
         machine = self._registry.get(machine_of_helper(unit) or "")
         helpers = () if machine is None else machine.record.helpers
         helper = next((each for each in helpers if each.unit == unit), None)

@@ -40,7 +40,7 @@ class Places:
 
     @asynccontextmanager
     async def one(self, uid: int, *, deadline: float) -> AsyncGenerator[None]:
-        """Have a place, and wait for it.
+        """Hold a place, after waiting for it.
 
         Args:
             uid: whose start it is.

@@ -1,4 +1,4 @@
-"""What a machine would get, told before it gets it: its units with their properties, the defaults included.
+"""Plan of a machine that is not made: its units with their properties, including the defaults.
 
 Pure: no I/O.
 """

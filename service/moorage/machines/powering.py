@@ -37,7 +37,7 @@ INTERFACE: Final = "io.systemd.MachineInstance"
 
 
 class Power(Enum):
-    """What a guest can be asked for: the method at its control address, and the signal for a container's leader.
+    """A request to a guest: the method at its control address, and the signal for a container's leader.
 
     The signals are those of machinectl: systemd(1) and sysvinit take SIGINT for Ctrl-Alt-Del.
     """

@@ -1,4 +1,4 @@
-"""What is known of the limits of one machine, and how often that is told. Pure.
+"""Counts of the limits that one machine has reached, and how often they are reported. Pure.
 
 What a guest can make happen without end is looked at, and told, less and less often.
 """
@@ -59,7 +59,7 @@ class Pace(msgspec.Struct):
 
 
 class Ooms(msgspec.Struct, frozen=True):
-    """How often a limit of memory left nothing but to kill.
+    """Number of times that a memory limit left nothing but to kill.
 
     Attributes:
         own: the group's own limit.

@@ -66,7 +66,7 @@ _log = logging.getLogger(__name__)
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """What came of a registration.
+    """The result of a registration.
 
     Attributes:
         machine: the machine; after a rehearsal it is in no registry.
@@ -349,7 +349,7 @@ class Registrar:
     async def _registered(
         self, registration: Registration, machine: Machine, helpers: Sequence[HelperStatus]
     ) -> Registered:
-        """Say what came of a registration. The machine is there: nothing here fails."""
+        """Return the result of a registration. The machine is there: nothing here fails."""
         phase = Phase.starting if registration.dry_run else machine.phase
         try:
             found = await self._differences(registration, machine.record, helpers)

@@ -29,7 +29,7 @@ VERDICT_KEEP_USEC = 10 * 60 * 1_000_000
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """How many machines there may be.
+    """Limits for the number of machines.
 
     Attributes:
         machines: in all.

@@ -27,7 +27,7 @@ class Resetting:
         self._hierarchy = hierarchy
 
     async def reset(self, machine: Machine) -> None:
-        """Have the counters of a machine and of its helpers told from now on; stored before it is in force.
+        """Reset the counters of a machine and of its helpers; stored before it is in force.
 
         Args:
             machine: one of the registry's.

@@ -1,4 +1,4 @@
-"""What many machines use now, looked at one after the other, as cheaply as can be."""
+"""Samples of the use of many machines, taken one after the other, as cheaply as possible."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LIMITS: Final = {"MemoryMax": "memory.max", "TasksMax": "pids.max"}
 
 
 class Sample(NamedTuple):
-    """What a machine uses at a moment.
+    """The use of a machine at a moment.
 
     Attributes:
         timestamp: the moment.

@@ -42,7 +42,7 @@ from moorage.pid1.manager import (
 
 
 class Started(msgspec.Struct, frozen=True):
-    """What came of a start.
+    """The result of a start.
 
     Attributes:
         placement: where the machine is.
@@ -208,7 +208,7 @@ class Scopes:
     async def _failure(
         self, spec: ScopeSpec, job: Job, watch: StartWatch, pidfd: int, *, deadline: float
     ) -> Exception:
-        """Say why a start failed: a helper's failure, or that of the job."""
+        """Return the reason why a start failed: a helper's failure, or that of the job."""
         result: str | None = None
         if job.result != "done":
             status = await self._manager.status(spec.unit, deadline=deadline)

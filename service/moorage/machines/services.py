@@ -21,7 +21,7 @@ from moorage.machines.sampling import Sampling
 
 
 class Services(NamedTuple):
-    """What an interface can have done with machines.
+    """The services that an interface calls.
 
     Attributes:
         registry: which machines there are.

@@ -1,4 +1,4 @@
-"""What a start ends with: a machine, or nothing. Also one that the instance before had begun."""
+"""Completion of starts, including those that the previous instance had begun: a machine, or nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is told of events, and how far each has come.
+"""Subscribers to events, and how far each has read.
 
 The log is everybody's queue: a subscription is a number in it. Who is slow costs no memory but that number; what
 leaves the log before it was told is counted. Nothing runs here while nothing happens.
@@ -30,7 +30,7 @@ in fewer and longer writes, and takes a quarter of the time at most."""
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """What somebody wants to be told.
+    """The events that a subscriber wants.
 
     Attributes:
         names: of machines; None for all.
@@ -196,7 +196,7 @@ class Subscriptions:
         self._waiting[subscription] = None
 
     async def run(self) -> None:
-        """Tell everybody whenever there is something to tell, for ever."""
+        """Send events to the subscribers, for ever."""
         while True:
             await self._news.wait()
             await trio.sleep(GATHER_SECONDS)

@@ -1,4 +1,4 @@
-"""What is frozen of a machine, and how it is thawed: the kernel tells the one, the service manager does the other.
+"""Frozen units of a machine, and their thawing: the kernel reports the one, the service manager does the other.
 
 The manager refuses to stop what is frozen, and drops the job (``unit_stop()`` of systemd's src/core/unit.c): whatever
 ends a machine or a helper thaws it first.

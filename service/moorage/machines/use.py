@@ -1,4 +1,4 @@
-"""What the kernel's files say of the use of resources: pressure, and the traffic of each block device.
+"""The use of resources in the kernel's files: pressure, and the traffic of each block device.
 
 Formats: Documentation/accounting/psi.rst and Documentation/admin-guide/cgroup-v2.rst of the kernel. What a kernel to
 come writes in another way is left out.

@@ -18,7 +18,7 @@ FORGOTTEN = "forgotten"
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What the service manager told of the end of a unit, in the journal or otherwise.
+    """The end of a unit as the service manager reported it, in the journal or otherwise.
 
     Attributes:
         result: of the unit.
@@ -38,7 +38,7 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the end of a machine.
+    """Facts about the end of a machine.
 
     Attributes:
         result: of its unit, by the word of the service manager; None where that has forgotten it.
@@ -171,7 +171,7 @@ def _stopped(facts: Facts) -> bool:
 
 
 def described(verdict: Verdict) -> str:
-    """Say in a few words how a machine ended, for the log."""
+    """Describe the end of a machine in a few words, for the log."""
     words = [verdict.result]
     if verdict.cause is not None:
         words.append(f"cause {verdict.cause}")

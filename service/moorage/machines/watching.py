@@ -147,7 +147,7 @@ class Watching:
         return False
 
     def _tell_of_leader(self, machine: Machine, *, later: bool) -> None:
-        """Tell that the leader of a machine has ended, where its parent leaves the kernel no word about how."""
+        """Report the end of a machine's leader whose parent leaves the kernel no record of how it ended."""
         if machine.told is None or machine.told.leader_exited:
             return
         ended = machine.leader is not None and machine.leader.ended
@@ -253,7 +253,7 @@ class Watching:
             self._retirement.retire(machine, judgement.result)
 
     async def _unit_counters(self, machine: Machine) -> Accounting:
-        """Ask for what the manager has last read of a control group, before it removed it.
+        """Query the counters that the manager read from a control group before it removed it.
 
         What a group did not count when it was read at its end, or before it was stopped, it does not count at all.
         What it does is asked for even if it was read: while a group is removed, the kernel may say 0 of its CPU time.

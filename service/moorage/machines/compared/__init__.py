@@ -1,1 +1,1 @@
-"""How each property is compared with what is in force, by concern; `table` has all of them."""
+"""Comparisons of properties with the values in force, by concern; `table` has all of them."""

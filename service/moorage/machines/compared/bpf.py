@@ -173,7 +173,7 @@ def device_allow(name: str, value: Json, facts: Facts) -> Iterator[Difference]:
 
 
 def _matches_nothing(path: str, facts: Facts) -> str | None:
-    """Say why a rule for devices matches none (``cgroup_apply_device_rules()``); None if it may match."""
+    """Return the reason why a rule matches no device (``cgroup_apply_device_rules()``); None if it may match."""
     kind, separator, driver = path.partition("-")
     if separator and kind in {"char", "block"}:
         known = facts.drivers.get(kind)

@@ -1,4 +1,4 @@
-"""What is in force of the limits of a unit, the ceilings of the groups above included.
+"""Limits of a unit that are in force, including the ceilings of the groups above it.
 
 The values have the names and the types of the service manager's properties. No limit, and what the kernel does not
 tell, is left out.

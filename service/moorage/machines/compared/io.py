@@ -66,7 +66,7 @@ RATES: Final[Mapping[str, str]] = {
 
 
 def _no_device(path: str, facts: Facts) -> str | None:
-    """Say why a path is of no use for a limit of a device; None if it is, or if that is not known."""
+    """Return the reason why a device's limit cannot apply to a path; None if it can, or if that is not known."""
     if path not in facts.devices:
         return None
     device = facts.devices[path]

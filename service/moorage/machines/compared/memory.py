@@ -93,7 +93,7 @@ def guaranteed_share(attribute: str) -> Comparison:
 
 
 def _less_above(attribute: str, effective: int | None, facts: Facts) -> tuple[str, int] | None:
-    """Say what a protection is worth below what protects less (``effective_protection()`` of the kernel).
+    """Return why and to what a group above reduces a protection (``effective_protection()`` of the kernel).
 
     With ``memory_recursiveprot`` what the uppermost group does not give to the others is spread over all below it, so
     that only that one bounds it; else each of them does.

@@ -1,4 +1,4 @@
-"""What is delegated to the processes of a unit, and what the process of a service has got.
+"""Delegation to the processes of a unit, and the attributes of a service's process.
 
 Where the service manager does not get what it wants for a process, it takes what it gets.
 

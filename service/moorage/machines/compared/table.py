@@ -162,7 +162,7 @@ NOT_COMPARED: Final = (
 
 
 def why_not(name: str) -> str | None:
-    """Say why a property is not compared; None if it is, or is not known."""
+    """Return the reason why a property is not compared; None if it is, or is not known."""
     if name in COMPARED:
         return None
     for exempt in NOT_COMPARED:

@@ -103,7 +103,7 @@ def set_text(numbers: Iterable[int]) -> str:
 
 
 def missing(attribute: str, facts: Facts) -> str:
-    """Say why a group has no such attribute."""
+    """Return the reason why a group lacks an attribute."""
     controller = attribute.partition(".")[0]
     if controller in (facts.kernel.read("cgroup.controllers") or "").split():
         return f"this kernel has no {attribute}"
@@ -133,7 +133,7 @@ def is_startup(name: str, wanted: int | None, effective: int | None) -> bool:
 def other_value(
     name: str, wanted: int | None, effective: int | None, facts: Facts, *, pages: bool
 ) -> Difference:
-    """Say why the kernel has another number."""
+    """Return the reason why the kernel has another number."""
     startup = facts.properties.get(f"{STARTUP}{name}")
     if pages and effective == whole_pages(wanted):
         reason = "rounded down to whole pages of memory"

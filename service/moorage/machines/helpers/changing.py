@@ -1,4 +1,4 @@
-"""What callers want of the helpers of a machine that runs: more of them, fewer, or to have them reloaded."""
+"""Changes of the helpers of a machine that runs: helpers are added, removed and reloaded."""
 
 from __future__ import annotations
 

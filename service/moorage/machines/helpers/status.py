@@ -42,7 +42,7 @@ BATCH_MAX = 32
 
 
 class Known(NamedTuple):
-    """What the manager has reported of a service.
+    """A service's state as the manager has reported it.
 
     Attributes:
         active_state: of it.
@@ -59,7 +59,7 @@ _log = logging.getLogger(__name__)
 
 
 class _State:
-    """What is known of one unit, in the halves that the manager reports it in.
+    """The state of one unit, in the halves that the manager reports it in.
 
     Attributes:
         since_usec: when the helper began to exist at the earliest, µs since boot.
@@ -136,7 +136,7 @@ class HelperStates:
         hints.follow_all(lambda _hint: self.miss())
 
     def watch(self, ended: Callable[[str], None], changed: Callable[[str, str, Known], None]) -> None:
-        """Have functions called with each service of which something is found out.
+        """Call functions with each service whose state is found out.
 
         Args:
             ended: when it has ended for good, perhaps more than once.
@@ -193,7 +193,7 @@ class HelperStates:
         self._missed.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Ask for what was missed, whenever something was. Started once it has been tried for the first time."""
+        """Query states that were missed, whenever some were. Started once it has been tried for the first time."""
         while True:
             await self._missed.wait()
             self._missed = trio.Event()
@@ -244,7 +244,7 @@ class HelperStates:
         return False
 
     async def catch_up(self, units: Sequence[str], *, deadline: float | None = None) -> None:
-        """Ask for the states of those services that are not up to date.
+        """Query the states of services that are out of date.
 
         Args:
             units: their names.

@@ -40,7 +40,7 @@ _LISTEN: Final = {
 
 
 class RuntimeDirectories(msgspec.Struct, frozen=True):
-    """Where the services of a manager have their runtime directories.
+    """Places of the runtime directories of a manager's services.
 
     Attributes:
         user: it is the manager of a user.
@@ -91,7 +91,7 @@ def relative_directory(machine: str) -> str:
 
 
 class UnitTypes(msgspec.Struct, frozen=True):
-    """What services and sockets have."""
+    """The types of properties of services and sockets."""
 
     service: PropertyTypes
     socket: PropertyTypes

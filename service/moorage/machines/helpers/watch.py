@@ -136,7 +136,7 @@ class StartWatcher:
                 raise ManagerTimeout(f"end of the main process of {unsettled[0]}")
 
     async def failure(self, start: StartWatch) -> HelperFailed | None:
-        """Say which of the helpers failed, and how; None where none seems to be to blame.
+        """Return the helper that failed, and how; None if none seems to be to blame.
 
         A failed unit is gone at once together with what it was to start with: what is left of it is in the journal.
         """
@@ -149,7 +149,7 @@ class StartWatcher:
         return HelperFailed(start.units[failed[0]], failed[0], result, log.lines)
 
     async def lateness(self, start: StartWatch) -> HelperLate | None:
-        """Say which of the helpers is not ready; None where all are, or nothing is known of them."""
+        """Return the helper that is not ready; None if all are, or nothing is known of them."""
         for status in self._states.statuses(start.records):
             if status.active_state == "activating":
                 unit = status.helper.unit
