@@ -17,7 +17,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOOL = CHECKOUT / "tools" / "sandbox"
 VERSIONS = {"trixie": 257, "forky": 262}
-"""Every system test runs on each of these suites; the number is the version of systemd."""
+"""Suites that system tests run on, with their versions of systemd."""
 
 RUN_SECONDS = 50.0
 """No single command in a sandbox takes longer unless its test says so: just under pytest's faulthandler_timeout."""
