@@ -11,6 +11,7 @@ from fakes.kernel import Process
 from fakes.units import Unit
 
 from moorage.authz.ownership import NotOwned, UnitNotOwned
+from moorage.errors import NoSuchMachine
 from moorage.kernel.process import Exit, NotAProcess, ProcessGone
 from moorage.machines.errors import NameTaken, Refused, UnitNameTaken
 from moorage.machines.machine import Machine
@@ -22,18 +23,24 @@ from moorage.machines.model import (
     MachineClass,
     Registration,
 )
+from moorage.machines.powering import POWER_SECONDS, Power
 from moorage.names import UnitNames
 from moorage.pid1.manager import Json, ManagerError
 from simulation.plan import Step
 from simulation.world import SHELL, Instance, World, key_of
 
-ANSWERS: Final = (Refused, ManagerError, ProcessGone, NotAProcess, NotOwned, UnitNotOwned, OSError)
+ANSWERS: Final = (
+    Refused, ManagerError, ProcessGone, NotAProcess, NotOwned, UnitNotOwned, OSError, NoSuchMachine,
+)  # fmt: skip
 """What a caller can be told; anything else is a fault of the core."""
 
 SLACK_SECONDS: Final = 125.0
 """For how long an answer may be late: a start that failed is taken back first (UNDO_USEC), with one question more."""
 
 STOP_SECONDS: Final = 200.0
+
+AWAIT_SECONDS: Final = 20.0
+"""For how long a launcher waits to be told of a stop, and leaves the machine alone when it is."""
 
 FREEZE_SLACK_SECONDS: Final = 52.0
 """The same for Freeze and Thaw: a registration is waited for first, then the manager is asked which unit it is
@@ -131,7 +138,7 @@ class Clients:
         try:
             registration = Registration(
                 name=step.name,
-                class_=MachineClass.vm,
+                class_=MachineClass.container if values.get("container") else MachineClass.vm,
                 registrant=process.uid,
                 leader=process.id,
                 leader_pidfd=pidfd,
@@ -218,17 +225,69 @@ class Clients:
         wait = step.values["wait"]
 
         async def stop(instance: Instance, machine: Machine) -> None:
-            gone = await instance.core.stop(machine, wait)
+            gone = await instance.core.stop(machine, wait, power_off=step.values.get("power_off", False))
             if gone and instance.core.get(machine.name) is machine:
                 self._world.wrong("stop", "a machine is there that was said to be gone")
 
         self._on(step, wait + STOP_SECONDS + 1, stop)
 
     async def _kill(self, step: Step) -> None:
-        async def kill(instance: Instance, machine: Machine) -> None:
-            await instance.core.kill(machine, KillWhom(step.values["whom"]), step.values["signal"])
+        subgroup = step.values.get("subgroup")
 
-        self._on(step, 11, kill)
+        async def kill(instance: Instance, machine: Machine) -> None:
+            values = step.values
+            await instance.core.kill(machine, KillWhom(values["whom"]), values["signal"], subgroup)
+
+        # With a subgroup it asks more than once.
+        self._on(step, 11 if subgroup is None else 31, kill)
+
+    async def _power(self, step: Step) -> None:
+        async def ask(instance: Instance, machine: Machine) -> None:
+            await instance.core.power(machine, Power[step.values["power"]])
+
+        self._on(step, POWER_SECONDS + FREEZE_SLACK_SECONDS, ask)
+
+    async def _reset(self, step: Step) -> None:
+        async def reset(instance: Instance, machine: Machine) -> None:
+            await instance.core.reset(machine)
+
+        self._on(step, FREEZE_SLACK_SECONDS, reset)
+
+    async def _measure(self, step: Step) -> None:
+        async def measure(instance: Instance, machine: Machine) -> None:
+            if instance.core.measure([machine.name]) != [machine.name]:
+                self._world.wrong("measure", f"{machine.name} was asked for, and others were told of")
+
+        self._on(step, 0, measure)
+
+    async def _await_stop(self, step: Step) -> None:
+        """Wait for a stop, and end the machine then, or do nothing about it."""
+
+        async def wait(instance: Instance, machine: Machine) -> None:
+            feed = instance.core.await_stop(machine, step.values["grace"])
+            news = trio.Event()
+
+            def woken() -> None:
+                news.set()
+
+            feed.follow(woken)
+            try:
+                feed.take(1)
+                while not (messages := feed.take(1)) and not instance.over.is_set():
+                    news = trio.Event()
+                    with trio.move_on_after(AWAIT_SECONDS) as waited:
+                        await news.wait()
+                    if waited.cancelled_caught:
+                        return
+                leader = self._world.leaders.get(machine.name)
+                if messages and step.values["obeys"] and leader is not None and leader.exit is None:
+                    self._world.kernel.end(leader, Exit(status=0))
+                elif messages:
+                    await trio.sleep(AWAIT_SECONDS)
+            finally:
+                feed.close()
+
+        self._on(step, math.inf, wait)
 
     async def _forget(self, step: Step) -> None:
         async def forget(instance: Instance, machine: Machine) -> None:

@@ -17,7 +17,7 @@ from fakes.manager import FakeManager, FakeReferences
 from moorage import app
 from moorage.api.calls import Authority
 from moorage.api.moorage_machine.handlers import MoorageMachine
-from moorage.api.moorage_machine.types import EventOut, SubscribeIn
+from moorage.api.moorage_machine.types import AwaitStopIn, AwaitStopOut, EventOut, MeasureIn, SubscribeIn
 from moorage.api.moorage_machine.wording import Wording
 from moorage.authz.policy import Policy
 from moorage.configuration.current import Configuration
@@ -28,6 +28,7 @@ from moorage.machines.followers import Follower
 from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.machine import Machine
 from moorage.machines.model import HelperSpec, KillWhom, Registration
+from moorage.machines.powering import Power
 from moorage.machines.store import Store
 from moorage.pid1.manager import Json
 from moorage.wire.types import Feed
@@ -43,6 +44,11 @@ class Ends(Follower):
         """See `Follower`."""
         if machine.record.verdict is not None:
             self._ended(machine)
+
+
+def _call(method: str) -> Any:
+    """Return a call of root's, as far as handlers look at it."""
+    return SimpleNamespace(method=f"io.moorage.Machine.{method}", peer=SimpleNamespace(uid=0))
 
 
 class Core:
@@ -101,8 +107,7 @@ class Core:
         Raises:
             CursorExpired: what came after the cursor is not known any more.
         """
-        call: Any = SimpleNamespace(method="io.moorage.Machine.Subscribe", peer=SimpleNamespace(uid=0))
-        return self._door.subscribe(call, SubscribeIn(cursor=cursor))
+        return self._door.subscribe(_call("Subscribe"), SubscribeIn(cursor=cursor))
 
     def machines(self) -> list[Machine]:
         """Return the machines that it keeps."""
@@ -128,14 +133,37 @@ class Core:
         registrar = self._services.registrar
         return (await registrar.find_or_register(registration, timeout=seconds, lease=lease)).machine
 
-    async def stop(self, machine: Machine, seconds: float) -> bool:
-        """Stop a machine; return whether it is gone."""
+    async def stop(self, machine: Machine, seconds: float, *, power_off: bool) -> bool:
+        """Stop a machine, as the handler of Stop does; return whether it is gone."""
         await self._services.registrar.wait(machine.name)
-        return await self._services.control.begin_stop(machine, wait=seconds)
+        control, grace = self._services.control, self._services.grace
+        if not grace.begin(machine, power_off=power_off, insist_after=None):
+            return await control.begin_stop(machine, wait=seconds)
+        await grace.wait(machine, timeout=seconds)
+        return True
 
-    async def kill(self, machine: Machine, whom: KillWhom, signal: int) -> None:
+    def await_stop(self, machine: Machine, seconds: float) -> Feed[AwaitStopOut]:
+        """Wait until a machine is to be stopped, as the handler of AwaitStop does; it gives so much time."""
+        params = AwaitStopIn(name=machine.name, graceUSec=round(seconds * 1e6))
+        return self._door.await_stop(_call("AwaitStop"), params)
+
+    def measure(self, names: list[str] | None) -> list[str]:
+        """Measure machines, as the handler of Measure does; return their names."""
+        return [each.sample.name for each in self._door.measure(_call("Measure"), MeasureIn(names=names))]
+
+    async def reset(self, machine: Machine) -> None:
+        """Have its counters begin at zero again."""
+        await self._services.registrar.wait(machine.name)
+        await self._services.resetting.reset(machine)
+
+    async def power(self, machine: Machine, power: Power) -> None:
+        """Ask a guest to power off, or to boot again."""
+        await self._services.registrar.wait(machine.name)
+        await self._services.powering.ask(machine, power)
+
+    async def kill(self, machine: Machine, whom: KillWhom, signal: int, subgroup: str | None) -> None:
         """Send a signal."""
-        await self._services.control.kill(machine, whom, signal)
+        await self._services.control.kill(machine, whom, signal, subgroup=subgroup)
 
     async def set(self, machine: Machine, properties: dict[str, Json], *, dry_run: bool) -> None:
         """Set properties of its scope."""

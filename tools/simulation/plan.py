@@ -17,6 +17,7 @@ PAUSES: Final = (0.0, 0.0, 0.0005, 0.002, 0.005, 0.02, 0.1, 1.0, 6.0, 40.0)
 
 WEIGHTS: Final = {
     "register": 10, "stop": 4, "die": 4, "forget": 1.5, "kill": 1, "hang_up": 2, "find": 0.5,
+    "await_stop": 1, "power": 0.7, "measure": 0.7, "reset": 0.7,
     "add_helper": 2, "remove_helper": 1.5, "helper_dies": 2, "freeze": 1.5, "thaw": 1, "set": 1.5,
     "stop_unit": 1, "stranger": 1, "reload": 1, "reexec": 1.5, "lose_link": 1.5, "stall": 1.5,
     "subscribe": 1, "without": 1.5, "overflow": 0.7, "restart": 1, "killed": 2.5, "fail_start": 0.7,
@@ -77,7 +78,16 @@ def _values(random: Random, kind: str) -> dict[str, Any]:
         case "register":
             return _registration(random)
         case "stop":
-            return {"wait": random.choice((200, 200, 1, 0)), **_hang_up(random)}
+            wait, power_off = random.choice((200, 200, 1, 0)), random.random() < 0.2
+            return {"wait": wait, "power_off": power_off, **_hang_up(random)}
+        case "await_stop":
+            return {
+                "grace": random.choice((0.01, 2.0, 60.0)),
+                "obeys": random.random() < 0.5,
+                **_hang_up(random),
+            }
+        case "power":
+            return {"power": random.choice(("off", "reboot"))}
         case "add_helper":
             return {"helper": _helper(random), **_hang_up(random)}
         case "remove_helper" | "helper_dies":
@@ -91,7 +101,9 @@ def _values(random: Random, kind: str) -> dict[str, Any]:
             bad, dry_run = random.random() < 0.2, random.random() < 0.2
             return {"value": random.randrange(1, 999), "bad": bad, "dry_run": dry_run, **_hang_up(random)}
         case "kill":
-            return {"whom": random.choice(("leader", "all")), "signal": random.choice((9, 15))}
+            subgroup = random.choice((None, "payload", "none"))
+            whom = "all" if subgroup else random.choice(("leader", "all"))
+            return {"whom": whom, "signal": random.choice((9, 15)), "subgroup": subgroup}
         case "die":
             return {"signal": random.choice((9, 15, 0)), "reaped": random.choice((0.0, 0.001, 3.0))}
         case "reload" | "reexec" | "stall":
@@ -149,6 +161,8 @@ def _registration(random: Random) -> dict[str, Any]:
             values["helpers"] = [_helper(random) for _ in range(random.choice((1, 1, 2)))]
         if random.random() < 0.1:
             values["exec_stop"] = random.choice((0.01, 5.0))
+    if random.random() < 0.2:
+        values["container"] = True
     if random.random() < 0.3:
         values["lease"] = True
     if random.random() < 0.35:

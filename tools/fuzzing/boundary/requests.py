@@ -40,6 +40,9 @@ TEXTS: Final = (
     "-x", ".x", "x" * 300, COMMANDS, "machine-kept", "\ud800",
 )  # fmt: skip
 
+OTHER_BOOT: Final = f"{'f' * 32}-{'0' * 16}"
+"""A cursor of events that are no longer known."""
+
 BOTH: Final = (False, True)
 HELPERS: Final = ("fs", "net", "barrier")
 SLICES: Final = (
@@ -385,6 +388,13 @@ class Writer:
                 Ask(f"{OURS}List", {}, {"more": True}),
                 Ask(f"{OURS}Describe", {"name": self._name()}),
                 Ask(f"{OURS}Measure", {}, {"more": True}),
+                Ask(f"{OURS}Measure", {"names": [self._name(), KEPT], "limits": True}, {"more": True}),
+                # No cursor of this boot: an answer that is a stream without an end would keep the conversation.
+                Ask(
+                    f"{OURS}Subscribe", {"cursor": self._chance.choice((OTHER_BOOT, *TEXTS))}, {"more": True}
+                ),
+                Ask(f"{OURS}Subscribe", {"events": [self._chance.choice(TEXTS)]}, {"more": True}),
+                Ask(f"{OURS}AwaitStop", {"name": self._name()}),
                 Ask(f"{OURS}Find", {"process": {"pid": pid}}),
                 Ask(f"{OURS}Find", {"unit": f"machine-{KEPT}.scope"}),
                 Ask(f"{OURS}Find", {"controlGroup": f"/machine.slice/machine-{KEPT}.scope/.."}),
@@ -406,6 +416,9 @@ class Writer:
                 Ask(f"{OURS}Thaw", {"name": self._name()}),
                 Ask(f"{OURS}ResetAccounting", {"name": self._name()}),
                 Ask(f"{OURS}PowerOff", {"name": self._name()}),
+                Ask(f"{OURS}Reboot", {"name": self._name()}),
+                # Root would wait for ever.
+                Ask(f"{OURS}AwaitStop", {"name": KEPT}, {} if self._user == ROOT else {"more": True}),
                 Ask(f"{THEIRS}Open", {"name": self._name(), "mode": "shell"}),
                 Ask(f"{THEIRS}BindMount", {"name": self._name(), "source": CANARIES}),
             )

@@ -29,7 +29,7 @@ DYNAMIC: Final = 61184
 """Stands for all uids of services with DynamicUser=, of which it is the first (systemd.exec(5))."""
 
 OPEN: Final = frozenset(
-    {f"{OURS}{name}" for name in ("List", "Describe", "Find", "Measure")}
+    {f"{OURS}{name}" for name in ("List", "Describe", "Find", "Measure", "Subscribe")}
     | {f"{THEIRS}List", "io.systemd.service.Ping"}
 )
 ENDS: Final = frozenset(
