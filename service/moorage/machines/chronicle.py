@@ -204,7 +204,8 @@ class Chronicle(Follower):
         told = None
         if self._stories is not None:
             told = self._stories.pop(_key(machine), None)
-            if told is None and machine.record.timestamp.monotonic <= self._log.base:
+            older = machine.record.timestamp.monotonic <= self._log.base
+            if (told is None and older) or (told is not None and not told.whole):
                 helpers = {helper.name for helper in machine.record.helpers}
                 told = Told(frozen=None, helpers=helpers, counts=None)
         if (before := self._ending.get(_key(machine))) is not None:

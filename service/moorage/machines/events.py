@@ -84,6 +84,7 @@ class Told(msgspec.Struct):
         lingering: it was stopped, and has processes left.
         frozen: its control group is; None where nothing is known of what was told.
         published: machined lists it too.
+        whole: its beginning is known.
         ended: it has exited, or was forgotten.
         helpers: names of those that it has.
         failed: of these, those that have failed, and were not started again.
@@ -98,6 +99,7 @@ class Told(msgspec.Struct):
     lingering: bool = False
     frozen: bool | None = False
     published: bool = False
+    whole: bool = True
     ended: bool = False
     helpers: set[str] = msgspec.field(default_factory=set[str])
     failed: set[str] = msgspec.field(default_factory=set[str])
@@ -381,14 +383,20 @@ class EventLog:
         return self.first + index + 1
 
     def stories(self) -> dict[tuple[str, str], Told]:
-        """Return what was told of each machine that has not ended, by its name and invocation ID."""
+        """Return what was told of each machine that has not ended, by its name and invocation ID.
+
+        Of one that is older than the log its latest events may be known, and have to be followed by an end.
+        """
         stories: dict[tuple[str, str], Told] = {}
         for entry in self._entries:
+            if entry.kind == Kind.registration_failed:
+                continue
             key = entry.name, entry.invocation_id
-            if entry.kind == Kind.machine_new:
-                stories[key] = Told(registrant=entry.registrant)
-            if (told := stories.get(key)) is not None:
-                told.note(entry.kind, entry.helpers, entry.counted)
-                if told.ended:
-                    del stories[key]
+            begins = entry.kind == Kind.machine_new
+            if begins or key not in stories:
+                stories[key] = Told(registrant=entry.registrant, whole=begins)
+            told = stories[key]
+            told.note(entry.kind, entry.helpers, entry.counted)
+            if told.ended:
+                del stories[key]
         return stories

@@ -120,6 +120,12 @@ def test_a_log_of_who_kept_more_is_trimmed() -> None:
     assert log.after(70) == log.first
 
 
+def test_of_what_is_older_than_the_log_the_end_is_still_to_come() -> None:
+    log = EventLog(0)
+    add(log, entry(1, Kind.helper_removed, "old", helpers=("fs",)), entry(2, Kind.exited, "gone"))
+    assert log.stories() == {("old", "i"): Told(whole=False)}
+
+
 def test_stories_are_those_of_machines_that_have_not_ended() -> None:
     log = EventLog(0)
     add(
