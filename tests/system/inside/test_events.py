@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 from authority import ALICE, acting_as
+from hostile import dial, encode, receive, send
 from moored import (
     OURS,
     SOCKET,
@@ -31,6 +32,7 @@ from subscriber import SUBSCRIBE, Reader, is_in_order, kinds, subscribed
 from moorage.errors import CursorExpired, HelperFailed
 from moorage.wire.client import Client
 from moorage.wire.errors import InvalidParameter
+from moorage.wire.server import Limits
 
 pytestmark = pytest.mark.usefixtures("beside")
 
@@ -259,7 +261,7 @@ async def test_what_happens_over_a_restart_is_told_afterwards(spawn: Processes, 
 @pytest.mark.parametrize(
     ("parameters", "field"),
     [
-        *(({"cursor": cursor}, "cursor") for cursor in ("", "x", "0" * 32, "\N{SNOWMAN}", "a" * 200_000)),
+        *(({"cursor": cursor}, "cursor") for cursor in ("", "x", "0" * 32, "\N{SNOWMAN}", "a" * (1 << 20))),
         ({"events": ["exited", "oomKilled"]}, "events[1]"),
         ({"events": ["machineReady"]}, "events[0]"),
         ({"events": []}, "events"),
@@ -315,6 +317,31 @@ async def test_fifty_subscribers_are_told_the_same(spawn: Processes) -> None:
     assert len(done) == 50
     assert all(told == done[0] for told in done)
     assert is_in_order(done[0])
+
+
+@pytest.mark.system_instance("other users have no access to a user's")
+async def test_a_user_subscribes_as_often_as_connections_last(spawn: Processes) -> None:
+    """All of them are told, the one too many is refused, and nobody else notices."""
+    with acting_as(ALICE):
+        hers = [dial() for _ in range(Limits().connections_per_uid)]
+    for each in hers:
+        send(each, encode(SUBSCRIBE, {"events": ["exited"]}, more=True))
+    async with await connect() as client, subscribed() as root:
+        await root.snapshot()
+        with acting_as(ALICE), dial() as one_more:
+            send(one_more, encode(SUBSCRIBE, {}, more=True))
+            refused = await trio.to_thread.run_sync(receive, one_more)
+        assert json.loads(refused[:-1])["parameters"]["errnoName"] == "EUSERS"
+        await register(client, "web", leader := spawn())
+        leader.kill()
+        exited = await root.until("exited", name="web")
+        for each in hers:
+            told = b""
+            while told.count(b"\0") < 2:
+                told += await trio.to_thread.run_sync(each.recv, 64 * 1024)
+            last = json.loads(told.split(b"\0")[1])["parameters"]["event"]
+            assert (last["event"], last["cursor"]) == ("exited", exited["cursor"])
+            each.close()
 
 
 async def test_who_does_not_read_costs_nobody_anything(spawn: Processes) -> None:
