@@ -18,6 +18,8 @@ import trio
 
 from moorage import __version__, activation
 from moorage.api.calls import Authority
+from moorage.api.machine_instance.handlers import MachineInstance
+from moorage.api.machine_instance.sockets import ControlSockets, share
 from moorage.api.metrics.handlers import Metrics
 from moorage.api.metrics.service import Insides
 from moorage.api.moorage_machine.handlers import MoorageMachine
@@ -122,6 +124,7 @@ class Options(msgspec.Struct, frozen=True):
         state_directory: where the records are kept.
         events_directory: where the latest events are kept.
         runtime_directory: where the service manager makes the runtime directories of its services.
+        control_directory: where the control sockets of machines are.
         metrics_address: path of the socket for metrics; None for none.
     """
 
@@ -130,6 +133,7 @@ class Options(msgspec.Struct, frozen=True):
     state_directory: str
     events_directory: str
     runtime_directory: str
+    control_directory: str
     metrics_address: str | None = None
 
 
@@ -143,6 +147,7 @@ class Core:
     """
 
     _beside: Beside | None = None
+    _sockets: ControlSockets | None = None
     _writer: JournalWriter | None = None
 
     def __init__(
@@ -204,25 +209,34 @@ class Core:
             grace, powering, looking, Sampling(accounts, hierarchy, clock),
             Resetting(registry, store, agenda, looking, hierarchy), retirement, chronicle)  # fmt: skip
 
-    def stand_beside(self, machined: Peer, watch: Watch, store: Store, settings: Settings) -> None:
+    def stand_beside(
+        self, machined: Peer, watch: Watch, store: Store, sockets: ControlSockets, settings: Settings
+    ) -> None:
         """Be in step with machined once it runs.
 
         Args:
             machined: is called.
             watch: begins to watch what machined shows of itself.
             store: keeps account of what machined has, and is not to be adopted.
+            sockets: make the addresses that machined is told.
             settings: what is to be done.
         """
         registry, followers, notes = self.services.registry, self.followers, Notes(store)
         self._leftovers.elsewhere = traces = Traces(FILES)
         publishing = Publishing(
-            registry, notes, machined, traces, followers, self._processes, wanted=settings.publish
-        )
+            registry, notes, machined, traces, followers, self._processes, sockets.address,
+            wanted=settings.publish,
+        )  # fmt: skip
         self._beside = Beside(
             registry, notes, machined, watch, publishing, self._adopting, self._retirement, self._detached,
             adopt=settings.adopt,
         )  # fmt: skip
         followers.join(self._beside)
+
+    def listen(self, sockets: ControlSockets) -> None:
+        """Have each machine controlled at a socket of its own."""
+        self._sockets = sockets
+        self.followers.join(sockets)
 
     def keep_diary(self, writer: JournalWriter, *, user: bool) -> None:
         """Have what happens written to the journal; user: the machines are those of a user's manager."""
@@ -256,6 +270,8 @@ class Core:
                 nursery.start_soon(self._retirement.run)
                 if self._writer is not None:
                     nursery.start_soon(self._writer.run)
+                if self._sockets is not None:
+                    await nursery.start(self._sockets.run)
                 if self._beside is not None:
                     nursery.start_soon(self._beside.run)
                     with trio.move_on_after(FIRST_SECONDS):
@@ -267,6 +283,8 @@ class Core:
             self._chronicle.close()
             if self._writer is not None:
                 self._writer.close()
+            if self._sockets is not None:
+                self._sockets.close()
 
     def apply(self, settings: Settings) -> None:
         """Have other limits from now on."""
@@ -329,13 +347,13 @@ async def serve(
         manager, store, files, Wording(), directories, references, system(readiness), journal, settings
     )
     core.keep_diary(JournalWriter(), user=directories.user)
-    if _is_beside(options, settings, listeners):
-        core.stand_beside(Peer(ADDRESS, endpoints.bus), partial(Directory, readiness), store, settings)  # fmt: skip
     service = _service(core, authority, manager, configuration)
     server = _server(configuration, listeners, service)
     configuration.follow(core.apply)
-    if metrics is not None:
-        server.listen(metrics, _metrics(core, authority, manager, server, service), aside=True)
+    core.listen(sockets := _control_sockets(options, core, authority, server))
+    if _is_beside(options, settings, listeners):
+        core.stand_beside(_peer(endpoints), partial(Directory, readiness), store, sockets, settings)
+    _offer_metrics(metrics, core, authority, manager, server, service)
     _collect_what_comes()
     async with trio.open_nursery() as background:
         await background.start(manager.run)
@@ -360,6 +378,10 @@ async def serve(
         background.cancel_scope.cancel()
     for each in (readiness, store, notifier):
         each.close()
+
+
+def _peer(endpoints: Endpoints) -> Peer:
+    return Peer(ADDRESS, endpoints.bus)
 
 
 def _is_beside(options: Options, settings: Settings, listeners: Sequence[socket.socket]) -> bool:
@@ -399,11 +421,25 @@ def _server(configuration: Configuration, listeners: Sequence[socket.socket], se
     return server
 
 
-def _metrics(
-    core: Core, authority: Authority, manager: DBusManager, server: Server, service: Service
-) -> Service:
-    insides = Insides(core.services, server, service.tally, manager.latency)
-    return _named(Metrics(core.services, authority, insides))
+def _offer_metrics(
+    listener: socket.socket | None, core: Core, authority: Authority, manager: DBusManager, server: Server,
+    service: Service,
+) -> None:  # fmt: skip
+    if listener is not None:
+        insides = Insides(core.services, server, service.tally, manager.latency)
+        server.listen(listener, _named(Metrics(core.services, authority, insides)), aside=True)
+
+
+def _control_sockets(options: Options, core: Core, authority: Authority, server: Server) -> ControlSockets:
+    # Everybody may connect, but to those of a user's instance.
+    return ControlSockets(
+        server,
+        _named(MachineInstance(core.services, authority)),
+        core.services.registry,
+        options.control_directory,
+        most=share(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        mode=0o666 if options.user is None else 0o600,
+    )
 
 
 def _named(*interfaces: Interface) -> Service:

@@ -137,6 +137,11 @@ async def register(
     return {**reply, "machine": told(reply["machine"])}
 
 
+async def controlled(name: str) -> None:
+    """Wait for the control socket of a machine, which it has a moment after the reply."""
+    await until((RUNTIME / "moorage/control" / name).exists, f"{name} can be controlled")
+
+
 async def describe(client: Client, name: str) -> dict[str, Any]:
     """Describe a machine; return the machine only."""
     return told((await client.call(f"{OURS}Describe", {"name": name}))["machine"])

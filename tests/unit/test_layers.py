@@ -99,6 +99,7 @@ PACKAGES_ONLY = (
     "moorage.authz",
     "moorage.beside",
     "moorage.api",
+    "moorage.api.machine_instance",
     "moorage.api.metrics",
     "moorage.api.moorage_machine",
     "moorage.api.systemd_machine",

@@ -98,6 +98,17 @@ TABLE: Final[Mapping[str, Row]] = {
         _ORDERS,
         _asked("io.moorage.manage-machines", own=True),
     ),
+    # At the control socket of a machine: each as the call above that does the same.
+    **_rows(
+        "io.systemd.MachineInstance",
+        ("Terminate", "PowerOff", "Reboot", "Pause", "Resume"),
+        _asked("io.moorage.manage-machines", own=True),
+    ),
+    **_rows(
+        "io.systemd.MachineInstance",
+        ("Describe", "SubscribeEvents", "AddStorage", "RemoveStorage", "ReplaceStorage"),
+        _OPEN,
+    ),
     # Whoever waits for it gives its machine time; nobody else does, not even where polkit would allow a stop.
     "io.moorage.Machine.AwaitStop": Row(own=True, others=False),
     # For the service manager alone.

@@ -69,8 +69,12 @@ class Peer:
         if client is not None:
             client.close()
 
-    async def register(self, record: Record) -> None:
+    async def register(self, record: Record, control_address: str | None) -> None:
         """Register a machine that has its unit.
+
+        Args:
+            record: its record.
+            control_address: where it can be controlled.
 
         Raises:
             MachinedUnavailable, MachinedRefused: see there.
@@ -89,7 +93,7 @@ class Peer:
             "vSockCid": identity.vsock_cid,
             "sshAddress": identity.ssh_address,
             "sshPrivateKeyPath": identity.ssh_private_key_path,
-            "controlAddress": identity.control_address,
+            "controlAddress": control_address,
         }
         await self._call("Register", {key: value for key, value in parameters.items() if value is not None})
 

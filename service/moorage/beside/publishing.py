@@ -7,6 +7,7 @@ here or goes on without its leader, and nothing is left of it when it has ended.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from moorage.beside.listed import Listed
 from moorage.beside.notes import Note, Notes
@@ -34,6 +35,7 @@ class Publishing:
         traces: Traces,
         followers: Followers,
         processes: Processes,
+        address: Callable[[Machine], str | None],
         *,
         wanted: bool,
     ) -> None:
@@ -46,6 +48,7 @@ class Publishing:
             traces: what it leaves of machines that are no more.
             followers: are told of what is published.
             processes: tell whether leaders live.
+            address: returns where a machine can be controlled.
             wanted: machines are published at all.
         """
         self._registry = registry
@@ -54,6 +57,7 @@ class Publishing:
         self._traces = traces
         self._followers = followers
         self._processes = processes
+        self._address = address
         self._wanted = wanted
 
     def may(self, machine: Machine) -> bool:
@@ -94,7 +98,7 @@ class Publishing:
         elif note != ours:
             return False  # what machined has by that name is settled first
         try:
-            await self._peer.register(record)
+            await self._peer.register(record, self._address(machine))
         except MachinedRefused as error:
             # Somebody else's machine has the name, or one of ours that has just ended and is about to go; or the
             # leader has ended, whose unit goes on.

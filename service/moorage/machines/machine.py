@@ -164,6 +164,8 @@ class Machine:
         waiting: who wants to be told before it is stopped. Written by `Grace`.
         told: what was told of it; None while nothing is to be. Written by the chronicle.
         published: machined lists it too; None where that is to be tried. Written beside machined.
+        control_socket: path of the socket of ours that it is controlled at; None while there is none. Written by
+            `ControlSockets`.
     """
 
     __slots__ = (
@@ -171,6 +173,7 @@ class Machine:
         "_work",
         "asking",
         "completed",
+        "control_socket",
         "counters",
         "deactivating",
         "due",
@@ -214,6 +217,7 @@ class Machine:
         self.waiting: tuple[Waiting, ...] = ()
         self.told: Told | None = None
         self.published: bool | None = True if record.origin is Origin.adopted else None
+        self.control_socket: str | None = None
         self._stopping = False  # its unit is deactivating
         self._work: Counter[Work] = Counter()
         if record.verdict is not None:

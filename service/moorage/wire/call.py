@@ -18,6 +18,11 @@ class Caller(Protocol):
         """The process that made the connection."""
         ...
 
+    @property
+    def about(self) -> object:
+        """What the calls on the socket that the connection was made to are about; see `Server.listen`."""
+        ...
+
     async def wait_gone(self) -> None:
         """Return when the peer has hung up, or the connection has ended for another reason."""
         ...
@@ -49,6 +54,11 @@ class Call:
     def peer(self) -> Peer:
         """The process that made the connection."""
         return self._caller.peer
+
+    @property
+    def about(self) -> object:
+        """What the calls on the socket that the connection was made to are about; see `Server.listen`."""
+        return self._caller.about
 
     def take_fd(self, index: int, field: str) -> int:
         """Return a file descriptor that came with the call; the handler owns it from now on.

@@ -33,6 +33,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -102,6 +103,18 @@ class ServerContext(msgspec.Struct, frozen=True):
     ended: Callable[[Link], None]
 
 
+class Door(NamedTuple):
+    """What there is behind a listening socket.
+
+    Attributes:
+        service: answers the calls.
+        about: what they are about, for handlers that serve more than one socket.
+    """
+
+    service: Service
+    about: object
+
+
 class Watched(abc.ABC):
     """A socket that is watched for what can be done with it next.
 
@@ -142,14 +155,14 @@ class Link(Watched):
 
     Args:
         context: the server's part.
-        service: answers the calls.
+        door: what the calls are answered by, and about.
         connected: non-blocking socket; the link owns it.
         peer: the process that made the connection.
         refusal: answer to the first call, which then ends the connection; None to have calls handled.
 
     Attributes:
-        peer: see above.
-        refusal: see above.
+        peer, refusal: see above.
+        about: what the calls are about.
         outlet: writes the replies.
         uid: uid of the peer.
         trusted: whether the peer is trusted (:class:`~moorage.wire.fairness.Fairness`).
@@ -159,18 +172,18 @@ class Link(Watched):
 
     __slots__ = (
         "_answering", "_connection", "_context", "_finishing", "_gone", "_inlet", "_state", "_unfinished",
-        "high_water", "outlet", "peer", "refusal", "trusted", "turn_ends", "uid",
+        "about", "high_water", "outlet", "peer", "refusal", "trusted", "turn_ends", "uid",
     )  # fmt: skip
 
     def __init__(
         self,
         context: ServerContext,
-        service: Service,
+        door: Door,
         connected: socket.socket,
         peer: Peer,
         refusal: System | None = None,
     ) -> None:
-        self.peer = peer
+        self.peer, self.about = peer, door.about
         self.uid = peer.uid
         self.trusted = context.fairness.trusts(peer.uid)
         super().__init__(connected, context.poller if self.trusted else context.crowd)
@@ -187,7 +200,7 @@ class Link(Watched):
         )
         self.outlet = Outlet(self._connection, connected, context.unwritten)
         self._answering = Answering(
-            self._connection, service, context.fairness, context.tasks, context.poller.poll)  # fmt: skip
+            self._connection, door.service, context.fairness, context.tasks, context.poller.poll)  # fmt: skip
         self._state = _READING
         self._finishing = False  # close when everything is answered and written
         self._unfinished = False  # the deadline for the rest of a call is set

@@ -22,7 +22,7 @@ from moorage.wire.deadlines import Deadlines
 from moorage.wire.disposal import Disposal
 from moorage.wire.errors import System
 from moorage.wire.fairness import Fairness
-from moorage.wire.link import Link, ServerContext
+from moorage.wire.link import Door, Link, ServerContext
 from moorage.wire.outlet import Owner, Unwritten
 from moorage.wire.places import Places, Unread
 from moorage.wire.service import Service
@@ -93,7 +93,7 @@ class Server:
         self._lookers: set[Link] = set()  # connections on listeners that are aside
         self._poller = Readiness()
         self._crowd = Readiness(CROWD_BATCH)
-        self._listeners: list[socket.socket] = []
+        self._listeners: set[socket.socket] = set()
         self._reserve: int | None = None
         self._short_of_fds = False  # this has been logged
         self._context: ServerContext | None = None
@@ -123,12 +123,15 @@ class Server:
                 self._quiet = trio.Event()
             await self._quiet.wait()
 
-    def listen(self, listener: socket.socket, service: Service, *, aside: bool = False) -> None:
+    def listen(
+        self, listener: socket.socket, service: Service, *, about: object = None, aside: bool = False
+    ) -> None:
         """Serve a service on a socket: at once if the server runs, else as soon as it does.
 
         Args:
             listener: listening Unix stream socket. It is made non-blocking, and stays open.
             service: answers the calls on its connections.
+            about: what these are about, for handlers (:attr:`moorage.wire.call.Call.about`).
             aside: for those who only look on: connections to this service are no activity, and no reason to go on.
 
         Raises:
@@ -137,8 +140,16 @@ class Server:
         if aside:
             self._aside.add(service)
         listener.setblocking(False)  # noqa: FBT003  # its only argument
-        self._poller.add(listener.fileno(), select.EPOLLIN, partial(self._accept, listener, service))
-        self._listeners.append(listener)
+        self._poller.add(
+            listener.fileno(), select.EPOLLIN, partial(self._accept, listener, Door(service, about))
+        )
+        self._listeners.add(listener)
+
+    def unlisten(self, listener: socket.socket) -> None:
+        """Accept no further connection on a socket, which the caller may close then. May be called again."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+            self._poller.remove(listener.fileno())
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until :meth:`stop` or the end of :meth:`drain`.
@@ -206,7 +217,7 @@ class Server:
 
     # -- accepting
 
-    def _accept(self, listener: socket.socket, service: Service, events: int) -> None:
+    def _accept(self, listener: socket.socket, door: Door, events: int) -> None:
         del events
         for _ in range(ACCEPTS_PER_TURN):
             try:
@@ -215,7 +226,7 @@ class Server:
                 return
             except OSError as error:
                 if error.errno in {errno.EMFILE, errno.ENFILE}:
-                    self._accept_with_reserve(listener, service, error.errno)
+                    self._accept_with_reserve(listener, door, error.errno)
                     return
                 if error.errno not in {errno.ECONNABORTED, errno.EPERM}:
                     logger.warning("Failed to accept a connection, trying again: %s", error)
@@ -224,9 +235,9 @@ class Server:
                 # The other two are about a connection that has ended already (accept(2)).
             else:
                 self._short_of_fds = False
-                self._admit(connected, service, None)
+                self._admit(connected, door, None)
 
-    def _admit(self, connected: socket.socket, service: Service, refusal: System | None) -> None:
+    def _admit(self, connected: socket.socket, door: Door, refusal: System | None) -> None:
         try:
             connected.setblocking(False)  # noqa: FBT003  # its only argument
             peer = peer_of(connected)
@@ -239,7 +250,7 @@ class Server:
         if refusal is not None and self._refused >= self.limits.refusals:
             self._discard(connected, peer.uid)
             return
-        self._start(connected, service, peer, refusal)
+        self._start(connected, door, peer, refusal)
 
     def _refusal(self, uid: int) -> System | None:
         """Return why a user gets no further connection, or None; close an idle one of another user if need be."""
@@ -259,7 +270,7 @@ class Server:
         assert self._disposal is not None
         Inlet(connected, takes_fds=False).close(partial(self._disposal.close, uid))
 
-    def _accept_with_reserve(self, listener: socket.socket, service: Service, number: int) -> None:
+    def _accept_with_reserve(self, listener: socket.socket, door: Door, number: int) -> None:
         # Without a free file descriptor, a caller cannot even be refused: its connection would stay at the head of the
         # backlog and wake us for ever. So we hold one in reserve. It is given up for the connection that is refused,
         # and until that has ended, no other connection is accepted.
@@ -282,20 +293,20 @@ class Server:
                     "Failed to serve a connection, refusing more of them: %s", os.strerror(number)
                 )
             self._pause_listening(None)
-            self._admit(connected, service, System.of(number))
+            self._admit(connected, door, System.of(number))
             if self._reserve is None and not self._refused:
                 self._resume_listening()
 
-    def _start(self, connected: socket.socket, service: Service, peer: Peer, refusal: System | None) -> None:
+    def _start(self, connected: socket.socket, door: Door, peer: Peer, refusal: System | None) -> None:
         assert self._context is not None
-        link = Link(self._context, service, connected, peer, refusal)
+        link = Link(self._context, door, connected, peer, refusal)
         try:
             link.start()
         except OSError as error:
             logger.warning("Failed to watch a connection: %s", error)
             return
         self._links.add(link)
-        if refusal is None and service in self._aside:
+        if refusal is None and door.service in self._aside:
             self._lookers.add(link)
         else:
             self.last_activity = trio.current_time()

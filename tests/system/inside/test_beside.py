@@ -45,6 +45,8 @@ pytestmark = pytest.mark.usefixtures("beside")
 
 MACHINED = "/run/systemd/machine/io.systemd.Machine"
 SERVICE = "systemd-machined.service"
+BY_ADDRESS = int(run("systemctl", "--version").split()[1]) >= 262
+"""machinectl goes to the control address of a machine, which is ours."""
 UNITS = (SERVICE, "systemd-machined.socket")
 
 
@@ -91,8 +93,13 @@ async def test_machinectl_sees_a_machine_for_as_long_as_it_is_here(spawn: Proces
         assert (
             run("ps", "-o", "machine=", str(leader.pid)).strip() == "web"
         )  # libsystemd, by machined's files
+        if BY_ADDRESS:
+            assert there()["web"]["controlAddress"] == "/run/moorage/control/web"
+            run("machinectl", "pause", "web")
+            assert (await describe(client, "web"))["freezer"] == "frozen"
+            run("machinectl", "resume", "web")
         run("machinectl", "terminate", "web")
-        assert (await verdict(client, "web"))["cause"] == "unitStopped"
+        assert (await verdict(client, "web"))["cause"] == ("stopped" if BY_ADDRESS else "unitStopped")
         await until(lambda: not there())
 
 

@@ -10,6 +10,7 @@ from moored import (
     configure,
     connect,
     control_group,
+    controlled,
     descriptors,
     kill,
     listed,
@@ -119,6 +120,7 @@ async def test_the_link_survives_what_the_manager_does_to_itself(link: str, spaw
     async with await connect() as client:
         leader = spawn()
         await register(client, "web", leader)
+        await controlled("web")
         before = descriptors()
         for verb in ("daemon-reload", "daemon-reexec"):
             run("systemctl", verb)

@@ -11,6 +11,7 @@ from moored import (
     Processes,
     connect,
     control_group,
+    controlled,
     descriptors,
     kill,
     listed,
@@ -62,6 +63,7 @@ async def test_a_registration_is_refused_before_anything_is_done(spawn: Processe
     before = control_group(leader)
     async with await connect() as client:
         machine = (await register(client, "there", spawn()))["machine"]
+        await controlled("there")
         count = descriptors()
         fill()
         for _ in range(20):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 from collections.abc import Generator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import trio
-from hostile import call
+from hostile import as_user, call
 from moored import (
     OURS,
     THEIRS,
@@ -26,6 +27,9 @@ from moored import (
     show,
     until,
 )
+
+from moorage.wire.client import Client
+from moorage.wire.errors import RemoteError
 
 PLACE = "/run/systemd/machine/io.systemd.Machine"
 MACHINED = ("systemd-machined.service", "systemd-machined.socket")
@@ -230,3 +234,134 @@ def payload(nspawn: Process) -> int | None:
 
 async def _not_listed(client: Any) -> bool:
     return "tiny" not in await listed(client)
+
+
+INSTANCE = "io.systemd.MachineInstance."
+
+BOX = (
+    "import signal, sys, time; signal.signal(signal.SIGRTMIN + 4, lambda *_: sys.exit(7));"
+    "signal.signal(signal.SIGINT, lambda *_: print('again', flush=True)); print('ready', flush=True);"
+    "[time.sleep(60) for _ in range(1000)]"
+)
+"""Shuts down, and says that it boots again, when it is asked as systemd is."""
+
+
+async def controlled(name: str) -> str:
+    """The control address of a machine, which it has a moment after its registration."""
+
+    def found() -> str | None:
+        reply = call(f"{THEIRS}List", {"name": name}, path=PLACE)
+        return None if reply is None else reply["parameters"].get("controlAddress")
+
+    address = await until(found, "it can be controlled")
+    assert address is not None
+    return address
+
+
+def frozen(group: str) -> bool:
+    return "frozen 1" in Path(f"/sys/fs/cgroup{group}/cgroup.events").read_text()
+
+
+def instance(address: str, name: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+    text = run(
+        "varlinkctl", "call", "--json=short", address, f"{INSTANCE}{name}", json.dumps(parameters or {})
+    )
+    return json.loads(text or "{}")
+
+
+async def test_a_container_is_controlled_at_a_socket_of_its_own(in_place: None, spawn: Processes) -> None:
+    box = spawn(("python3", "-c", BOX), stdout=subprocess.PIPE)
+    assert box.stdout is not None
+    assert box.stdout.readline() == b"ready\n"
+    async with await connect(PLACE) as client:
+        await register(client, "box", box, **{"class": "container"})
+        address = await controlled("box")
+        assert address == "/run/moorage/control/box"
+        run("systemctl", "restart", "moored.service")
+        address = await controlled("box")
+        group = control_group(box)
+        assert instance(address, "Describe") == {"running": True, "status": "running"}
+        if SYSTEMD >= 262:
+            run("machinectl", "pause", "box")
+        else:
+            instance(address, "Pause")
+        assert frozen(group)
+        assert instance(address, "Describe") == {"running": False, "status": "paused"}
+        if SYSTEMD >= 262:
+            run("machinectl", "resume", "box")
+        else:
+            instance(address, "Resume")
+        assert not frozen(group)
+        storage = [("AddStorage", {"fileDescriptorIndex": 0, "name": "x"}), ("RemoveStorage", {"name": "x"}),
+                   ("ReplaceStorage", {"fileDescriptorIndex": 0, "name": "x"})]  # fmt: skip
+        for name, parameters in storage:
+            refused = call(f"{INSTANCE}{name}", parameters, path=address)
+            assert refused == {"error": f"{INSTANCE}NotSupported", "parameters": {}}
+        events: list[dict[str, Any]] = []
+        filtered: list[dict[str, Any]] = []
+
+        async def follow(into: list[dict[str, Any]], parameters: dict[str, Any]) -> None:
+            async with (
+                await Client.connect(address) as following,
+                following.call_more(f"{INSTANCE}SubscribeEvents", parameters) as replies,
+            ):
+                try:
+                    async for reply in replies:
+                        into.append(reply)  # noqa: PERF401 - somebody looks at it meanwhile
+                except RemoteError as error:
+                    into.append({"event": error.error})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow, events, {})
+            nursery.start_soon(follow, filtered, {"filter": ["exited", "SHUTDOWN"]})
+            await until(lambda: events and filtered, "they follow")
+            if SYSTEMD >= 262:
+                run("machinectl", "reboot", "box")
+            else:
+                instance(address, "Reboot")
+            assert box.stdout.readline() == b"again\n"
+            if SYSTEMD >= 262:
+                run("machinectl", "poweroff", "box")
+            else:
+                instance(address, "PowerOff")
+            assert await trio.to_thread.run_sync(box.wait, UNTIL_SECONDS) == 7
+        end = f"{INSTANCE}NotConnected"
+        kinds = [each["event"] for each in events]
+        assert (kinds[0], *kinds[-2:]) == ("READY", "exited", end)
+        assert {"leaderExited", "empty"} <= set(kinds)
+        assert next(each["data"] for each in events if each["event"] == "leaderExited") == {"status": 7}
+        assert [each["event"] for each in filtered] == ["READY", "exited", end]
+        await until(lambda: not os.path.exists(address), "the socket goes with it")
+
+
+async def test_machinectl_terminates_and_others_may_not(in_place: None, spawn: Processes) -> None:
+    async with await connect(PLACE) as client:
+        box = spawn()
+        await register(client, "box", box)
+        address = await controlled("box")
+        assert stat.S_IMODE(os.stat(address).st_mode) == 0o666
+        assert stat.S_IMODE(os.stat(os.path.dirname(address)).st_mode) == 0o755
+        # There is no one to ask a virtual machine without a VMM that listens.
+        for name in ("PowerOff", "Reboot"):
+            refused = call(f"{INSTANCE}{name}", path=address)
+            assert refused == {"error": f"{INSTANCE}NotSupported", "parameters": {}}
+        with as_user(65534):
+            for name in ("Terminate", "PowerOff", "Reboot", "Pause", "Resume"):
+                refused = call(f"{INSTANCE}{name}", path=address)
+                assert refused is not None
+                assert (
+                    refused["error"] == "io.systemd.InteractiveAuthenticationRequired"
+                )  # polkit's challenge
+            shown = call(f"{INSTANCE}Describe", path=address)
+            assert shown == {"parameters": {"running": True, "status": "running"}}
+            with pytest.raises(PermissionError):
+                Path(address).with_name("mine").touch()
+        async with await Client.connect(address) as held:
+            if SYSTEMD >= 262:
+                run("machinectl", "terminate", "box")
+            else:
+                instance(address, "Terminate")
+            assert await trio.to_thread.run_sync(box.wait, UNTIL_SECONDS) == -15
+            await until(lambda: not os.path.exists(address), "the socket goes with it")
+            with pytest.raises(RemoteError, match="NotConnected"):
+                await held.call(f"{INSTANCE}Describe")

@@ -20,6 +20,7 @@ from moored import (
     configure,
     connect,
     control_group,
+    controlled,
     cursor,
     describe,
     for_us,
@@ -104,6 +105,7 @@ async def test_machines_survive(spawn: Processes, happen: Callable[[], None]) ->
             await register(client, f"m{number}", leader)
         kill(leaders.pop())
         gone = await verdict(client, "m8")
+    await controlled("m7")  # the last, and with it the others
     before = await everything()
     assert len(before[0]) == 9
     groups = [control_group(leader) for leader in leaders]

@@ -5,6 +5,8 @@ import pytest
 from moorage import errors as machine_errors
 from moorage.api import systemd_service
 from moorage.api.descriptions import load_description
+from moorage.api.machine_instance import errors as instance_errors
+from moorage.api.machine_instance.handlers import MachineInstance
 from moorage.api.metrics import types as metrics_types
 from moorage.api.metrics.handlers import Metrics
 from moorage.api.moorage_machine.handlers import MoorageMachine
@@ -27,6 +29,7 @@ LATER = {
         "OpenRootDirectory",
     },
     "io.systemd.service": {"Reload"},
+    "io.systemd.MachineInstance": set[str](),
     "io.systemd.Metrics": set[str](),
 }
 
@@ -41,6 +44,14 @@ LATER_ERRORS = {
         "GroupInHostRange",
     },
     "io.systemd.service": set[str](),
+    # No storage is ever attached.
+    "io.systemd.MachineInstance": {
+        "NoSuchStorage",
+        "StorageExists",
+        "StorageImmutable",
+        "BadConfig",
+        "ConfigNotSupported",
+    },
     "io.systemd.Metrics": {"NoSuchMetric"},  # there is always something
 }
 
@@ -48,6 +59,7 @@ INTERFACES: list[tuple[type[Interface], object]] = [
     (MoorageMachine, machine_errors),
     (SystemdMachine, systemd_errors),
     (systemd_service.GenericService, systemd_service),
+    (MachineInstance, instance_errors),
     (Metrics, metrics_types),
 ]
 
@@ -65,6 +77,7 @@ def test_interface_and_description_agree(interface: type[Interface], module: obj
         "MoorageMachine": "io.moorage.Machine",
         "SystemdMachine": "io.systemd.Machine",
         "GenericService": "io.systemd.service",
+        "MachineInstance": "io.systemd.MachineInstance",
         "Metrics": "io.systemd.Metrics",
     }[interface.__name__]
     differences = check(

@@ -8,6 +8,7 @@ import pytest
 
 from moorage import errors as replies
 from moorage.api.leader import ForeignNumber
+from moorage.api.machine_instance import errors as instance
 from moorage.api.moorage_machine import errors as ours
 from moorage.api.refusals import Table, translated
 from moorage.api.systemd_machine import errors as theirs
@@ -19,7 +20,11 @@ from moorage.machines.model import Placement
 from moorage.pid1 import manager
 from moorage.wire.errors import InvalidParameter, PermissionDenied, System, TimedOut, VarlinkError
 
-TABLES = {"io.moorage.Machine": ours.REFUSALS, "io.systemd.Machine": theirs.REFUSALS}
+TABLES = {
+    "io.moorage.Machine": ours.REFUSALS,
+    "io.systemd.Machine": theirs.REFUSALS,
+    "io.systemd.MachineInstance": instance.REFUSALS,
+}
 
 PLACEMENT = Placement("machine-web.scope", slice="machine.slice", invocation_id="1" * 32)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from moorage.api.machine_instance.handlers import MachineInstance
 from moorage.api.metrics.handlers import Metrics
 from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.systemd_machine.handlers import SystemdMachine
@@ -34,6 +35,7 @@ INTERFACES: dict[str, type[Interface]] = {
     "io.moorage.Machine": MoorageMachine,
     "io.systemd.Machine": SystemdMachine,
     "io.systemd.service": GenericService,
+    "io.systemd.MachineInstance": MachineInstance,
     "io.systemd.Metrics": Metrics,
     "org.varlink.service": ServiceInterface,
 }

@@ -117,8 +117,9 @@ class World:
         machined, files = Peer(told.path, os.devnull), Traces(str(directory.parent))
         self.detached = Detached()
         self.publishing = Publishing(
-            self.registry, self.notes, machined, files, followers, cast("Any", self), wanted=publish
-        )
+            self.registry, self.notes, machined, files, followers, cast("Any", self),
+            lambda each: f"/run/{each.name}", wanted=publish,
+        )  # fmt: skip
         self.beside = Beside(
             self.registry, self.notes, machined, unseen, self.publishing, cast("Any", self.taking),
             cast("Any", self.forgetting), self.detached, adopt=adopt,
@@ -157,10 +158,17 @@ def world(told: Told, tmp_path: Path) -> World:
 
 
 async def test_a_machine_is_published_and_taken_back_when_it_is_forgotten(world: World) -> None:
-    world.told.answer = lambda method, _: [entry()] if method == "List" else OK
+    asked: list[dict[str, Any]] = []
+
+    def answer(method: str, parameters: dict[str, Any]) -> Answer:
+        asked.append(parameters)
+        return [entry()] if method == "List" else OK
+
+    world.told.answer = answer
     async with world.told.listening(), world.running():
         web = world.add(machine())
         await world.settled(lambda: web.published)
+        assert asked[0]["controlAddress"] == "/run/web"
         world.forget(web)
         await world.settled(lambda: ("Unregister", "web") in world.told.calls)
         await world.settled(lambda: not world.notes.names)

@@ -248,7 +248,7 @@ class SystemdMachine(Interface):
             vSockCid=identity.vsock_cid,
             sshAddress=identity.ssh_address,
             sshPrivateKeyPath=identity.ssh_private_key_path if whole else None,
-            controlAddress=identity.control_address if whole else None,
+            controlAddress=(identity.control_address or machine.control_socket) if whole else None,
             subgroup=record.placement.subgroup,
             UID=record.registrant,
         )

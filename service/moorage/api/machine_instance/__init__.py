@@ -1,0 +1,1 @@
+"""`io.systemd.MachineInstance`: each machine at a socket of its own, as systemd-vmspawn serves those of its VMs."""
