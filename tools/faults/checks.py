@@ -9,6 +9,7 @@ import trio
 from faults.calling import Refused, identity, sleeper
 from faults.clients import Clients
 from faults.helpers import FOREIGN_HELPERS
+from faults.subscribers import Subscribers
 from faults.world import (
     DIRECTORIES,
     OURS,
@@ -101,10 +102,11 @@ class Checks:
         descriptors: as many as moored had before there was any machine.
     """
 
-    def __init__(self, world: World, clients: Clients, foreign: Foreign) -> None:
+    def __init__(self, world: World, clients: Clients, foreign: Foreign, subscribers: Subscribers) -> None:
         self._world = world
         self._clients = clients
         self._foreign = foreign
+        self._subscribers = subscribers
         self.descriptors = 0
 
     async def settle(self) -> None:
@@ -126,6 +128,7 @@ class Checks:
         if problems:
             raise Violation("; ".join(problems))
         await self._decide()
+        self._subscribers.forget()
         await self._verdicts()
 
     async def settle_leases(self) -> None:
@@ -154,6 +157,8 @@ class Checks:
             for problem in self._of_machine(machines[name], living[name]):
                 yield problem
         for problem in (*self._of_system(machines), *self._of_unrecorded(), *self._foreign.problems()):
+            yield problem
+        for problem in self._subscribers.problems():
             yield problem
         for problem in self._of_service(len(machines)):
             yield problem
@@ -239,8 +244,10 @@ class Checks:
             yield "moored does not run"
             return
         if not self.descriptors:
-            self.descriptors = descriptors
-        wanted = self.descriptors + machines + len(self._clients.calls.leases)
+            # Subscribers may not be connected yet, or not be known to be gone.
+            self.descriptors = descriptors + len(self._subscribers)
+        # Of each machine its leader and its control socket.
+        wanted = self.descriptors + 2 * machines + len(self._clients.calls.leases)
         if descriptors > wanted:
             yield f"moored has {descriptors} file descriptors, and not {wanted}"
         if tasks > TASKS_MAX:

@@ -116,6 +116,7 @@ class Clients:
             wanted.end(f"refused: {refused.name}", verdict=False)
         else:
             wanted.machine = reply["machine"]
+            self._world.registered.append(wanted)
 
     def _in_order(self, refused: Refused, wanted: Wanted) -> bool:
         if wanted.process.poll() is not None:

@@ -13,6 +13,8 @@ however long that takes, and these facts are checked:
   - nothing else exists: no ghost, no duplicate, nothing half-made;
   - nothing that is not moored's was stopped: scopes and services of others beside it run as they did, also those whose
     names helpers were to have;
+  - ten subscribers, which go on by their cursor whenever their connection ends, were told the same story, and it is
+    that of these machines: each is new once and has ended once, in this order;
   - moored has no more file descriptors and tasks than these machines need.
 
 The seed decides who does what and which fault comes when, but not how long things take: the same seed finds the same

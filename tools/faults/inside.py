@@ -18,6 +18,7 @@ from faults import harm
 from faults.alice import Alice
 from faults.checks import Checks, Foreign
 from faults.clients import Clients
+from faults.subscribers import Subscribers
 from faults.world import ALICE, ROOT, Violation, World, run
 
 CLIENTS = (ROOT, ROOT, ROOT, ROOT, ALICE, ALICE)
@@ -87,12 +88,14 @@ async def _chaos(options: dict[str, Any], nursery: trio.Nursery) -> int:
     kinds = options["only"] or list(harm.KINDS)
     weights = [harm.KINDS[kind][1] for kind in kinds]
     each_once = chance.sample(kinds, len(kinds))
-    checks = Checks(world, clients, Foreign())
+    subscribers = Subscribers(world, clients.calls)
+    checks = Checks(world, clients, Foreign(), subscribers)
     injected: Counter[str] = Counter()
     survived: Counter[str] = Counter()
     end = time.monotonic() + options["seconds"]
     status = 0
     await checks.settle()  # before there are any machines
+    await subscribers.start(nursery, chance)
     while time.monotonic() < end:
         kind = each_once.pop() if each_once else chance.choices(kinds, weights)[0]
         injected[kind] += 1

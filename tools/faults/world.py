@@ -82,6 +82,7 @@ class World:
         machines: by name: those that exist, and those that ended since the last check.
         unrecorded: machines whose record was damaged, or that were forgotten: they run, but the service does not know
             them.
+        registered: those whose registration was replied to, and which have not ended, or since the last check only.
         calls: number of replies, by kind.
         full: there is no space for records, so calls may be refused for that.
         stopping_helpers: helpers are being killed, so calls may be refused for that.
@@ -89,6 +90,7 @@ class World:
 
     machines: dict[str, Wanted] = field(default_factory=dict[str, Wanted])
     unrecorded: dict[str, Wanted] = field(default_factory=dict[str, Wanted])
+    registered: list[Wanted] = field(default_factory=list[Wanted])
     calls: dict[str, int] = field(default_factory=dict[str, int])
     full: bool = False
     stopping_helpers: bool = False
