@@ -186,6 +186,7 @@ async def test_fewer_tasks_than_there_are(spawn: Processes) -> None:
         assert (kernel(group, "pids.current"), kernel(group, "pids.max")) == ("3", "2")
         words = run("sh", "-c", "exec moorctl set-property web TasksMax=1 2>&1")
         assert "Warning: TasksMax=1 is in force: there are 3 tasks" in words
+        await client.call(f"{OURS}Stop", {"name": "web"})
 
 
 async def test_a_quota_that_throttles(spawn: Processes) -> None:
