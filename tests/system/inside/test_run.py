@@ -135,7 +135,9 @@ def test_a_helper_that_ends_the_machine_is_named_with_its_last_words(tmp_path: P
     name = a_name()
     done = moorctl("run", "--name", name, "--helpers", str(file), "--", "sleep", "infinity")
     words = "its helper disk ended with result exit-code: cannot open the disk"
-    assert (done.returncode, done.stderr) == (143, f"Machine {name} ended: {words}.\n")
+    assert done.returncode == 143
+    # A user's manager is warned about before: it gives a helper less of a sandbox.
+    assert done.stderr.splitlines()[-1] == f"Machine {name} ended: {words}."
     text = moorctl.output("status", name)
     assert words in text
     assert "leader ended by SIGTERM, result success" in text
