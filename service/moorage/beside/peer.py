@@ -2,7 +2,7 @@
 
 Each call has a deadline, and each reply is checked: machined is root's, but it may hang, and what is behind its socket
 may be something else. 257 and later are alike in what is called here: Register takes ``leaderProcessId`` with the
-inode number of a pidfd, and what it does not know of the rest it ignores.
+inode number of a pidfd. What the older ones do not know of the rest, they refuse by name: it is left out then.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from moorage.beside.listed import Listed, listed
 from moorage.machines.model import Record
 from moorage.wire.client import Client
 from moorage.wire.connection import NotSent
-from moorage.wire.errors import Disconnected, ProtocolError, RemoteError, TimedOut, VarlinkError
+from moorage.wire.errors import (
+    Disconnected,
+    InvalidParameter,
+    ProtocolError,
+    RemoteError,
+    TimedOut,
+    VarlinkError,
+)
 
 CALL_SECONDS = 5.0
 """Deadline of a call, s: machined asks the service manager and the bus meanwhile, and takes a few ms."""
@@ -57,6 +64,7 @@ class Peer:
         self._address = address
         self._bus = bus
         self._client: Client | None = None
+        self._takes_address = True
 
     @property
     def is_there(self) -> bool:
@@ -93,9 +101,15 @@ class Peer:
             "vSockCid": identity.vsock_cid,
             "sshAddress": identity.ssh_address,
             "sshPrivateKeyPath": identity.ssh_private_key_path,
-            "controlAddress": control_address,
+            "controlAddress": control_address if self._takes_address else None,
         }
-        await self._call("Register", {key: value for key, value in parameters.items() if value is not None})
+        given = {key: value for key, value in parameters.items() if value is not None}
+        try:
+            await self._call("Register", given)
+        except _UnknownAddress:  # it may be another machined the next time that it is connected to
+            self._takes_address = False
+            del given["controlAddress"]
+            await self._call("Register", given)
 
     async def unregister(self, name: str) -> None:
         """Have machined forget a machine; nothing happens if it has none of that name.
@@ -152,6 +166,7 @@ class Peer:
     async def _connected(self) -> Client:
         if self._client is None or self._client.closed:
             self._client = await Client.connect(self._address, timeout=CALL_SECONDS)
+            self._takes_address = True
         return self._client
 
     async def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -173,9 +188,16 @@ class Peer:
         except (OSError, Disconnected, TimedOut, ProtocolError, NotSent) as error:
             self.close()
             raise MachinedUnavailable(str(error) or type(error).__name__) from None
-        except VarlinkError as error:  # those of every service, such as InvalidParameter
+        except InvalidParameter as error:
+            refused = _UnknownAddress if error.parameter == "controlAddress" else MachinedRefused
+            raise refused(str(error)) from None
+        except VarlinkError as error:  # those of every service
             raise MachinedRefused(str(error)) from None
 
 
 class _NoSuchMachine(MachinedRefused):
     pass
+
+
+class _UnknownAddress(MachinedRefused):
+    """It does not know the parameter ``controlAddress`` of Register (257), or does not like this one."""

@@ -176,6 +176,19 @@ async def test_a_machine_is_published_and_taken_back_when_it_is_forgotten(world:
     assert world.heard.kinds == [Kind.published]
 
 
+async def test_an_older_machined_is_not_told_the_control_address(world: World) -> None:
+    """That of systemd 257 refuses the parameter that it does not know."""
+    refused = {
+        "error": "org.varlink.service.InvalidParameter",
+        "parameters": {"parameter": "controlAddress"},
+    }
+    world.told.answer = lambda _, parameters: [refused] if "controlAddress" in parameters else OK
+    async with world.told.listening(), world.running():
+        web, db = world.add(machine()), world.add(machine("db"))
+        await world.settled(lambda: web.published and db.published)
+    assert world.told.calls == [("Register", "web"), ("Register", "web"), ("Register", "db")]
+
+
 async def test_what_machined_may_not_have_is_not_published(world: World) -> None:
     async with world.told.listening(), world.running():
         world.add(machine("web_1"))  # no host name
