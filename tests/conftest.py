@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import trio
 
-pytest_plugins = ["sandboxes"]
+pytest_plugins = ["sandboxes", "debian_packages"]
 
 # Tests that run over several implementations: a failure of theirs says as much as that of any other.
 pytest.register_assert_rewrite("manager_battery", "hierarchy_battery", "cli_battery", "pty_battery")

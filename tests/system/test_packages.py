@@ -1,30 +1,16 @@
 """The Debian packages: installed, upgraded under machines that live, removed and purged, without a checkout."""
 
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sandboxes import CHECKOUT, UP_SECONDS, Sandbox
+from debian_packages import INSTALL, WITHOUT_CHECKOUT, script
+from sandboxes import Sandbox
 
 pytestmark = pytest.mark.xdist_group("packages")  # or each worker builds them
 
-BUILD_SUITE = "trixie"
-"""The packages hold no compiled code: what the older suite builds serves both."""
 MACHINES = 20
-LIVE = 60.0
-"""For a script in the sandbox, in seconds."""
-
-WITHOUT_CHECKOUT = """
-python3 -m pip uninstall --quiet --yes --break-system-packages --root-user-action=ignore moorage
-rm -f /usr/lib/systemd/*/moor* /usr/share/polkit-1/actions/io.moorage.policy
-umount /moorage
-systemctl daemon-reload
-! command -v moorctl
-"""
-
-INSTALL = "DEBIAN_FRONTEND=noninteractive dpkg --install /packages/{moored,moorctl,python3-moorage}_*.deb"
 
 # Machines with a helper and a lease each, held by moorctl run.
 START = f"""
@@ -63,29 +49,6 @@ for deb in /packages/*.deb; do
     rm -r /later/tree
 done
 """
-
-
-@pytest.fixture(scope="module")
-def packages() -> Path:
-    """The directory of the built packages."""
-    done = subprocess.run(
-        [CHECKOUT / "tools" / "package", "deb", BUILD_SUITE],
-        capture_output=True,
-        text=True,
-        timeout=UP_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
-    assert "the same bytes" in done.stdout
-    assert "no error, no warning" in done.stdout
-    return CHECKOUT / "dist" / BUILD_SUITE
-
-
-def script(sandbox: Sandbox, text: str) -> str:
-    """Run a script, of which every command must succeed, and return what it printed."""
-    done = sandbox.run(["bash", "-euo", "pipefail"], input=text, check=False, timeout=LIVE)
-    assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def test_packages_from_installation_to_purge(packages: Path, boot: Callable[..., Sandbox]) -> None:

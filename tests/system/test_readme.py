@@ -1,11 +1,14 @@
-"""What the documents show at a prompt works as it is typed."""
+"""What the documents show at a prompt works as it is typed, with the packages installed and no checkout."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import pytest
+from debian_packages import DOCUMENTS, script
 from sandboxes import CHECKOUT, Sandbox
+
+pytestmark = pytest.mark.xdist_group("packages")  # or each worker builds them
 
 README = "README.md"
 LAUNCHERS = "docs/launchers.md"
@@ -159,16 +162,9 @@ def has_commands(page: str, section: str, text: str) -> bool:
 
 def commands(page: str, section: str) -> str:
     """Return the commands of a section as a script."""
-    script = "".join(f"{command}\n" for command in typed(page, sections(page)[section]))
-    assert script, (page, section)
-    return script
-
-
-def run(sandbox: Sandbox, script: str) -> str:
-    """Run a script, of which every command must succeed, and return its output."""
-    done = sandbox.run(["bash", "-euxo", "pipefail"], input=script, check=False)
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
-    return done.stdout
+    text = "".join(f"{command}\n" for command in typed(page, sections(page)[section]))
+    assert text, (page, section)
+    return text
 
 
 def test_every_command_is_run_by_a_test() -> None:
@@ -182,18 +178,31 @@ def test_every_command_is_run_by_a_test() -> None:
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: f"{scene.page} {scene.section}".strip())
-def test_commands_of_a_page(sandbox: Sandbox, scene: Scene) -> None:
-    script = commands(scene.page, scene.section)
+def test_commands_of_a_page(packaged: Sandbox, scene: Scene) -> None:
+    text = commands(scene.page, scene.section)
     for pattern, replacement in scene.instead.items():
-        script, count = re.subn(pattern, replacement, script)
+        text, count = re.subn(pattern, replacement, text)
         assert count == 1, pattern
-    shown = run(sandbox, f"cd /moorage; systemctl start moored.socket\n{scene.before}{script}{scene.after}")
+    shown = script(packaged, f"set -x; cd {DOCUMENTS}\n{scene.before}{text}{scene.after}")
     assert scene.shows in shown
-    assert run(sandbox, "moorctl list --no-legend") == ""
+    assert script(packaged, "moorctl list --no-legend") == ""
+
+
+def test_the_documents_are_where_the_first_of_them_says(packaged: Sandbox) -> None:
+    text = script(packaged, f"cat {DOCUMENTS}/{README}")
+    assert text == PAGES[README]
+    named = {*re.findall(r"\]\(([^):]+)\)", text), *re.findall(r"examples/[\w./-]+", text)}
+    assert len(named) > 10
+    script(packaged, f"cd {DOCUMENTS}; ls {' '.join(sorted(named))}")
+    # What a page says of others holds for those that are installed.
+    for page in CHECKOUT.glob("docs/man/*.rst"):
+        name, section = page.stem.rsplit(".", 1)
+        if name != "moorage-exporter":
+            script(packaged, f"ls /usr/share/man/man{section}/{name}.{section}.gz")
 
 
 @pytest.mark.parametrize("name", ["web", "web-1"])
-def test_the_commands_for_launchers_do_what_is_said(sandbox: Sandbox, name: str) -> None:
+def test_the_commands_for_launchers_do_what_is_said(packaged: Sandbox, name: str) -> None:
     varlinkctl, services, moorctl = (
         commands(LAUNCHERS, section)
         for section in (
@@ -206,18 +215,18 @@ def test_the_commands_for_launchers_do_what_is_said(sandbox: Sandbox, name: str)
     services, count = re.subn(r"^ +virtiofsd .*$", "      sleep infinity", services, flags=re.MULTILINE)
     assert count == 1  # the image has no virtiofsd
     # All that the commands leave in the background goes with the machine, or with the scope of the script.
-    script = "\n".join([
+    text = "\n".join([
         varlinkctl, register, services,
         'test "$(systemctl is-active web-virtiofsd)" = active', *rest,
         "for try in $(seq 200); do systemctl --quiet is-active web-virtiofsd || exit 0; sleep 0.05; done; exit 1",
     ])  # fmt: skip
-    run(sandbox, re.sub(r"\bweb\b", name, script))
+    script(packaged, re.sub(r"\bweb\b", name, text))
 
 
-def test_the_launcher_of_the_readme(sandbox: Sandbox) -> None:
+def test_the_launcher_of_the_readme(packaged: Sandbox) -> None:
     text, _ = sections(README)["From your launcher"].split("The same from a shell")
     program, count = re.subn(r'"600"', '"1"', "".join(re.findall(r"^ {4}(.*\n)", text, re.MULTILINE)))
     assert count == 1
-    assert run(sandbox, f"python3 - <<'END'\n{program}END\n") == "machine-web.scope\n0\n"
+    assert script(packaged, f"python3 - <<'END'\n{program}END\n") == "machine-web.scope\n0\n"
     shell = commands(README, "From your launcher")
-    assert "machine-db.scope" in run(sandbox, f"{shell}moorctl stop db\n")
+    assert "machine-db.scope" in script(packaged, f"{shell}moorctl stop db\n")
