@@ -307,7 +307,7 @@ def _configuration(address: Address) -> Finding:
             subject, State.limited, f"{count} in its files, the first is {found.problems[0]}", remedy
         )
     changed = sum(option.value != option.default for option in found.options)
-    words = f"{changed} of {len(found.options)} options are not at their defaults"
+    words = f"{len(found.options) - changed} of {len(found.options)} options have their defaults"
     waiting = [option.name for option in found.options if option.after_restart is not None]
     if waiting:
         words += f"; a restart will change {', '.join(waiting)}"

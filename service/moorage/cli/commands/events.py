@@ -45,10 +45,11 @@ def events(
     kinds: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Show what has happened to machines, of several hosts with --host for each.
+    """Show what has happened to machines.
 
-    The service keeps the latest 65536 events. With --follow, a list of the machines comes first, unless a cursor is
-    given. The kinds of events are in io.moorage.Machine(7). --json shows the cursor of each event.
+    With --host for each, of several hosts. The service keeps the latest 65536 events. With --follow, a list of the
+    machines comes first, unless a cursor is given. The kinds of events are in io.moorage.Machine(7). --json shows
+    the cursor of each event.
     """
     addresses = choice.each()
     if len(addresses) > 1 and cursor is not None:
@@ -105,10 +106,11 @@ def events(
 @addressed
 @chosen
 def wait(choice: Choice, name: str, state: str, timeout: int | None, as_json: bool) -> None:
-    """Wait for the end of a machine, or for another moment in its life.
+    """Wait for the end of a machine.
 
-    The exit status is that of its leader, as far as it is known, or 128 and the number of the signal that ended it; 1
-    if the machine ended with another result than "success". With --until running, the machine need not exist yet.
+    With --until, for another moment in its life. The exit status is that of its leader, as far as it is known, or
+    128 and the number of the signal that ended it; 1 if the machine ended with another result than "success". With
+    --until running, the machine need not exist yet.
     """
     address = choice.resolve()
     from moorage.cli import happenings, waiting

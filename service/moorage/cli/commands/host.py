@@ -49,10 +49,11 @@ def doctor(choice: Choice, as_json: bool) -> int:
 @addressed
 @chosen
 def config(choice: Choice, as_json: bool) -> None:
-    """Show the configuration of the service: what is in force, and where it comes from.
+    """Show the configuration of the service.
 
-    Of an option that a restart will change, it also shows the value after that. What is wrong with the files follows,
-    on standard error. Users other than root see the values only.
+    It shows what is in force, and where it comes from. Of an option that a restart will change, it also shows the
+    value after that. What is wrong with the files follows, on standard error. Users other than root see the values
+    only.
     """
     address = choice.resolve()
     from moorage.cli import service, views

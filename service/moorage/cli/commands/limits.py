@@ -22,10 +22,11 @@ from moorage.cli.commands.options import JSON, NAME, addressed, chosen
 def set_property(
     choice: Choice, name: str, properties: Sequence[str], helper: str | None, dry_run: bool, as_json: bool
 ) -> None:
-    """Change properties of a machine that runs: all of them or none.
+    """Change properties of a machine that runs.
 
-    Properties are written as for systemctl set-property, such as MemoryMax=2G or CPUQuota=50%. They are in force at
-    once, for as long as the machine runs. Warns on stderr of those whose value in force differs.
+    All of them are changed, or none. Properties are written as for systemctl set-property, such as MemoryMax=2G or
+    CPUQuota=50%. They are in force at once, for as long as the machine runs. Warns on stderr of those whose value
+    in force differs.
     """
     address = choice.resolve()
     kind = "scope" if helper is None else "service"

@@ -23,10 +23,11 @@ from moorage.quantities import printable
 def log(
     choice: Choice, name: str, follow: bool, since: str | None, lines: int | None, as_json: bool
 ) -> None:
-    """Show the journal of a machine and of its helpers, and what was written about them, in order.
+    """Show what a machine and its helpers have written.
 
-    It is what journalctl(1) shows to you; root, and members of the group systemd-journal, see everything. A machine
-    that has ended is found for as long as the journal has it. --follow begins with the last 10 entries.
+    Their journal is shown, with what was written about them, in order. It is what journalctl(1) shows to you;
+    root, and members of the group systemd-journal, see everything. A machine that has ended is found for as long
+    as the journal has it. --follow begins with the last 10 entries.
     """
     address = choice.here("the journal")
     if not is_machine_name(name):
@@ -38,6 +39,10 @@ def log(
     options += [f"--lines={lines}"] if lines is not None else []
     options += ["--follow"] if follow else []
     uid = os.getuid() if choice.user else None
+    empty = True
     with paging(wanted=choice.pager and not follow):
         for line in Journal(address, name, uid).read(options):
+            empty = False
             (show_json if as_json else show)(line)
+    if empty and not choice.quiet:
+        click.echo("No entries.", err=True)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 @addressed
 @chosen
 def list_(choice: Choice, no_legend: bool, watch: bool, as_json: bool) -> int:
-    """List all machines, of several hosts with --host for each."""
+    """List all machines.
+
+    With --host for each, those of several hosts.
+    """
     if watch and as_json:
         raise click.UsageError("--watch and --json exclude each other; use: moorctl events --follow --json")
     addresses = choice.each()
@@ -89,9 +92,9 @@ def status(choice: Choice, name: str, as_json: bool) -> None:
 @addressed
 @chosen
 def tree(choice: Choice, names: tuple[str, ...], as_json: bool) -> None:
-    """Show slices, the machines in them, their helpers, and all processes.
+    """Show machines, their helpers, and all processes.
 
-    The leader of a machine stands out. --json prints a line for each slice.
+    They are shown in their slices. The leader of a machine stands out. --json prints a line for each slice.
     """
     address = choice.here("a tree of processes")
     from moorage.cli import service, views

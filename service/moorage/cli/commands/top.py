@@ -59,11 +59,12 @@ def top(
     batch: bool,
     as_json: bool,
 ) -> int:
-    """Show what machines use, again and again, on several hosts with --host for each.
+    """Show what machines use, again and again.
 
-    Columns: CPU time in percent of one CPU; memory, and the share of the limit that it is; bytes read and written in a
-    second; tasks; and the share of the last ten seconds for which tasks waited for the resource that they waited for
-    most. Keys: c m i t p s n choose the order, r reverses it, q ends it.
+    With --host for each, those of several hosts. Columns: CPU time in percent of one CPU; memory, and the share of
+    the limit that it is; bytes read and written in a second; tasks; and the share of the last ten seconds for
+    which tasks waited for the resource that they waited for most. Keys: c m i t p s n choose the order, r reverses
+    it, q ends it.
     """
     addresses = choice.each()
     from moorage.cli import top as display
