@@ -83,6 +83,7 @@ class TestOverTheFake(Battery):
         [
             (["logs", "web"], 2, "there is no command 'logs'; did you mean log"),
             (["sotp", "web"], 2, "did you mean stop"),
+            (["events", "--event", "exit"], 2, "there is no kind of event 'exit'; did you mean exited"),
             (["xyzzy"], 2, "there is no command 'xyzzy'; see moorctl --help"),
         ],
     )  # fmt: skip

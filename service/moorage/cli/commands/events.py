@@ -57,7 +57,14 @@ def events(
     from moorage.cli import following, happenings
     from moorage.cli.hosts import Hosts
     from moorage.cli.pager import paging
+    from moorage.client.events import KINDS
     from moorage.client.methods import Subscribe
+    from moorage.similar import did_you_mean, nearest
+
+    for kind in kinds:
+        if kind not in KINDS:
+            meant = did_you_mean(nearest(kind, KINDS))
+            raise click.BadParameter(f"there is no kind of event {kind!r}{meant}", param_hint="'--event'")
 
     def ask(address: Address) -> Generator[following.Told]:
         if not follow:
