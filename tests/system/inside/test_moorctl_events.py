@@ -37,7 +37,7 @@ def test_events_that_are_kept(moorctl: Moorctl, spawn: Processes) -> None:
     assert moorctl.output("events", "--since-cursor", str(since[-1]["cursor"])) == ""
     refused(moorctl("events", "--since-cursor", "x"), 1, "--since-cursor")
     refused(moorctl("events", "--since-cursor", f"{'f' * 32}-{1:016x}", "--follow"), 1, "not kept any more")
-    refused(moorctl("events", "--follow", "--event", "oomKilled"), 1, "--event")
+    refused(moorctl("events", "--follow", "--event", "oomKilled"), 2, "oomKill")
 
 
 def test_following_over_a_restart(moorctl: Moorctl, spawn: Processes) -> None:
