@@ -180,6 +180,13 @@ class TestOverTheService(Battery):
             assert (
                 f"Authentication is required to manage machine {name} of another user (stop)." in done.stdout
             )
+            hers = [*program, "run", "--name", a_name(), "--", "echo", "it runs"]
+            done = subprocess.run(
+                [*session, "python3", "-c", ADMINISTRATOR, *hers],
+                capture_output=True, text=True, check=False, timeout=RUN_SECONDS,
+            )  # fmt: skip
+            assert done.returncode == 0, done
+            assert "it runs" in done.stdout.partition("scope of its own.")[2]
         finally:
             run("usermod", "--password", "*", "root")
         refused(moorctl("stop", name), 3, name)
