@@ -81,10 +81,10 @@ class TestOverTheFake(Battery):
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (["logs", "web"], "there is no command 'logs'; did you mean log"),
+            (["logs", "web"], "There is no command logs; did you mean log"),
             (["sotp", "web"], "did you mean stop"),
             (["events", "--event", "exit"], "there is no kind of event 'exit'; did you mean exited"),
-            (["xyzzy"], "there is no command 'xyzzy'; see moorctl --help"),
+            (["xyzzy"], "No such command 'xyzzy'"),
         ],
     )
     def test_words_that_do_not_exist(self, moorctl: Moorctl, words: list[str], said: str) -> None:
