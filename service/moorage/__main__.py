@@ -20,7 +20,7 @@ from typing import cast
 import trio
 
 from moorage import __version__, activation
-from moorage.addresses import SYSTEM_METRICS, USER_METRICS
+from moorage.addresses import CONTROL, SYSTEM_METRICS, USER_METRICS
 from moorage.app import NoRecords, Options, run
 from moorage.configuration.current import Configuration
 from moorage.configuration.files import locations
@@ -161,9 +161,7 @@ def main() -> int:
             if arguments.state_directory
             else f"{runtime}/moorage/events",
             runtime_directory=runtime,
-            control_directory=f"{records}.control"
-            if arguments.state_directory
-            else f"{runtime}/moorage/control",
+            control_directory=f"{records}.control" if arguments.state_directory else f"{runtime}/{CONTROL}",
             metrics_address=None if arguments.listen else _metrics_address(runtime, user=arguments.user),
         )
         listeners = [activation.listen(arguments.listen)] if arguments.listen else activation.listeners()

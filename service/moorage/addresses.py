@@ -15,6 +15,9 @@ USER_METRICS: Final = "systemd/report/io.moorage.Machine"
 """Where io.systemd.Metrics is served while the service runs, and where systemd-report(1) looks; below
 $XDG_RUNTIME_DIR."""
 
+CONTROL: Final = "moorage/control"
+"""Directory of the control sockets of machines, below /run or $XDG_RUNTIME_DIR."""
+
 VARIABLE: Final = "MOORAGE_ADDRESS"
 """Environment variable with a path to use instead of :data:`SYSTEM_SOCKET`."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from moorage.addresses import CONTROL
 from moorage.kernel.process import PID_MAX, ProcessId
 from moorage.machines import texts
 from moorage.machines.model import VSOCK_CID_FIRST, VSOCK_CID_LAST, Identity, MachineClass
@@ -94,10 +95,15 @@ def listed(reply: Mapping[str, Any]) -> Listed | None:
         vsock_cid=cid if cid is not None and VSOCK_CID_FIRST <= cid <= VSOCK_CID_LAST else None,
         ssh_address=_if(texts.is_text, found.ssh_address),
         ssh_private_key_path=_if(texts.is_path, found.ssh_private_key_path),
-        control_address=_if(texts.is_text, found.control_address),
+        control_address=_if(_is_address, found.control_address),
     )
     supervisor = None if found.supervisor is None else _process(found.supervisor)
     return Listed(found.name, found.class_, leader, found.unit, found.uid, supervisor, identity)
+
+
+def _is_address(text: str) -> bool:
+    """Whether that is a control address other than one that this service has told machined."""
+    return texts.is_text(text) and not text.startswith(f"/run/{CONTROL}/")
 
 
 def _process(found: _Process) -> ProcessId | None:

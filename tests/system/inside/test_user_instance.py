@@ -30,6 +30,7 @@ from moored import (
 RUNTIME = Path(f"/run/user/{ALICE}")
 HERS = f"{RUNTIME}/moorage/io.moorage.Machine"
 HER_MANAGER = f"/user.slice/user-{ALICE}.slice/user@{ALICE}.service/"
+INSTANCE = "io.systemd.MachineInstance."
 SYSTEMD = int(run("systemctl", "--version").split()[1])
 
 
@@ -118,6 +119,13 @@ def test_her_machine_is_a_scope_in_her_manager(hers: Processes) -> None:
     assert [reply["parameters"]["name"] for reply in replies] == ["web"], "no host in there"
     found = asks(ALICE, f"{OURS}Find", {"process": {"pid": leader.pid}}, path=HERS)
     assert found["parameters"]["machine"]["name"] == "web"
+
+    control = RUNTIME / "moorage/control/web"
+    wait_for(control.exists)
+    assert (control.stat().st_uid, control.stat().st_mode & 0o777) == (ALICE, 0o600)
+    assert as_her("varlinkctl", "call", str(control), f"{INSTANCE}Pause", "{}").returncode == 0
+    described = as_her("varlinkctl", "call", "--json=short", str(control), f"{INSTANCE}Describe", "{}")
+    assert json.loads(described.stdout) == {"running": False, "status": "paused"}
 
     stopped = asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
     assert stopped["parameters"]["machine"]["verdict"]["result"] == "success"

@@ -48,6 +48,7 @@ def test_what_could_be_no_machine_of_ours_is_none(wrong: dict[str, Any]) -> None
     [
         ("id", "x"), ("service", "\x1b[2J"), ("service", "a" * 5000), ("root_directory", "etc"), ("vsock_cid", 1),
         ("root_directory", "/a/../b"), ("ssh_private_key_path", "\n"), ("control_address", ""), ("ssh_address", ""),
+        ("control_address", "/run/moorage/control/web"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_about_a_machine_is_left_out(field: str, value: object) -> None:
