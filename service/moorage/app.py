@@ -49,6 +49,7 @@ from moorage.machines.chronicle import Chronicle, Scribe
 from moorage.machines.control import Control
 from moorage.machines.detached import Detached
 from moorage.machines.diary import Diary
+from moorage.machines.directories import Directories
 from moorage.machines.event_files import EventFiles
 from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import FollowedHelpers, Followers, HeldUnits
@@ -82,6 +83,7 @@ from moorage.machines.services import Services
 from moorage.machines.started import StartedUnits
 from moorage.machines.starts import Starts
 from moorage.machines.store import Store
+from moorage.machines.terminals import Terminals
 from moorage.machines.thawing import FrozenHelpers
 from moorage.machines.watching import Watching
 from moorage.pid1 import journal
@@ -207,7 +209,8 @@ class Core:
             ChangingLimits(registry, intents.marks_of, manager, followers, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
             grace, powering, looking, Sampling(accounts, hierarchy, clock),
-            Resetting(registry, store, agenda, looking, hierarchy), retirement, chronicle)  # fmt: skip
+            Resetting(registry, store, agenda, looking, hierarchy), retirement, chronicle,
+            Terminals(manager, processes), Directories(manager))  # fmt: skip
 
     def stand_beside(
         self, machined: Peer, watch: Watch, store: Store, sockets: ControlSockets, settings: Settings

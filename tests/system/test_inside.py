@@ -17,8 +17,8 @@ TOGETHER = (
         "test_in_force", "test_verdict", "test_end",
     ),
     (
-        "test_launch", "test_machined", "test_moorctl_events", "test_own_slice", "test_peers", "test_pid1",
-        "test_place", "test_polkit", "test_freeze", "test_crash",
+        "test_launch", "test_machined", "test_machined_inside", "test_moorctl_events", "test_own_slice",
+        "test_peers", "test_pid1", "test_place", "test_polkit", "test_freeze", "test_crash",
     ),
     (
         "test_properties", "test_pty", "test_register", "test_set_properties", "test_stop_command",

@@ -30,6 +30,12 @@ WITH_HELPERS: Final = "(helpers)"
 METADATA: Final = "(acquireMetadata)"
 """Variant of List: looks into the machines."""
 
+OPEN: Final[Mapping[str, str]] = {"tty": "(tty)", "login": "(login)", "shell": "(shell)"}
+"""Variants of Open, by its mode."""
+
+OPEN_HOST: Final[Mapping[str, str]] = {mode: f"(host, {mode})" for mode in OPEN}
+"""The same of Open of the host."""
+
 AS_ROOT_ACTION: Final = "io.moorage.manage-units"
 """What gives the rights of root, as ``org.freedesktop.systemd1.manage-units`` does."""
 
@@ -122,6 +128,17 @@ TABLE: Final[Mapping[str, Row]] = {
         ("Unregister", "Terminate", "Kill"),
         _asked("org.freedesktop.machine1.manage-machines", own=True),
     ),
+    # Who has a number, the kernel tells everybody in /proc.
+    **_rows("io.systemd.Machine", ("MapFrom", "MapTo"), _OPEN),
+    # The files of a machine are whose they are in it, and not its registrant's.
+    "io.systemd.Machine.OpenRootDirectory": _asked("org.freedesktop.machine1.manage-machines"),
+    "io.systemd.Machine.Open": _ROOT,
+    f"io.systemd.Machine.Open{OPEN['tty']}": _asked("org.freedesktop.machine1.open-pty", own=True),
+    f"io.systemd.Machine.Open{OPEN['login']}": _asked("org.freedesktop.machine1.login", own=True),
+    f"io.systemd.Machine.Open{OPEN['shell']}": _asked("org.freedesktop.machine1.shell", own=True),
+    f"io.systemd.Machine.Open{OPEN_HOST['tty']}": _asked("org.freedesktop.machine1.host-open-pty"),
+    f"io.systemd.Machine.Open{OPEN_HOST['login']}": _asked("org.freedesktop.machine1.host-login"),
+    f"io.systemd.Machine.Open{OPEN_HOST['shell']}": _asked("org.freedesktop.machine1.host-shell"),
     # Of the service, not of a machine: nobody's own (varlink_method_set_log_level() asks nobody either).
     **_rows("io.systemd.service", ("SetLogLevel", "GetLogLevel", "GetEnvironment"), _ROOT),
     # What List and Measure tell of machines; and how often what was called.

@@ -54,7 +54,7 @@ _QUOTED: Final = re.compile(
 _PLAIN: Final = re.compile(r"(?P<run>[^\\\n\r]+)|\\(?P<escaped>.?)", re.DOTALL)
 _DOUBLE_ESCAPE: Final = re.compile(r"""\\(?:(["\\`$])|\n)""")
 
-_NOT_SUPPORTED: Final = frozenset(
+NOT_SUPPORTED: Final = frozenset(
     {
         errno.EOPNOTSUPP,
         errno.ENOTTY,
@@ -66,7 +66,7 @@ _NOT_SUPPORTED: Final = frozenset(
         errno.ENOPROTOOPT,
     }
 )
-"""``ERRNO_IS_NOT_SUPPORTED()`` of systemd."""
+"""``ERRNO_ISNOT_SUPPORTED()`` of systemd."""
 
 _T = TypeVar("_T")
 
@@ -252,7 +252,7 @@ def _os_release_error(code: int) -> MetadataError:
 
 def _error(what: str, code: int) -> MetadataError:
     reason = f"{what}: {os.strerror(code)}"
-    return NotAvailable(reason) if code in _NOT_SUPPORTED else Unreadable(reason, code)
+    return NotAvailable(reason) if code in NOT_SUPPORTED else Unreadable(reason, code)
 
 
 def _number(error: Exception) -> int:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from moorage.machines.changing_limits import ChangingLimits
 from moorage.machines.chronicle import Chronicle
 from moorage.machines.control import Control
+from moorage.machines.directories import Directories
 from moorage.machines.freezing import Freezing
 from moorage.machines.grace import Grace
 from moorage.machines.helpers.changing import Changing
@@ -18,6 +19,7 @@ from moorage.machines.registry import Registry
 from moorage.machines.resetting import Resetting
 from moorage.machines.retirement import Retirement
 from moorage.machines.sampling import Sampling
+from moorage.machines.terminals import Terminals
 
 
 class Services(NamedTuple):
@@ -38,6 +40,8 @@ class Services(NamedTuple):
         resetting: has counters begin at zero again.
         retirement: forgets.
         chronicle: tells what happens.
+        terminals: opens terminals.
+        directories: opens root directories.
     """
 
     registry: Registry
@@ -54,3 +58,5 @@ class Services(NamedTuple):
     resetting: Resetting
     retirement: Retirement
     chronicle: Chronicle
+    terminals: Terminals
+    directories: Directories

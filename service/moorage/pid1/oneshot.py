@@ -38,6 +38,10 @@ AGAIN_SECONDS: Final = 0.5
 PROBE_MEMORY_MAX: Final = 128 * 1024 * 1024
 """Bytes; ten times what a probe needs."""
 
+PROBE_NOFILE: Final = 65536
+"""File descriptors, as moored has: the kernel counts those that are on their way against it, of all root's processes
+together (``too_many_unix_fds()``)."""
+
 ANSWER_MAX: Final = 1024 * 1024
 """Bytes of a probe's answer; that of `moorage.probes.namespaces` is the longest: ADDRESSES_MAX addresses of 60, and
 OS_RELEASE_MAX characters of up to 6."""
@@ -99,6 +103,8 @@ async def probe(
     capabilities: int,
     system_calls: tuple[str, ...] = (),
     families: tuple[str, ...] = FAMILIES,
+    beside: int | None = None,
+    seconds: float = PROBE_SECONDS,
 ) -> bytes:
     """Have a unit look at something, within the deadline of the caller's task.
 
@@ -107,10 +113,12 @@ async def probe(
         program: path of a Python program that runs by itself.
         subject: its file descriptor 3: the pidfd of a process, or a file with a question.
         description: of the unit.
-        account: whose it is; None for a look at the host.
+        account: whose it is; None: of the host.
         capabilities: what it needs, by their bits (capabilities(7)).
         system_calls: what it needs beside ``@system-service`` (systemd.exec(5)).
         families: of the sockets that it needs.
+        beside: its file descriptor 4: a socket to answer on; None for none.
+        seconds: how long the unit may run.
 
     Returns:
         What it printed.
@@ -120,18 +128,19 @@ async def probe(
     """
     deadline = trio.current_effective_deadline()
     try:
-        # A file, not a pipe: when the job has ended, the answer is whole, and its size never was in the way.
+        # A file, not a pipe: when the job has ended, the answer is whole.
         output = os.memfd_create("answer", os.MFD_CLOEXEC)
     except OSError as exc:
         raise ProbeFailed(str(exc)) from exc
+    given = tuple((fd, "given") for fd in (subject, beside) if fd is not None)
     try:
         types = await manager.property_types("service", deadline=deadline)
         spec = ServiceSpec(
             unit=f"moored-probe-{os.urandom(8).hex()}.service",
             description=description,
-            properties=types.convert(_properties(program, capabilities, system_calls, families)),
+            properties=types.convert(_properties(program, capabilities, system_calls, families, seconds)),
             standard_output=output,
-            file_descriptors=((subject, "subject"),),
+            file_descriptors=given,
         )
         if account is None:
             async with _host_probes:
@@ -143,6 +152,10 @@ async def probe(
         raise ProbeFailed(str(exc)) from exc
     finally:
         os.close(output)
+    return _checked(job, data)
+
+
+def _checked(job: Job, data: bytes) -> bytes:
     if job.result != "done":
         raise ProbeFailed(f"job of {job.unit} ended with {job.result!r}")
     return data
@@ -167,20 +180,25 @@ async def _start(manager: Manager, spec: ServiceSpec, account: Account, deadline
 
 
 def _properties(
-    program: str, capabilities: int, system_calls: tuple[str, ...], families: tuple[str, ...] = FAMILIES
+    program: str,
+    capabilities: int,
+    system_calls: tuple[str, ...],
+    families: tuple[str, ...] = FAMILIES,
+    seconds: float = PROBE_SECONDS,
 ) -> dict[str, Json]:
     command: list[Json] = [sys.executable, "-I", "-S", "-B", program]
     properties: dict[str, Json] = {
         "Type": "oneshot",
         "ExecStart": [[sys.executable, command, False]],
         "CollectMode": "inactive-or-failed",
-        "TimeoutStartUSec": round(PROBE_SECONDS * 1e6),
+        "TimeoutStartUSec": round(seconds * 1e6),
         "TimeoutStopUSec": round(PROBE_STOP_SECONDS * 1e6),
         "StandardError": "journal",
         # The manager's own lines about every start and end of it are of no use to anybody.
         "LogLevelMax": 4,
         "MemoryMax": PROBE_MEMORY_MAX,
         "TasksMax": 1,
+        "LimitNOFILE": PROBE_NOFILE,
         "NoNewPrivileges": True,
         "RestrictAddressFamilies": [True, list(families)],
         "SystemCallArchitectures": ["native"],

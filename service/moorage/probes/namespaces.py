@@ -202,7 +202,7 @@ def os_release(descriptors: int | None = None) -> bytes:
         OSError: ENOENT if there is none, EBADFD if it is no regular file, EFBIG if it is larger than OS_RELEASE_MAX.
     """
     # A service with RestrictSUIDSGID= has no openat2(), and the files of the host are nobody else's.
-    find = _open_path if descriptors is None else _find
+    find = _open_path if descriptors is None else find_inside
     try:
         path = find(b"/etc/os-release")
     except FileNotFoundError:
@@ -232,7 +232,7 @@ def _open_path(path: bytes) -> int:
     return os.open(path, os.O_PATH | os.O_CLOEXEC)
 
 
-def _find(path: bytes) -> int:
+def find_inside(path: bytes) -> int:
     """Find a file, without the links of /proc that lead to what others have open, wherever that is (openat2(2))."""
     how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_MAGICLINKS)
     number = _libc.syscall(_SYS_OPENAT2, _AT_FDCWD, path, how, len(how))
@@ -294,8 +294,33 @@ def _keep_capabilities(kept: int) -> None:
         raise _last_error()
 
 
-def _enter(pidfd: int) -> tuple[bool, int | None]:
+def open_root(pidfd: int, access: int) -> int:
+    """Open the root directory of a process, as it is in the process's mount namespace.
+
+    Args:
+        pidfd: of the process.
+        access: O_PATH or O_RDONLY.
+
+    Raises:
+        OSError: ESRCH if it is gone.
+    """
+    root = os.open(f"/proc/{_pid_of(pidfd)}/root", access | os.O_DIRECTORY | os.O_CLOEXEC)
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    if poller.poll(0):
+        # It may be that of another process that has the number now.
+        os.close(root)
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return root
+
+
+def enter(pidfd: int, *, as_root: bool = False) -> tuple[bool, int | None]:
     """Move into the container of a process.
+
+    Args:
+        pidfd: of the process.
+        as_root: be the root of the container, also where that is root of the host: for what nobody else may do in it.
+            The right to change the root directory is all that is kept of root's.
 
     Returns:
         Whether it has a network namespace of its own; its root directory, None if there is nobody to be in it who is
@@ -313,14 +338,12 @@ def _enter(pidfd: int) -> tuple[bool, int | None]:
     private = bool(flags & _CLONE_NEWNET)
     own_users = bool(flags & _CLONE_NEWUSER)
     privileged = os.geteuid() == _ROOT
-    identity = _identity(pid) if own_users else (_NOBODY, _NOBODY)
+    identity: tuple[int, int] | None = (_ROOT, _ROOT)
+    if not as_root:
+        identity = _identity(pid) if own_users else (_NOBODY, _NOBODY)
     # setns(2) goes to the root of the mount namespace, but the leader may have one of its own.
-    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    if poller.poll(0):
-        # All of the above may have been of another process that has the number now.
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    # Nor is all of the above of another process that has the number now.
+    root = open_root(pidfd, os.O_PATH)
     if privileged:
         os.setgroups([])
     # In one step, so that the kernel judges with the rights in the user namespace too.
@@ -333,7 +356,7 @@ def _enter(pidfd: int) -> tuple[bool, int | None]:
     return private, root
 
 
-def _change_root(root: int) -> None:
+def change_root(root: int) -> None:
     """Make a directory the root directory, and give up the right to do so."""
     os.fchdir(root)
     # A user's manager can see a leader of the same user and the same root without any right.
@@ -355,7 +378,7 @@ def _os_release_inside(descriptors: int, root: int | None) -> str | int:
     if root is None:
         return errno.EPERM
     try:
-        _change_root(root)
+        change_root(root)
         return os_release(descriptors).decode("latin-1")
     except OSError as exc:
         return exc.errno or errno.EIO
@@ -368,7 +391,7 @@ def main() -> None:
     # What is not loaded by now would be the container's.
     sys.meta_path.clear()
     try:
-        private, root = _enter(LEADER_FD)
+        private, root = enter(LEADER_FD)
     except OSError as exc:
         # What is not found in /proc is a process that is not there.
         code = errno.ESRCH if exc.errno == errno.ENOENT else exc.errno or errno.EIO

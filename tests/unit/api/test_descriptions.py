@@ -20,13 +20,9 @@ from moorage.wire.service import Interface
 LATER = {
     "io.moorage.Machine": set[str](),
     "io.systemd.Machine": {
-        "Open",
-        "MapFrom",
-        "MapTo",
         "BindMount",
         "CopyFrom",
         "CopyTo",
-        "OpenRootDirectory",
     },
     "io.systemd.service": {"Reload"},
     "io.systemd.MachineInstance": set[str](),
@@ -36,13 +32,7 @@ LATER = {
 # Errors of what comes later.
 LATER_ERRORS = {
     "io.moorage.Machine": set[str](),
-    "io.systemd.Machine": {
-        "NoIPC",
-        "NoSuchUser",
-        "NoSuchGroup",
-        "UserInHostRange",
-        "GroupInHostRange",
-    },
+    "io.systemd.Machine": set[str](),
     "io.systemd.service": set[str](),
     # No storage is ever attached.
     "io.systemd.MachineInstance": {

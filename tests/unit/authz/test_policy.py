@@ -16,6 +16,8 @@ from moorage.authz.policy import (
     AS_ROOT_ACTION,
     IN_PLACE,
     METADATA,
+    OPEN,
+    OPEN_HOST,
     OTHER_PROPERTIES,
     TABLE,
     WITH_HELPERS,
@@ -56,6 +58,8 @@ def test_every_method_that_is_served_has_a_row() -> None:
         AS_ROOT,
         WITH_HELPERS,
         OTHER_PROPERTIES,
+        *OPEN.values(),
+        *OPEN_HOST.values(),
     }
 
 
@@ -128,6 +132,8 @@ def test_nobody_gets_by_a_name_what_its_variant_costs() -> None:
         "Reload",
         "Unregister",
         "Terminate",
+        "Open",
+        "OpenRootDirectory",
     }
     for call, row in TABLE.items():
         method = call.rpartition(".")[2].partition("(")[0]

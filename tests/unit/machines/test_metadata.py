@@ -160,12 +160,12 @@ def test_nobody_becomes_root_of_the_host_in_a_container(maps: str, wanted: int |
 
 
 def test_links_to_what_others_have_open_are_not_followed() -> None:
-    os.close(namespace_probe._find(b"/etc/os-release"))
+    os.close(namespace_probe.find_inside(b"/etc/os-release"))
     for path in (b"/proc/self/exe", b"/proc/self/root/etc/os-release"):
         with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
-            namespace_probe._find(path)
+            namespace_probe.find_inside(path)
     with pytest.raises(FileNotFoundError):
-        namespace_probe._find(b"/nonexistent")
+        namespace_probe.find_inside(b"/nonexistent")
 
 
 def test_a_probe_of_ourselves_needs_no_rights_and_only_the_standard_library() -> None:

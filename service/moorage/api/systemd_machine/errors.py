@@ -15,7 +15,7 @@ from moorage.api.leader import ForeignNumber
 from moorage.api.refusals import Table
 from moorage.authz.ownership import NotOwned, UnitNotOwned
 from moorage.kernel import process
-from moorage.machines import errors, metadata
+from moorage.machines import errors, inside, metadata
 from moorage.pid1 import manager
 from moorage.wire.errors import InvalidParameter, PermissionDenied, System, TimedOut, VarlinkError
 
@@ -69,12 +69,52 @@ class NotSupported(VarlinkError):
     error = "io.systemd.Machine.NotSupported"
 
 
+@dataclass(eq=False)
+class NoIPC(VarlinkError):
+    """The service manager in the machine cannot be reached."""
+
+    error = "io.systemd.Machine.NoIPC"
+
+
+@dataclass(eq=False)
+class NoSuchUser(VarlinkError):
+    """The machine has no user of that number, or nobody has a machine with it."""
+
+    error = "io.systemd.Machine.NoSuchUser"
+
+
+@dataclass(eq=False)
+class NoSuchGroup(VarlinkError):
+    """The same of groups."""
+
+    error = "io.systemd.Machine.NoSuchGroup"
+
+
+@dataclass(eq=False)
+class UserInHostRange(VarlinkError):
+    """The user is one of the host."""
+
+    error = "io.systemd.Machine.UserInHostRange"
+
+
+@dataclass(eq=False)
+class GroupInHostRange(VarlinkError):
+    """The group is one of the host."""
+
+    error = "io.systemd.Machine.GroupInHostRange"
+
+
 def _system(number: int) -> Callable[[Any], VarlinkError]:
     return lambda _: System.of(number)
 
 
 def _plain(error: type[VarlinkError]) -> Callable[[Any], VarlinkError]:
     return lambda _: error()
+
+
+def _inside(error: inside.InsideFailed) -> VarlinkError:
+    # ERRNO_IS_NOT_SUPPORTED() of systemd.
+    return NotSupported() if error.number in metadata.NOT_SUPPORTED else System.of(error.number)
 
 
 REFUSALS: Final[Table] = {
@@ -114,6 +154,8 @@ REFUSALS: Final[Table] = {
     metadata.NoOSRelease: _plain(NoOSReleaseInformation),
     metadata.NoUIDShift: _plain(NoUIDShift),
     metadata.NotAvailable: _plain(NotAvailable),  # as in machined, only what never is
+    inside.InsideFailed: _inside,
+    inside.NoBus: _plain(NoIPC),
     metadata.Unreadable: lambda error: System.of(error.number),
 }
 """The errors that callers get for what cannot be done. Any other exception is a bug."""

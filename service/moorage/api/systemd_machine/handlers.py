@@ -7,17 +7,16 @@ handler are answered with MethodNotImplemented.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from moorage import names
-from moorage.api.calls import Authority, authorize, find_named, managed, permit
-from moorage.api.descriptions import load_description
+from moorage.api.calls import authorize, permit
 from moorage.api.identity import identity
-from moorage.api.leader import ForeignNumber, check_number, open_leader
+from moorage.api.leader import ForeignNumber, open_leader
 from moorage.api.refusals import translated
 from moorage.api.systemd_machine.errors import REFUSALS, NoSuchMachine
-from moorage.api.systemd_machine.host import HOST, host
+from moorage.api.systemd_machine.host import host
+from moorage.api.systemd_machine.inside import Inside
 from moorage.api.systemd_machine.types import (
     AcquireMetadata,
     Address,
@@ -31,15 +30,12 @@ from moorage.api.systemd_machine.types import (
 from moorage.api.wire_types import ProcessId, process_id, timestamp
 from moorage.authz.ownership import NotOwned
 from moorage.authz.policy import IN_PLACE, METADATA
-from moorage.configuration.current import Configuration
 from moorage.kernel import process
 from moorage.machines import model, texts
 from moorage.machines.machine import Machine
-from moorage.machines.services import Services
 from moorage.wire.call import Call
-from moorage.wire.errors import ExpectedMore, InvalidParameter, PermissionDenied, System
+from moorage.wire.errors import ExpectedMore, InvalidParameter, PermissionDenied
 from moorage.wire.method import method
-from moorage.wire.service import Interface
 from moorage.wire.types import Last
 
 TERMINATE_SECONDS = 5.0
@@ -47,15 +43,8 @@ TERMINATE_SECONDS = 5.0
 (sd-varlink); a machine that ignores SIGTERM takes longer than that. Then the service manager goes on by itself."""
 
 
-class SystemdMachine(Interface):
+class SystemdMachine(Inside):
     """The handlers of io.systemd.Machine."""
-
-    def __init__(self, services: Services, authority: Authority, configuration: Configuration) -> None:
-        super().__init__(load_description("io.systemd.Machine"))
-        self._configuration = configuration
-        self._services = services
-        self._registry = services.registry
-        self._authority = authority
 
     @method("Register")
     async def register(self, call: Call, params: RegisterIn) -> RegisterOut:
@@ -69,12 +58,12 @@ class SystemdMachine(Interface):
             raise InvalidParameter("controlAddress")
         await authorize(
             call,
-            self._authority,
+            self.authority,
             {"name": params.name, "class": params.class_},
             variant="" if params.allocateUnit else IN_PLACE,
             interactive=params.allowInteractiveAuthentication,
         )
-        settings = self._configuration.settings
+        settings = self.configuration.settings
         given, blamed = params.leaderProcessId, "leaderProcessId"
         if given is None:
             blamed = "leader"
@@ -82,7 +71,7 @@ class SystemdMachine(Interface):
         elif params.leader not in {None, given.pid}:
             raise InvalidParameter("leader")
         try:
-            leader = await open_leader(call, self._services.registrar, given, None, blamed)
+            leader = await open_leader(call, self.services.registrar, given, None, blamed)
         except (process.ProcessGone, ForeignNumber):
             raise InvalidParameter(blamed) from None
         except NotOwned:
@@ -97,13 +86,13 @@ class SystemdMachine(Interface):
             supervisor=leader.supervisor,
             allocate_unit=bool(params.allocateUnit),
             identity=about,
-            privileged=self._authority.policy.is_root(call.peer.uid),
+            privileged=self.authority.policy.is_root(call.peer.uid),
             defaults=settings.defaults,
         )
         timeout = settings.register_timeout_usec / 1e6
         try:
             with translated(REFUSALS):
-                done = await self._services.registrar.register(wanted, timeout=timeout)
+                done = await self.services.registrar.register(wanted, timeout=timeout)
         finally:
             leader.close()
         placement = done.machine.record.placement
@@ -118,32 +107,32 @@ class SystemdMachine(Interface):
     @method("Unregister")
     async def unregister(self, call: Call, params: LookupIn) -> None:
         """Forget a machine; its unit goes on."""
-        machine = await self._managed(call, params)
-        self._services.retirement.forget(machine)
+        machine = await self.managed(call, params)
+        self.services.retirement.forget(machine)
 
     @method("Terminate")
     async def terminate(self, call: Call, params: LookupIn) -> None:
         """Stop a machine; reply when it is gone, or after a few seconds."""
-        machine = await self._managed(call, params)
+        machine = await self.managed(call, params)
         with translated(REFUSALS):
-            await self._services.control.begin_stop(machine, wait=TERMINATE_SECONDS)
+            await self.services.control.begin_stop(machine, wait=TERMINATE_SECONDS)
 
     @method("Kill")
     async def kill(self, call: Call, params: KillIn) -> None:
         """Send a signal to processes of a machine."""
-        machine = await self._managed(call, params)
+        machine = await self.managed(call, params)
         with translated(REFUSALS):
-            await self._services.control.kill(machine, params.whom or model.KillWhom.all, params.signal)
+            await self.services.control.kill(machine, params.whom or model.KillWhom.all, params.signal)
 
     @method("List")
     def list(self, call: Call, params: ListIn) -> Iterator[ListOut] | AsyncIterator[ListOut | Last[ListOut]]:
         """List one machine, or with ``more`` all of them."""
-        permit(call, self._authority)
+        permit(call, self.authority)
         if params.name is not None or params.pid is not None:
-            machines = [self._lookup(call, params)]
+            machines = [self.lookup(call, params)]
         elif call.more:
-            machines = [machine for machine in self._registry if machine.is_there]
-            machines[:0] = [host()] if self._authority.policy.user is None else []
+            machines = [machine for machine in self.registry if machine.is_there]
+            machines[:0] = [host()] if self.authority.policy.user is None else []
         else:
             raise ExpectedMore
         if not machines:
@@ -158,7 +147,7 @@ class SystemdMachine(Interface):
         owners = {machine.record.registrant for machine in machines}
         await authorize(
             call,
-            self._authority,
+            self.authority,
             {"name": params.name or "n/a"},  # strna(), as machined says for no name
             variant=METADATA,
             owner=owners.pop() if len(owners) == 1 else None,
@@ -168,7 +157,7 @@ class SystemdMachine(Interface):
         for number, machine in enumerate(machines, start=1):
             reply = self._listed(call, machine)
             with translated(REFUSALS):
-                found = await self._services.looking.metadata(machine, graceful=graceful)
+                found = await self.services.looking.metadata(machine, graceful=graceful)
             if found.addresses:
                 reply.addresses = [
                     Address(ifindex=address.ifindex, family=address.family, address=list(address.address))
@@ -178,63 +167,10 @@ class SystemdMachine(Interface):
             reply.UIDShift = found.uid_shift
             yield reply if number < len(machines) else Last(reply)
 
-    async def _managed(self, call: Call, params: LookupIn) -> Machine:
-        """Return a machine that the caller may manage; never the host."""
-        registered = None if params.name is None else self._services.registrar.wait(params.name)
-        machine = await managed(
-            call,
-            self._authority,
-            lambda: self._lookup(call, params),
-            NoSuchMachine(),
-            interactive=params.allowInteractiveAuthentication,
-            registered=registered,
-        )
-        if machine.record.class_ is model.MachineClass.host:
-            # machined lets the host be unregistered, and then goes on listing it.
-            raise System.of(errno.EOPNOTSUPP)
-        return machine
-
-    def _lookup(self, call: Call, params: LookupIn) -> Machine:
-        by_name = host() if params.name == HOST and self._authority.policy.user is None else None
-        by_name = by_name or find_named(self._registry, params.name)
-        if by_name is not None and not by_name.is_there:
-            by_name = None
-        if params.name is not None and by_name is None:
-            raise NoSuchMachine
-        if params.pid is None:
-            if by_name is None:
-                raise NoSuchMachine
-            return by_name
-        by_process = self._lookup_process(call, params.pid)
-        if by_name is None:
-            return by_process
-        if by_process.name != by_name.name:
-            raise NoSuchMachine
-        return by_name
-
-    def _lookup_process(self, call: Call, given: ProcessId) -> Machine:
-        if given == ProcessId(pid=0):  # the caller itself (PIDREF_AUTOMATIC)
-            given = ProcessId(pid=call.peer.pid)
-        elif (
-            not 0 < given.pid <= process.PID_MAX
-            or (given.pidfdId or 0) < 0
-            or (given.bootId is not None and not texts.is_id128(given.bootId))
-        ):
-            raise InvalidParameter("pid")
-        else:
-            try:
-                check_number(call, given)
-            except ForeignNumber:
-                raise InvalidParameter("pid") from None
-        machine = self._services.lookup.by_process(given.pid, given.pidfdId, given.bootId)
-        if machine is None:
-            raise NoSuchMachine
-        return machine
-
     def _listed(self, call: Call, machine: Machine) -> ListOut:
         record, identity = machine.record, machine.record.identity
         # machined shows everything to everybody.
-        whole = self._authority.policy.tells_all(call.peer.uid, machine.record.registrant)
+        whole = self.authority.policy.tells_all(call.peer.uid, machine.record.registrant)
         return ListOut(
             name=machine.name,
             id=identity.id,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
-from msgspec import field
+from msgspec import Meta, field
 
 from moorage.api.identity import IdentityIn
 from moorage.api.wire_types import ProcessId, Signal, Timestamp
@@ -64,6 +65,69 @@ class KillIn(LookupIn, kw_only=True):
 
     whom: model.KillWhom | None = None
     signal: Signal
+
+
+class OpenMode(StrEnum):
+    """What is at a terminal that is opened: nothing, a login, or a command."""
+
+    tty = "tty"
+    login = "login"
+    shell = "shell"
+
+
+class OpenIn(LookupIn, kw_only=True):
+    """Parameters of Open."""
+
+    mode: OpenMode
+    user: str | None = None
+    path: str | None = None
+    args: list[str] | None = None
+    environment: list[str] | None = None
+
+
+class OpenOut(Reply, kw_only=True):
+    """Reply of Open. The descriptor is the controlling end."""
+
+    ptyFileDescriptor: Int  # noqa: N815
+    ptyPath: str  # noqa: N815
+
+
+IdIn = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+
+class MapFromIn(LookupIn, kw_only=True):
+    """Parameters of MapFrom: numbers inside a machine."""
+
+    uid: IdIn | None = None
+    gid: IdIn | None = None
+
+
+class MapFromOut(Reply, kw_only=True):
+    """Reply of MapFrom: numbers on the host."""
+
+    uid: Int | None = None
+    gid: Int | None = None
+
+
+class MapToIn(Parameters, kw_only=True):
+    """Parameters of MapTo: numbers on the host."""
+
+    uid: IdIn | None = None
+    gid: IdIn | None = None
+
+
+class MapToOut(Reply, kw_only=True):
+    """Reply of MapTo: numbers inside a machine."""
+
+    uid: Int | None = None
+    gid: Int | None = None
+    machineName: str | None = None  # noqa: N815
+
+
+class OpenRootOut(Reply, kw_only=True):
+    """Reply of OpenRootDirectory."""
+
+    fileDescriptor: Int  # noqa: N815
 
 
 class ListIn(LookupIn, kw_only=True):

@@ -1,0 +1,153 @@
+"""Methods of io.systemd.Machine that reach into a machine."""
+
+from __future__ import annotations
+
+from moorage.api.calls import permit
+from moorage.api.refusals import translated
+from moorage.api.systemd_machine import checks
+from moorage.api.systemd_machine.base import Handlers
+from moorage.api.systemd_machine.errors import (
+    REFUSALS,
+    GroupInHostRange,
+    NoSuchGroup,
+    NoSuchMachine,
+    NoSuchUser,
+    NotSupported,
+    UserInHostRange,
+)
+from moorage.api.systemd_machine.types import (
+    LookupIn,
+    MapFromIn,
+    MapFromOut,
+    MapToIn,
+    MapToOut,
+    OpenIn,
+    OpenMode,
+    OpenOut,
+    OpenRootOut,
+)
+from moorage.authz.policy import OPEN, OPEN_HOST
+from moorage.machines import id_maps, model
+from moorage.machines.machine import Machine
+from moorage.machines.terminals import Shell, shell_of
+from moorage.wire.call import Call
+from moorage.wire.errors import InvalidParameter, PermissionDenied
+from moorage.wire.method import method
+from moorage.wire.types import WithFds
+
+
+class Inside(Handlers):
+    """Part of the handlers."""
+
+    @method("Open")
+    async def open(self, call: Call, params: OpenIn) -> WithFds[OpenOut]:
+        """Open a terminal of a machine or of the host, and start a login or a shell at it."""
+        if (blamed := _wrong_in_open(params)) is not None:
+            raise InvalidParameter(blamed)
+        shell = shell_of(params.user, params.path, params.args, params.environment or ())
+
+        def variant(machine: Machine) -> str:
+            # A user who registers a process of the host's own users would get a shell of root's.
+            if self.authority.policy.user is None and self.services.terminals.is_users_on_host(
+                machine.record
+            ):
+                raise PermissionDenied
+            on_host = machine.record.class_ is model.MachineClass.host
+            return (OPEN_HOST if on_host else OPEN)[params.mode]
+
+        machine = await self.permitted(
+            call, params, lambda found: _details(found.name, params.mode, shell), variant=variant
+        )
+        start = shell if params.mode is OpenMode.shell else None
+        with translated(REFUSALS):
+            terminal = await self.services.terminals.open(
+                machine.record, "getty" if params.mode is OpenMode.login else start
+            )
+        return WithFds(OpenOut(ptyFileDescriptor=0, ptyPath=terminal.path), [terminal.fd])
+
+    @method("OpenRootDirectory")
+    async def open_root_directory(self, call: Call, params: LookupIn) -> WithFds[OpenRootOut]:
+        """Open the root directory of a machine or of the host."""
+        machine = await self.permitted(
+            call, params, lambda found: {"name": found.name, "verb": "open_root_directory"}
+        )
+        with translated(REFUSALS):
+            root = await self.services.directories.open_root(machine.record)
+        return WithFds(OpenRootOut(fileDescriptor=0), [root])
+
+    @method("MapFrom")
+    def map_from(self, call: Call, params: MapFromIn) -> MapFromOut:
+        """Return the numbers on the host of a user and a group of a machine."""
+        permit(call, self.authority)
+        _check_ids(params.uid, params.gid)
+        record = self.lookup(call, params).record
+        if record.class_ is not model.MachineClass.container:
+            raise NotSupported
+        reply = MapFromOut()
+        with translated(REFUSALS):
+            if params.uid is not None:
+                with translated({id_maps.NoSuchId: lambda _: NoSuchUser()}):
+                    reply.uid = id_maps.to_host(record, "uid", params.uid)
+            if params.gid is not None:
+                with translated({id_maps.NoSuchId: lambda _: NoSuchGroup()}):
+                    reply.gid = id_maps.to_host(record, "gid", params.gid)
+        return reply
+
+    @method("MapTo")
+    def map_to(self, call: Call, params: MapToIn) -> MapToOut:
+        """Return the machine of a user and a group of the host, and their numbers in it."""
+        permit(call, self.authority)
+        _check_ids(params.uid, params.gid)
+        if params.uid is not None and params.uid < id_maps.HOST_MAX:
+            raise UserInHostRange
+        if params.gid is not None and params.gid < id_maps.HOST_MAX:
+            raise GroupInHostRange
+        reply = MapToOut()
+        machines = [machine for machine in self.registry if machine.is_there]
+        found: set[str] = set()
+        with translated(REFUSALS):
+            if params.uid is not None:
+                with translated({id_maps.NoSuchId: lambda _: NoSuchUser()}):
+                    machine, reply.uid = id_maps.from_host(machines, "uid", params.uid)
+                found.add(machine.name)
+            if params.gid is not None:
+                with translated({id_maps.NoSuchId: lambda _: NoSuchGroup()}):
+                    machine, reply.gid = id_maps.from_host(machines, "gid", params.gid)
+                found.add(machine.name)
+        if len(found) != 1:  # nothing was asked for, or two machines have one each
+            raise NoSuchMachine
+        reply.machineName = found.pop()
+        return reply
+
+
+def _check_ids(uid: int | None, gid: int | None) -> None:
+    for name, number in (("uid", uid), ("gid", gid)):
+        if number is not None and not id_maps.is_id(number):
+            raise InvalidParameter(name)
+
+
+def _details(name: str, mode: OpenMode, shell: Shell) -> dict[str, str]:
+    """Return what polkit is told, as machined does."""
+    if mode is OpenMode.tty:
+        return {"machine": name}
+    if mode is OpenMode.login:
+        return {"machine": name, "verb": "login"}
+    return {
+        "machine": name,
+        "verb": "shell",
+        "user": shell.user,
+        "program": shell.path,
+        "command_line": " ".join(shell.args),
+    }
+
+
+def _wrong_in_open(params: OpenIn) -> str | None:
+    if params.user is not None and not checks.is_user(params.user):
+        return "user"
+    if params.path is not None and not checks.is_absolute(params.path):
+        return "path"
+    if not all(map(checks.is_sendable, params.args or ())):
+        return "args"
+    if not checks.is_environment(params.environment or ()):
+        return "environment"
+    return None

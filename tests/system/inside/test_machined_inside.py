@@ -1,0 +1,268 @@
+"""Side by side with machined 262, what reaches into machines: the same calls get the same answers.
+
+The container is one of systemd-nspawn with a systemd and a bus of its own, which both services have as a machine.
+"""
+
+import json
+import os
+import re
+import select
+import socket
+import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+import trio
+from hostile import as_user, ask, dial, encode
+from moored import SOCKET, THEIRS, run, until
+
+MACHINED = "/run/systemd/machine/io.systemd.Machine"
+SYSTEMD = int(run("systemctl", "--version").split()[1])
+BOTH = (SOCKET, MACHINED)
+ROOT = Path("/var/box")
+SECONDS = 40.0
+"""For an answer: longer than moored itself waits."""
+
+pytestmark = pytest.mark.skipif(SYSTEMD < 262, reason="machined 257 has none of this")
+
+
+def asked(path: str, method: str, parameters: dict[str, Any], uid: int = 0) -> tuple[Any, list[int]]:
+    """Call a method of io.systemd.Machine; return the answer, and the file descriptors that came with it."""
+    fds: list[int] = []
+    data = b""
+    with as_user(uid):
+        connected = dial(path)
+    with connected:
+        connected.settimeout(SECONDS)
+        connected.sendall(encode(f"{THEIRS}{method}", parameters))
+        while not data.endswith(b"\0"):
+            more, got, _, _ = socket.recv_fds(connected, 65536, 4)
+            if not more:
+                break
+            data, fds = data + more, fds + got
+    reply = json.loads(data[:-1])
+    return {**reply, "parameters": dict(sorted(reply.get("parameters", {}).items()))}, fds
+
+
+def output(terminal: int, mark: bytes) -> bytes:
+    """Read what is written to a terminal, up to a mark."""
+    until_ = monotonic() + SECONDS
+    found = b""
+    while mark not in found and monotonic() < until_:
+        if select.select([terminal], [], [], 1.0)[0]:
+            try:
+                found += os.read(terminal, 4096)
+            except OSError:  # hung up
+                break
+    return found
+
+
+@pytest.fixture(scope="module")
+def box(moored: None) -> Generator[int]:
+    """The container, which machined and moored have as "box"; the PID of its leader."""
+    run("systemctl", "start", "systemd-machined.service")
+    ROOT.mkdir(exist_ok=True)
+    run("mount", "--bind", "/", str(ROOT))
+    run(
+        "systemd-run", "--quiet", "--collect", "--unit=nspawn", "--property=KillMode=mixed", "--property=Delegate=yes",
+        "--setenv=SYSTEMD_SECCOMP=0", "systemd-nspawn", "--quiet", "--register=yes", "--machine=box",
+        f"--directory={ROOT}", "--volatile=overlay", "--private-users=no", "--link-journal=no", "--boot",
+        "systemd.mask=systemd-machined.service", "systemd.mask=moored.socket",
+    )  # fmt: skip
+
+    def booted() -> bool:
+        done = subprocess.run(
+            ["machinectl", "shell", "box", "/bin/true"],
+            check=False,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+        )
+        return done.returncode == 0
+
+    trio.run(lambda: until(booted, "the container has booted"))
+    pid = int(run("machinectl", "show", "box", "-P", "Leader"))
+    (reply,) = ask(encode(f"{THEIRS}Register", {"name": "box", "class": "container", "leader": pid}))
+    assert "error" not in reply, reply
+    yield pid
+    ask(encode(f"{THEIRS}Unregister", {"name": "box"}))
+    subprocess.run(["machinectl", "terminate", "box"], check=False, capture_output=True)
+    subprocess.run(["systemctl", "stop", "nspawn.service"], check=False, capture_output=True)
+    run("umount", "--lazy", str(ROOT))
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    *(("Open", parameters) for parameters in (
+        {}, {"name": "box"}, {"mode": "tty"}, {"name": "nobox", "mode": "tty"}, {"name": "box", "mode": "ssh"},
+        {"name": "box", "mode": "tty", "foo": 1}, {"name": "box", "mode": "shell", "args": "x"},
+        {"name": "box", "mode": "login"},
+        {"name": ".host", "mode": "login"},
+    )),
+    *(("Open", {"name": "nobox", "mode": "shell", "user": user}) for user in (
+        "", "0", "1000", "-1", ".", "..", "a:b", "a/b", " a", "a ", "a\nb", "é", "a b", "99999999999", 5,
+    )),
+    *(("Open", {"name": "nobox", "mode": "shell", "path": path}) for path in (
+        "", "bin/sh", "/bin/sh", "/bin/../sh", "/" + "x" * 255, "/" + "x" * 256, "/x" * 2047, "/x" * 2048, "/a\nb",
+    )),
+    *(("Open", {"name": "nobox", "mode": "shell", "environment": environment}) for environment in (
+        ["A"], ["A="], ["=A"], ["1=A"], ["A-B=C"], ["A=\n"], "A=B", [],
+    )),
+    *(("OpenRootDirectory", parameters) for parameters in ({}, {"name": "nobox"}, {"name": "x/y"}, {"mode": "tty"})),
+    *(("MapFrom", parameters) for parameters in (
+        {}, {"name": "nobox"}, {"name": ".host", "uid": 0}, {"name": "box", "uid": 65535}, {"name": "box", "uid": -1},
+        {"name": "box", "gid": 2**32 - 1}, {"name": "box", "gid": 2**32}, {"name": "nobox", "uid": 2**33},
+        {"name": "box", "uid": "x"},
+    )),
+    *(("MapTo", parameters) for parameters in (
+        {}, {"uid": 0}, {"gid": 0}, {"uid": 65534}, {"gid": 65534}, {"uid": 65535}, {"uid": 65536}, {"gid": 65536},
+        {"uid": 2**32 - 1}, {"uid": -1}, {"uid": 0, "gid": -1}, {"name": "box"},
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "parameters"), REFUSED, ids=lambda value: ascii(value)[:60])
+def test_the_same_refusal(box: int, method: str, parameters: dict[str, Any]) -> None:
+    (ours, _), (theirs, _) = (asked(path, method, parameters) for path in BOTH)
+    assert ours == theirs
+    assert "error" in ours
+
+
+@pytest.mark.parametrize("name", ["box", ".host"])
+def test_a_shell_runs_at_a_terminal(box: int, name: str) -> None:
+    command = {"path": "/bin/sh", "args": ["sh", "-c", 'tty; echo "$A" "$(id -un)"; stty size; echo end']}
+    found: list[Any] = []
+    for path in BOTH:
+        parameters = {"name": name, "mode": "shell", "user": "nobody", "environment": ["A=b\nc"], **command}
+        reply, (terminal,) = asked(path, "Open", parameters)
+        said = re.sub(rb"\x1b\][^\x1b]*\x1b\\", b"", output(terminal, b"end\r\n"))
+        os.close(terminal)
+        assert said == reply["parameters"].pop("ptyPath").encode() + b"\r\nb\r\nc nobody\r\n0 0\r\nend\r\n"
+        found.append(reply)
+        trio.run(lambda: until(lambda: not shells(), "the shell has gone"))
+    assert found == [{"parameters": {"ptyFileDescriptor": 0}}] * 2
+
+
+def shells() -> str:
+    return run("systemctl", "list-units", "--no-legend", "container-shell@*")
+
+
+@pytest.mark.parametrize("name", ["box", ".host"])
+def test_a_terminal_is_the_machines(box: int, name: str) -> None:
+    inside = Path(f"/proc/{box}/root" if name == "box" else "/")
+    seen: list[Any] = []
+    for path in BOTH:
+        reply, (terminal,) = asked(path, "Open", {"name": name, "mode": "tty"})
+        status = (inside / reply["parameters"]["ptyPath"].lstrip("/")).stat()
+        reply["parameters"].pop("ptyPath")
+        seen.append((reply, status.st_uid, status.st_gid, oct(status.st_mode)))
+        os.close(terminal)
+    assert seen[0] == seen[1]
+
+
+@contextmanager
+def registered(name: str, class_: str, leader: subprocess.Popen[bytes]) -> Generator[None]:
+    """Have both have a machine, in a scope that is moored's."""
+    for path in BOTH:
+        parameters = {"name": name, "class": class_, "leader": leader.pid, "allocateUnit": path == SOCKET}
+        (reply,) = ask(encode(f"{THEIRS}Register", parameters), path=path)
+        assert reply is not None
+        assert "error" not in reply, (path, reply)
+    yield
+    for path in BOTH:
+        ask(encode(f"{THEIRS}Unregister", {"name": name}), path=path)
+    leader.kill()
+    leader.wait()
+
+
+@pytest.fixture(scope="module")
+def vm(box: int) -> Generator[None]:
+    """A virtual machine, which both have."""
+    with registered("vm", "vm", subprocess.Popen(["sleep", "infinity"])):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("Open", {"mode": "tty"}),
+        ("Open", {"mode": "shell"}),
+        ("Open", {"mode": "login"}),
+        ("OpenRootDirectory", {}),
+        ("MapFrom", {"uid": 0}),
+    ],
+)
+def test_a_virtual_machine_does_not_let_anybody_in(
+    vm: None, method: str, parameters: dict[str, Any]
+) -> None:
+    for path in BOTH:
+        reply, _ = asked(path, method, {"name": "vm", **parameters})
+        assert reply == {"error": f"{THEIRS}NotSupported", "parameters": {}}, path
+
+
+@pytest.mark.parametrize("name", ["box", ".host"])
+def test_the_root_directory_is_the_machines(box: int, name: str) -> None:
+    expected = Path(f"/proc/{box}/root" if name == "box" else "/").stat()
+    for path in BOTH:
+        reply, (root,) = asked(path, "OpenRootDirectory", {"name": name})
+        assert reply == {"parameters": {"fileDescriptor": 0}}
+        assert os.path.samestat(os.fstat(root), expected)
+        assert "etc" in os.listdir(root)
+        os.close(root)
+
+
+SHIFTED = (100_000, 300_000)
+"""Where the users and the groups of a container begin on the host."""
+
+
+@pytest.fixture(scope="module")
+def shifted(box: int) -> Generator[None]:
+    """A container with users of its own, which both have."""
+    leader = subprocess.Popen(["unshare", "--user", "sleep", "infinity"])
+    trio.run(lambda: until(lambda: is_unshared(leader.pid), "it has a namespace"))
+    for kind, first in zip("ug", SHIFTED, strict=True):
+        Path(f"/proc/{leader.pid}/{kind}id_map").write_text(f"0 {first} 1000\n5000 {first + 5000} 10\n")
+    with registered("shifted", "container", leader):
+        yield
+
+
+def is_unshared(pid: int) -> bool:
+    ours, its = (Path(f"/proc/{which}/ns/user").readlink() for which in ("self", pid))
+    return ours != its
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        *(("MapFrom", {"name": "shifted", **ids}) for ids in (
+            {}, {"uid": 0}, {"gid": 0}, {"uid": 999, "gid": 5009}, {"uid": 1000}, {"gid": 5010},
+        )),
+        *(("MapTo", ids) for ids in (
+            {"uid": 100_000}, {"gid": 300_000}, {"uid": 100_999, "gid": 305_009}, {"uid": 101_000}, {"gid": 100_000},
+            {"uid": 100_000, "gid": 100_000},
+        )),
+        ("MapFrom", {"name": "box", "uid": 7, "gid": 2**32 - 2}),
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_numbers_are_mapped_alike(shifted: None, method: str, parameters: dict[str, Any]) -> None:
+    (ours, _), (theirs, _) = (asked(path, method, parameters) for path in BOTH)
+    assert ours == theirs
+
+
+def test_users_ask_polkit_and_never_get_a_shell_of_roots(box: int) -> None:
+    for mode in ("tty", "login", "shell"):
+        for name in ("box", ".host", "nobox"):
+            (ours, _), (theirs, _) = (
+                asked(path, "Open", {"name": name, "mode": mode}, uid=1000) for path in BOTH
+            )
+            assert ours == theirs, (mode, name)
+            assert "error" in ours
+    for name in ("box", ".host"):
+        (ours, _), (theirs, _) = (
+            asked(path, "OpenRootDirectory", {"name": name}, uid=1000) for path in BOTH
+        )
+        assert ours == theirs
+        assert "error" in ours
