@@ -32,33 +32,40 @@ def call(
     kind: type[T],
     *,
     fds: Sequence[int] = (),
+    received: list[int] | None = None,
     seconds: float,
 ) -> Steps[T]:
-    """Call a method of io.moorage.Machine; once more, with a person to be asked, if it needs one.
+    """Call a method of one of the interfaces of machines; once more, with a person to be asked, if it needs one.
 
     Args:
         dialogue: the connection.
         address: its other end.
-        method: without the interface.
+        method: without the interface; of io.systemd.Machine with it.
         parameters: of the call.
         kind: type to decode the reply to.
         fds: file descriptors to send along.
+        received: gets those that come with the reply.
         seconds: until the reply must have arrived, if nobody is asked.
 
     Raises:
         VarlinkError: see :meth:`~moorage.client.dialogue.Dialogue.call`.
     """
-    name = f"{INTERFACE}.{method}"
+    theirs = "." in method  # all that moorctl calls of that interface may be asked about
+    name = method if theirs else f"{INTERFACE}.{method}"
     try:
-        return (yield from dialogue.call(name, parameters, kind, fds=fds, seconds=seconds))
+        return (
+            yield from dialogue.call(name, parameters, kind, fds=fds, received=received, seconds=seconds)
+        )
     except InteractiveAuthenticationRequired:
-        if not (
-            address.asks and hasattr(getattr(methods, method, None), "allow_interactive_authentication")
-        ):
+        may_ask = theirs or hasattr(getattr(methods, method, None), "allow_interactive_authentication")
+        if not (address.asks and may_ask):
             raise
     interactive = {**parameters, "allowInteractiveAuthentication": True}
     with _agent(address):
-        return (yield from dialogue.call(name, interactive, kind, fds=fds, seconds=seconds + PERSON_SECONDS))
+        seconds += PERSON_SECONDS
+        return (
+            yield from dialogue.call(name, interactive, kind, fds=fds, received=received, seconds=seconds)
+        )
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class _Words:
 
 
 _MACHINE: Final = "io.moorage.Machine."
+_THEIRS: Final = "io.systemd.Machine."
 _SERVICE: Final = "org.varlink.service."
 
 _WORDS: Final[Mapping[str, _Words]] = {
@@ -142,6 +143,17 @@ _WORDS: Final[Mapping[str, _Words]] = {
     ),
     _MACHINE + "ManagerUnavailable": _Words(
         Exit.REFUSED, "The service manager refused or did not answer: {reason}."
+    ),
+    _THEIRS + "NoSuchMachine": _Words(
+        Exit.NO_SUCH_MACHINE, "There is no machine {of}.", hint="List all machines: {moorctl} list"
+    ),
+    _THEIRS + "NotSupported": _Words(
+        Exit.REFUSED,
+        "That is not possible with machine {of}: it is a virtual machine, or has not what it takes.",
+    ),
+    _THEIRS + "NoIPC": _Words(
+        Exit.REFUSED,
+        "There is no systemd in machine {of} that could be asked, or it does not know the unit.",
     ),
     _SERVICE + "InvalidParameter": _Words(
         Exit.REFUSED, "The service does not accept {option}.", hint="{right}"
@@ -263,7 +275,8 @@ def _refusal(
             pass
     values["whose"] = f" of helper {values['helper']}" if "helper" in values else ""
     if isinstance(number := parameters.get("errno"), int):
-        values["message"] = os.strerror(number)
+        # As the service manager uses that number; what the kernel says of it is about radio.
+        values["message"] = "the unit is masked" if number == errno.ERFKILL else os.strerror(number)
     manager = address.manager or "systemctl"
     quoted |= {
         "manager": manager,
@@ -271,7 +284,8 @@ def _refusal(
         "moorctl": address.moorctl,
     }
     if isinstance(machine := given.get("name"), str):
-        quoted["machine"] = shlex.quote(_shown(machine))
+        values["of"] = _shown(machine)
+        quoted["machine"] = shlex.quote(values["of"])
     if parameters.get("operation") == AUTHORIZATION:
         quoted["instead"] = (
             f"Nothing was done. If polkit is in trouble, see: {manager} status polkit.service"

@@ -32,15 +32,17 @@ def call(
     parameters: dict[str, Any],
     *,
     fds: Sequence[int] = (),
+    received: list[int] | None = None,
     timeout: float = CALL_SECONDS,
 ) -> Reply:
-    """Call a method of io.moorage.Machine.
+    """Call a method of io.moorage.Machine, or of io.systemd.Machine.
 
     Args:
         address: where the service listens.
-        method: without the interface.
+        method: without the interface; of io.systemd.Machine with it.
         parameters: those that are None are not sent.
         fds: file descriptors to send along.
+        received: gets those that come with the reply.
         timeout: seconds to wait for the reply.
 
     Raises:
@@ -49,7 +51,9 @@ def call(
     given = {name: value for name, value in parameters.items() if value is not None}
 
     def talk(dialogue: Dialogue) -> Steps[Reply]:
-        return authentication.call(dialogue, address, method, given, Reply, fds=fds, seconds=timeout)
+        return authentication.call(
+            dialogue, address, method, given, Reply, fds=fds, received=received, seconds=timeout
+        )
 
     return _run(address, talk, timeout, given)
 

@@ -37,6 +37,9 @@ END_SECONDS_MAX: Final = 5.0
 END_KEYS: Final = 3
 """How often in a row Ctrl-D is sent to a payload in raw mode; a VMM passes each one to its guest as a key press."""
 
+RETURN_SECONDS: Final = 0.1
+"""Pause before it is looked again whether somebody has opened a terminal that everybody had closed, s."""
+
 _CTRL_D: Final = b"\x04"
 _STDIN, _STDOUT = 0, 1
 _IFLAG, _OFLAG, _LFLAG, _CC = 0, 1, 3, 6
@@ -76,12 +79,16 @@ class Terminal:
     """A pseudo terminal, pty(7), for a payload. A context manager.
 
     Attributes:
-        payload_fd: the payload's side, for :meth:`moorage.launch.trio.Payload.run`.
+        payload_fd: the payload's side, None if it is not ours; for :meth:`moorage.launch.trio.Payload.run`.
         interactive: standard input is a terminal, so a person can type the escape.
     """
 
-    def __init__(self, uid: int | None = None) -> None:
+    def __init__(self, uid: int | None = None, *, ours: int | None = None) -> None:
         """Open a pseudo terminal whose payload's side belongs to a user, by default that of this process.
+
+        Args:
+            uid: of that user.
+            ours: the controlling end of a terminal that is there, whose other side is none of ours. Owned.
 
         Raises:
             OSError: all pseudo terminals are in use, or /dev/pts does not exist.
@@ -92,10 +99,11 @@ class Terminal:
         self._output_lost = False
         with contextlib.ExitStack() as opened:
             # The payload's side stays open here, too, as a payload such as login(1) may close and reopen it.
-            self._ours, self.payload_fd = os.openpty()
+            self._ours, self.payload_fd = os.openpty() if ours is None else (ours, None)
             opened.callback(os.close, self._ours)
-            opened.callback(os.close, self.payload_fd)
-            if uid is not None:
+            if self.payload_fd is not None:
+                opened.callback(os.close, self.payload_fd)
+            if uid is not None and self.payload_fd is not None:
                 os.fchown(self.payload_fd, uid, -1)  # so that the user can open it by its path
             os.set_blocking(self._ours, False)
             self._input = _without_blocking(_STDIN, os.O_RDONLY, opened)
@@ -191,13 +199,34 @@ class Terminal:
         while True:
             attributes = termios.tcgetattr(self._ours)
             reads_lines = bool(attributes[_LFLAG] & termios.ICANON)
-            if (reads_lines or told < END_KEYS) and not _readable(self.payload_fd):
+            if (reads_lines or told < END_KEYS) and not self._unread():
                 end = attributes[_CC][termios.VEOF] if reads_lines else _CTRL_D
                 # Within a line, the first one only ends the line.
                 await _write(self._ours, end * 2 if reads_lines and not line_ended else end)
                 line_ended, told = True, 0 if reads_lines else told + 1
             await trio.sleep(pause)
             pause = min(pause * 2, END_SECONDS_MAX)
+
+    def _unread(self) -> bool:
+        """Whether the payload has not read all of its input yet, as far as that can be known."""
+        return self.payload_fd is not None and _readable(self.payload_fd)
+
+    async def connect(self, lost: Callable[[OSError], None], *, returns: bool) -> None:
+        """Pass bytes both ways until the other side is closed, or the escape was typed.
+
+        Args:
+            lost: as in :meth:`forwarding`.
+            returns: whether the other side, once closed, is opened again, as that of a login is.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_signals)
+            nursery.start_soon(self._pass_input, nursery.cancel_scope.cancel)
+            while True:
+                await self._pass_output(lost)
+                if not returns:
+                    break
+                await trio.sleep(RETURN_SECONDS)
+            nursery.cancel_scope.cancel()
 
     async def _pass_output(self, lost: Callable[[OSError], None]) -> None:
         while output := await _read(self._ours):

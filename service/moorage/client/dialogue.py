@@ -111,6 +111,7 @@ class Dialogue:
         kind: type[T],
         *,
         fds: Sequence[int] = (),
+        received: list[int] | None = None,
         seconds: float = CALL_SECONDS,
     ) -> Steps[T]:
         """Call a method that sends one reply.
@@ -120,6 +121,7 @@ class Dialogue:
             parameters: its parameters.
             kind: type to decode the reply to.
             fds: file descriptors to send along; they stay the caller's.
+            received: gets those that come with the reply, for the caller to own; without it they are closed.
             seconds: until the reply must have arrived.
 
         Raises:
@@ -130,7 +132,8 @@ class Dialogue:
             NotSent: the call is too long, or has too many file descriptors. The connection goes on.
             Underway: another call is under way on this connection.
         """
-        reply = yield from Replies(self, method, parameters, kind, fds=fds, seconds=seconds).next()
+        replies = Replies(self, method, parameters, kind, fds=fds, received=received, seconds=seconds)
+        reply = yield from replies.next()
         assert reply is not None  # there is one, or an error
         return reply
 
@@ -214,16 +217,21 @@ class Dialogue:
             else:
                 connection.sent(count)
 
-    def receive(self, until: float) -> Steps[ReplyMessage]:
-        """Return the next reply; within :meth:`turn`. File descriptors that come with it are closed.
+    def receive(self, until: float, received: list[int] | None) -> Steps[ReplyMessage]:
+        """Return the next reply; within :meth:`turn`.
 
         Args:
             until: time of :func:`time.monotonic` at which it must have arrived, s.
+            received: gets the file descriptors that come with it; without it they are closed.
         """
         while True:
             event = self._connection.next_reply()
             if isinstance(event, ReplyMessage):
-                close_all(self._connection.take_fds())
+                fds = self._connection.take_fds()
+                if received is None:
+                    close_all(fds)
+                else:
+                    received += fds
                 return event
             if event is not NEED_DATA:
                 raise Disconnected
@@ -242,6 +250,7 @@ class Replies(Generic[T]):
         parameters: its parameters.
         kind: type to decode each reply to.
         fds: file descriptors to send along; they stay the caller's.
+        received: gets those that come with replies, for the caller to own; without it they are closed.
         seconds: until each reply must have arrived.
         more: whether several replies are wanted.
     """
@@ -254,6 +263,7 @@ class Replies(Generic[T]):
         kind: type[T],
         *,
         fds: Sequence[int] = (),
+        received: list[int] | None = None,
         seconds: float,
         more: bool = False,
     ) -> None:
@@ -262,6 +272,7 @@ class Replies(Generic[T]):
         self._text = encode_parameters(parameters)
         self._decoder = msgspec.json.Decoder(kind)
         self._fds = fds
+        self._received = received
         self._seconds = seconds
         self._more = more
         self._begun = False
@@ -284,7 +295,7 @@ class Replies(Generic[T]):
             if not self._begun:
                 self._begun = True
                 yield from dialogue.send(self._method, self._text, owned, until, more=self._more)
-            message = yield from dialogue.receive(until)
+            message = yield from dialogue.receive(until, self._received)
             self._over = not message.continues
             dialogue.streaming = None if self._over else self
         return result_of(message, self._decoder, ERRORS)

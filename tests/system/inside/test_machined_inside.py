@@ -162,6 +162,26 @@ def test_a_terminal_is_the_machines(box: int, name: str) -> None:
     assert seen[0] == seen[1]
 
 
+def test_moorctl_has_a_shell(box: int) -> None:
+    def moorctl(*argv: str, typed: str = "") -> tuple[int, str]:
+        done = subprocess.run(
+            ["moorctl", *argv], input=typed, check=False, capture_output=True, text=True, timeout=SECONDS
+        )
+        return done.returncode, done.stdout.replace("\r\n", "\n") + done.stderr
+
+    for name in ("box", ".host"):
+        status, said = moorctl(
+            "shell", "-q", "-E", "A=b", f"nobody@{name}", "/bin/sh", "-c", "echo $A; id -un"
+        )
+        assert (status, said.endswith("b\nnobody\n")) == (0, True), said
+    status, said = moorctl("shell", "box", typed="echo $((40+2)); exit\n")
+    assert status == 0
+    assert "\n42\n" in said
+    assert "Connected to machine box." in said
+    assert moorctl("shell", "nobox")[0] == 3
+    assert moorctl("login", "box") == (1, "Error: The service failed: the unit is masked.\n")
+
+
 @contextmanager
 def registered(name: str, class_: str, leader: subprocess.Popen[bytes]) -> Generator[None]:
     """Have both have a machine, in a scope that is moored's."""

@@ -10,7 +10,19 @@ import click
 from click.shell_completion import get_completion_class
 
 from moorage import __version__
-from moorage.cli.commands import control, events, helpers, host, limits, log, look, register, run, top
+from moorage.cli.commands import (
+    control,
+    events,
+    helpers,
+    host,
+    inside,
+    limits,
+    log,
+    look,
+    register,
+    run,
+    top,
+)
 from moorage.cli.commands.options import addressed
 from moorage.cli.failures import Exit, Failure
 from moorage.quantities import printable
@@ -92,6 +104,8 @@ for _command in (
     control.reboot,
     control.reset_accounting,
     control.forget,
+    inside.shell,
+    inside.login,
     host.doctor,
     host.config,
     helpers.check,

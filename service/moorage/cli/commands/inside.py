@@ -1,0 +1,92 @@
+"""What happens inside a machine: ``moorctl shell``, ``login``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from moorage.cli.address import Choice
+from moorage.cli.commands.options import NAME, addressed, chosen, complete_name
+
+_PASSED_ON: Final = ("TERM", "COLORTERM", "NO_COLOR")
+"""Variables that a shell gets from here, unless it is given others, as by machinectl."""
+
+_HERE: Final = "a terminal"
+
+_QUIET: Final = click.option("-q", "--quiet", is_flag=True, help="Print nothing of moorctl's own.")
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("name", metavar="[USER@]NAME", shell_complete=complete_name)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--uid", metavar="USER", help="Who runs it, by a name in the machine.  [default: root]")
+@click.option(
+    "-E",
+    "--setenv",
+    "variables",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Set a variable; without a value, to the one that it has here.",
+)
+@_QUIET
+@addressed
+@chosen
+def shell(
+    choice: Choice, name: str, command: Sequence[str], uid: str | None, variables: Sequence[str], quiet: bool
+) -> int:
+    """Run a command, or the login shell of a user, at a terminal of a container.
+
+    The machine .host is this host. The command is given by its absolute path, and run by the service manager in the
+    machine; its exit status is not told.
+    """
+    address = choice.here(_HERE)
+    user, at, machine = name.rpartition("@")
+    if at and uid is not None:
+        raise click.UsageError("USER@ and --uid exclude each other.")
+    from moorage.cli import opening
+
+    parameters = {
+        "name": machine or ".host",
+        "mode": "shell",
+        "user": uid or user or None,
+        "path": command[0] if command else None,
+        "args": list(command) or None,
+        "environment": _environment(variables) or None,
+    }
+    return opening.open_at(address, parameters, returns=False, quiet=quiet)
+
+
+def _environment(variables: Sequence[str]) -> list[str]:
+    found: dict[str, str] = {}
+    if os.isatty(0):
+        found = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    else:
+        found["TERM"] = "dumb"
+    for text in variables:
+        name, separator, value = text.partition("=")
+        if not separator:
+            if name not in os.environ:
+                raise click.BadParameter(f"moorctl itself has no variable {name!r}", param_hint="'--setenv'")
+            value = os.environ[name]
+        found[name] = value
+    return [f"{name}={value}" for name, value in found.items()]
+
+
+@click.command()
+@NAME
+@_QUIET
+@addressed
+@chosen
+def login(choice: Choice, name: str, quiet: bool) -> int:
+    """Log in at a terminal of a container.
+
+    The machine .host is this host. The login is a getty of the service manager in the machine; when a session ends,
+    the next one may begin, until Ctrl-] is typed three times within a second.
+    """
+    address = choice.here(_HERE)
+    from moorage.cli import opening
+
+    return opening.open_at(address, {"name": name, "mode": "login"}, returns=True, quiet=quiet)
