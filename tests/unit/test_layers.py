@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.store", "moorage.machines.intents", "moorage.machines.event_files",
         "moorage.machines.in_force", "moorage.machines.foreseen", "moorage.machines.in_use",
         "moorage.authz.polkit", "moorage.probes.namespaces", "moorage.probes.control",
-        "moorage.probes.terminal", "moorage.probes.handing", "moorage.probes.root",
+        "moorage.probes.terminal", "moorage.probes.handing", "moorage.probes.root", "moorage.probes.copy",
         "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",
         "moorage.steps",
     ),

@@ -131,7 +131,11 @@ TABLE: Final[Mapping[str, Row]] = {
     # Who has a number, the kernel tells everybody in /proc.
     **_rows("io.systemd.Machine", ("MapFrom", "MapTo"), _OPEN),
     # The files of a machine are whose they are in it, and not its registrant's.
-    "io.systemd.Machine.OpenRootDirectory": _asked("org.freedesktop.machine1.manage-machines"),
+    **_rows(
+        "io.systemd.Machine",
+        ("OpenRootDirectory", "CopyFrom", "CopyTo"),
+        _asked("org.freedesktop.machine1.manage-machines"),
+    ),
     "io.systemd.Machine.Open": _ROOT,
     f"io.systemd.Machine.Open{OPEN['tty']}": _asked("org.freedesktop.machine1.open-pty", own=True),
     f"io.systemd.Machine.Open{OPEN['login']}": _asked("org.freedesktop.machine1.login", own=True),

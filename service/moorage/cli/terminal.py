@@ -8,6 +8,7 @@ payload gets what ends input at a terminal, Ctrl-D.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import shutil
@@ -39,6 +40,11 @@ END_KEYS: Final = 3
 
 RETURN_SECONDS: Final = 0.1
 """Pause before it is looked again whether somebody has opened a terminal that everybody had closed, s."""
+
+BEGIN_SECONDS: Final = 1.0
+"""How long input that nobody types waits for the first output, s: a command that reads need not write."""
+
+_TIOCGPTPEER: Final = 0x5441  # of asm-generic/ioctls.h
 
 _CTRL_D: Final = b"\x04"
 _STDIN, _STDOUT = 0, 1
@@ -209,7 +215,16 @@ class Terminal:
 
     def _unread(self) -> bool:
         """Whether the payload has not read all of its input yet, as far as that can be known."""
-        return self.payload_fd is not None and _readable(self.payload_fd)
+        if self.payload_fd is not None:
+            return _readable(self.payload_fd)
+        try:
+            other = fcntl.ioctl(self._ours, _TIOCGPTPEER, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return _readable(other)
+        finally:
+            os.close(other)
 
     async def connect(self, lost: Callable[[OSError], None], *, returns: bool) -> None:
         """Pass bytes both ways until the other side is closed, or the escape was typed.
@@ -220,6 +235,10 @@ class Terminal:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_signals)
+            if not self.interactive:
+                # The other side drops what it finds when it begins (TTYReset= of systemd.exec(5)).
+                with trio.move_on_after(BEGIN_SECONDS):
+                    await trio.lowlevel.wait_readable(self._ours)
             nursery.start_soon(self._pass_input, nursery.cancel_scope.cancel)
             while True:
                 await self._pass_output(lost)

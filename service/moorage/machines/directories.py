@@ -1,4 +1,4 @@
-"""Directories of machines: their roots, handed over."""
+"""Files of machines: their root directories, handed over, and copies to and from the host."""
 
 from __future__ import annotations
 
@@ -6,28 +6,60 @@ import errno
 import os
 from typing import Final
 
-from moorage.machines.inside import InsideFailed, Task, do
+from moorage.kernel.process import NotAProcess, ProcessGone, open_process
+from moorage.machines.inside import Answer, InsideFailed, Task, do
+from moorage.machines.metadata import NoUIDShift, Unreadable, uid_shift_of
 from moorage.machines.model import MachineClass, Record
 from moorage.pid1.manager import Manager
-from moorage.pid1.oneshot import CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE
-from moorage.probes import root as program
+from moorage.pid1.oneshot import (
+    CAP_CHOWN,
+    CAP_DAC_OVERRIDE,
+    CAP_DAC_READ_SEARCH,
+    CAP_FOWNER,
+    CAP_FSETID,
+    CAP_MKNOD,
+    CAP_SYS_PTRACE,
+)
+from moorage.probes import copy as copy_program
+from moorage.probes import root as root_program
 
 OPEN_ROOT_SECONDS: Final = 5.0
 """For a root directory, s. It takes a tenth of one; a container's may be on a file server of its own (fuse(4))."""
 
-_TASK: Final = Task(
-    program.__file__,
+COPY_SECONDS: Final = 3600.0
+"""For a copy, s: 100 GiB at 30 MiB/s. It ends by itself; a guest whose file server does not answer is not waited for
+any longer."""
+
+COPIES_MAX: Final = 8
+"""Copies under way: half of the places for units that look into machines."""
+
+_OPEN_ROOT: Final = Task(
+    root_program.__file__,
     "Open the root directory of {}",
     CAP_SYS_PTRACE | CAP_DAC_READ_SEARCH,
     OPEN_ROOT_SECONDS,
 )
 
+_COPY: Final = Task(
+    copy_program.__file__,
+    "Copy files of {}",
+    CAP_SYS_PTRACE
+    | CAP_DAC_OVERRIDE
+    | CAP_DAC_READ_SEARCH
+    | CAP_CHOWN
+    | CAP_FOWNER
+    | CAP_FSETID
+    | CAP_MKNOD,
+    COPY_SECONDS,
+)
+
 
 class Directories:
-    """Opens directories of machines."""
+    """Opens directories of machines, and copies files."""
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
+        self._copies = 0
 
     async def open_root(self, machine: Record) -> int:
         """Open the root directory of a machine; the caller owns the descriptor.
@@ -37,10 +69,67 @@ class Directories:
         """
         if machine.class_ is MachineClass.vm:
             raise InsideFailed(errno.EOPNOTSUPP)
-        answer = await do(self._manager, machine, _TASK, None)
+        answer = await do(self._manager, machine, _OPEN_ROOT, None)
         try:
-            if answer.said != b"0" or not answer.descriptors:
-                raise InsideFailed(int(answer.said) if answer.said.isdigit() else errno.EIO)
+            _check(answer)
+            if not answer.descriptors:
+                raise InsideFailed(errno.EIO)
             return os.dup(answer.descriptors[0])
         finally:
             answer.close()
+
+    async def copy(
+        self, machine: Record, *, from_container: bool, host: str, container: str, replace: bool
+    ) -> None:
+        """Copy a file, or a directory with all that is in it. A caller that leaves does not stop it.
+
+        Args:
+            machine: a container.
+            from_container: out of it, not into it.
+            host: path on the host.
+            container: path in the container.
+            replace: replace what is there already, but for directories.
+
+        Raises:
+            InsideFailed: it cannot be done, or not all of it: EBUSY if too many are under way.
+        """
+        if self._copies >= COPIES_MAX:
+            raise InsideFailed(errno.EBUSY)
+        self._copies += 1
+        try:
+            question = {
+                "from": from_container,
+                "host": host,
+                "container": container,
+                "replace": replace,
+                "shift": _shift(machine),
+            }
+            answer = await do(self._manager, machine, _COPY, question)
+        finally:
+            self._copies -= 1
+        answer.close()
+        _check(answer)
+
+
+def _shift(machine: Record) -> int:
+    """Return the UID shift of a container."""
+    if machine.leader is None:
+        raise InsideFailed(errno.ESRCH)
+    try:
+        leader = open_process(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
+    except (ProcessGone, NotAProcess):
+        raise InsideFailed(errno.ESRCH) from None
+    try:
+        return uid_shift_of(leader)
+    except NoUIDShift:
+        raise InsideFailed(errno.ENXIO) from None
+    except Unreadable as exc:
+        raise InsideFailed(exc.number) from None
+    finally:
+        os.close(leader)
+
+
+def _check(answer: Answer) -> None:
+    """Raise what a unit says that went wrong."""
+    if answer.said != b"0":
+        raise InsideFailed(int(answer.said) if answer.said.isdigit() else errno.EIO)

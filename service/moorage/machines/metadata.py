@@ -298,7 +298,7 @@ def _look_around() -> _Found:
 
 async def _look_into(machine: Record, leader: int, manager: Manager) -> _Found:
     """Look into a container, by the pidfd of its leader."""
-    uid_shift = _caught(lambda: _uid_shift(leader))
+    uid_shift = _caught(lambda: uid_shift_of(leader))
     try:
         answer = await _probe(machine, leader, manager)
     except MetadataError as exc:
@@ -346,8 +346,15 @@ def account(machine: Record) -> Account:
     return Account(f"user-{machine.registrant}", of_user=True)
 
 
-def _uid_shift(leader: int) -> int:
-    """UID shift of a container, ``machine_get_uid_shift()``."""
+def uid_shift_of(leader: int) -> int:
+    """Return the UID shift of a container, as ``machine_get_uid_shift()`` does.
+
+    Args:
+        leader: pidfd of its leader.
+
+    Raises:
+        NoUIDShift, Unreadable: as they say.
+    """
     try:
         pid = pid_of(leader)
         uids = _only_mapping(pid, "uid_map")

@@ -49,13 +49,18 @@ OS_RELEASE_MAX characters of up to 6."""
 FAMILIES: Final = ("AF_NETLINK",)
 """Of the sockets that a probe may have, unless it needs others."""
 
+CAP_CHOWN: Final = 1 << 0
+CAP_DAC_OVERRIDE: Final = 1 << 1
 CAP_DAC_READ_SEARCH: Final = 1 << 2
+CAP_FOWNER: Final = 1 << 3
+CAP_FSETID: Final = 1 << 4
 CAP_SETGID: Final = 1 << 6
 CAP_SETUID: Final = 1 << 7
 CAP_NET_ADMIN: Final = 1 << 12
 CAP_SYS_CHROOT: Final = 1 << 18
 CAP_SYS_PTRACE: Final = 1 << 19
 CAP_SYS_ADMIN: Final = 1 << 21
+CAP_MKNOD: Final = 1 << 27
 CAP_BPF: Final = 1 << 39
 
 

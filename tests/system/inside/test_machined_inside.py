@@ -3,6 +3,7 @@
 The container is one of systemd-nspawn with a systemd and a bus of its own, which both services have as a machine.
 """
 
+import errno
 import json
 import os
 import re
@@ -111,6 +112,24 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
         ["A"], ["A="], ["=A"], ["1=A"], ["A-B=C"], ["A=\n"], "A=B", [],
     )),
     *(("OpenRootDirectory", parameters) for parameters in ({}, {"name": "nobox"}, {"name": "x/y"}, {"mode": "tty"})),
+    *((method, parameters) for method in ("CopyTo", "CopyFrom") for parameters in (
+        {}, {"name": "box"}, {"source": "/etc"}, {"name": "nobox", "source": "/etc"},
+        {"name": ".host", "source": "/x"},
+        {"name": "box", "source": ""}, {"name": "nobox", "source": "etc"}, {"name": "nobox", "source": "/a/../b"},
+        {"name": "nobox", "source": "/a/./b"}, {"name": "nobox", "source": "/a//b"},
+        {"name": "nobox", "source": "/a/"}, {"name": "nobox", "source": "/.."},
+        {"name": "nobox", "source": "/a", "destination": "b"},
+        {"name": "nobox", "source": "/a", "destination": ""}, {"name": "box", "source": "/"},
+        {"name": "box", "source": "/nonexistent/a"}, {"name": "box", "source": "/nonexistent-a"},
+        {"name": "box", "source": "/etc/passwd", "destination": "/nonexistent/a"},
+        {"name": "box", "source": "/etc/passwd", "destination": "/etc/group"},
+        {"name": "box", "source": "/etc/passwd", "destination": "/etc/group/a"},
+        {"name": "box", "source": "/etc/passwd", "destination": "/etc", "replace": True},
+        {"name": "box", "source": "/etc/passwd", "destination": "/"},
+        {"name": "box", "source": "/etc/apt", "destination": "/etc/passwd"},
+        {"name": "box", "source": "/etc/apt", "destination": "/etc/passwd", "replace": True},
+        {"name": "box", "source": "/a", "foo": 1},
+    )),
     *(("MapFrom", parameters) for parameters in (
         {}, {"name": "nobox"}, {"name": ".host", "uid": 0}, {"name": "box", "uid": 65535}, {"name": "box", "uid": -1},
         {"name": "box", "gid": 2**32 - 1}, {"name": "box", "gid": 2**32}, {"name": "nobox", "uid": 2**33},
@@ -182,6 +201,19 @@ def test_moorctl_has_a_shell(box: int) -> None:
     assert moorctl("login", "box") == (1, "Error: The service failed: the unit is masked.\n")
 
 
+def test_moorctl_copies(box: int, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    run(
+        "sh",
+        "-e",
+        "-c",
+        f"cd {tmp_path}; moorctl copy-to box a /root/a; moorctl copy-from box /root/a b; cmp a b",
+    )
+    for options, status in (((), 1), (("--force",), 0)):
+        argv = ["moorctl", "copy-to", *options, "box", str(tmp_path / "b"), "/root/a"]
+        assert subprocess.run(argv, check=False, capture_output=True).returncode == status
+
+
 @contextmanager
 def registered(name: str, class_: str, leader: subprocess.Popen[bytes]) -> Generator[None]:
     """Have both have a machine, in a scope that is moored's."""
@@ -211,6 +243,7 @@ def vm(box: int) -> Generator[None]:
         ("Open", {"mode": "shell"}),
         ("Open", {"mode": "login"}),
         ("OpenRootDirectory", {}),
+        ("CopyFrom", {"source": "/a"}),
         ("MapFrom", {"uid": 0}),
     ],
 )
@@ -231,6 +264,92 @@ def test_the_root_directory_is_the_machines(box: int, name: str) -> None:
         assert os.path.samestat(os.fstat(root), expected)
         assert "etc" in os.listdir(root)
         os.close(root)
+
+
+TREE = """
+mkdir -p -m 750 d/e; mkdir -m 1777 d/empty; echo one > d/one; chmod 4711 d/one; ln d/one d/e/two
+ln -s /etc/passwd d/link; ln -s nowhere d/dangling; mkfifo -m 640 d/fifo; mknod d/null c 1 3; touch -d 2001-02-03 d/old
+chown 7:8 d/old; chown -h 9:9 d/link; printf 'a\nb' > "d/new
+line"; truncate -s 3M d/big; printf end >> d/big; setfattr -n user.x -v y d/one 2>/dev/null || true
+"""
+
+
+def tree(root: Path) -> dict[str, Any]:
+    """What there is below a directory, and what it is like."""
+    found: dict[str, Any] = {}
+    for path in (root, *sorted(root.rglob("*"))):
+        status = path.lstat()
+        found[str(path.relative_to(root))] = (
+            oct(status.st_mode), status.st_uid, status.st_gid, status.st_rdev,
+            status.st_nlink if path.is_file() and not path.is_symlink() else None,
+            os.readlink(path) if path.is_symlink() else None,
+            path.read_bytes() if path.is_file() and not path.is_symlink() else None,
+            None if path.is_dir() else status.st_mtime_ns,
+        )  # fmt: skip
+    return found
+
+
+def test_trees_are_copied_alike(box: int, tmp_path: Path) -> None:
+    run("sh", "-e", "-c", f"cd {tmp_path}; {TREE}")
+    inside = Path(f"/proc/{box}/root")
+    results: list[Any] = []
+    for number, path in enumerate(BOTH):
+        to, back = f"/root/d{number}", f"{tmp_path}/back{number}"
+        replies = [
+            asked(path, "CopyTo", {"name": "box", "source": f"{tmp_path}/d", "destination": to})[0],
+            asked(path, "CopyFrom", {"name": "box", "source": to, "destination": back})[0],
+        ]
+        first = (tree(inside / to[1:]), tree(Path(back)))
+        (inside / to[1:] / "one").write_text("other")
+        (inside / to[1:] / "more").write_text("more")
+        (inside / to[1:] / "fifo").unlink()
+        os.utime(inside / to[1:] / "more", ns=(0, 0))
+        again = {"name": "box", "source": f"{tmp_path}/d", "destination": to}
+        replies.append(asked(path, "CopyTo", again)[0])
+        second = tree(inside / to[1:])
+        del second["one"], second["e/two"]  # written to at different times
+        replies.append(asked(path, "CopyTo", {**again, "replace": True})[0])
+        results.append((replies, first, second, tree(inside / to[1:])))
+    assert results[0][0] == results[1][0] == [{"parameters": {}}] * 4
+    assert results[0][1] == results[1][1]
+    assert results[0][1][0] == results[0][1][1] == tree(tmp_path / "d")
+    for ours, theirs in zip(results[0][2:], results[1][2:], strict=True):
+        assert {name: ours.get(name) for name in ours.keys() ^ theirs.keys()} == {}
+        assert [(name, ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_copies_stay_below_the_machines_root(box: int, tmp_path: Path) -> None:
+    inside = Path(f"/proc/{box}/root")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("host's")
+    (inside / "root/out").symlink_to(str(secret))
+    (inside / "root/up").symlink_to("../../../../.." + str(secret))
+    (inside / "root/magic").symlink_to("/proc/self/root")
+    for link in ("out", "up"):
+        reply, _ = asked(
+            SOCKET, "CopyFrom", {"name": "box", "source": f"/root/{link}/key", "destination": "/root/got"}
+        )
+        assert reply["parameters"]["errno"] == errno.ENOENT, link
+        reply, _ = asked(
+            SOCKET, "CopyTo", {"name": "box", "source": "/etc/passwd", "destination": f"/root/{link}/x"}
+        )
+        assert reply["parameters"]["errno"] == errno.ENOENT, link
+    reply, _ = asked(
+        SOCKET, "CopyTo", {"name": "box", "source": "/etc/passwd", "destination": "/root/magic/x"}
+    )
+    assert "error" in reply
+    assert [path.name for path in secret.iterdir()] == ["key"]
+    assert not Path("/root/got").exists()
+
+
+def test_a_container_with_users_of_its_own_owns_what_is_copied(shifted: None, tmp_path: Path) -> None:
+    # Not all of them are mapped: neither knows whom to give the copies to.
+    (tmp_path / "a").write_text("a")
+    for path in BOTH:
+        parameters = {"name": "shifted", "source": f"{tmp_path}/a", "destination": f"{tmp_path}/b"}
+        reply, _ = asked(path, "CopyTo", parameters)
+        assert reply["parameters"]["errno"] == errno.ENXIO
 
 
 SHIFTED = (100_000, 300_000)

@@ -21,8 +21,6 @@ LATER = {
     "io.moorage.Machine": set[str](),
     "io.systemd.Machine": {
         "BindMount",
-        "CopyFrom",
-        "CopyTo",
     },
     "io.systemd.service": {"Reload"},
     "io.systemd.MachineInstance": set[str](),

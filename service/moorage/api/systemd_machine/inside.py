@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from moorage.api.calls import permit
 from moorage.api.refusals import translated
 from moorage.api.systemd_machine import checks
@@ -16,6 +18,7 @@ from moorage.api.systemd_machine.errors import (
     UserInHostRange,
 )
 from moorage.api.systemd_machine.types import (
+    CopyIn,
     LookupIn,
     MapFromIn,
     MapFromOut,
@@ -28,6 +31,7 @@ from moorage.api.systemd_machine.types import (
 )
 from moorage.authz.policy import OPEN, OPEN_HOST
 from moorage.machines import id_maps, model
+from moorage.machines.inside import InsideFailed
 from moorage.machines.machine import Machine
 from moorage.machines.terminals import Shell, shell_of
 from moorage.wire.call import Call
@@ -74,6 +78,43 @@ class Inside(Handlers):
         with translated(REFUSALS):
             root = await self.services.directories.open_root(machine.record)
         return WithFds(OpenRootOut(fileDescriptor=0), [root])
+
+    @method("CopyFrom")
+    async def copy_from(self, call: Call, params: CopyIn) -> None:
+        """Copy files of a container to the host."""
+        await self._copy(call, params, from_container=True)
+
+    @method("CopyTo")
+    async def copy_to(self, call: Call, params: CopyIn) -> None:
+        """Copy files of the host into a container."""
+        await self._copy(call, params, from_container=False)
+
+    async def _copy(self, call: Call, params: CopyIn, *, from_container: bool) -> None:
+        source, destination = params.source, params.destination
+        for name, path in (("source", source), ("destination", destination)):
+            if path is not None and not checks.is_normalized(path):
+                raise InvalidParameter(name)
+        destination = source if destination is None else destination
+
+        def details(machine: Machine) -> dict[str, str]:
+            if machine.record.class_ is not model.MachineClass.container:
+                raise NotSupported
+            return {"name": machine.name, "verb": "copy", "src": source, "dest": destination}
+
+        machine = await self.permitted(call, params, details)
+        with translated(REFUSALS):
+            try:
+                await self.services.directories.copy(
+                    machine.record,
+                    from_container=from_container,
+                    host=destination if from_container else source,
+                    container=source if from_container else destination,
+                    replace=bool(params.replace),
+                )
+            except InsideFailed as error:
+                if error.number in {errno.EACCES, errno.EPERM}:
+                    raise PermissionDenied from None
+                raise
 
     @method("MapFrom")
     def map_from(self, call: Call, params: MapFromIn) -> MapFromOut:

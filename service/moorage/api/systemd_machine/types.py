@@ -130,6 +130,14 @@ class OpenRootOut(Reply, kw_only=True):
     fileDescriptor: Int  # noqa: N815
 
 
+class CopyIn(LookupIn, kw_only=True):
+    """Parameters of CopyFrom and CopyTo."""
+
+    source: str
+    destination: str | None = None
+    replace: bool | None = None
+
+
 class ListIn(LookupIn, kw_only=True):
     """Parameters of List."""
 

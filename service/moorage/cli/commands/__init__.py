@@ -106,6 +106,8 @@ for _command in (
     control.forget,
     inside.shell,
     inside.login,
+    inside.copy_to,
+    inside.copy_from,
     host.doctor,
     host.config,
     helpers.check,

@@ -1,4 +1,4 @@
-"""What happens inside a machine: ``moorctl shell``, ``login``."""
+"""What happens inside a machine: ``moorctl shell``, ``login``, ``copy-to``, ``copy-from``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Final
 import click
 
 from moorage.cli.address import Choice
-from moorage.cli.commands.options import NAME, addressed, chosen, complete_name
+from moorage.cli.commands.options import (
+    ANSWER_SECONDS,
+    NAME,
+    SERVICE_SECONDS,
+    addressed,
+    chosen,
+    complete_name,
+)
 
 _PASSED_ON: Final = ("TERM", "COLORTERM", "NO_COLOR")
 """Variables that a shell gets from here, unless it is given others, as by machinectl."""
@@ -90,3 +97,50 @@ def login(choice: Choice, name: str, quiet: bool) -> int:
     from moorage.cli import opening
 
     return opening.open_at(address, {"name": name, "mode": "login"}, returns=True, quiet=quiet)
+
+
+_FORCE: Final = click.option("--force", is_flag=True, help="Replace files that are there already.")
+
+
+@click.command("copy-to")
+@NAME
+@click.argument("source", metavar="PATH", type=click.Path())
+@click.argument("destination", metavar="[PATH]", required=False)
+@_FORCE
+@addressed
+@chosen
+def copy_to(choice: Choice, name: str, source: str, destination: str | None, force: bool) -> None:
+    """Copy a file or a directory of this host into a container.
+
+    The second path is that in the container, absolute; without it, it is the same as on the host. What is there
+    already stays as it is, unless --force is given, and directories are merged.
+    """
+    _copy(choice, "CopyTo", name, os.path.abspath(source), destination, force=force)
+
+
+@click.command("copy-from")
+@NAME
+@click.argument("source", metavar="PATH")
+@click.argument("destination", metavar="[PATH]", required=False, type=click.Path())
+@_FORCE
+@addressed
+@chosen
+def copy_from(choice: Choice, name: str, source: str, destination: str | None, force: bool) -> None:
+    """Copy a file or a directory of a container to this host.
+
+    The first path is that in the container, absolute; the second one is the same on the host, if it is not given.
+    What is there already stays as it is, unless --force is given, and directories are merged.
+    """
+    _copy(choice, "CopyFrom", name, source, destination and os.path.abspath(destination), force=force)
+
+
+def _copy(
+    choice: Choice, method: str, name: str, source: str, destination: str | None, *, force: bool
+) -> None:
+    address = choice.here("a path")
+    from moorage.cli import service
+
+    parameters = {"name": name, "source": source, "destination": destination, "replace": force or None}
+    service.call(
+        address, f"io.systemd.Machine.{method}", parameters, timeout=SERVICE_SECONDS + ANSWER_SECONDS
+    )
