@@ -105,6 +105,8 @@ ASKED: dict[str, dict[str, Any]] = {
     f"{THEIRS}Unregister": {"name": "web"},
     f"{THEIRS}Terminate": {"name": "web"},
     f"{THEIRS}Kill": {"name": "web", "signal": 9},
+    f"{THEIRS}Open": {"name": "web", "mode": "shell"},
+    f"{THEIRS}OpenRootDirectory": {"name": ".host"},
 }
 REFUSED: dict[str, dict[str, Any]] = {
     f"{OURS}PrepareForShutdown": {},
@@ -117,6 +119,8 @@ OPEN = {
     "org.varlink.service.GetInterfaceDescription",
     "io.systemd.service.Ping",
     f"{OURS}AwaitStop",  # tried below
+    # In test_machined_inside, with a container.
+    *(f"{THEIRS}{method}" for method in ("MapFrom", "MapTo", "CopyFrom", "CopyTo")),
 }
 
 
@@ -371,7 +375,7 @@ def test_what_is_in_a_user_namespace_belongs_to_its_owner(spawn: Processes) -> N
         # A shell in there that would be one out here, issue 39102: the bus knows nobody of the namespace's numbers.
         opened = asks(ALICE, f"{THEIRS}Open", {"name": "yes", "mode": "shell", "user": "root"})
         assert opened["error"] == "io.systemd.System"
-        assert opened["parameters"]["errnoName"] in {"EACCES", "EPIPE", "ECONNRESET"}
+        assert opened["parameters"]["errnoName"] in {"EACCES", "EPIPE", "ECONNRESET", "EINVAL"}
         assert run("systemctl", "list-units", "--all", "--plain", "--no-legend", "container-shell@*") == ""
         assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "yes"})
     assert run("systemctl", "list-units", "--all", "--plain", "--no-legend", "moored-probe-*") == ""

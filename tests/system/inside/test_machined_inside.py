@@ -405,3 +405,8 @@ def test_users_ask_polkit_and_never_get_a_shell_of_roots(box: int) -> None:
         )
         assert ours == theirs
         assert "error" in ours
+    for method in ("OpenRootDirectory", "CopyTo", "CopyFrom"):
+        source = {} if method == "OpenRootDirectory" else {"source": "/etc/passwd"}
+        (ours, _), (theirs, _) = (asked(path, method, {"name": "box", **source}, uid=1000) for path in BOTH)
+        assert ours == theirs, method
+        assert ours["error"] == "io.systemd.InteractiveAuthenticationRequired"
