@@ -23,8 +23,6 @@ _PASSED_ON: Final = ("TERM", "COLORTERM", "NO_COLOR")
 
 _HERE: Final = "a terminal"
 
-_QUIET: Final = click.option("-q", "--quiet", is_flag=True, help="Print nothing of moorctl's own.")
-
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("name", metavar="[USER@]NAME", shell_complete=complete_name)
@@ -38,11 +36,10 @@ _QUIET: Final = click.option("-q", "--quiet", is_flag=True, help="Print nothing 
     metavar="NAME[=VALUE]",
     help="Set a variable; without a value, to the one that it has here.",
 )
-@_QUIET
 @addressed
 @chosen
 def shell(
-    choice: Choice, name: str, command: Sequence[str], uid: str | None, variables: Sequence[str], quiet: bool
+    choice: Choice, name: str, command: Sequence[str], uid: str | None, variables: Sequence[str]
 ) -> int:
     """Run a command, or the login shell of a user, at a terminal of a container.
 
@@ -63,7 +60,7 @@ def shell(
         "args": list(command) or None,
         "environment": _environment(variables) or None,
     }
-    return opening.open_at(address, parameters, returns=False, quiet=quiet)
+    return opening.open_at(address, parameters, returns=False, quiet=choice.quiet)
 
 
 def _environment(variables: Sequence[str]) -> list[str]:
@@ -84,10 +81,9 @@ def _environment(variables: Sequence[str]) -> list[str]:
 
 @click.command()
 @NAME
-@_QUIET
 @addressed
 @chosen
-def login(choice: Choice, name: str, quiet: bool) -> int:
+def login(choice: Choice, name: str) -> int:
     """Log in at a terminal of a container.
 
     The machine .host is this host. The login is a getty of the service manager in the machine; when a session ends,
@@ -96,7 +92,7 @@ def login(choice: Choice, name: str, quiet: bool) -> int:
     address = choice.here(_HERE)
     from moorage.cli import opening
 
-    return opening.open_at(address, {"name": name, "mode": "login"}, returns=True, quiet=quiet)
+    return opening.open_at(address, {"name": name, "mode": "login"}, returns=True, quiet=choice.quiet)
 
 
 _FORCE: Final = click.option("--force", is_flag=True, help="Replace files that are there already.")
