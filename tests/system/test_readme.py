@@ -125,6 +125,7 @@ ELSEWHERE = {
     (LAUNCHERS, "A whole launcher in one line"): "test_examples.py",
     (MACHINES, "On other hosts"): "test_hosts.py",
     (MACHINES, "Telling the launcher first"): "inside/test_stop_command.py",
+    (MACHINES, "Inside a machine"): "inside/test_machined_inside.py",
     (MACHINES, "A socket for each machine"): "inside/test_place.py",
     ("docs/metrics.md", "Prometheus"): "test_exporter.py",
     ("docs/beside-machined.md", "Adopted"): "inside/test_beside.py",
