@@ -308,9 +308,9 @@ class Bus:
             raise ValueError(f"1 to {self._calls_max} calls at once, not {len(calls)}")
         replies = await self._once(calls, deadline)
         while crowded := [number for number, reply in enumerate(replies) if isinstance(reply, Crowded)]:
-            if trio.current_time() + CROWDED_SECONDS >= deadline:
+            await trio.sleep_until(min(trio.current_time() + CROWDED_SECONDS, deadline))
+            if trio.current_time() >= deadline:
                 break
-            await trio.sleep(CROWDED_SECONDS)
             again = await self._once([calls[number] for number in crowded], deadline)
             for number, reply in zip(crowded, again, strict=True):
                 replies[number] = reply
