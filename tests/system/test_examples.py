@@ -5,6 +5,7 @@ import secrets
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -79,23 +80,26 @@ def test_a_launcher_that_is_killed_leaves_nothing(sandbox: Sandbox, place: str, 
     sandbox.run(["sh", "-c", UNTIL_GONE, "sh", name])
 
 
-@pytest.mark.parametrize("launcher", [*PYTHON, "launcher"])
-def test_a_launcher_outlives_an_upgrade(sandbox: Sandbox, place: str, launcher: str) -> None:
-    name = f"kept{secrets.token_hex(4)}"
-    with sandbox.spawn(
-        [f"{place}/{launcher}", name, "sh", "-c", "echo ready; read -r line; echo $line; exit 5"]
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == "ready\n"
+def test_launchers_outlive_an_upgrade(sandbox: Sandbox, place: str) -> None:
+    """All at once, as each would wait as long."""
+    names = {launcher: f"kept{secrets.token_hex(4)}" for launcher in (*PYTHON, "launcher")}
+    program = ["sh", "-c", "echo ready; read -r line; echo $line; exit 5"]
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(sandbox.spawn([f"{place}/{launcher}", name, *program]))
+            for launcher, name in names.items()
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
         sandbox.run(["systemctl", "restart", "moored.service"])
         # Longer than the new instance waits for a launcher that does not come back.
         sandbox.run(["sh", "-c", UNTIL_GRACE_IS_OVER], timeout=RUN_SECONDS)
-        process.stdin.write("there\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "there\n"
-        assert process.wait(RUN_SECONDS) == 5
-    sandbox.run(["sh", "-c", UNTIL_GONE, "sh", name])
+        for launcher, process in zip(names, processes, strict=True):
+            assert process.communicate("there\n", timeout=RUN_SECONDS)[0] == "there\n", launcher
+            assert process.returncode == 5, launcher
+    for name in names.values():
+        sandbox.run(["sh", "-c", UNTIL_GONE, "sh", name])
 
 
 @pytest.mark.parametrize("file", sorted((EXAMPLES / "helpers").glob("*.toml")), ids=lambda path: path.stem)
