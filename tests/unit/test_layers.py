@@ -51,6 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.in_force", "moorage.machines.foreseen", "moorage.machines.in_use",
         "moorage.authz.polkit", "moorage.probes.namespaces", "moorage.probes.control",
         "moorage.probes.terminal", "moorage.probes.handing", "moorage.probes.root", "moorage.probes.copy",
+        "moorage.probes.mount",
         "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",
         "moorage.steps",
     ),

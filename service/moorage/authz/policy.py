@@ -133,7 +133,7 @@ TABLE: Final[Mapping[str, Row]] = {
     # The files of a machine are whose they are in it, and not its registrant's.
     **_rows(
         "io.systemd.Machine",
-        ("OpenRootDirectory", "CopyFrom", "CopyTo"),
+        ("OpenRootDirectory", "CopyFrom", "CopyTo", "BindMount"),
         _asked("org.freedesktop.machine1.manage-machines"),
     ),
     "io.systemd.Machine.Open": _ROOT,

@@ -1,4 +1,4 @@
-"""Files of machines: their root directories, handed over, and copies to and from the host."""
+"""Files of machines: their root directories, handed over, copies to and from the host, mounts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from moorage.pid1.oneshot import (
     CAP_FOWNER,
     CAP_FSETID,
     CAP_MKNOD,
+    CAP_SYS_ADMIN,
+    CAP_SYS_CHROOT,
     CAP_SYS_PTRACE,
 )
 from moorage.probes import copy as copy_program
+from moorage.probes import mount as mount_program
 from moorage.probes import root as root_program
 
 OPEN_ROOT_SECONDS: Final = 5.0
@@ -53,9 +56,20 @@ _COPY: Final = Task(
     COPY_SECONDS,
 )
 
+BIND_SECONDS: Final = 5.0
+"""For a mount, s. It takes a tenth of one; the place for it may be on a file server of the guest's (fuse(4))."""
+
+_BIND: Final = Task(
+    mount_program.__file__,
+    "Mount a directory in {}",
+    CAP_SYS_PTRACE | CAP_SYS_ADMIN | CAP_SYS_CHROOT | CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH,
+    BIND_SECONDS,
+    ("@mount", "chroot", "setns"),
+)
+
 
 class Directories:
-    """Opens directories of machines, and copies files."""
+    """Opens directories of machines, and copies files and mounts them."""
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
@@ -107,6 +121,26 @@ class Directories:
             answer = await do(self._manager, machine, _COPY, question)
         finally:
             self._copies -= 1
+        answer.close()
+        _check(answer)
+
+    async def bind(
+        self, machine: Record, *, source: str, destination: str, read_only: bool, mkdir: bool
+    ) -> None:
+        """Mount a file or a directory of the host in a container that has the users of the host.
+
+        Raises:
+            InsideFailed: it cannot be done: EOPNOTSUPP if the container has users of its own.
+        """
+        if _shift(machine):
+            raise InsideFailed(errno.EOPNOTSUPP)
+        question = {
+            "source": source,
+            "destination": destination,
+            "readOnly": read_only,
+            "mkdir": mkdir,
+        }
+        answer = await do(self._manager, machine, _BIND, question)
         answer.close()
         _check(answer)
 

@@ -592,7 +592,7 @@ def test_what_is_no_call_ends_the_connection(message: bytes) -> None:
         ("io.moorage.Machine.", "MethodNotFound", {"method": "io.moorage.Machine."}),
         ("io.moorage.Machine.register", "MethodNotFound", {"method": "io.moorage.Machine.register"}),
         ("io.moorage.Machine.__init__", "MethodNotFound", {"method": "io.moorage.Machine.__init__"}),
-        ("io.systemd.Machine.BindMount", "MethodNotImplemented", {"method": "io.systemd.Machine.BindMount"}),
+        ("io.systemd.service.Reload", "MethodNotImplemented", {"method": "io.systemd.service.Reload"}),
         ("a\0b.c", "InterfaceNotFound", {"interface": "a\ufffdb"}),  # sd-json cannot read U+0000
         ("\u00e4.\u00e4", "InterfaceNotFound", {"interface": "\u00e4"}),
     ],

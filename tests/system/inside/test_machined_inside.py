@@ -214,6 +214,36 @@ def test_moorctl_copies(box: int, tmp_path: Path) -> None:
         assert subprocess.run(argv, check=False, capture_output=True).returncode == status
 
 
+def test_mounts_are_alike(box: int, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").write_text("f")
+    source, inside = f"{tmp_path}/d", Path(f"/proc/{box}/root")
+    seen: list[Any] = []
+    for number, path in enumerate(BOTH):
+        at = f"/run/mnt{number}"
+        calls = [
+            {"source": source, "destination": f"{at}/a/b"},
+            {"source": source, "destination": f"{at}/a/b", "mkdir": True, "readOnly": True},
+            {"source": f"{source}/f", "destination": f"{at}/a/f", "mkdir": True},
+            {"source": source, "destination": f"{at}/a/b"},
+            {"source": f"{source}/none", "destination": f"{at}/a/b"},
+            {"source": source, "destination": f"{at}/a/f"},
+            {"source": source, "destination": f"{at}/a/f/x"},
+            {"source": f"{source}/f", "destination": f"{at}/none"},
+        ]
+        replies = [asked(path, "BindMount", {"name": "box", **parameters})[0] for parameters in calls[:3]]
+        with pytest.raises(OSError, match="Read-only"):
+            (inside / at[1:] / "a/b/x").write_text("x")
+        replies += [asked(path, "BindMount", {"name": "box", **parameters})[0] for parameters in calls[3:]]
+        (inside / at[1:] / "a/b" / str(number)).write_text("x")  # the second one replaced the first
+        modes = [oct((inside / at[1:] / name).stat().st_mode) for name in (".", "a", "a/f")]
+        seen.append((replies, modes, (inside / at[1:] / "a/f").read_text()))
+    assert seen[0] == seen[1]
+    assert [len(reply["parameters"]) for reply in seen[0][0]] == [3, 0, 0, 0, 3, 3, 3, 3]
+    run("moorctl", "bind", "--mkdir", "box", source, "/run/mnt2")
+    assert (inside / "run/mnt2/f").read_text() == "f"
+
+
 @contextmanager
 def registered(name: str, class_: str, leader: subprocess.Popen[bytes]) -> Generator[None]:
     """Have both have a machine, in a scope that is moored's."""
@@ -405,7 +435,7 @@ def test_users_ask_polkit_and_never_get_a_shell_of_roots(box: int) -> None:
         )
         assert ours == theirs
         assert "error" in ours
-    for method in ("OpenRootDirectory", "CopyTo", "CopyFrom"):
+    for method in ("OpenRootDirectory", "CopyTo", "CopyFrom", "BindMount"):
         source = {} if method == "OpenRootDirectory" else {"source": "/etc/passwd"}
         (ours, _), (theirs, _) = (asked(path, method, {"name": "box", **source}, uid=1000) for path in BOTH)
         assert ours == theirs, method

@@ -19,9 +19,7 @@ from moorage.wire.service import Interface
 # What comes later; it is described already, and answered with MethodNotImplemented.
 LATER = {
     "io.moorage.Machine": set[str](),
-    "io.systemd.Machine": {
-        "BindMount",
-    },
+    "io.systemd.Machine": set[str](),
     "io.systemd.service": {"Reload"},
     "io.systemd.MachineInstance": set[str](),
     "io.systemd.Metrics": set[str](),

@@ -18,6 +18,7 @@ from moorage.api.systemd_machine.errors import (
     UserInHostRange,
 )
 from moorage.api.systemd_machine.types import (
+    BindMountIn,
     CopyIn,
     LookupIn,
     MapFromIn,
@@ -90,18 +91,7 @@ class Inside(Handlers):
         await self._copy(call, params, from_container=False)
 
     async def _copy(self, call: Call, params: CopyIn, *, from_container: bool) -> None:
-        source, destination = params.source, params.destination
-        for name, path in (("source", source), ("destination", destination)):
-            if path is not None and not checks.is_normalized(path):
-                raise InvalidParameter(name)
-        destination = source if destination is None else destination
-
-        def details(machine: Machine) -> dict[str, str]:
-            if machine.record.class_ is not model.MachineClass.container:
-                raise NotSupported
-            return {"name": machine.name, "verb": "copy", "src": source, "dest": destination}
-
-        machine = await self.permitted(call, params, details)
+        machine, source, destination = await self._container(call, params, "copy")
         with translated(REFUSALS):
             try:
                 await self.services.directories.copy(
@@ -115,6 +105,36 @@ class Inside(Handlers):
                 if error.number in {errno.EACCES, errno.EPERM}:
                     raise PermissionDenied from None
                 raise
+
+    @method("BindMount")
+    async def bind_mount(self, call: Call, params: BindMountIn) -> None:
+        """Mount a file or a directory of the host in a container."""
+        machine, source, destination = await self._container(call, params, "bind")
+        with translated(REFUSALS):
+            await self.services.directories.bind(
+                machine.record,
+                source=source,
+                destination=destination,
+                read_only=bool(params.readOnly),
+                mkdir=bool(params.mkdir),
+            )
+
+    async def _container(
+        self, call: Call, params: CopyIn | BindMountIn, verb: str
+    ) -> tuple[Machine, str, str]:
+        """Return the container that a call is about, and its two paths, once its caller may make it."""
+        source, destination = params.source, params.destination
+        for name, path in (("source", source), ("destination", destination)):
+            if path is not None and not checks.is_normalized(path):
+                raise InvalidParameter(name)
+        target = source if destination is None else destination
+
+        def details(machine: Machine) -> dict[str, str]:
+            if machine.record.class_ is not model.MachineClass.container:
+                raise NotSupported
+            return {"name": machine.name, "verb": verb, "src": source, "dest": target}
+
+        return await self.permitted(call, params, details), source, target
 
     @method("MapFrom")
     def map_from(self, call: Call, params: MapFromIn) -> MapFromOut:

@@ -138,6 +138,15 @@ class CopyIn(LookupIn, kw_only=True):
     replace: bool | None = None
 
 
+class BindMountIn(LookupIn, kw_only=True):
+    """Parameters of BindMount."""
+
+    source: str
+    destination: str | None = None
+    readOnly: bool | None = None  # noqa: N815
+    mkdir: bool | None = None
+
+
 class ListIn(LookupIn, kw_only=True):
     """Parameters of List."""
 

@@ -108,6 +108,7 @@ for _command in (
     inside.login,
     inside.copy_to,
     inside.copy_from,
+    inside.bind,
     host.doctor,
     host.config,
     helpers.check,

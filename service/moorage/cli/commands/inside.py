@@ -1,4 +1,4 @@
-"""What happens inside a machine: ``moorctl shell``, ``login``, ``copy-to``, ``copy-from``."""
+"""What happens inside a machine: ``moorctl shell``, ``login``, ``copy-to``, ``copy-from``, ``bind``."""
 
 from __future__ import annotations
 
@@ -140,3 +140,32 @@ def _copy(
     service.call(
         address, f"io.systemd.Machine.{method}", parameters, timeout=SERVICE_SECONDS + ANSWER_SECONDS
     )
+
+
+@click.command()
+@NAME
+@click.argument("source", metavar="PATH", type=click.Path())
+@click.argument("destination", metavar="[PATH]", required=False)
+@click.option("--read-only", is_flag=True, help="Nothing can be written there.")
+@click.option("--mkdir", is_flag=True, help="Make the directory, or the file, to mount it on.")
+@addressed
+@chosen
+def bind(
+    choice: Choice, name: str, source: str, destination: str | None, read_only: bool, mkdir: bool
+) -> None:
+    """Mount a file or a directory of this host in a container.
+
+    The second path is that in the container, absolute; without it, it is the same as on the host. The container must
+    have the users of the host.
+    """
+    address = choice.here("a path")
+    from moorage.cli import service
+
+    parameters = {
+        "name": name,
+        "source": os.path.abspath(source),
+        "destination": destination,
+        "readOnly": read_only or None,
+        "mkdir": mkdir or None,
+    }
+    service.call(address, "io.systemd.Machine.BindMount", parameters)
