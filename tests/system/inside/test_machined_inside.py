@@ -22,13 +22,10 @@ from hostile import as_user, ask, dial, encode
 from moored import SOCKET, THEIRS, run, until
 
 MACHINED = "/run/systemd/machine/io.systemd.Machine"
-SYSTEMD = int(run("systemctl", "--version").split()[1])
 BOTH = (SOCKET, MACHINED)
 ROOT = Path("/var/box")
 SECONDS = 40.0
 """For an answer: longer than moored itself waits."""
-
-pytestmark = pytest.mark.skipif(SYSTEMD < 262, reason="machined 257 has none of this")
 
 
 def asked(path: str, method: str, parameters: dict[str, Any], uid: int = 0) -> tuple[Any, list[int]]:
