@@ -25,7 +25,6 @@ TOGETHER = (
         "test_unit_files",
     ),
     ("test_names", "test_run"),
-    ("test_events", "test_moorctl", "test_links"),
     ("test_helpers", "test_restart", "test_metrics", "test_no_space"),
     ("test_steady", "test_pid1_manager"),
 )  # fmt: skip
