@@ -263,7 +263,7 @@ def test_every_setting_of_a_unit_file_is_a_property(
 PAGERS = """
 mkdir /run/pagers
 for name in pager less more mine; do
-    printf '#!/bin/sh\necho runs $0 $LESS $LESSSECURE\n' >/run/pagers/$name
+    printf '#!/bin/sh\necho runs $0 $LESS $LESSSECURE\ncat >/dev/null\n' >/run/pagers/$name
     chmod +x /run/pagers/$name
 done
 """
