@@ -133,7 +133,7 @@ class Beside(Follower):
         if self._publishing.is_ours(machine):
             self._detached.start(self._publishing.see_off, machine)
         if record.verdict is None or not has_scope(machine):
-            if self._notes.get(record.name) is None and machine.published is not False:
+            if self._notes.get(record.name) is None and self._publishing.may_be_there(machine):
                 self._notes.add(Note(record.name, record.leader, ours=False))
             self._take(record.name, sure=True)
             return

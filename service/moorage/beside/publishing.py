@@ -82,6 +82,12 @@ class Publishing:
         note, leader = self._notes.get(machine.name), machine.record.leader
         return note is not None and note.ours and leader is not None and note.leader == leader
 
+    def may_be_there(self, machine: Machine) -> bool:
+        """Whether machined may have a machine: if it was not asked, its files tell, also without it."""
+        if machine.published is None:
+            return self._traces.are_there(machine.unit)
+        return machine.published
+
     async def publish(self, machine: Machine) -> bool:
         """Publish a machine that may be; return whether that is done.
 

@@ -336,6 +336,22 @@ async def test_nothing_is_tried_where_machined_is_not_until_it_comes(world: Worl
             await world.settled(lambda: web.published)
 
 
+async def test_nothing_is_noted_of_what_a_machined_that_is_not_there_cannot_have(
+    world: World, tmp_path: Path
+) -> None:
+    """A note would stay for as long as there is no machined."""
+    async with world.running():
+        web, launched = world.add(machine()), world.add(machine("launched", 8))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        (tmp_path / f"unit:{launched.unit}").symlink_to(
+            "launched"
+        )  # by its launcher, when machined last ran
+        for each in (web, launched):
+            world.forget(each)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert [world.notes.get(name) is not None for name in ("web", "launched")] == [False, True]
+
+
 async def test_more_names_than_are_kept_are_settled_all_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
