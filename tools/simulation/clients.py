@@ -110,6 +110,9 @@ class Clients:
         path = "/user.slice/session.scope"
         if place != "scope":
             unit = f"vm-{step.name}.service"
+            there = world.pid1.units.get(unit)
+            if there is not None and there.active == "deactivating":
+                return  # nobody else starts anything there, and what is there does not outlive it for long
             path = self._shared_unit(unit, remains=place == "remains")
             path += "/payload" if place == "part" else ""
         if values.get("again") and step.name in world.leaders and world.leaders[step.name].exit is None:
