@@ -62,7 +62,8 @@ class StartedUnits:
             UnitNameTaken: by something that does not go.
             ManagerError: as the manager says.
         """
-        await self._references.freed(spec.unit)  # that of an earlier machine
+        self._references.release(spec.unit)  # of an earlier machine, whose account may still be open
+        await self._references.freed(spec.unit)
         hold = partial(self._references.hold, [spec.unit])
         for _ in range(ATTEMPTS_MAX):
             try:
