@@ -23,6 +23,7 @@ from hostile import dial
 
 from fuzzing.boundary.requests import (
     KEPT,
+    NOTE,
     OURS,
     ROOT,
     USERS,
@@ -49,7 +50,7 @@ from fuzzing.boundary.system import (
     uids_of,
     until,
 )
-from fuzzing.inside import EIO, ERRORS, run
+from fuzzing.inside import EIO, ERRORS, FDS_OF_MACHINE, run
 from moorage import names
 from moorage.names import UnitNames
 
@@ -262,7 +263,7 @@ class Boundary:
         """Wait until nothing is under way: whoever hung up is forgotten."""
 
         def calm() -> bool:
-            return self._open_fds() <= self._fds + len(self._machines())
+            return self._open_fds() <= self._fds + FDS_OF_MACHINE * len(self._machines())
 
         until(calm, lambda: f"{self._open_fds()} file descriptors, were {self._fds}")
 
@@ -357,7 +358,10 @@ class Boundary:
             subprocess.run(["systemctl", "stop", *left], check=False, capture_output=True)
             subprocess.run(["systemctl", "reset-failed", *left], check=False, capture_output=True)
         until(lambda: loaded() == self._units, lambda: f"left: {loaded() ^ self._units}")
-        until(lambda: set(os.listdir(RECORDS)) == {KEPT}, lambda: f"records: {os.listdir(RECORDS)}")
+        until(
+            lambda: set(os.listdir(RECORDS)) - {NOTE + KEPT} == {KEPT},
+            lambda: f"records: {os.listdir(RECORDS)}",
+        )
         until(lambda: os.listdir(DIRECTORIES) == [KEPT], lambda: f"directories: {os.listdir(DIRECTORIES)}")
 
     def look(self) -> None:

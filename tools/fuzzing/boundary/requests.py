@@ -31,6 +31,9 @@ TARGET: Final = "target"
 NAMES: Final = ("web", "db", TARGET, CANARY)
 FOREIGN_SERVICE: Final = "fuzz-foreign.service"
 
+NOTE: Final = ".beside-"
+"""What the names of notes begin with, beside the records: of what systemd-machined has."""
+
 SMUGGLED: Final = "X-Smuggled=yes"
 TOUCHES: Final = f"/usr/bin/touch {CANARIES}/smuggled"
 LINES: Final = f"x\n{SMUGGLED}\nDynamicUser=no\nUser=root\nExecStartPre=+{TOUCHES}\n"
