@@ -7,6 +7,7 @@ whether all is as the rules have it, and put back what was allowed to change.
 import array
 import contextlib
 import json
+import math
 import os
 import random
 import socket
@@ -60,6 +61,12 @@ ANSWER_SECONDS = 100.0
 ROOT_SECONDS = 30.0
 """For root's own Register and Stop, whatever the users do."""
 
+LASTING = {f"{OURS}Subscribe", f"{OURS}AwaitStop"}
+"""Calls that are answered for as long as somebody listens."""
+
+LASTING_SECONDS = 3.0
+"""For how long somebody does."""
+
 PROBE = "probe"
 """Root's own machine that is registered and stopped while the users call."""
 
@@ -96,13 +103,21 @@ def converse(connected: socket.socket, conversation: Conversation) -> str:
         if conversation.leaves is not None:
             time.sleep(conversation.leaves)
             return ""
-        received = bytearray()
+        received, end = bytearray(), math.inf
+        lasts = any(ask.method in LASTING for ask in conversation.asks)
+        if lasts:
+            connected.settimeout(LASTING_SECONDS)
+            end = time.monotonic() + LASTING_SECONDS
         with contextlib.suppress(ConnectionResetError):
             with contextlib.suppress(OSError):  # hung up already
                 connected.shutdown(socket.SHUT_WR)
-            while data := connected.recv(1 << 16):
-                received += data
-        return received.decode()
+            try:
+                while (data := connected.recv(1 << 16)) and time.monotonic() < end:
+                    received += data
+            except TimeoutError:
+                if not lasts:
+                    raise
+        return received[: received.rfind(b"\0") + 1].decode() if lasts else received.decode()
 
 
 def replies_of(conversation: Conversation, received: str) -> list[Reply | None]:
