@@ -5,13 +5,11 @@ Only user of systemd-python.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import itertools
 import logging
 import os
 import socket
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 
 from systemd import daemon
 
@@ -21,9 +19,6 @@ SOCKET_NAME = "varlink"
 
 HTTP_NAME = "http"
 """The same of the exporter's socket."""
-
-STORED = "references-"
-"""What the names of stored connections begin with. Each has its own: a name is removed with all that have it."""
 
 NOTIFY_SECONDS = 1.0
 """How long the service manager may leave its queue full before a message is dropped. Everybody waits meanwhile."""
@@ -43,8 +38,6 @@ def listeners() -> list[socket.socket]:
     """
     found: list[socket.socket] = []
     for descriptor, name in daemon.listen_fds_with_names().items():
-        if name.startswith(STORED):
-            continue  # see stored()
         if name != SOCKET_NAME:
             os.close(descriptor)
             continue
@@ -58,12 +51,6 @@ def listeners() -> list[socket.socket]:
             f"no socket named “{SOCKET_NAME}” was passed; start moored.socket, or use --listen to run by hand"
         )
     return found
-
-
-def stored() -> dict[str, int]:
-    """Take over the connections that an instance before has stored, by name; to be called before `listeners`."""
-    passed = daemon.listen_fds_with_names(unset_environment=False)
-    return {name: descriptor for descriptor, name in passed.items() if name.startswith(STORED)}
 
 
 def http_listener() -> socket.socket:
@@ -144,60 +131,20 @@ class Notifier:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.settimeout(NOTIFY_SECONDS)
 
-    def notify(self, *assignments: str, descriptors: Sequence[int] = ()) -> bool:
-        """Tell the service manager something, such as ``READY=1``; return whether it will hear that."""
+    def notify(self, *assignments: str) -> None:
+        """Tell the service manager something, such as ``READY=1``."""
         if self._socket is None or self._address is None:
-            return False
-        rights = (
-            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        )
+            return
         try:
             # Not connected: after a restart of the manager another socket may be at that address.
-            self._socket.sendmsg(["\n".join(assignments).encode()], rights, 0, self._address)
+            self._socket.sendto("\n".join(assignments).encode(), self._address)
         except OSError as error:
             _log.warning("Failed to notify the service manager, ignoring: %s", error)
-            return False
-        return True
 
     def close(self) -> None:
         """Close the socket."""
         if self._socket is not None:
             self._socket.close()
-
-
-class DescriptorStore:
-    """The file descriptors that the service manager keeps for this service: ``FileDescriptorStoreMax=``.
-
-    Only the main process can store any (``NotifyAccess=``), and only its successor gets them. The manager drops what
-    is closed at the other end, and all of them when the service is stopped and not started again.
-    """
-
-    def __init__(self, notifier: Notifier, found: Mapping[str, int]) -> None:
-        """Take over what was passed at the start, by name."""
-        self.found = dict(found)
-        self._notifier = notifier
-        self._numbers = itertools.count(1 + max(map(_number, found), default=0))
-
-    def put(self, descriptor: int) -> str | None:
-        """Store a duplicate of a file descriptor; return its name, or None if the manager could not be told."""
-        name = f"{STORED}{next(self._numbers)}"
-        told = self._notifier.notify("FDSTORE=1", f"FDNAME={name}", descriptors=[descriptor])
-        return name if told else None
-
-    def remove(self, name: str) -> bool:
-        """Remove what is stored by a name, if anything is; return whether the manager could be told."""
-        return self._notifier.notify("FDSTOREREMOVE=1", f"FDNAME={name}")
-
-
-def _number(name: str) -> int:
-    number = name.removeprefix(STORED)
-    return int(number) if number.isdecimal() else 0
-
-
-def descriptor_store(notifier: Notifier, found: Mapping[str, int]) -> DescriptorStore | None:
-    """Return the store of this service; None where the manager has none for it (``$FDSTORE``, systemd.exec(5))."""
-    most = os.environ.get("FDSTORE", "")
-    return DescriptorStore(notifier, found) if found or most not in {"", "0"} else None
 
 
 def watchdog_usec() -> int | None:

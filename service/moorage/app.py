@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -127,7 +127,6 @@ class Options(msgspec.Struct, frozen=True):
         events_directory: where the latest events are kept.
         runtime_directory: where the service manager makes the runtime directories of its services.
         control_directory: where the control sockets of machines are.
-        stored: file descriptors that the service manager has kept from the instance before, by name.
         metrics_address: path of the socket for metrics; None for none.
     """
 
@@ -137,7 +136,6 @@ class Options(msgspec.Struct, frozen=True):
     events_directory: str
     runtime_directory: str
     control_directory: str
-    stored: Mapping[str, int]
     metrics_address: str | None = None
 
 
@@ -162,7 +160,6 @@ class Core:
         # Those who have the rights of the manager anyway.
         trusted = frozenset({0, os.geteuid()})
         processes, hierarchy, clock = system.processes, system.hierarchy, system.clock
-        self._references = references
         self._detached, self._agenda = detached, agenda = Detached(), Agenda()
         self.followers = followers = Followers()
         registry = Registry(trusted, settings.bounds)
@@ -263,7 +260,6 @@ class Core:
                 self._recovery.restore()
                 self._chronicle.opened()
                 await self._watching.look()
-                self._references.succeed()
                 self._states.miss()
                 await nursery.start(self._states.run)
                 leased = [machine for machine in self.services.registry if machine.record.lease]
@@ -321,7 +317,6 @@ async def run(options: Options, configuration: Configuration, listeners: Sequenc
     Raises:
         ManagerUnavailable, NoRecords: as :func:`serve` says.
     """
-    _raise_file_limit()
     with activation.offered(options.metrics_address) as metrics:
         await serve(options, configuration, listeners, metrics)
 
@@ -338,14 +333,14 @@ async def serve(
         ManagerUnavailable: the service manager cannot be reached at the start (in an exception group).
         NoRecords: there is no place for the records.
     """
+    _raise_file_limit()
     notifier = activation.Notifier()
     # A user's instance serves that user, who needs nobody's leave.
     polkit = Polkit() if options.user is None else None
     authority = Authority(Policy(options.user), polkit)
     endpoints = Endpoints.of("system" if options.user is None else "user")
     manager = DBusManager(endpoints, options.link)
-    bus = None if options.link == "private" else endpoints.bus
-    references = BusReferences(bus, activation.descriptor_store(notifier, options.stored))
+    references = BusReferences(None if options.link == "private" else endpoints.bus)
     store = _open_store(options.state_directory)
     readiness = Readiness(NOTED_AT_ONCE)
     settings = configuration.settings

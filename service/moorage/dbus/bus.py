@@ -191,7 +191,6 @@ class Bus:
         calls_max: int,
     ) -> None:
         self._sock = sock
-        self.descriptor = sock.fileno()  # borrowed, until the link is down
         self._on_signal = on_signal
         self._on_closed = on_closed
         self._serial = 0
@@ -354,7 +353,8 @@ class Bus:
                 reason = f"arguments of {call.member} do not fit {call.signature!r}: {exc}"
                 raise BadCall(reason) from exc
         waiting: list[_Pending] = []
-        batch, serial = list[bytes](), 0
+        batch: list[bytes] = []
+        serial = 0
         for call, serial, data, fds in messages:
             self._pending[serial] = pending = _Pending(call.returned)
             serials.append(serial)

@@ -103,28 +103,15 @@ class HeldUnits(Follower):
 
     def __init__(self, references: References) -> None:
         self._references = references
-        self._held: dict[str, Machine] = {}
 
     def added(self, machine: Machine) -> None:
         """Hold the scope."""
         if has_scope(machine):
-            self._held[machine.unit] = machine
             self._references.hold([machine.unit])
 
     def ended(self, machine: Machine) -> None:
-        """Release the unit of one that was forgotten, or is another's: who may want its name again at once."""
-        if machine.record.verdict is None or not machine.record.allocated:
-            self._release(machine)
-
-    def changed(self, machine: Machine) -> None:
-        """Release its unit once its verdict is stored: until then the next instance may have to find it out again."""
-        if machine.record.verdict is not None:
-            self._release(machine)
-
-    def _release(self, machine: Machine) -> None:
-        if self._held.get(machine.unit) is machine:  # else another one has its name
-            del self._held[machine.unit]
-            self._references.release(machine.unit, at_once=not machine.record.allocated)
+        """Release its unit; that of others at once, as they may want its name again the moment it has ended."""
+        self._references.release(machine.unit, at_once=not machine.record.allocated)
 
 
 class FollowedHelpers(Follower):

@@ -30,7 +30,7 @@ from moorage.machines.retirement import Retirement
 from moorage.machines.starts import Starts
 from moorage.machines.store import BadRecord, Store
 from moorage.names import machine_of_scope
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, UnitStatus
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError
 
 _log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Recovery:
                 status = (
                     await self._manager.status(unit, deadline=deadline) if self._is_other(unit) else None
                 )
-                if status is not None and self._is_other(unit) and not self._is_over(status):
+                if status is not None and self._is_other(unit):
                     _log.warning("%s is no machine of ours: %s.", unit, self._leftovers.describe(status))
             paths = await self._hierarchy.find(SCOPES)
         except (ManagerError, OSError) as error:
@@ -161,11 +161,6 @@ class Recovery:
             if unit not in units and self._is_other(unit):
                 _log.warning("%s has processes, but no unit.", path)
                 self._leftovers.orphans[unit] = path
-
-    def _is_over(self, status: UnitStatus) -> bool:
-        """Whether a unit is that of a machine that has ended, and goes once it is kept no longer."""
-        machine = self._registry.verdict(machine_of_scope(status.unit) or "")
-        return machine is not None and machine.record.invocation_id == status.invocation_id
 
     def _is_other(self, unit: str) -> bool:
         name = machine_of_scope(unit)

@@ -62,8 +62,7 @@ class StartedUnits:
             UnitNameTaken: by something that does not go.
             ManagerError: as the manager says.
         """
-        self._references.release(spec.unit)  # of an earlier machine, whose account may still be open
-        await self._references.freed(spec.unit)
+        await self._references.freed(spec.unit)  # that of an earlier machine
         hold = partial(self._references.hold, [spec.unit])
         for _ in range(ATTEMPTS_MAX):
             try:

@@ -2,13 +2,8 @@
 
 A scope that ends is forgotten at once, with all that the manager knows of it: its result, what it has consumed. It
 keeps units that a client on the message bus has a reference to (``RefUnit()``, org.freedesktop.systemd1(5)), for as
-long as the client is there: whoever dies leaves nothing behind. So that units are kept as well while this service is
-dead, the manager gets a duplicate of the connection's socket into its file descriptor store: the connection stays
-open. The next instance never reads from it, as half a message may be in it. It takes references of its own, and then
-lets it go.
-
-On the manager's private socket there are no references, nor without a message bus: then units are forgotten, which is
-what everybody here is prepared for.
+long as the client is there: whoever dies leaves nothing behind. On the manager's private socket there are no
+references, nor without a message bus: then units are forgotten, which is what everybody here is prepared for.
 """
 
 from __future__ import annotations
@@ -16,7 +11,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -78,46 +72,17 @@ class References(Protocol):
         """Let a unit go at once if it was released, and wait until that is done: for SETTLE_SECONDS at most."""
         ...
 
-    def succeed(self) -> None:
-        """Take note that all that ended before this instance has been looked at, and is to be kept no longer."""
-        ...
-
-
-class DescriptorStore(Protocol):
-    """File descriptors that stay open when this process ends.
-
-    Attributes:
-        found: those that were there at the start, by name; the user's from now on.
-    """
-
-    found: dict[str, int]
-
-    def put(self, descriptor: int) -> str | None:
-        """Store a duplicate; return its name, or None if that could not be asked for."""
-        ...
-
-    def remove(self, name: str) -> bool:
-        """Remove what is stored by a name, if anything is; return whether that could be asked for."""
-        ...
-
 
 class BusReferences:
     """`References` over a connection of their own to the manager's bus."""
 
-    def __init__(self, bus: str | None, store: DescriptorStore | None = None) -> None:
+    def __init__(self, bus: str | None) -> None:
         """Hold nothing yet.
 
         Args:
             bus: path of the bus's socket, where "@" begins the name of an abstract one; None to do without one.
-            store: where connections outlive this process; None if there is no such place.
         """
         self._bus = bus
-        self._store = store
-        self._stored: str | None = None  # name of the present connection
-        # Earlier connections, stored as well; the descriptors of those that an instance before has left.
-        self._earlier: dict[str, int | None] = {} if store is None else {**store.found}
-        self._fading: set[str] = set()  # released, and perhaps held by an earlier connection
-        self._succeeds = False
         self._wanted: dict[str, None] = {}
         self._held: set[str] = set()
         self._missing: dict[str, None] = {}  # wanted, and not held
@@ -154,8 +119,6 @@ class BusReferences:
         """See `References`."""
         if unit not in self._wanted:
             return
-        if self._earlier:
-            self._fading.add(unit)
         del self._wanted[unit]
         self._missing.pop(unit, None)
         if unit in self._held and unit not in self._dropping:
@@ -171,17 +134,10 @@ class BusReferences:
             del self._lingering[unit]
             self._dropping[unit] = None
             self._changed.set()
-        if unit in self._dropping or unit in self._fading:
+        if unit in self._dropping:
             with trio.move_on_after(SETTLE_SECONDS):
-                while unit in self._dropping or unit in self._fading:
+                while unit in self._dropping:
                     await self._progress.wait()
-
-    def succeed(self) -> None:
-        """See `References`."""
-        self._succeeds = True
-        if self._bus is None:
-            self._let_go()
-        self._changed.set()
 
     def _linger(self, unit: str) -> None:
         """Let a unit go in a while, or now, if it is the first for long."""
@@ -196,70 +152,34 @@ class BusReferences:
     async def run(self) -> None:
         """Take and drop references for ever."""
         while self._bus is not None:
-            if not await self._session(self._bus):
-                self._let_go()  # nobody can tell for how long names would stay taken
+            await self._session(self._bus)
             await trio.sleep(RETRY_SECONDS)
 
-    async def _session(self, bus: str) -> bool:
-        """Take and drop references until the connection is lost; return whether there was one."""
+    async def _session(self, bus: str) -> None:
         deadline = trio.current_time() + CALL_SECONDS
         try:
             link = await Bus.connect(
                 bus, _ignore_signal, self._lost, deadline=deadline, calls_max=BUS_CALLS_MAX
             )
         except BusError:
-            return False
-        up = False
+            return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
             try:
                 hello = BusCall(_BUS, "/org/freedesktop/DBus", _BUS, "Hello", reply="s")
                 await link.call(hello, deadline=deadline)
-                self._up = up = True
+                self._up = True
                 while not link.closed:
                     self._changed = trio.Event()
                     await self._catch_up(link)
-                    again = math.inf if self._hand_over(link) else trio.current_time() + RETRY_SECONDS
-                    with trio.move_on_at(min(self._drop_at, again)):
+                    with trio.move_on_at(self._drop_at):
                         await self._changed.wait()
             except BusError as error:
                 _log.debug("Failed to hold units, trying again: %s", error)
             link.close("it is not needed any more")
-        return up
-
-    def _hand_over(self, link: Bus) -> bool:
-        """Store a connection that holds all that is wanted, and only then let go of earlier ones.
-
-        Returns:
-            Whether that is done, or is not due yet.
-        """
-        if link.closed or not self._succeeds:
-            return True
-        if self._store is not None and self._stored is None:
-            self._stored = self._store.put(link.descriptor)
-            if self._stored is None:
-                return False
-        return self._let_go()
-
-    def _let_go(self) -> bool:
-        """Let go of earlier connections, if that is due; return whether none is left."""
-        if self._succeeds and self._store is not None:
-            for name, descriptor in list(self._earlier.items()):
-                if not self._store.remove(name):
-                    return False
-                if descriptor is not None:
-                    os.close(descriptor)
-                del self._earlier[name]
-            self._fading.clear()
-            self._tell()
-        return not self._earlier
 
     def _lost(self, _reason: str) -> None:
         self._up = False
-        if self._stored is not None:
-            # If only this end is closed, and not the bus, it keeps all that is held.
-            self._earlier[self._stored], self._stored = None, None
-            self._fading |= {*self._lingering, *self._dropping}
         # The manager drops them with the connection.
         self._held.clear()
         self._lingering.clear()

@@ -428,9 +428,6 @@ class FakeReferences:
         self._lingering: dict[str, float] = {}
         self._held: dict[str, Unit] = {}
         self._taken: list[Unit] = []
-        self._earlier = list(pid1.stored)
-        self._fading: set[str] = set()
-        self._succeeds = False
         self._changed = trio.Event()
         self._progress = trio.Event()
         self._up = False
@@ -457,8 +454,6 @@ class FakeReferences:
         """See `References`."""
         if unit in self._wanted:
             del self._wanted[unit]
-            if self._earlier:
-                self._fading.add(unit)
             self._lingering[unit] = -math.inf if at_once else trio.current_time() + self.linger()
             self._changed.set()
 
@@ -468,13 +463,8 @@ class FakeReferences:
             self._lingering[unit] = -math.inf
             self._changed.set()
         with trio.move_on_after(1.0):
-            while unit in self._fading or (unit in self._held and unit not in self._wanted):
+            while unit in self._held and unit not in self._wanted:
                 await self._progress.wait()
-
-    def succeed(self) -> None:
-        """See `References`."""
-        self._succeeds = True
-        self._changed.set()
 
     async def run(self) -> None:
         """Take and drop references for ever."""
@@ -486,15 +476,14 @@ class FakeReferences:
                 while True:
                     self._changed = trio.Event()
                     await self._catch_up(link)
-                    if self._succeeds:
-                        await self._hand_over(link)
                     with trio.move_on_at(min(self._lingering.values(), default=math.inf)):
                         await self._changed.wait()
         finally:
             self._up = False
             link.close(unread=False)
-            if not any(each is self._taken for each in self._pid1.stored):
-                self._pid1.disconnect(self._taken)
+            for unit in self._taken:  # the manager drops them with the connection
+                unit.references -= 1
+            self._pid1.collect()
 
     async def _catch_up(self, link: Connection) -> None:
         present = trio.current_time()
@@ -509,16 +498,6 @@ class FakeReferences:
                 self._held[name] = unit
             else:
                 self._wanted.pop(name, None)
-        self._progress.set()
-        self._progress = trio.Event()
-
-    async def _hand_over(self, link: Connection) -> None:
-        if not any(each is self._taken for each in self._pid1.stored):
-            await link.call(lambda: self._pid1.stored.append(self._taken))
-        for each in list(self._earlier):
-            await link.call(lambda each=each: self._pid1.disconnect(each))
-            self._earlier.remove(each)
-        self._fading.clear()
         self._progress.set()
         self._progress = trio.Event()
 

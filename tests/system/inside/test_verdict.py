@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ from moored import (
     OURS,
     RUNTIME,
     SERVICES,
-    UNIT_FILES,
     USER,
     Process,
     Processes,
@@ -354,70 +353,6 @@ async def test_what_came_while_moored_was_dead(spawn: Processes, mortal: None) -
     }  # fmt: skip
 
 
-@contextmanager
-def slow_to_come_back() -> Generator[None]:
-    """A moored that the service manager starts again only after a while, or when it is told to."""
-    drop_in = UNIT_FILES / "moored.service.d/slow.conf"
-    drop_in.parent.mkdir(parents=True, exist_ok=True)
-    drop_in.write_text("[Service]\nRestartSec=1h\nRestartSteps=0\n")
-    run("systemctl", "daemon-reload")
-    yield
-    drop_in.unlink()
-    run("systemctl", "daemon-reload")
-
-
-def stored() -> str:
-    """Return how many file descriptors of moored the service manager keeps."""
-    return run("systemctl", "show", "-P", "NFileDescriptorStore", "moored.service").strip()
-
-
-USES = """
-import time
-input()
-kept = bytearray(24 << 20)
-end = time.process_time() + 0.2
-while time.process_time() < end:
-    pass
-"""
-USES_AND_WAITS = USES + "print('used', flush=True)\ninput()\n"
-
-
-async def test_what_machines_have_consumed_that_ended_while_moored_was_dead(spawn: Processes) -> None:
-    """The service manager keeps their scopes until the next instance has looked at them, and no longer."""
-    causes = {"itself": "leaderEnded", "killed": "leaderEnded", "stopped": "unitStopped"}
-    leaders = {
-        name: spawn((sys.executable, "-c", USES_AND_WAITS), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for name in (*causes, "lives")
-    }
-    async with await connect() as client:
-        for name, leader in leaders.items():
-            await register(client, name, leader)
-            go(leader)
-    for leader in leaders.values():
-        assert leader.stdout is not None
-        await trio.to_thread.run_sync(leader.stdout.readline)
-    with slow_to_come_back():
-        signal_moored(signal.SIGKILL)
-        await until(lambda: main_pid() == 0)
-        go(leaders["itself"])
-        kill(leaders["killed"])
-        run("systemctl", "stop", "machine-stopped.scope")
-        for name in causes:
-            await trio.to_thread.run_sync(leaders[name].wait)
-            await until(lambda name=name: state(f"machine-{name}.scope") == "inactive")
-        after = time.time_ns() // 1000
-        run("systemctl", "start", "moored.service")
-    async with await connect() as client:
-        for name, cause in causes.items():
-            found = await verdict(client, name)
-            assert said(found) == {"result": "success", "cause": cause}
-            assert found["accounting"].get("cpuUsageNSec", 0) >= 200_000_000, (name, found)
-            assert found["exitedAt"]["realtime"] <= after
-            await register(client, name, spawn())  # its name is free
-        await until(lambda: stored() == "1")
-        assert (await describe(client, "lives"))["phase"] == "running"
-
-
 @pytest.mark.system_instance("only root may stop the journal")
 async def test_a_journal_that_says_nothing_delays_no_answer_for_long(spawn: Processes) -> None:
     units = ("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald.service")
@@ -436,6 +371,16 @@ async def test_a_journal_that_says_nothing_delays_no_answer_for_long(spawn: Proc
 
 
 # Accounting
+
+
+USES = """
+import time
+input()
+kept = bytearray(24 << 20)
+end = time.process_time() + 0.2
+while time.process_time() < end:
+    pass
+"""
 
 
 async def test_what_a_machine_has_consumed_is_known_however_soon_it_is_gone(spawn: Processes) -> None:
@@ -593,7 +538,6 @@ async def test_hundreds_that_end_in_all_ways_at_once(spawn: Processes) -> None:
         if rest != wanted or any(told[field] != expected.fields[field] for field in told):
             wrong.append(f"{name}: {said(verdict)}, not {wanted}")
     print(f"{len(names)} verdicts, {complete} with counters")
-    assert complete == len(names)
     kill(*load, *(leaders[name] for name, way in names.items() if way == "leave"))
     os.rmdir(f"/sys/fs/cgroup{ELSEWHERE}")
     assert wrong == []

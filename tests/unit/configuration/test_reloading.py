@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -24,10 +24,8 @@ class Heard(Notifier):
         super().__init__()
         self.told: list[tuple[str, ...]] = []
 
-    def notify(self, *assignments: str, descriptors: Sequence[int] = ()) -> bool:
-        assert not descriptors
+    def notify(self, *assignments: str) -> None:
         self.told.append(assignments)
-        return True
 
 
 def reading(*settings: Settings) -> Callable[[], Loaded]:

@@ -1,6 +1,5 @@
 """References to units, over a bus that the test plays."""
 
-import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,8 +20,6 @@ class FakeBus:
     Attributes:
         restarting: the manager goes before it has answered: for each call, whether it did what it was told.
     """
-
-    descriptor = 0
 
     def __init__(self) -> None:
         self.kept: list[str] = []
@@ -91,141 +88,13 @@ def on_a_clock(
 
 
 @asynccontextmanager
-async def holding(
-    bus: FakeBus, monkeypatch: pytest.MonkeyPatch, store: "FakeStore | None" = None
-) -> AsyncGenerator[BusReferences]:
+async def holding(bus: FakeBus, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[BusReferences]:
     monkeypatch.setattr(Bus, "connect", bus.connect)
-    held = BusReferences("/bus", store)
+    held = BusReferences("/bus")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(held.run)
         yield held
         nursery.cancel_scope.cancel()
-
-
-class FakeStore:
-    """Keeps descriptors for the next instance.
-
-    Attributes:
-        there: those that are stored, by name.
-        notes: what was done, in order, with what the present connection held then.
-        deaf: the manager cannot be told.
-    """
-
-    def __init__(self, bus: FakeBus, *found: str) -> None:
-        self.found = {name: os.open("/dev/null", os.O_RDONLY) for name in found}
-        self.there: dict[str, int] = dict(self.found)
-        self.notes: list[tuple[str, list[str]]] = []
-        self.deaf = False
-        self._bus = bus
-
-    def put(self, descriptor: int) -> str | None:
-        if self.deaf:
-            return None
-        name = f"new-{len(self.notes)}"
-        self.there[name] = descriptor
-        self.notes.append((f"put {name}", sorted(self._bus.kept)))
-        return name
-
-    def remove(self, name: str) -> bool:
-        if self.deaf:
-            return False
-        self.there.pop(name, None)
-        self.notes.append((f"remove {name}", sorted(self._bus.kept)))
-        return True
-
-
-def is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
-async def test_what_an_instance_before_held_is_let_go_only_once_all_is_held_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bus = FakeBus()
-    store = FakeStore(bus, "old")
-    old = store.found["old"]
-    async with holding(bus, monkeypatch, store) as held:
-        await trio.testing.wait_all_tasks_blocked()
-        units = [f"{number:03}" for number in range(200)]
-        held.hold(units)
-        await trio.testing.wait_all_tasks_blocked()
-        assert (store.notes, is_open(old)) == ([], True)  # what has ended is still to be looked at
-        held.release("000")
-        held.succeed()
-        await held.freed("000")
-        assert store.notes == [("put new-0", units[1:]), ("remove old", units[1:])]
-        assert (list(store.there), is_open(old)) == (["new-0"], False)
-
-
-async def test_what_ended_before_need_not_be_held_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    bus = FakeBus()
-    store = FakeStore(bus, "old", "older")
-    bus.missing = {"gone"}
-    async with holding(bus, monkeypatch, store) as held:
-        held.hold(["a", "b", "gone"])
-        held.release("a")
-        held.succeed()
-        with trio.fail_after(references.SETTLE_SECONDS / 2):
-            await held.freed("a")
-        assert store.notes == [("put new-0", ["b"]), ("remove old", ["b"]), ("remove older", ["b"])]
-
-
-@on_a_clock
-async def test_a_connection_that_is_lost_is_let_go_once_there_is_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bus = FakeBus()
-    store = FakeStore(bus)
-    async with holding(bus, monkeypatch, store) as held:
-        held.hold(["a", "b"])
-        held.succeed()
-        await trio.testing.wait_all_tasks_blocked()
-        bus.close("restarted")
-        held.release("b")
-        await trio.sleep(references.RETRY_SECONDS)
-        await held.freed("b")
-        assert store.notes == [("put new-0", ["a", "b"]), ("put new-1", ["a"]), ("remove new-0", ["a"])]
-
-
-@on_a_clock
-async def test_where_there_is_no_bus_any_more_no_name_stays_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    bus = FakeBus()
-    bus.away = True
-    store = FakeStore(bus, "old")
-    async with holding(bus, monkeypatch, store) as held:
-        held.hold(["a"])
-        await trio.sleep(references.RETRY_SECONDS * 2)
-        assert "old" in store.there
-        held.succeed()
-        await trio.sleep(references.RETRY_SECONDS * 2)
-        assert store.there == {}
-
-
-async def test_without_a_bus_earlier_connections_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = FakeStore(FakeBus(), "old")
-    old = store.found["old"]
-    held = BusReferences(None, store)
-    held.succeed()
-    assert (store.there, is_open(old)) == ({}, False)
-
-
-@on_a_clock
-async def test_a_manager_that_cannot_be_told_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    bus = FakeBus()
-    store = FakeStore(bus, "old")
-    store.deaf = True
-    async with holding(bus, monkeypatch, store) as held:
-        held.hold(["a"])
-        held.succeed()
-        await trio.sleep(references.RETRY_SECONDS * 2)
-        assert list(store.there) == ["old"]
-        store.deaf = False
-        await trio.sleep(references.RETRY_SECONDS * 2)
-        assert list(store.there) == ["new-0"]
 
 
 async def test_units_are_kept_until_they_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
