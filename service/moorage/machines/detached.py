@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -39,8 +40,9 @@ class Detached:
             self._nursery = None
 
     def start(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Begin something that nobody waits for, and that does not fail."""
-        self._begun_in().start_soon(function, *args)
+        """Begin something that nobody waits for, and that does not fail. Nothing is begun once this has ended."""
+        with contextlib.suppress(RuntimeError):  # closed: cancelled, and without a task, but not yet told so
+            self._begun_in().start_soon(function, *args)
 
     async def shielded(self, function: Callable[[], Awaitable[T]]) -> T:
         """Run a function in the caller's task, shielded from cancellation once it has started."""
