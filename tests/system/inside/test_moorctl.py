@@ -44,6 +44,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
+@pytest.mark.usefixtures("moored")
 class TestOverTheService(Battery):
     @pytest.fixture
     def moorctl(self) -> Moorctl:
