@@ -161,7 +161,7 @@ class Scopes:
         deadline: float,
     ) -> Job:
         try:
-            return await self._started.start(spec, mark, deadline=deadline)
+            return await self._started.start(spec, mark, deadline=deadline, made=watch.made)
         except (InvalidProperty, ManagerRefused, NoSuchUnit):
             if self._processes.has_exited(pidfd):
                 # A start that was repeated after a lost link is refused, but the first may have made the scope.

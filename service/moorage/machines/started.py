@@ -5,7 +5,7 @@ Each start puts a mark on all units that it makes. Without it a unit belongs to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -50,20 +50,33 @@ class StartedUnits:
         self._leftovers = leftovers
         self._references = references
 
-    async def start(self, spec: ScopeSpec | ServiceSpec, mark: str | None = None, *, deadline: float) -> Job:
+    async def start(
+        self,
+        spec: ScopeSpec | ServiceSpec,
+        mark: str | None = None,
+        *,
+        deadline: float,
+        made: Callable[[], None] | None = None,
+    ) -> Job:
         """Start a unit and wait for its job; leftovers that hold one of the names are cleared first.
 
         Args:
             spec: the unit, with those that come with it.
             mark: that the unit will have. It tells when a repeated call finds what the first one has made.
             deadline: on trio's clock.
+            made: of a scope, called when the manager has made it, and begins to start it.
 
         Raises:
             UnitNameTaken: by something that does not go.
             ManagerError: as the manager says.
         """
         await self._references.freed(spec.unit)  # that of an earlier machine
-        hold = partial(self._references.hold, [spec.unit])
+
+        def hold() -> None:
+            self._references.hold([spec.unit])
+            if made is not None:
+                made()
+
         for _ in range(ATTEMPTS_MAX):
             try:
                 if isinstance(spec, ServiceSpec):

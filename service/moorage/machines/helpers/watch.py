@@ -49,6 +49,10 @@ class StartWatch:
         self.results: dict[str, str] = {}
         self.since_usec = since_usec
 
+    def made(self) -> None:
+        """Take note that the manager has made the units: what failed before were others of the same names."""
+        self.failed.clear()
+
     def hint(self, hint: UnitHint) -> None:
         """Take note of a unit that has failed."""
         if hint.active_state == "failed" and hint.unit not in self.failed:
