@@ -36,7 +36,16 @@ def test_machines_and_launchers_are_asked_before_machines_are_told(
     launcher = ["systemd-run", "--quiet", "--unit=launcher", "moorctl", "run", "--name=web", "--no-lease"]
     sandbox.run([*launcher, f"--exec-stop=sh -c '{PRESS}'", "--", "sh", "-c", GUEST])
     # One whose launcher is told: of a guest that takes a while to shut down.
-    launcher = ["systemd-run", "--quiet", "--unit=other-launcher", "moorctl", "run", "--name=db"]
+    # Its own service gets SIGTERM at the same time: moorctl alone, or the command that asks the guest would end by it.
+    launcher = [
+        "systemd-run",
+        "--quiet",
+        "--unit=other-launcher",
+        "--property=KillMode=mixed",
+        "moorctl",
+        "run",
+        "--name=db",
+    ]
     on_stop = "sh -c 'echo told >>/shared/launched; sleep 1; touch /shared/pressed'"
     sandbox.run([*launcher, f"--on-stop={on_stop}", "--", "sh", "-c", LAUNCHED])
     for unit in ("machine-web--ask.service", "machine-db.scope", "moored-shutdown.service"):
