@@ -221,6 +221,8 @@ _RIGHT: Final[Mapping[str, str]] = {
     "leaderFileDescriptor": "It must be a process, but neither a thread, a kernel thread nor the service manager.",
     "controlGroup": "It must be a path below /sys/fs/cgroup that begins with a slash, as in /proc/PID/cgroup.",
     "subgroup": "It must be a path below the machine's control group, such as payload/init.scope, without '..'.",
+    "destination": "It must be an absolute path, without '..'.",
+    "source": "It must be an absolute path, without '..'.",
     "cursor": "It must be a cursor that `moorctl events --json` has printed.",
     "events": "docs/events.md lists the kinds of events.",
     "timeoutUSec": "The maximum is 10 minutes.",

@@ -28,7 +28,7 @@ if __name__ == "__main__":  # run by its path, it finds nothing of this package 
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from moorage.probes.handing import ANSWER_FD, QUESTION_MAX
-from moorage.probes.namespaces import LEADER_FD, open_root
+from moorage.probes.namespaces import LEADER_FD, find_inside, open_root
 
 # Of linux/mount.h, linux/fcntl.h and linux/sched.h, and of every architecture's table of system calls that Debian has.
 _SYS_OPEN_TREE: Final = 428
@@ -75,17 +75,30 @@ def bind(leader: int, *, source: str, destination: str, read_only: bool, mkdir: 
     _checked(_libc.setns(leader, _CLONE_NEWNS))
     os.fchdir(root)
     os.chroot(".")
-    above = os.path.dirname(destination.rstrip("/")) or "/"
+    above, _, name = os.fsencode(destination.rstrip("/")).rpartition(b"/")
     if mkdir:
-        os.makedirs(above, 0o755, exist_ok=True)
+        _make(above)
+    place = find_inside(above or b"/")
+    if not stat.S_ISDIR(os.fstat(place).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    os.fchdir(place)  # from here on nothing that the container puts there leads elsewhere
+    if mkdir:
         with contextlib.suppress(OSError):
             if is_directory:
-                os.mkdir(destination, 0o700)
+                os.mkdir(name, 0o700)
             else:
-                os.mknod(destination, stat.S_IFREG | 0o600)
-    elif not stat.S_ISDIR(os.stat(above).st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    _put(mount, os.fsencode(destination))
+                os.mknod(name, stat.S_IFREG | 0o600)
+    _put(mount, name or b".")
+
+
+def _make(path: bytes) -> None:
+    """Make a directory of the container, and those above it, if they are not there."""
+    parent, reached = find_inside(b"/"), b""
+    for name in filter(None, path.split(b"/")):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o755, dir_fd=parent)
+        reached += b"/" + name
+        parent = find_inside(reached)
 
 
 def _put(mount: int, destination: bytes) -> None:
@@ -114,7 +127,7 @@ def main() -> None:
     # What is not loaded by now would be the container's.
     sys.meta_path.clear()
     number = 0
-    os.umask(0o022)  # of the directories above, makedirs() gives none the mode that it is told
+    os.umask(0o022)
     try:
         bind(
             LEADER_FD,
