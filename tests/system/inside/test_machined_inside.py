@@ -370,6 +370,42 @@ def test_copies_stay_below_the_machines_root(box: int, tmp_path: Path) -> None:
     assert not Path("/root/got").exists()
 
 
+@pytest.fixture
+def hosts_proc(box: int) -> Generator[Path]:
+    """The container with the host's /proc in it, at /run/proc; yields the root that the container has."""
+    inside = Path(f"/proc/{box}/root")
+    reply, _ = asked(
+        SOCKET, "BindMount", {"name": "box", "source": "/proc", "destination": "/run/proc", "mkdir": True}
+    )
+    assert "error" not in reply
+    assert os.path.samestat((inside / "run/proc/1/root/etc").stat(), Path("/etc").stat())
+    yield inside
+    run("nsenter", f"--target={box}", "--all", "umount", "--lazy", "/run/proc")
+
+
+def test_no_link_of_the_hosts_proc_leads_out(hosts_proc: Path, tmp_path: Path) -> None:
+    """What root of the container can put in the way of a mount or a copy, be it before the last name or there."""
+    secret = tmp_path / "secret"
+    (secret / "sub").mkdir(parents=True)
+    (secret / "key").write_text("host's")
+    (tmp_path / "mine").write_text("mine")
+    out = hosts_proc / "run/out"
+    out.symlink_to(f"/run/proc/1/root{secret}")
+    (hosts_proc / "run/in").symlink_to("out")
+    before = [tree(secret), Path("/proc/self/mountinfo").read_text()]
+    for to in ("/run/out", "/run/out/new", "/run/out/new/deep", "/run/in/key", f"/run/proc/1/cwd{secret}/x"):
+        for source in (f"{tmp_path}/mine", str(tmp_path)):
+            asked(SOCKET, "BindMount", {"name": "box", "source": source, "destination": to, "mkdir": True})
+            asked(SOCKET, "CopyTo", {"name": "box", "source": source, "destination": to, "replace": True})
+    for to in ("/run/out/key", "/run/in/key", f"/run/proc/1/root{secret}/key"):
+        reply, _ = asked(SOCKET, "CopyFrom", {"name": "box", "source": to, "destination": f"{tmp_path}/got"})
+        assert "error" in reply, to
+    assert [tree(secret), Path("/proc/self/mountinfo").read_text()] == before
+    assert not (tmp_path / "got").exists()
+    for name in ("out", "in"):
+        (hosts_proc / "run" / name).unlink(missing_ok=True)
+
+
 def test_a_container_with_users_of_its_own_owns_what_is_copied(shifted: None, tmp_path: Path) -> None:
     # Not all of them are mapped: neither knows whom to give the copies to.
     (tmp_path / "a").write_text("a")
