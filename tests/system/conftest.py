@@ -13,6 +13,7 @@ LONGEST = (
     "test_inside[",
     "test_packages_from_installation_to_purge[",
     "test_damaged_input",
+    "test_foreign[",
     "test_user[",
     "test_users_at_the_boundary[",
     "test_exporter",

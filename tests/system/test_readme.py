@@ -129,6 +129,7 @@ ELSEWHERE = {
     (MACHINES, "A socket for each machine"): "inside/test_place.py",
     ("docs/metrics.md", "Prometheus"): "test_exporter.py",
     ("docs/beside-machined.md", "Adopted"): "inside/test_beside.py",
+    ("docs/podman.md", "Install"): "inside/foreign/test_podman.py",
 }
 """Sections whose commands another test runs."""
 

@@ -44,9 +44,13 @@ END_SECONDS: Final = 5.0
 
 _SOURCE: Final = Path(holder.__file__).read_bytes()
 # Read once, so that the text matches this module even if the files are upgraded while this process runs. The same goes
-# for the interpreter, unless it is embedded in another program.
+# for the interpreter, unless it is embedded in another program. One that was started without a PATH, as hooks of OCI
+# runtimes are, may not know its own.
+_EXECUTABLE: Final = sys.executable or "python3"
 _INTERPRETER: Final = (
-    "/proc/self/exe" if os.path.samefile("/proc/self/exe", sys.executable) else sys.executable
+    "/proc/self/exe"
+    if not sys.executable or os.path.samefile("/proc/self/exe", sys.executable)
+    else sys.executable
 )
 _CAUGHT: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
@@ -122,7 +126,7 @@ def _spawn(control: socket.socket, arguments: Sequence[str]) -> int:
         return os.posix_spawn(
             _INTERPRETER,
             # argv[0] tells the interpreter where its files are.
-            [sys.executable, "-I", "-S", "-B", f"/proc/self/fd/{holder.CONTROL_FD + 1}", *arguments],
+            [_EXECUTABLE, "-I", "-S", "-B", f"/proc/self/fd/{holder.CONTROL_FD + 1}", *arguments],
             {},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, fds[0], holder.CONTROL_FD),

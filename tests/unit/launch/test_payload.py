@@ -562,3 +562,26 @@ trio.run(main)
 """
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "became\n", "")
+
+
+NAMELESS = """
+import sys
+from moorage.launch.blocking import hold
+with hold() as payload:
+    payload.run(["/bin/echo", sys.executable or "nameless"])
+    sys.exit(payload.wait())
+"""
+
+
+def test_a_python_that_does_not_know_its_own_path() -> None:
+    """Started as ``#!/usr/bin/env python3`` without a PATH, as hooks of OCI runtimes are."""
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        ["python3", "-c", NAMELESS],
+        executable=sys.executable,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "nameless\n"), done.stderr
