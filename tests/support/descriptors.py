@@ -1,7 +1,8 @@
-"""The file descriptors of this process."""
+"""What this process has: its file descriptors and its children."""
 
 import gc
 import os
+from pathlib import Path
 
 
 def open_descriptors(*, collect: bool = True) -> list[int]:
@@ -18,3 +19,13 @@ def open_descriptors(*, collect: bool = True) -> list[int]:
         return sorted({int(name) for name in os.listdir(directory)} - {directory})
     finally:
         os.close(directory)
+
+
+def children() -> set[int]:
+    """Return the PIDs of the children of this process, those that have ended and were not waited for among them.
+
+    Other tests in the same process may have some of their own: a fake service for all tests of a module.
+    """
+    return {
+        int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()
+    }

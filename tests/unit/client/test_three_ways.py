@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import trio
-from descriptors import open_descriptors
+from descriptors import children, open_descriptors
 from flavours import FLAVOURS, Flavour, done, every, within
 
 from moorage import client
@@ -30,11 +30,9 @@ SECONDS = 20.0
 @pytest.fixture(autouse=True)
 def _nothing_left(flavour: Flavour) -> Generator[None]:
     """No test leaves a child, a thread or a file descriptor."""
-    fds, threads = open_descriptors(), threading.active_count()
+    before, threads = (children(), open_descriptors()), threading.active_count()
     yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-    assert open_descriptors() == fds
+    assert (children(), open_descriptors()) == before
     assert threading.active_count() <= threads  # trio lets idle ones of earlier tests go
 
 

@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import pytest
 import trio
-from descriptors import open_descriptors
+from descriptors import children, open_descriptors
 from flavours import FLAVOURS, Flavour, done, within
 
 from moorage.launch import BadCommand, StartFailed, TooSlow
@@ -20,11 +20,9 @@ pytestmark = pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda each: each.
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Generator[None]:
     """No test leaves a child or a file descriptor."""
-    before = open_descriptors()
+    before = children(), open_descriptors()
     yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-    assert open_descriptors() == before
+    assert (children(), open_descriptors()) == before
 
 
 def test_what_it_becomes(flavour: Flavour) -> None:
