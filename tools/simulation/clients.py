@@ -508,6 +508,10 @@ class Clients:
             self._world.down = step.values["down"]
             instance.kill()
 
+    async def _damage(self, step: Step) -> None:
+        await self._killed(step)
+        self._world.damage(step.name, step.values["what"])
+
 
 def _specs(values: Any) -> list[HelperSpec]:
     names: set[str] = set()

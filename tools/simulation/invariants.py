@@ -92,7 +92,10 @@ def look_at_the_end(world: World, instance: Instance, tasks: int) -> None:
         world.wrong("undead", f"{machine.name} does not end: {machine.phase}")
     if not instance.core.idle:
         world.wrong("idle", "it is not idle at the end")
-    if left := sorted({*os.listdir(world.directory)} - {each.name for each in instance.core.machines()}):
+    kept = {each.name for each in instance.core.machines()}
+    if left := sorted(
+        name for name in os.listdir(world.directory) if name not in kept and not _is_damaged(world, name)
+    ):
         kinds = [name.split("-")[0] if name.startswith(".") else "record" for name in left]
         world.wrong("entry", f"{', '.join(kinds)} left in the directory of records")
     abandoned = world.pid1.kept_by(unit for unit in world.pid1.units if _is_abandoned(world, unit))
@@ -115,6 +118,11 @@ def look_at_the_end(world: World, instance: Instance, tasks: int) -> None:
         key = key_of(machine)
         if not world.ended[key] and key not in world.forgotten:
             world.wrong("lost", f"{machine.name} was answered, and never ended")
+
+
+def _is_damaged(world: World, name: str) -> bool:
+    """Whether a record is of no use, and was left alone."""
+    return os.lstat(os.path.join(world.directory, name)).st_ino == world.damaged.get(name)
 
 
 def _is_abandoned(world: World, unit: Unit) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -20,16 +24,44 @@ WEIGHTS: Final = {
     "await_stop": 1, "power": 0.7, "measure": 0.7, "reset": 0.7,
     "add_helper": 2, "remove_helper": 1.5, "helper_dies": 2, "freeze": 1.5, "thaw": 1, "set": 1.5,
     "stop_unit": 1, "stranger": 1, "reload": 1, "reexec": 1.5, "lose_link": 1.5, "stall": 1.5,
-    "subscribe": 1, "without": 1.5, "overflow": 0.7, "restart": 1, "killed": 2.5, "fail_start": 0.7,
+    "subscribe": 1, "without": 1.5, "overflow": 0.7, "restart": 1, "killed": 2.5, "damage": 1, "fail_start": 0.7,
     "deaf_journal": 0.5, "oom": 2, "oomd": 1, "limit": 1,
 }  # fmt: skip
 """What happens how often."""
 
 FAULTS: Final = frozenset(
-    {"reload", "reexec", "lose_link", "stall", "without", "overflow", "restart", "killed", "fail_start",
+    {"reload", "reexec", "lose_link", "stall", "without", "overflow", "restart", "killed", "damage", "fail_start",
      "deaf_journal", "stranger"}
 )  # fmt: skip
 """What nobody has asked for."""
+
+
+def _of(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **fields}))
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _of_another_user(path: Path) -> None:
+    if os.geteuid() == 0:
+        os.chown(path, 1000, 1000)
+    else:
+        path.unlink()
+
+
+DAMAGE: Final[dict[str, Callable[[Path], None]]] = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 20),
+    "empty": lambda path: os.truncate(path, 0),
+    "newer": lambda path: _of(path, version=99),
+    "of_another_boot": lambda path: _of(path, boot_id="0" * 32),
+    "of_another_user": _of_another_user,
+    "fifo": _fifo,
+    "gone": lambda path: path.unlink(),
+}
+"""What may become of a record while moored does not run."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +156,8 @@ def _values(random: Random, kind: str) -> dict[str, Any]:
             return {"seconds": random.choice((0.01, 1.0, 30.0)), "unit": random.choice(("scope", "helper"))}
         case "restart" | "killed":
             return {"down": random.choice((0.0, 0.05, 3.0, 20.0))}
+        case "damage":
+            return {"down": random.choice((0.0, 0.05, 3.0)), "what": random.choice(sorted(DAMAGE))}
         case _:
             return {}
 

@@ -58,7 +58,7 @@ class Reader:
             try:
                 await self._read(world, instance, self._random.choice((0.001, 1.0, 5000.0)))
             except CursorExpired:
-                if not world.space_was_short:
+                if not world.may_expire:
                     world.wrong("expired", f"reader {self._number} lost its place")
                 self.whole, self._cursor = False, None
             await trio.sleep(self._random.choice((0.0, 0.0, 0.3, 8.0)))
@@ -66,6 +66,8 @@ class Reader:
     async def _read(self, world: World, instance: Instance, seconds: float) -> None:
         """Read until the instance ends, or the connection does."""
         feed = instance.core.subscribe(self._cursor)
+        if self._cursor is None:
+            self.there.clear()
         world.note(f"reader {self._number} follows from {self._cursor}")
         news = trio.Event()
 
@@ -97,6 +99,8 @@ class Reader:
             case "snapshotDone":
                 self._cursor = event["cursor"]
                 self.told.clear()
+            case "lost":
+                raise CursorExpired
             case _:
                 self._cursor = event["cursor"]
                 self.told.append(event)
@@ -137,6 +141,8 @@ def _look_at(world: World, reader: Reader) -> None:
         if event["event"] != "registrationFailed":
             machines[_key(event)].append(event["event"])
     look_at_kills(world, reader)
+    for key in reader.there - machines.keys():
+        world.wrong("story", f"{key[0]} was there, and was told nothing more")
     for key, kinds in machines.items():
         lives = "\n".join(kinds).split("machineNew")
         if lives[0].strip() and key not in reader.there:

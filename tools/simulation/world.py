@@ -8,7 +8,8 @@ import os
 import tempfile
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any, Final, TypeAlias
 
@@ -21,10 +22,11 @@ from fakes.units import Unit
 
 from moorage.kernel.process import Exit
 from moorage.machines.event_files import EventFiles
-from moorage.machines.events import Entry, EventLog
+from moorage.machines.events import Entry, EventLog, Extent, Note
 from moorage.machines.machine import Machine
-from moorage.machines.store import Store
+from moorage.machines.store import BadRecord, Store, decode
 from simulation.core import Core
+from simulation.plan import DAMAGE
 from simulation.readers import Reader
 
 SHELL: Final = "/bin/sh"
@@ -92,8 +94,8 @@ class MortalStore(Store):
 class MortalFiles(EventFiles):
     """Files of events that an instance writes to until it is killed."""
 
-    def __init__(self, path: str, boot_id: str, faults: Faults) -> None:
-        super().__init__(path, boot_id)
+    def __init__(self, path: str, boot_id: str, extent: Extent, faults: Faults) -> None:
+        super().__init__(path, boot_id, extent)
         self.killed = False
         self._faults = faults
 
@@ -101,6 +103,16 @@ class MortalFiles(EventFiles):
         """See `EventFiles`."""
         if not self.killed:
             super().append(log, entry, begins=begins)
+
+    def renew(self, log: EventLog, notes: Iterable[Note]) -> None:
+        """See `EventFiles`."""
+        if not self.killed:
+            super().renew(log, notes)
+
+    def note(self, notes: Iterable[Note]) -> None:
+        """See `EventFiles`."""
+        if not self.killed:
+            super().note(notes)
 
     def drop(self, base: int) -> None:
         """See `EventFiles`."""
@@ -135,7 +147,9 @@ class Instance:
         self.references.delay = world.message
         self.references.linger = lambda: world.random.choice((0.0, 0.05, 0.5))
         self.store = MortalStore(world.directory, world.faults)
-        self.files = MortalFiles(f"{world.directory}.events", self.processes.boot_id(), world.faults)
+        self.files = MortalFiles(
+            f"{world.directory}.events", self.processes.boot_id(), world.extent, world.faults
+        )
         self.serving = False
         self._ending = trio.Event()
         self.core = Core(
@@ -220,18 +234,21 @@ class World:
         answered: machines whose registration was answered, with the number of the instance.
         forgotten: machines that are not kept any more because somebody wanted that.
         forgotten_by_root: of these, those whose units count towards no limit.
+        damaged: inode numbers of records that are of no use, by the name of the machine.
         ended: how often a machine was found to have ended.
         strangers: names of units that are none of ours.
         changed: names of units of which properties were to be changed.
         emptied: when the last process of a control group has ended, by its number.
         killed: how many processes of a unit were killed for lack of memory, by its invocation and by whom.
         short_of: the groups for whose limits that was, by the invocation; an empty path is the host.
+        extent: how many events are kept.
         readers: who are told what happens.
         down: seconds until the next instance is started.
     """
 
     def __init__(self, seed: int, directory: str) -> None:
         self.random = Random(seed)
+        self.extent = Random(seed).choice((Extent(), Extent(events=32), Extent(events=16)))
         self.began = 0.0
         self.notes: list[str] | None = None
         self.crash = ""
@@ -248,6 +265,7 @@ class World:
         self.answered: list[tuple[Machine, int]] = []
         self.forgotten: set[Key] = set()
         self.forgotten_by_root: set[Key] = set()
+        self.damaged: dict[str, int] = {}
         self.ended: Counter[Key] = Counter()
         self.ended_in: set[tuple[int, Key]] = set()
         self.strangers: dict[str, str] = {}
@@ -290,9 +308,24 @@ class World:
         return {key_of(machine) for machine, _ in self.answered}
 
     @property
-    def space_was_short(self) -> bool:
-        """Whether there was no space at any time."""
-        return "space" in self.faults.without
+    def may_expire(self) -> bool:
+        """Whether cursors may expire: there was no space at some time, or few events are kept."""
+        return "space" in self.faults.without or self.extent != Extent()
+
+    def damage(self, name: str, what: str) -> None:
+        """Damage the record of a machine, which is as if root had forgotten it."""
+        path = Path(self.directory, name)
+        try:
+            record = decode(path.read_bytes(), name)
+        except (OSError, BadRecord):
+            return
+        self.note(f"the record of {name} is {what}")
+        key = name, record.placement.invocation_id, record.timestamp.monotonic
+        self.forgotten.add(key)
+        self.forgotten_by_root.add(key)
+        DAMAGE[what](path)
+        if path.exists():
+            self.damaged[name] = path.stat().st_ino
 
     def read(self, nursery: trio.Nursery) -> None:
         """Have somebody told what happens from now on."""

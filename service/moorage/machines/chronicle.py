@@ -8,14 +8,14 @@ ended meanwhile is told then, and nothing twice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
 from moorage.kernel.system import System
 from moorage.machines.event_files import EventFiles
-from moorage.machines.events import Entry, EventLog, Kind, Told, counted, cursor_of
+from moorage.machines.events import Entry, EventLog, Kind, Note, Told, counted, cursor_of
 from moorage.machines.followers import Fact, Follower
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine
@@ -128,18 +128,23 @@ class Chronicle(Follower):
     def open(self) -> None:
         """Go on with the log of the instance before. Machines that are added from now on were found again."""
         self._log = self._files.load(self._clock.monotonic())
-        self._stories = self._log.stories()
+        self._stories = self._log.take_stories()
+        self._log.trim()
 
     def opened(self) -> None:
         """Report machines that were not found again: they had ended, or were forgotten."""
-        stories, self._stories = self._stories, None
-        for (name, invocation_id), told in (stories or {}).items():
+        stories = self._stories or {}
+        for name, invocation_id in list(stories):
+            told = stories[name, invocation_id]
             machine = self._registry.verdict(name)
             if machine is not None and machine.record.invocation_id == invocation_id:
                 machine.told = told
                 self.changed(machine)
             else:
-                self._write(Kind.forgotten, name, invocation_id, told.registrant)
+                self._write(Kind.forgotten, name, invocation_id, told.registrant, told=told)
+            del stories[name, invocation_id]
+        self._stories = None
+        self._keep_notes()  # also of machines of which the log knows nothing, but which whoever asks is shown
 
     async def run(self) -> None:
         """Have told what happens, for ever."""
@@ -212,11 +217,13 @@ class Chronicle(Follower):
             # Nobody could tell what is told of the one from what is told of the other, in the same unit.
             self.changed(before)
         machine.told = told or Told()
+        machine.told.registrant = machine.record.registrant
         if not machine.record.allocated:
             machine.told.counts = None  # its control group was there before
         if told is None:
             statuses = tuple(self._states.statuses(machine.record.helpers))
             self._tell(machine, Kind.machine_new, {}, statuses)
+            machine.told.since = self._log.last_part
         else:
             self._compare_helpers(machine)
 
@@ -264,12 +271,12 @@ class Chronicle(Follower):
             names = (str(fact["helper"]),)
         else:
             names = tuple(helper.name for helper in record.helpers) if kind is Kind.machine_new else ()
-        told.note(kind, names, counted(kind, fact))
         self._write(
             kind,
             record.name,
             record.invocation_id,
             record.registrant,
+            told=told,
             fact=fact,
             machine=machine,
             statuses=helpers,
@@ -283,6 +290,7 @@ class Chronicle(Follower):
         invocation_id: str,
         registrant: int,
         *,
+        told: Told | None = None,
         fact: Fact | None = None,
         machine: Machine | None = None,
         statuses: tuple[HelperStatus, ...] = (),
@@ -291,21 +299,44 @@ class Chronicle(Follower):
     ) -> None:
         self.counts[kind] += 1
         log, at = self._log, self._now()
+        if self._files.spoiled:
+            self._files.renew(log, self._notes(all_of_them=True))  # of what was told before this
         position = max(log.last + 1, at.monotonic)
         cursor = cursor_of(self._boot_id, position)
         data: Mapping[str, object] = fact or {}
         happened = Happened(cursor, at, kind, name, invocation_id, data, machine, statuses, error)
         whole, public = self._scribe.write(happened)
         counts = counted(kind, data)
+        if told is not None:
+            told.note(kind, helpers, counts)
         entry = Entry(position, kind, name, invocation_id, registrant, helpers, whole, public, counts)
         begins = log.begins_segment(entry.size)
         self._files.append(log, entry, begins=begins)
         if dropped := log.append(entry, begins=begins):
-            self._files.drop(log.base)
+            self._keep_notes()
             self._subscriptions.drop(log.first, dropped)
         self._subscriptions.wake()
         for recorder in self._recorders:
             recorder.record(happened)
+
+    def _keep_notes(self) -> None:
+        """Drop from disk what has left the log, but keep notes of the machines that it tells of and that go on."""
+        self._files.note(self._notes())
+        self._files.drop(self._log.base)
+
+    def _notes(self, *, all_of_them: bool = False) -> Iterator[Note]:
+        """Take notes of machines that have not ended; of those that the log does not tell of, or of all of them."""
+        base, since = self._log.base, self._log.last_part
+        for (name, invocation_id), told in self._unfinished():
+            if all_of_them or told.since < base:
+                yield Note(name, invocation_id, msgspec.structs.replace(told, since=-1))
+                told.since = since
+
+    def _unfinished(self) -> Iterator[tuple[Key, Told]]:
+        for machine in (*self._registry.snapshot(), *self._ending.values()):
+            if machine.told is not None and not machine.told.ended:
+                yield _key(machine), machine.told
+        yield from ((key, told) for key, told in (self._stories or {}).items() if not told.ended)
 
     def _write_lost(self, cursor: str, count: int) -> bytes:
         return self._scribe.write_lost(cursor, self._now(), count)

@@ -4,6 +4,9 @@ One file for each part of the log (:class:`moorage.machines.events.Segment`), JS
 line that says what the file is. A line is one write(2) to a tmpfs, which does not wait; nothing is ever read while
 calls are served. What cannot be written is dropped together with all that was written before it, since a log with a
 hole would tell whoever comes back that nothing had happened there. Nothing here fails a call.
+
+A machine may outlive the events that tell of it. So that its end is told, whatever becomes of its record, notes of
+what was told of it (:class:`moorage.machines.events.Note`) are lines among the events.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -26,9 +30,11 @@ from moorage.machines.events import (
     Entry,
     EventLog,
     Extent,
+    Note,
+    Told,
 )
 
-VERSION = 1
+VERSION = 2
 """Version of the files. A reader takes its own and older ones."""
 
 FILE_MAX = 2 * EVENT_BYTES_CEILING // SEGMENTS_MAX
@@ -40,7 +46,13 @@ SHARE = 8
 and verdicts are there too, and without space for these nothing can be registered: /run of a small host, or a
 TemporaryFileSystem= of an administrator's, can be smaller than what the configuration allows."""
 
+NOTES_AT_ONCE = 256
+"""Notes in one write(2): where there is no space for all of them, not many are made in vain."""
+
 T = TypeVar("T")
+
+_BEGUN = "begun"
+"""Name of a file until it is one of events."""
 
 _NAME = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _log = logging.getLogger(__name__)
@@ -53,10 +65,11 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
-    position: int
-    kind: str
     name: str
-    messages: tuple[Raw, ...]  # the whole one, and the public one where that differs
+    position: int = 0
+    kind: str = ""
+    messages: tuple[Raw, ...] = ()  # the whole one, and the public one where that differs
+    told: Told | None = None  # instead of these three: a note
     invocation_id: str = ""
     uid: int = 0
     helpers: tuple[str, ...] = ()
@@ -87,6 +100,7 @@ class EventFiles:
         self._boot_id = boot_id
         self._directory: int | None = None
         self._file: int | None = None
+        self._base = -1  # of what is in the file
         self._spoiled = False  # what is there has a hole, or nothing is
 
     def close(self) -> None:
@@ -98,6 +112,44 @@ class EventFiles:
 
     # Writing
 
+    @property
+    def spoiled(self) -> bool:
+        """Whether nothing is written any more, as what is there has a hole: it has to be renewed."""
+        return self._spoiled
+
+    def renew(self, log: EventLog, notes: Iterable[Note]) -> None:
+        """Begin again where there is a hole, if that is possible by now. All that was written before is dropped.
+
+        Args:
+            log: whose last event was the last to be told.
+            notes: of all machines that have not ended.
+        """
+        try:
+            self._begin(log.last, notes)
+        except OSError as error:
+            _log.debug("There is still no space for events: %s", error)
+        else:
+            self._spoiled = False
+            self._remove(log.last)
+
+    def note(self, notes: Iterable[Note]) -> None:
+        """Write down what was told of machines whose beginning is about to be dropped."""
+        if self._directory is None or self._spoiled:
+            return
+        assert self._file is not None, "else it is spoiled"
+        try:
+            self._note(self._file, notes)
+        except OSError as error:
+            self._spoil(error)
+
+    def _note(self, descriptor: int, notes: Iterable[Note]) -> None:
+        lines = (
+            _encode(_Line(note.name, told=note.told, invocation_id=note.invocation_id)) + b"\n"
+            for note in notes
+        )
+        while some := b"".join(islice(lines, NOTES_AT_ONCE)):
+            self.write(descriptor, some)
+
     def append(self, log: EventLog, entry: Entry, *, begins: bool) -> None:
         """Write an event down.
 
@@ -106,12 +158,14 @@ class EventFiles:
             entry: the event.
             begins: it begins another part of the log.
         """
-        if self._directory is None:
+        if self._directory is None or self._spoiled:
             return
         try:
-            if self._file is None or begins or self._spoiled:
+            if (
+                begins and self._base != log.last
+            ):  # else there is a file that has no event yet, but perhaps notes
                 self._begin(log.last)
-            assert self._file is not None
+            assert self._file is not None, "else it is spoiled"
             self.write(self._file, _encode(_stored(entry)) + b"\n")
         except OSError as error:
             self._spoil(error)
@@ -125,25 +179,24 @@ class EventFiles:
         if self._directory is not None:
             self._remove(base)
 
-    def _begin(self, base: int) -> None:
-        name = f"{base:016x}"
+    def _begin(self, base: int, notes: Iterable[Note] = ()) -> None:
+        """Begin a file, which is there as a whole or not at all, should this service be killed meanwhile."""
         descriptor = os.open(
-            name,
+            _BEGUN,
             os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
             0o600,
             dir_fd=self._directory,
         )
         try:
             self.write(descriptor, _encode(_Header(VERSION, self._boot_id, base)) + b"\n")
+            self._note(descriptor, notes)
+            os.rename(_BEGUN, f"{base:016x}", src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except OSError:
             os.close(descriptor)
-            os.unlink(name, dir_fd=self._directory)
+            os.unlink(_BEGUN, dir_fd=self._directory)
             raise
         self._close_file()
-        self._file = descriptor
-        if self._spoiled:
-            self._spoiled = False
-            self._remove(base)
+        self._file, self._base = descriptor, base
 
     def _spoil(self, error: OSError) -> None:
         """Invalidate the files: they have a gap.
@@ -154,11 +207,12 @@ class EventFiles:
             return
         _log.warning("Failed to keep events on disk, beginning again: %s", error)
         self._spoiled = True
-        if self._file is not None:
-            try:
-                os.pwrite(self._file, b"\0", 0)
-            except OSError:
-                self._remove(1 << 64)
+        try:
+            if self._file is None:
+                raise error
+            os.pwrite(self._file, b"\0", 0)
+        except OSError:
+            self._remove(1 << 64)
 
     def write(self, descriptor: int, content: bytes) -> None:
         """Write to a file.
@@ -184,7 +238,7 @@ class EventFiles:
     # Reading
 
     def load(self, present: int) -> EventLog:
-        """Read the log of the instance before, as far as it can be used.
+        """Read the log of the instance before, as far as it can be used. It may exceed the limits.
 
         Args:
             present: µs since boot.
@@ -210,10 +264,10 @@ class EventFiles:
                 self.drop(int(name, 16) + 1)
         if log is None:
             return self._fresh(present)
-        log.trim()
-        self.drop(log.base)
-        if len(log.segments) == len(self._names()):
-            self._resume(f"{log.segments[-1].base:016x}")
+        try:
+            self._resume(log.last_part)
+        except OSError as error:
+            self._spoil(error)
         return log
 
     def _fresh(self, present: int) -> EventLog:
@@ -228,10 +282,12 @@ class EventFiles:
         assert self._directory is not None
         return sorted(name for name in os.listdir(self._directory) if _NAME.fullmatch(name))
 
-    def _resume(self, name: str) -> None:
-        with contextlib.suppress(OSError):  # then the next event begins another file
-            self._file = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory)
-            os.lseek(self._file, 0, os.SEEK_END)
+    def _resume(self, base: int) -> None:
+        self._file = os.open(
+            f"{base:016x}", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory
+        )
+        os.lseek(self._file, 0, os.SEEK_END)
+        self._base = base
 
     def _read(self, name: str, before: EventLog | None) -> EventLog:
         """Add the events of a file to those of the files before it.
@@ -260,11 +316,15 @@ class EventFiles:
             if before is not None and before.last == header.base
             else EventLog(header.base, self._extent)
         )
-        if not (begins := log is before):
+        if log is before:
+            log.begin()
+        else:
             self._remove(header.base)
-        for entry in _entries(lines[1:], header.base):
-            log.append(entry, begins=begins)
-            begins = False
+        for each in _entries(lines[1:], header.base):
+            if isinstance(each, Note):
+                log.note(each)
+            else:
+                log.append(each, begins=False)
         if not whole:
             self._truncate(name, content.rfind(b"\n") + 1)
         return log
@@ -315,12 +375,16 @@ def _stored(entry: Entry) -> _Line:
     )
 
 
-def _entries(lines: list[bytes], base: int) -> Iterator[Entry]:
-    if len(lines) > EVENTS_CEILING // SEGMENTS_MAX:
-        raise _Bad(f"it has {len(lines)} events")
-    last = base
+def _entries(lines: list[bytes], base: int) -> Iterator[Entry | Note]:
+    last, count = base, 0
     for text in lines:
         line = _decoded(_line, text)
+        if line.told is not None:
+            yield Note(line.name, line.invocation_id, line.told)
+            continue
+        count += 1
+        if count > EVENTS_CEILING // SEGMENTS_MAX:
+            raise _Bad(f"it has more than {EVENTS_CEILING // SEGMENTS_MAX} events")
         if line.position <= last:
             raise _Bad("its events are not in order")
         last = line.position

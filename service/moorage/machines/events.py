@@ -73,7 +73,7 @@ class CursorExpired(Exception):
     """A cursor of which nobody knows any more, or not yet, what came after it."""
 
 
-class Told(msgspec.Struct):
+class Told(msgspec.Struct, omit_defaults=True):
     """Events of one machine that were reported, so that not even the next instance of the service reports one twice.
 
     Attributes:
@@ -90,6 +90,8 @@ class Told(msgspec.Struct):
         failed: of these, those that have failed, and were not started again.
         counts: how much was told of what is counted, by the words of :func:`counted`; None where nothing is known of
             what was told, or of what was there before the machine.
+        since: position from which on the log has all of this: the base of the part with the machine's beginning, or
+            with the last note of it; less than any where that is nowhere. Not stored.
     """
 
     registrant: int = 0
@@ -104,6 +106,7 @@ class Told(msgspec.Struct):
     helpers: set[str] = msgspec.field(default_factory=set[str])
     failed: set[str] = msgspec.field(default_factory=set[str])
     counts: dict[str, int] | None = msgspec.field(default_factory=dict[str, int])
+    since: int = -1
 
     def admits(self, kind: str, helper: str = "") -> bool:
         """Whether an event is news, and not too late."""
@@ -218,6 +221,20 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         return len(self.whole) + (0 if self.public is self.whole else len(self.public))
 
 
+class Note(msgspec.Struct, frozen=True, gc=False):
+    """What was told of a machine that has not ended: once its beginning leaves the log, this is kept instead.
+
+    Attributes:
+        name: of the machine.
+        invocation_id: of its unit; empty where it has none.
+        told: as it was when the note was taken.
+    """
+
+    name: str
+    invocation_id: str
+    told: Told
+
+
 def cursor_of(boot_id: str, position: int, *, partial: bool = False) -> str:
     """Return the cursor of an event.
 
@@ -299,6 +316,9 @@ class EventLog:
         self._extent = extent
         self._entries: list[Entry] = []
         self._segments = [Segment(base)]
+        self._notes: list[
+            tuple[int, Note]
+        ] = []  # that were read, each with the number of the event after it
 
     @property
     def end(self) -> int:
@@ -316,6 +336,11 @@ class EventLog:
         return self._entries[-1].position if self._entries else self.base
 
     @property
+    def last_part(self) -> int:
+        """Base of the latest part."""
+        return self._segments[-1].base
+
+    @property
     def segments(self) -> Sequence[Segment]:
         """Its parts, oldest first; always at least one."""
         return self._segments
@@ -323,6 +348,14 @@ class EventLog:
     def begins_segment(self, size: int) -> bool:
         """Whether an event of that size begins another part."""
         return not self._segments[-1].has_room(size, self._extent)
+
+    def begin(self) -> None:
+        """Begin another part."""
+        self._segments.append(Segment(self.last))
+
+    def note(self, note: Note) -> None:
+        """Add a note that was read."""
+        self._notes.append((self.end, note))
 
     def append(self, entry: Entry, *, begins: bool) -> list[Entry]:
         """Add an event.
@@ -335,7 +368,7 @@ class EventLog:
             Those that leave the log to make room.
         """
         if begins:
-            self._segments.append(Segment(self.last))
+            self.begin()
         self._entries.append(entry)
         self._segments[-1].add(entry)
         return self.trim() if begins else []
@@ -382,21 +415,43 @@ class EventLog:
             raise CursorExpired
         return self.first + index + 1
 
-    def stories(self) -> dict[tuple[str, str], Told]:
-        """Return what was told of each machine that has not ended, by its name and invocation ID.
+    def take_stories(self) -> dict[tuple[str, str], Told]:
+        """Return what was told of each machine that has not ended, by its name and invocation ID; give the notes away.
 
-        Of one that is older than the log its latest events may be known, and have to be followed by an end.
+        Of one that is older than the log, and of which there is no note, its latest events may be known, and have to
+        be followed by an end.
         """
         stories: dict[tuple[str, str], Told] = {}
-        for entry in self._entries:
-            if entry.kind == Kind.registration_failed:
-                continue
-            key = entry.name, entry.invocation_id
-            begins = entry.kind == Kind.machine_new
-            if begins or key not in stories:
-                stories[key] = Told(registrant=entry.registrant, whole=begins)
-            told = stories[key]
-            told.note(entry.kind, entry.helpers, entry.counted)
-            if told.ended:
-                del stories[key]
+        notes, self._notes = self._notes, []
+        notes.reverse()
+        number = self.first
+        for segment in self._segments:
+            for entry in self.since(number, segment.count):
+                self._go_on(stories, notes, number, segment.base)
+                _tell(stories, entry, segment.base)
+                number += 1
+            self._go_on(stories, notes, number, segment.base)
         return stories
+
+    def _go_on(
+        self, stories: dict[tuple[str, str], Told], notes: list[tuple[int, Note]], number: int, base: int
+    ) -> None:
+        """Go on with what is noted before an event, in a part with that base."""
+        while notes and notes[-1][0] <= number:
+            _, note = notes.pop()
+            note.told.since = base
+            stories[note.name, note.invocation_id] = note.told
+
+
+def _tell(stories: dict[tuple[str, str], Told], entry: Entry, base: int) -> None:
+    """Take note of an event in a part with that base."""
+    if entry.kind == Kind.registration_failed:
+        return
+    key = entry.name, entry.invocation_id
+    begins = entry.kind == Kind.machine_new
+    if begins or key not in stories:
+        stories[key] = Told(registrant=entry.registrant, whole=begins, since=base)
+    told = stories[key]
+    told.note(entry.kind, entry.helpers, entry.counted)
+    if told.ended:
+        del stories[key]

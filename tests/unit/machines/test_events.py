@@ -123,7 +123,7 @@ def test_a_log_of_who_kept_more_is_trimmed() -> None:
 def test_of_what_is_older_than_the_log_the_end_is_still_to_come() -> None:
     log = EventLog(0)
     add(log, entry(1, Kind.helper_removed, "old", helpers=("fs",)), entry(2, Kind.exited, "gone"))
-    assert log.stories() == {("old", "i"): Told(whole=False)}
+    assert log.take_stories() == {("old", "i"): Told(whole=False, since=0)}
 
 
 def test_stories_are_those_of_machines_that_have_not_ended() -> None:
@@ -140,10 +140,10 @@ def test_stories_are_those_of_machines_that_have_not_ended() -> None:
         entry(10, Kind.leader_exited, "web"), entry(11, Kind.empty, "web"), entry(12, Kind.stopping, "web"),
         entry(13, Kind.lingering, "web"),
     )  # fmt: skip
-    assert log.stories() == {
+    assert log.take_stories() == {
         ("web", "i"): Told(
             registrant=1000, leader_exited=True, empty=True, stopping=True, lingering=True, helpers={"fs", "tpm"},
-            failed={"fs"},
+            failed={"fs"}, since=0,
         )
     }  # fmt: skip
 
@@ -151,7 +151,7 @@ def test_stories_are_those_of_machines_that_have_not_ended() -> None:
 def test_a_machine_of_the_same_unit_has_a_story_of_its_own() -> None:
     log = EventLog(0)
     add(log, entry(1, Kind.machine_new), entry(2, Kind.empty), entry(3, Kind.machine_new))
-    assert log.stories() == {("web", "i"): Told()}
+    assert log.take_stories() == {("web", "i"): Told(since=0)}
 
 
 def test_nothing_is_news_twice_or_after_the_end() -> None:
@@ -201,7 +201,7 @@ def test_what_is_counted_adds_up_over_restarts() -> None:
     for position, (kind, fact) in enumerate(facts, start=2):
         add(log, entry(position, kind, counted=counted(kind, fact)))
     add(log, entry(9, Kind.leader_exited, counted=counted(Kind.leader_exited, {"status": 0})))
-    assert log.stories()["web", "i"].counts == {"kernel": 5, "oomd": 0, "memoryMax": 7}
+    assert log.take_stories()["web", "i"].counts == {"kernel": 5, "oomd": 0, "memoryMax": 7}
     unknown = Told(counts=None)
     unknown.note(Kind.oom_kill, counted=("kernel", 1))
     assert unknown.counts is None
