@@ -99,6 +99,8 @@ class HelperChanges:
             name = chance.choice(decided)
             wanted.undecided.add(name)
             answer = await self._change(chance, "RemoveHelper", {"name": wanted.name, "helper": name})
+            if answer is None:
+                wanted.limping |= self._world.full  # as below, should that have been the answer
             if answer is None or wanted.ended:
                 return
             if isinstance(answer, Refused):

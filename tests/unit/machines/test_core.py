@@ -1,5 +1,6 @@
 """The life of machines, with a service manager that the test plays."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from moorage.machines.model import (
     KillWhom,
     MachineClass,
     Phase,
+    Record,
     Registration,
     Timestamp,
 )
@@ -216,6 +218,34 @@ async def test_helpers_are_taken_back_that_were_started_for_a_scope_that_had_end
             await added(core, web)
         assert ("stop", unit) in manager.ordered
         assert not manager.is_loaded(unit)
+        assert not web.record.helpers
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+async def test_a_removal_that_cannot_be_written_has_not_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """The next instance would have the helper again, of which this one says that there is none."""
+    saved: list[Record] = []
+    save = Store.save
+
+    def full(store: Store, record: Record) -> None:
+        if len(saved) == writes:
+            raise OSError(errno.ENOSPC, "full")
+        saved.append(record)
+        save(store, record)
+
+    async with running(PlayedManager(), tmp_path) as core:
+        web = machine("web")
+        web.with_helpers((Helper("fs", "machine-web-fs.service", HelperFailure.ignore, ()),), None)
+        enter(core, web)
+        monkeypatch.setattr(Store, "save", full)
+        with pytest.raises(OSError, match="full"):
+            await core.services.changing.remove(web, "fs")
+        assert [helper.name for helper in web.record.helpers] == ["fs"]
+        assert core.services.changing.statuses(web), "its state is known still"
+        monkeypatch.undo()
+        await core.services.changing.remove(web, "fs")
         assert not web.record.helpers
 
 

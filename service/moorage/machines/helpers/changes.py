@@ -169,13 +169,11 @@ class Changes:
         # From here on the machine goes on without it, even should it be there for a while yet.
         spared = msgspec.structs.replace(helper, on_failure=HelperFailure.ignore)
         helpers = tuple(spared if each.name == helper.name else each for each in machine.record.helpers)
-        machine.with_helpers(helpers, machine.record.runtime_directory)
-        self._save(machine)
+        self._save(machine, helpers, machine.record.runtime_directory)
         await self._starts.stop(machine.name, helper, marks, deadline=deadline)
         rest = tuple(each for each in machine.record.helpers if each.name != helper.name)
-        machine.with_helpers(rest, machine.record.runtime_directory)
+        self._save(machine, rest, machine.record.runtime_directory)
         self._states.drop([helper.unit])
-        self._save(machine)
 
     async def dismiss(self, record: Record, *, deadline: float) -> None:
         """Stop all helpers of a machine that has ended, while the unit that they are bound to goes on.
@@ -288,19 +286,23 @@ class Changes:
         self._check_there(machine)
         if not bound:
             raise MachineGone(machine.name)
-        before = machine.record.helpers, machine.record.runtime_directory
-        machine.with_helpers(before[0] + change.helpers, self._directories.directory(machine.name))
-        try:
-            self._save(machine)
-        except OSError:
-            machine.with_helpers(*before)
-            raise
+        directory = self._directories.directory(machine.name)
+        self._save(machine, machine.record.helpers + change.helpers, directory)
 
     def _check_there(self, machine: Machine) -> None:
         if self._registry.get(machine.name) is not machine:
             raise MachineGone(machine.name)
 
-    def _save(self, machine: Machine) -> None:
-        if self._registry.get(machine.name) is machine:
-            self._store.save(machine.record)
+    def _save(self, machine: Machine, helpers: tuple[Helper, ...], directory: str | None) -> None:
+        """Have a machine go on with other helpers, on disk first: the next instance knows what this one knows.
+
+        Raises:
+            OSError: that could not be written; the machine is as it was.
+        """
+        is_kept = self._registry.get(machine.name) is machine
+        if is_kept:
+            record = msgspec.structs.replace(machine.record, helpers=helpers, runtime_directory=directory)
+            self._store.save(record)
+        machine.with_helpers(helpers, directory)
+        if is_kept:
             self._followers.changed(machine)
