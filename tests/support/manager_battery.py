@@ -477,7 +477,13 @@ async def test_a_service_that_fails(bench: Bench) -> None:
     async with on(bench) as (manager, hints):
         failing = await service(manager, "t-failing.service", Type="oneshot", ExecStart=FALSE)
         spec = ServiceSpec(failing.unit, "failing", failing.properties)
-        assert (await manager.start_service(spec, deadline=soon())).result == "failed"
+        made: list[bool] = []
+
+        def note() -> None:
+            made.append("failed" in hints.states(failing.unit))
+
+        assert (await manager.start_service(spec, deadline=soon(), made=note)).result == "failed"
+        assert made == [False], "what fails later is what was made"
         await hints.until("removed", failing.unit)
         assert hints.states(failing.unit)[-2:] == ["failed", "removed"]
         results = [hint.result for hint in hints.seen if hint.kind == "main" and hint.unit == failing.unit]

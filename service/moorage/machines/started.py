@@ -64,7 +64,7 @@ class StartedUnits:
             spec: the unit, with those that come with it.
             mark: that the unit will have. It tells when a repeated call finds what the first one has made.
             deadline: on trio's clock.
-            made: of a scope, called when the manager has made it, and begins to start it.
+            made: called when the manager has made all of them, and begins to start them.
 
         Raises:
             UnitNameTaken: by something that does not go.
@@ -80,7 +80,7 @@ class StartedUnits:
         for _ in range(ATTEMPTS_MAX):
             try:
                 if isinstance(spec, ServiceSpec):
-                    return await self._manager.start_service(spec, deadline=deadline)
+                    return await self._manager.start_service(spec, deadline=deadline, made=made)
                 return await self._manager.start_scope(spec, deadline=deadline, made=hold)
             except UnitExists:
                 status = await self._manager.status(spec.unit, deadline=deadline)

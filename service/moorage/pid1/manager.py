@@ -349,16 +349,16 @@ class Manager(Protocol):
         """
         ...
 
-    async def start_service(self, spec: ServiceSpec, *, deadline: float) -> Job:
+    async def start_service(
+        self, spec: ServiceSpec, *, deadline: float, made: Callable[[], None] | None = None
+    ) -> Job:
         """Start a transient service and wait for the end of its job: with `Type=oneshot`, of its process.
 
         The call is not repeated. If the link to the manager is lost meanwhile, nobody can tell any more how a
-        process ended that is collected: that is `ManagerUnavailable`.
+        process ended that is collected: that is `ManagerUnavailable`. Arguments are those of `start_scope`.
 
         Raises:
-            UnitExists: the name is taken.
-            NoSuchProperty, InvalidProperty: the manager's judgement on one of the properties.
-            AccessDenied, UnitBusy, ManagerRefused: as the manager says.
+            UnitExists, NoSuchProperty, InvalidProperty, AccessDenied, UnitBusy, ManagerRefused: as `start_scope` says.
         """
         ...
 

@@ -224,13 +224,17 @@ class FakeManager:
 
         await self._ask(f"check of {spec.unit}", deadline, call)
 
-    async def start_service(self, spec: ServiceSpec, *, deadline: float) -> Job:
+    async def start_service(
+        self, spec: ServiceSpec, *, deadline: float, made: Callable[[], None] | None = None
+    ) -> Job:
         """See `Manager`."""
         properties = [("Description", spec.description), *_values(spec.properties)]
         auxiliary = [(each.unit, _values(each.properties)) for each in spec.auxiliary]
         with _errors(f"start of {spec.unit}", deadline):
             return await self._run_job(
-                lambda: self.pid1.start_transient(spec.unit, properties, (), auxiliary), spec.unit
+                lambda: self.pid1.start_transient(spec.unit, properties, (), auxiliary),
+                spec.unit,
+                queued=made,
             )
 
     async def stop(self, unit: str, *, alone: bool = False, deadline: float) -> Job:

@@ -45,6 +45,7 @@ class PlayedManager(FakeManager):
         asked: names of the units whose status was asked for.
         read: names of the properties that were asked for.
         values: of properties, by unit; others have none.
+        making: called when a service is about to be made.
         starting: called when a service is to be started; the job is done when it returns.
         ordered: what else was ordered, each with the unit.
         resetting: called with a unit that is to be reset.
@@ -57,6 +58,7 @@ class PlayedManager(FakeManager):
         self.read: set[str] = set()
         self.values: dict[str, dict[str, Json]] = {}
         self.starting: Callable[[ServiceSpec], Awaitable[object]] | None = None
+        self.making: Callable[[ServiceSpec], None] = lambda _spec: None
         self.ordered: list[tuple[str, str]] = []
         self.resetting: Callable[[str], None] = lambda _unit: None
         self._link = Direct(self.pid1, self._take, self.delay)
@@ -104,9 +106,14 @@ class PlayedManager(FakeManager):
         self.asked.append(unit)
         return await super().status(unit, deadline=deadline)
 
-    async def start_service(self, spec: ServiceSpec, *, deadline: float) -> Job:
+    async def start_service(
+        self, spec: ServiceSpec, *, deadline: float, made: Callable[[], None] | None = None
+    ) -> Job:
         """See `Manager`."""
         assert self.starting is not None
+        self.making(spec)
+        if made is not None:
+            made()
         await self.starting(spec)
         return Job("done", spec.unit, 1)
 

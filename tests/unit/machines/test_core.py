@@ -186,6 +186,26 @@ async def test_helpers_are_not_added_to_a_successor(tmp_path: Path) -> None:
     assert not any(name.startswith(".change-") for name in os.listdir(tmp_path))
 
 
+async def test_a_late_failure_of_an_earlier_helper_is_none_of_one_that_is_added(tmp_path: Path) -> None:
+    """It had the same name: its machine has just ended, or it was removed."""
+    manager = PlayedManager()
+    unit = "machine-web-fs.service"
+    manager.making = lambda _spec: manager.tell(UnitHint("changed", unit, "failed", "failed"))
+
+    async def start(_spec: ServiceSpec) -> None:
+        await trio.lowlevel.checkpoint()
+        manager.tell(UnitHint("main", unit, result="success", main_pid=os.getpid()))
+        manager.tell(UnitHint("changed", unit, "active", "running"))
+
+    manager.starting = start
+    async with running(manager, tmp_path) as core:
+        web = machine("web")
+        enter(core, web)
+        manager.set(web.unit, invocation_id="")
+        await added(core, web)
+        assert [helper.name for helper in web.record.helpers] == ["fs"]
+
+
 class Forgetful(PlayedManager):
     """Forgets units that are stopped."""
 

@@ -128,7 +128,7 @@ class HelperStarts:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_changes, watch, tell)
                 nursery.start_soon(_cancel_when, gone, nursery.cancel_scope)
-                job = await self._tried(spec, deadline=deadline)
+                job = await self._tried(spec, watch, deadline=deadline)
                 nursery.cancel_scope.cancel()
             if isinstance(job, ManagerTimeout):
                 raise await self._watcher.lateness(watch) or job
@@ -153,11 +153,11 @@ class HelperStarts:
         )
 
     async def _tried(
-        self, spec: ServiceSpec, *, deadline: float
+        self, spec: ServiceSpec, watch: StartWatch, *, deadline: float
     ) -> Job | ManagerError | UnitNameTaken | OSError:
         """Start units of helpers, and return what came of it."""
         try:
-            return await self._started.start(spec, deadline=deadline)
+            return await self._started.start(spec, deadline=deadline, made=watch.made)
         except (ManagerError, UnitNameTaken, OSError) as error:
             return error
 

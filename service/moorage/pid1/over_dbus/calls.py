@@ -126,10 +126,12 @@ class DBusManager(UnitOrders):
                 if not exc.text.startswith(_IMPOSSIBLE_REFUSED):
                     raise
 
-    async def start_service(self, spec: ServiceSpec, *, deadline: float) -> Job:
+    async def start_service(
+        self, spec: ServiceSpec, *, deadline: float, made: Callable[[], None] | None = None
+    ) -> Job:
         """See `Manager`."""
         properties = _service_properties(spec)
-        call = _start_call(spec.unit, properties, spec.auxiliary)
+        call = _start_call(spec.unit, properties, spec.auxiliary)._replace(returned=made)
         with errors(f"start of {spec.unit}", deadline, spec.unit, _sent(properties, spec)):
             while True:
                 bus = await self._session.up()
