@@ -146,6 +146,7 @@ def main() -> int:
     logging.raiseExceptions = False  # a line that cannot be written is lost; nobody could be told of it
     files, given = locations(user=arguments.user), _given(arguments)
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     configuration = Configuration(partial(load, files, given, descriptors))
     configuration.follow(_set_level)
     configuration.report()

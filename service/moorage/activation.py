@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Generator
 
+import trio
 from systemd import daemon
 
 SOCKET_NAME = "varlink"
@@ -153,3 +154,13 @@ def watchdog_usec() -> int | None:
     if not usec.isdigit() or int(usec) == 0 or (pid and pid != str(os.getpid())):
         return None
     return int(usec)
+
+
+async def feed_watchdog(notifier: Notifier) -> None:
+    """Have the manager hear ``WATCHDOG=1`` as often as it wants to."""
+    usec = watchdog_usec()
+    if usec is None:
+        return
+    while True:
+        notifier.notify("WATCHDOG=1")
+        await trio.sleep(usec / 2e6)

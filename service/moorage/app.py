@@ -18,6 +18,7 @@ import trio
 
 from moorage import __version__, activation
 from moorage.api.calls import Authority
+from moorage.api.machine1.door import Door
 from moorage.api.machine_instance.handlers import MachineInstance
 from moorage.api.machine_instance.sockets import ControlSockets, share
 from moorage.api.metrics.handlers import Metrics
@@ -333,10 +334,8 @@ async def serve(
         ManagerUnavailable: the service manager cannot be reached at the start (in an exception group).
         NoRecords: there is no place for the records.
     """
-    _raise_file_limit()
     notifier = activation.Notifier()
-    # A user's instance serves that user, who needs nobody's leave.
-    polkit = Polkit() if options.user is None else None
+    polkit = Polkit() if options.user is None else None  # a user's instance serves that user
     authority = Authority(Policy(options.user), polkit)
     endpoints = Endpoints.of("system" if options.user is None else "user")
     manager = DBusManager(endpoints, options.link)
@@ -350,12 +349,15 @@ async def serve(
         manager, store, files, Wording(), directories, references, system(readiness), journal, settings
     )
     core.keep_diary(JournalWriter(), user=directories.user)
-    service = _service(core, authority, manager, configuration)
+    theirs = SystemdMachine(core.services, authority, configuration)
+    service = _service(theirs, core, authority, manager, configuration)
     server = _server(configuration, listeners, service)
     configuration.follow(core.apply)
     core.listen(sockets := _control_sockets(options, core, authority, server))
+    core.followers.join(door := Door(endpoints.bus if _in_place(options, listeners) else None, theirs))
     if _is_beside(options, settings, listeners):
-        core.stand_beside(_peer(endpoints), partial(Directory, readiness), store, sockets, settings)
+        machined = Peer(ADDRESS, endpoints.bus)
+        core.stand_beside(machined, partial(Directory, readiness), store, sockets, settings)
     _offer_metrics(metrics, core, authority, manager, server, service)
     _collect_what_comes()
     async with trio.open_nursery() as background:
@@ -367,30 +369,29 @@ async def serve(
             await background.start(polkit.run)
         await background.start(server.serve)
         core.serve()
-        background.start_soon(_feed_watchdog, notifier)
+        await background.start(door.run)
+        background.start_soon(activation.feed_watchdog, notifier)
         await background.start(reload_at_hangup, configuration, notifier)
         background.start_soon(keep_small)
         notifier.notify("READY=1", f"STATUS=Keeping {len(core.services.registry)} machines.")
         _log.debug("Serving over the %s link of systemd %d.", manager.link_kind, manager.version)
-        async with trio.open_nursery() as until:
-            until.start_soon(_wait_for_signal, until.cancel_scope)
-            until.start_soon(_wait_until_idle, configuration, server, core, until.cancel_scope)
+        await _until_the_end(configuration, server, door, core)
         notifier.notify("STOPPING=1")
-        core.end()
-        await server.drain(DRAIN_SECONDS)
+        await _end(core, door, server)
         background.cancel_scope.cancel()
     for each in (readiness, store, notifier):
         each.close()
 
 
-def _peer(endpoints: Endpoints) -> Peer:
-    return Peer(ADDRESS, endpoints.bus)
-
-
 def _is_beside(options: Options, settings: Settings, listeners: Sequence[socket.socket]) -> bool:
     """Whether there is anything to settle with machined: not in its own place, for one."""
-    in_place = any(listener.getsockname() == ADDRESS for listener in listeners)
-    return options.user is None and not in_place and (settings.publish or settings.adopt)
+    wanted = settings.publish or settings.adopt
+    return options.user is None and not _in_place(options, listeners) and wanted
+
+
+def _in_place(options: Options, listeners: Sequence[socket.socket]) -> bool:
+    """Whether this service is called where the system's machined is otherwise."""
+    return options.user is None and any(listener.getsockname() == ADDRESS for listener in listeners)
 
 
 def _open_store(path: str) -> Store:
@@ -408,12 +409,15 @@ def _directories(options: Options, settings: Settings) -> RuntimeDirectories:
     )
 
 
-def _service(core: Core, authority: Authority, manager: Manager, configuration: Configuration) -> Service:
-    return _named(
-        SystemdMachine(core.services, authority, configuration),
-        MoorageMachine(core.services, authority, manager, configuration),
-        GenericService(authority, configuration),
-    )
+def _service(
+    theirs: SystemdMachine,
+    core: Core,
+    authority: Authority,
+    manager: Manager,
+    configuration: Configuration,
+) -> Service:
+    ours = MoorageMachine(core.services, authority, manager, configuration)
+    return _named(theirs, ours, GenericService(authority, configuration))
 
 
 def _server(configuration: Configuration, listeners: Sequence[socket.socket], service: Service) -> Server:
@@ -457,18 +461,16 @@ def _collect_what_comes() -> None:
     gc.enable()
 
 
-def _raise_file_limit() -> None:
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+async def _end(core: Core, door: Door, server: Server) -> None:
+    core.end()
+    await door.end()
+    await server.drain(DRAIN_SECONDS)
 
 
-async def _feed_watchdog(notifier: activation.Notifier) -> None:
-    usec = activation.watchdog_usec()
-    if usec is None:
-        return
-    while True:
-        notifier.notify("WATCHDOG=1")
-        await trio.sleep(usec / 2e6)
+async def _until_the_end(configuration: Configuration, server: Server, door: Door, core: Core) -> None:
+    async with trio.open_nursery() as until:
+        until.start_soon(_wait_for_signal, until.cancel_scope)
+        until.start_soon(_wait_until_idle, configuration, server, door, core, until.cancel_scope)
 
 
 async def _wait_for_signal(end: trio.CancelScope) -> None:
@@ -480,15 +482,15 @@ async def _wait_for_signal(end: trio.CancelScope) -> None:
 
 
 async def _wait_until_idle(
-    configuration: Configuration, server: Server, core: Core, end: trio.CancelScope
+    configuration: Configuration, server: Server, door: Door, core: Core, end: trio.CancelScope
 ) -> None:
     while True:
         await server.unconnected()  # who only waits to be told something costs nothing
         usec = configuration.settings.idle_timeout_usec
         timeout = math.inf if usec is None else usec / 1e6
         await trio.sleep(min(timeout, IDLE_CHECK_SECONDS))
-        quiet = trio.current_time() - server.last_activity
-        if not server.connections and core.idle and quiet >= timeout:
+        quiet = trio.current_time() - max(server.last_activity, door.last_activity)
+        if not server.connections and not door.busy and core.idle and quiet >= timeout:
             _log.debug("Nothing to do, exiting.")
             end.cancel()
             return

@@ -40,7 +40,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     # 2: adapters to the outside
     (
-        "moorage.dbus.authentication", "moorage.dbus.bus", "moorage.pid1.journal",
+        "moorage.dbus.authentication", "moorage.dbus.bus", "moorage.dbus.queues", "moorage.dbus.served",
+        "moorage.pid1.journal",
         "moorage.pid1.journal_writer", "moorage.kernel.poller",
         "moorage.pid1.over_dbus",
         "moorage.kernel.block", "moorage.kernel.cgroup", "moorage.kernel.inotify", "moorage.kernel.cgroup_watch",
@@ -102,6 +103,7 @@ PACKAGES_ONLY = (
     "moorage.authz",
     "moorage.beside",
     "moorage.api",
+    "moorage.api.machine1",
     "moorage.api.machine_instance",
     "moorage.api.metrics",
     "moorage.api.moorage_machine",
@@ -153,6 +155,12 @@ FORBIDDEN: tuple[Arrow, ...] = (
     ),
     Arrow("moorage.api", "moorage.kernel.cgroup"),
     Arrow("moorage.api", "moorage.pid1.over_dbus"),
+    # Of what is served, one door is on the message bus.
+    Arrow(
+        "moorage.api",
+        "moorage.dbus",
+        ("moorage.api.machine1.door", "moorage.api.machine1.request", "moorage.api.machine1.senders"),
+    ),
     # The client is a library, too: it knows what goes over the socket, and what it takes to launch.
     *(
         Arrow(library, f"moorage.{other}")

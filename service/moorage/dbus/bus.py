@@ -8,6 +8,7 @@ lost signal is a lost machine and a connection has to end in a known state:
 - A message is written by whoever makes the call, at once, or what did not fit by the connection's own task. A caller
   that is cancelled never leaves half a message on the wire.
 - No file descriptors are received. The socket is read without room for them, so the kernel closes what comes.
+  `moorage.dbus.served` has the connection of a service, which does receive some.
 
 Specification: https://dbus.freedesktop.org/doc/dbus-specification.html
 """
@@ -18,7 +19,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import trio
 
@@ -42,6 +43,7 @@ from moorage.dbus.message import (
     parse,
     refusal_bytes,
 )
+from moorage.dbus.queues import CallPlaces, Outgoing
 
 BUS_CALLS_MAX: Final = 100
 """Calls over a bus without a reply yet. dbus-daemon refuses more than 128 per connection
@@ -140,42 +142,6 @@ class _Pending:
             self._returned()
 
 
-class _Outgoing:
-    """A message, or what is left of it, that did not fit into the socket."""
-
-    __slots__ = ("begun", "data", "fds", "serial")
-
-    def __init__(self, serial: int, data: bytes | memoryview, fds: Sequence[int]) -> None:
-        self.serial = serial
-        self.data = memoryview(data)
-        self.fds = fds
-        self.begun = False
-
-
-class _Places:
-    """Places for calls under way."""
-
-    def __init__(self, count: int) -> None:
-        self.free = count
-        self._turn = trio.StrictFIFOLock()
-        self._freed = trio.Event()
-
-    async def take(self, count: int) -> None:
-        """Take some, as soon as there are so many."""
-        if self.free < count or self._turn.locked():
-            # One after the other: two that each hold a part of what they need would wait for ever.
-            async with self._turn:
-                while self.free < count:
-                    self._freed = trio.Event()
-                    await self._freed.wait()
-        self.free -= count
-
-    def give(self, count: int) -> None:
-        """Give some back."""
-        self.free += count
-        self._freed.set()
-
-
 class Bus:
     """One connection. Made by `Bus.connect`; works while `run` runs, once.
 
@@ -195,9 +161,9 @@ class Bus:
         self._on_closed = on_closed
         self._serial = 0
         self._pending: dict[int, _Pending] = {}
-        self._places = _Places(calls_max)
+        self._places = CallPlaces(calls_max)
         self._calls_max = calls_max
-        self._outgoing: deque[_Outgoing] = deque()
+        self._outgoing: deque[Outgoing] = deque()
         self._backlog = trio.Event()
         self._closed = trio.Event()
         self._reason = ""
@@ -211,7 +177,7 @@ class Bus:
         *,
         deadline: float,
         calls_max: int = BUS_CALLS_MAX,
-    ) -> "Bus":
+    ) -> Self:
         """Connect and authenticate as the effective user.
 
         Args:
@@ -224,22 +190,7 @@ class Bus:
         Raises:
             BusClosed: nobody listens, or the peer refuses us, or takes too long.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        try:
-            # Connecting a local socket does not wait: with a full queue it fails with EAGAIN.
-            sock.connect("\0" + address[1:] if address.startswith("@") else address)
-            with trio.fail_at(deadline):
-                await authenticate(sock)
-        except trio.TooSlowError:
-            sock.close()
-            raise BusClosed(f"{address}: no answer to authentication in time") from None
-        except (OSError, Violation) as exc:
-            sock.close()
-            raise BusClosed(f"{address}: {exc}") from exc
-        except BaseException:
-            sock.close()
-            raise
-        return cls(sock, on_signal, on_closed, calls_max)
+        return cls(await _connected(address, deadline), on_signal, on_closed, calls_max)
 
     @property
     def closed(self) -> bool:
@@ -255,6 +206,8 @@ class Bus:
         self._backlog.set()
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
+        for outgoing in self._outgoing:
+            outgoing.close()
         self._outgoing.clear()
         for pending in self._pending.values():
             pending.settle(BusClosed(reason, sent=True))
@@ -375,14 +328,19 @@ class Bus:
 
     def _send(self, serial: int, data: bytes, fds: Sequence[int]) -> None:
         """Write now as much as fits, and leave the rest to the writer."""
-        if not data or self._closed.is_set():
-            return
-        outgoing = _Outgoing(serial, data, fds)
-        if self._outgoing or not self._write(outgoing):
+        if data:
+            self._put(Outgoing(serial, data, fds))
+
+    def _put(self, outgoing: Outgoing) -> None:
+        if self._closed.is_set():
+            outgoing.close()
+        elif self._outgoing or not self._write(outgoing):
             self._outgoing.append(outgoing)
             self._backlog.set()
+        else:
+            outgoing.close()
 
-    def _write(self, outgoing: _Outgoing) -> bool:
+    def _write(self, outgoing: Outgoing) -> bool:
         """Write once. Returns whether there is nothing left to do for this message."""
         try:
             if outgoing.fds and not outgoing.begun:
@@ -397,13 +355,17 @@ class Bus:
                 # The descriptors are at fault (EBADF), or too many are on their way: nothing was written, and the
                 # messages of others must not suffer.
                 kind = Crowded if exc.errno == errno.ETOOMANYREFS else BadCall
-                self._pending[outgoing.serial].settle(kind(f"descriptors cannot be sent: {exc.strerror}"))
+                self._not_sent(outgoing, kind(f"descriptors cannot be sent: {exc.strerror}"))
             else:
                 self.close(f"write failed: {exc.strerror}")
             return True
         outgoing.begun = True
         outgoing.data = outgoing.data[count:]
         return not outgoing.data
+
+    def _not_sent(self, outgoing: Outgoing, error: BadCall) -> None:
+        """Take note of a message whose descriptors cannot be sent."""
+        self._pending[outgoing.serial].settle(error)
 
     def _withdraw(self, serials: Sequence[int]) -> None:
         """Forget messages not begun: their caller is gone, and with it the right to use its descriptors."""
@@ -421,7 +383,7 @@ class Bus:
                 # While waiting, messages may have been withdrawn; and a failed write empties the queue.
                 while self._outgoing and self._write(self._outgoing[0]):
                     if self._outgoing:
-                        self._outgoing.popleft()
+                        self._outgoing.popleft().close()
             self._backlog = trio.Event()
 
     async def _read(self) -> None:
@@ -430,7 +392,7 @@ class Bus:
             while not self._closed.is_set():
                 await trio.lowlevel.wait_readable(self._sock)
                 try:
-                    data = self._sock.recv(READ_SIZE)
+                    data = self._receive()
                 except BlockingIOError:
                     continue
                 if not data:
@@ -443,6 +405,10 @@ class Bus:
             self.close(f"read failed: {exc.strerror}")
         except trio.ClosedResourceError:
             return
+
+    def _receive(self) -> bytes:
+        """Read once."""
+        return self._sock.recv(READ_SIZE)
 
     def _consume(self, buffer: bytes) -> bytes:
         """Dispatch the messages that are complete; returns what is left."""
@@ -467,15 +433,39 @@ class Bus:
             if pending is not None:
                 pending.settle(received)
         elif received.kind == METHOD_CALL:
-            self._refuse(received)
+            self._called(received)
         # Else a type of a later version of the protocol: to be ignored.
 
-    def _refuse(self, received: Received) -> None:
+    def _called(self, received: Received) -> None:
         """Answer a call: on a bus anybody can make one, and would wait for the reply."""
         if received.flags & NO_REPLY_EXPECTED or len(self._outgoing) >= BACKLOG_MAX:
             return
         with suppress(Unmarshallable):  # the caller's name is no text
             self._send(0, refusal_bytes(received, self._next_serial()), ())
+
+
+async def _connected(address: str, deadline: float) -> socket.socket:
+    """Connect and authenticate.
+
+    Raises:
+        BusClosed: as `Bus.connect` says.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        # Connecting a local socket does not wait: with a full queue it fails with EAGAIN.
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        with trio.fail_at(deadline):
+            await authenticate(sock)
+    except trio.TooSlowError:
+        sock.close()
+        raise BusClosed(f"{address}: no answer to authentication in time") from None
+    except (OSError, Violation) as exc:
+        sock.close()
+        raise BusClosed(f"{address}: {exc}") from exc
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _until(deadline: float) -> AbstractContextManager[object]:

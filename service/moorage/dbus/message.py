@@ -34,7 +34,8 @@ SIGNAL: Final = 4
 """Types of messages."""
 
 NO_REPLY_EXPECTED: Final = 0x1
-_ALLOW_INTERACTIVE_AUTHORIZATION: Final = 0x4
+ALLOW_INTERACTIVE_AUTHORIZATION: Final = 0x4
+"""Flags."""
 
 PATH: Final = 1
 INTERFACE: Final = 2
@@ -44,6 +45,7 @@ REPLY_SERIAL: Final = 5
 DESTINATION: Final = 6
 SENDER: Final = 7
 SIGNATURE: Final = 8
+UNIX_FDS: Final = 9
 """Codes of header fields."""
 
 _LITTLE: Final = ord("l")
@@ -217,8 +219,58 @@ def call_bytes(call: BusCall, serial: int) -> tuple[bytes, Sequence[int]]:
     )
     if call.signature:
         fields = (*fields, (SIGNATURE, "g", call.signature))
-    flags = _ALLOW_INTERACTIVE_AUTHORIZATION if call.interactive else 0
+    flags = ALLOW_INTERACTIVE_AUTHORIZATION if call.interactive else 0
     return marshal(METHOD_CALL, flags, serial, fields, call.signature, call.body)
+
+
+def reply_bytes(
+    call: Received, serial: int, signature: str = "", body: tuple[object, ...] = ()
+) -> tuple[bytes, Sequence[int]]:
+    """Write the answer to a call.
+
+    Returns:
+        The message, and the file descriptors that go with it.
+
+    Raises:
+        Unmarshallable: the values do not fit their signature, or the name of the caller is none.
+    """
+    fields = _answer_fields(call)
+    if signature:
+        fields = (*fields, (SIGNATURE, "g", signature))
+    return marshal(METHOD_RETURN, 0, serial, fields, signature, body)
+
+
+def error_bytes(call: Received, serial: int, name: str, text: str) -> bytes:
+    """Write the answer to a call that failed.
+
+    Args:
+        call: the call.
+        serial: of the answer.
+        name: of the error, such as "org.freedesktop.DBus.Error.InvalidArgs".
+        text: for people.
+
+    Raises:
+        Unmarshallable: the name of the caller is none.
+    """
+    fields = ((ERROR_NAME, "s", name), *_answer_fields(call), (SIGNATURE, "g", "s"))
+    return marshal(ERROR, 0, serial, fields, "s", (text,))[0]
+
+
+def signal_bytes(
+    path: str, interface: str, member: str, serial: int, signature: str, body: tuple[object, ...]
+) -> bytes:
+    """Write a signal to all who listen.
+
+    Raises:
+        Unmarshallable: the values do not fit their signature.
+    """
+    fields: tuple[tuple[int, str, str | int], ...] = (
+        (PATH, "o", path),
+        (INTERFACE, "s", interface),
+        (MEMBER, "s", member),
+        (SIGNATURE, "g", signature),
+    )
+    return marshal(SIGNAL, 0, serial, fields, signature, body)[0]
 
 
 def refusal_bytes(call: Received, serial: int) -> bytes:
@@ -227,17 +279,24 @@ def refusal_bytes(call: Received, serial: int) -> bytes:
     Raises:
         Unmarshallable: the name of the caller is none.
     """
-    fields: tuple[tuple[int, str, str | int], ...] = (
-        (ERROR_NAME, "s", "org.freedesktop.DBus.Error.UnknownMethod"),
-        (REPLY_SERIAL, "u", call.serial),
-    )
-    if sender := call.text(SENDER):
-        fields = (*fields, (DESTINATION, "s", sender))
+    fields = ((ERROR_NAME, "s", "org.freedesktop.DBus.Error.UnknownMethod"), *_answer_fields(call))
     return marshal(ERROR, 0, serial, fields)[0]
 
 
-def message_size(buffer: bytes, at: int) -> int:
+def _answer_fields(call: Received) -> tuple[tuple[int, str, str | int], ...]:
+    fields: tuple[tuple[int, str, str | int], ...] = ((REPLY_SERIAL, "u", call.serial),)
+    if sender := call.text(SENDER):
+        fields = (*fields, (DESTINATION, "s", sender))
+    return fields
+
+
+def message_size(buffer: bytes, at: int, most: int | None = MESSAGE_MAX) -> int:
     """Return the bytes of the message that begins here, by its first 16.
+
+    Args:
+        buffer: what was received.
+        at: where it begins.
+        most: bytes that a message may have; None for any number.
 
     Raises:
         Violation: none begins here that we would read.
@@ -249,9 +308,14 @@ def message_size(buffer: bytes, at: int) -> int:
     if version != _PROTOCOL_VERSION or kind == 0 or serial == 0:
         raise Violation("malformed header")
     size = 16 + (fields + 7 & ~7) + body
-    if size > MESSAGE_MAX:
+    if most is not None and size > most:
         raise Violation(f"message of {size} bytes")
     return size
+
+
+def header_size(buffer: bytes, at: int) -> int:
+    """Return the bytes of the header of the message that begins here, by its first 16."""
+    return 16 + (_UINT32[buffer[at]].unpack_from(buffer, at + 12)[0] + 7 & ~7)
 
 
 def parse(data: bytes) -> Received:

@@ -1,4 +1,4 @@
-"""The process at the other end of a Unix socket."""
+"""The process at the other end: of a Unix socket, or of a message bus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 
 import msgspec
 
-from moorage.kernel.process import ProcessGone, ProcessId, process_id
+from moorage.kernel.process import ProcessGone, ProcessId, pid_of, process_id
 
 # asm-generic/socket.h; not in Python's socket module before 3.14
 _SO_PEERPIDFD = getattr(socket, "SO_PEERPIDFD", 77)
@@ -21,13 +21,13 @@ class Peer(msgspec.Struct, frozen=True):
     Attributes:
         pid: 0 where it is not visible in this PID namespace.
         uid: effective uid.
-        gid: effective gid.
+        gid: effective gid; -1 where it is not known.
     """
 
     pid: int
     uid: int
     gid: int
-    _socket: socket.socket
+    _socket: socket.socket | None
     _known: ProcessId | None = None
 
     def pidfd(self) -> int:
@@ -43,6 +43,8 @@ class Peer(msgspec.Struct, frozen=True):
             ProcessGone: it has been reaped.
             OSError: no file descriptor is left (EMFILE, ENFILE).
         """
+        if self._socket is None:
+            raise ProcessGone(self.pid)
         try:
             return self._socket.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
         except (ProcessLookupError, ValueError):
@@ -70,6 +72,40 @@ class Peer(msgspec.Struct, frozen=True):
             os.close(pidfd)
         msgspec.structs.force_setattr(self, "_known", known)
         return known
+
+
+class PinnedPeer(Peer, frozen=True):
+    """A peer that somebody has pinned by a pidfd: a message bus, for those who are on it.
+
+    The pidfd must stay open for as long as :meth:`Peer.pidfd` is of use.
+    """
+
+    _pidfd: int = -1
+
+    def pidfd(self) -> int:
+        """Open the peer.
+
+        Returns:
+            A pidfd, close-on-exec, owned by the caller.
+
+        Raises:
+            OSError: no file descriptor is left (EMFILE).
+        """
+        return os.dup(self._pidfd)
+
+
+def pinned_peer(pidfd: int, uid: int) -> PinnedPeer:
+    """Return the peer that a pidfd stands for.
+
+    Args:
+        pidfd: its pidfd, borrowed.
+        uid: effective uid that it had when it came.
+
+    Raises:
+        ProcessGone: it has been reaped.
+        NotAProcess: it is not visible in this PID namespace.
+    """
+    return PinnedPeer(pid_of(pidfd), uid, -1, None, None, pidfd)
 
 
 def peer_of(connection: socket.socket) -> Peer:

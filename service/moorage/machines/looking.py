@@ -14,7 +14,14 @@ from moorage.machines.accounting import Accounting, base_of, since, traffic_sinc
 from moorage.machines.effective import InForce, in_force_of
 from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.machine import Machine, Work
-from moorage.machines.metadata import Metadata, acquire
+from moorage.machines.metadata import (
+    Address,
+    Metadata,
+    acquire,
+    acquire_addresses,
+    acquire_os_release,
+    acquire_uid_shift,
+)
 from moorage.machines.model import Bases, FreezerState, HelperBase, Timestamp
 from moorage.machines.sampling import pressures
 from moorage.machines.thawing import helper_group, is_frozen, is_to_freeze
@@ -180,3 +187,29 @@ class Looking:
             ManagerError: as the manager says.
         """
         return await acquire(machine.record, self._manager, graceful=graceful)
+
+    async def addresses(self, machine: Machine) -> tuple[Address, ...]:
+        """Look for the addresses of a machine only.
+
+        Raises:
+            MetadataError: they cannot be had.
+            ManagerError: as the manager says.
+        """
+        return await acquire_addresses(machine.record, self._manager)
+
+    async def os_release(self, machine: Machine) -> list[str]:
+        """Look for the OS release of a machine only: "KEY=VALUE" strings.
+
+        Raises:
+            MetadataError: it cannot be had.
+            ManagerError: as the manager says.
+        """
+        return await acquire_os_release(machine.record, self._manager)
+
+    def uid_shift(self, machine: Machine) -> int:
+        """Return the UID shift of a machine, which the kernel knows.
+
+        Raises:
+            MetadataError: there is none.
+        """
+        return acquire_uid_shift(machine.record)

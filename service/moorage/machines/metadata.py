@@ -142,19 +142,58 @@ async def acquire(machine: Record, manager: Manager, *, graceful: bool) -> Metad
     Raises:
         MetadataError: of what cannot be had the first, in the order of the fields of `Metadata`.
     """
-    try:
-        with trio.fail_after(ACQUIRE_SECONDS):
-            found = await _look(machine, manager)
-    except MetadataError as exc:
-        found = _Found(exc, exc, exc)
-    except trio.TooSlowError:
-        slow = Unreadable(f"it took longer than {ACQUIRE_SECONDS:.0f} s", errno.ETIMEDOUT)
-        found = _Found(slow, slow, slow)
+    found = await _look_in_time(machine, manager)
     if not graceful:
         for each in (found.addresses, found.os_release, found.uid_shift):
             if isinstance(each, MetadataError):
                 raise each
     return Metadata(_or_none(found.addresses), _or_none(found.os_release), _or_none(found.uid_shift))
+
+
+async def acquire_addresses(machine: Record, manager: Manager) -> tuple[Address, ...]:
+    """Look for the addresses of a machine, whatever else can be had.
+
+    Raises:
+        MetadataError: they cannot be had.
+    """
+    return _or_raise((await _look_in_time(machine, manager)).addresses)
+
+
+async def acquire_os_release(machine: Record, manager: Manager) -> list[str]:
+    """Look for the OS release of a machine, whatever else can be had.
+
+    Raises:
+        MetadataError: it cannot be had.
+    """
+    return _or_raise((await _look_in_time(machine, manager)).os_release)
+
+
+def acquire_uid_shift(machine: Record) -> int:
+    """Return the UID shift of a machine.
+
+    Raises:
+        MetadataError: there is none, or its leader is gone.
+    """
+    if machine.class_ is MachineClass.host:
+        return 0
+    if machine.class_ is MachineClass.vm:
+        raise NotAvailable("a virtual machine has users of its own")
+    leader = _open_leader(machine)
+    try:
+        return uid_shift_of(leader)
+    finally:
+        os.close(leader)
+
+
+async def _look_in_time(machine: Record, manager: Manager) -> _Found:
+    try:
+        with trio.fail_after(ACQUIRE_SECONDS):
+            return await _look(machine, manager)
+    except MetadataError as exc:
+        return _Found(exc, exc, exc)
+    except trio.TooSlowError:
+        slow = Unreadable(f"it took longer than {ACQUIRE_SECONDS:.0f} s", errno.ETIMEDOUT)
+        return _Found(slow, slow, slow)
 
 
 def parse_os_release(content: bytes) -> list[str]:
@@ -230,6 +269,12 @@ def _or_none(found: _T | MetadataError) -> _T | None:
     return None if isinstance(found, MetadataError) else found
 
 
+def _or_raise(found: _T | MetadataError) -> _T:
+    if isinstance(found, MetadataError):
+        raise found
+    return found
+
+
 def _caught(function: Callable[[], _T]) -> _T | MetadataError:
     try:
         return function()
@@ -269,16 +314,21 @@ async def _look(machine: Record, manager: Manager) -> _Found:
             return await in_thread(_look_around, abandon_on_cancel=True)
         except OSError as exc:
             raise Unreadable(f"host: {exc}", _number(exc)) from exc
-    if machine.leader is None:
-        raise Unreadable("the machine has no leader", errno.ESRCH)
-    try:
-        leader = open_process(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
-    except (ProcessGone, NotAProcess, OSError) as exc:
-        raise Unreadable(f"leader: {exc}", _number(exc)) from exc
+    leader = _open_leader(machine)
     try:
         return await _look_into(machine, leader, manager)
     finally:
         os.close(leader)
+
+
+def _open_leader(machine: Record) -> int:
+    """Return a pidfd of the leader, owned by the caller."""
+    if machine.leader is None:
+        raise Unreadable("the machine has no leader", errno.ESRCH)
+    try:
+        return open_process(machine.leader.pid, machine.leader.pidfd_id, machine.leader.boot_id)
+    except (ProcessGone, NotAProcess, OSError) as exc:
+        raise Unreadable(f"leader: {exc}", _number(exc)) from exc
 
 
 def _look_around() -> _Found:

@@ -284,22 +284,28 @@ def _key(value: str, name: str, budget: _Budget) -> str:
     return str(_from_json("s", value, name, "", budget, unit_files.LINE))
 
 
-def to_json(signature: str, value: Any) -> Json:
-    """Convert a value of one complete type as it was read."""
+def to_json(signature: str, value: Any, infinity: Json = None) -> Json:
+    """Convert a value of one complete type as it was read.
+
+    Args:
+        signature: its type.
+        value: the value.
+        infinity: stands for the largest number of 64 bits, which means that there is no limit.
+    """
     if signature == "t":
-        return None if value == _UINT64_MAX else value
+        return infinity if value == _UINT64_MAX else value
     if signature == "d":
         return value if math.isfinite(value) else None
     if signature == "v":
         inner, content = value
-        return to_json(inner, content)
+        return to_json(inner, content, infinity)
     if signature == "ay":
         return list(value)
     if signature.startswith("a{"):
-        return {str(key): to_json(signature[3:-1], item) for key, item in value.items()}
+        return {str(key): to_json(signature[3:-1], item, infinity) for key, item in value.items()}
     if signature.startswith("a"):
-        return [to_json(signature[1:], item) for item in value]
+        return [to_json(signature[1:], item, infinity) for item in value]
     if signature.startswith("("):
         members = split(signature[1:-1])
-        return [to_json(member, item) for member, item in zip(members, value, strict=True)]
+        return [to_json(member, item, infinity) for member, item in zip(members, value, strict=True)]
     return value

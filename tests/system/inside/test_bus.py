@@ -1,0 +1,398 @@
+"""org.freedesktop.machine1: the same calls on systemd-machined and on moored in its place get the same answers.
+
+The name has one owner. So everything is asked of machined first, and then again of moored.
+"""
+
+import os
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from jeepney import DBusAddress, MatchRule, new_method_call
+from jeepney.bus_messages import message_bus
+from jeepney.fds import FileDescriptor
+from jeepney.io.blocking import DBusConnection, Proxy, open_dbus_connection
+from jeepney.low_level import HeaderFields, MessageType
+from moored import Processes, assert_nothing_left, end_moored, messages, run, until
+
+NAME = "org.freedesktop.machine1"
+ROOT = "/org/freedesktop/machine1"
+MANAGER = f"{NAME}.Manager"
+MACHINE = f"{NAME}.Machine"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
+HOST = f"{ROOT}/machine/_2ehost"
+
+SYSTEMD = int(run("systemctl", "--version").split()[1])
+NEWEST = 262
+
+IMAGES = {
+    "GetImage", "ListImages", "RemoveImage", "RenameImage", "CloneImage", "MarkImageReadOnly", "GetImageHostname",
+    "GetImageMachineID", "GetImageMachineInfo", "GetImageOSRelease", "SetPoolLimit", "SetImageLimit", "CleanPool",
+    "PoolPath", "PoolUsage", "PoolLimit",
+}  # fmt: skip
+"""What machined has for images, which moored does not keep."""
+
+UNITS = Path("/etc/systemd/system")
+GONE = 4_000_000
+
+Answer = tuple[Any, ...]
+
+
+def closed(value: Any) -> Any:
+    """Close a file descriptor, and return that there was one; anything else is returned as it is."""
+    if isinstance(value, FileDescriptor):
+        value.close()
+        return FileDescriptor
+    return value
+
+
+class Bus:
+    """A client on the system bus."""
+
+    def __init__(self) -> None:
+        self._connection: DBusConnection = open_dbus_connection(bus="SYSTEM", enable_fds=True)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def ask(
+        self, path: str, interface: str, member: str, signature: str = "", *body: Any, text: bool = False
+    ) -> Answer:
+        """Make a call; return types and values of the answer, or the name of an error (and its text)."""
+        address = DBusAddress(path, NAME, interface)
+        message = new_method_call(address, member, signature or None, body)
+        reply = self._connection.send_and_get_reply(message, timeout=60)
+        if reply.header.message_type is MessageType.error:
+            name = reply.header.fields[HeaderFields.error_name]
+            return (name, *reply.body) if text else (name,)
+        return (reply.header.fields.get(HeaderFields.signature, ""), *map(closed, reply.body))
+
+    def manager(self, member: str, signature: str = "", *body: Any, text: bool = False) -> Answer:
+        return self.ask(ROOT, MANAGER, member, signature, *body, text=text)
+
+    def properties(self, path: str, interface: str = MACHINE) -> dict[str, Any]:
+        signature, values = self.ask(path, PROPERTIES, "GetAll", "s", interface)
+        assert signature == "a{sv}"
+        return values
+
+    def has_name(self) -> bool:
+        (found,) = Proxy(message_bus, self._connection).NameHasOwner(NAME)
+        return bool(found)
+
+
+@pytest.fixture
+def bus() -> Generator[Bus]:
+    connected = Bus()
+    yield connected
+    connected.close()
+
+
+def take_place() -> None:
+    """Have moored where machined is."""
+    run("systemctl", "stop", "moored.service", "systemd-machined.service")
+    for unit in ("systemd-machined.service", "systemd-machined.socket"):
+        (UNITS / unit).symlink_to("/dev/null")
+    (UNITS / "dbus-org.freedesktop.machine1.service").symlink_to("/usr/lib/systemd/system/moored.service")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "moored-machined.socket")
+
+
+def give_back() -> None:
+    """Have machined where it was."""
+    run("systemctl", "stop", "moored-machined.socket", "moored.service")
+    for unit in (
+        "systemd-machined.service",
+        "systemd-machined.socket",
+        "dbus-org.freedesktop.machine1.service",
+    ):
+        (UNITS / unit).unlink()
+    run("systemctl", "daemon-reload")
+
+
+@pytest.fixture(scope="module")
+def machined(moored: None) -> dict[str, Any]:
+    """What machined answered to everything, by the name of the question."""
+    return {name: question() for name, question in QUESTIONS.items()}
+
+
+@pytest.fixture(scope="module")
+def place(machined: dict[str, Any]) -> Generator[None]:
+    """Moored in machined's place, after machined has been asked."""
+    take_place()
+    yield
+    give_back()
+    trio.run(end_moored)
+
+
+@pytest.fixture
+def spawn(place: None) -> Generator[Processes]:
+    """Start processes; they end with the test, which leaves no machine."""
+    processes = Processes()
+    yield processes
+    processes.bury()
+    trio.run(assert_nothing_left)
+
+
+# The interfaces
+
+
+def described(text: str) -> dict[str, Any]:
+    """Return what an object has: names of methods, signals and properties with their signatures."""
+    found: dict[str, Any] = {}
+    for interface in ET.fromstring(text).iter("interface"):
+        for member in interface:
+            name = member.get("name", "")
+            if name in IMAGES:
+                continue
+            arguments = [
+                (each.get("type"), each.get("name"), each.get("direction")) for each in member.iter("arg")
+            ]
+            # That of 257 calls some methods deprecated, which they are not any more.
+            emits = [
+                each.get("value") for each in member.iter("annotation") if "Emits" in each.get("name", "")
+            ]
+            key = (interface.get("name"), member.tag, name)
+            found[str(key)] = (sorted(arguments, key=str), member.get("type"), member.get("access"), emits)
+    return found
+
+
+def introspections() -> dict[str, Any]:
+    bus = Bus()
+    found = {path: bus.ask(path, INTROSPECTABLE, "Introspect")[1] for path in (ROOT, HOST)}
+    bus.close()
+    return {path: described(text) for path, text in found.items()}
+
+
+def test_interfaces_are_described_as_machineds(machined: dict[str, Any], place: None) -> None:
+    ours = introspections()
+    for path, theirs in machined["introspections"].items():
+        if SYSTEMD >= NEWEST:
+            assert ours[path] == theirs
+        else:  # what 257 has, is there
+            assert {name: ours[path].get(name) for name in theirs} == theirs
+
+
+# Calls
+
+IDENTITY = "sayssus"
+CALLS: list[tuple[str, str, str, str, tuple[Any, ...]]] = [
+    (ROOT, MANAGER, "GetMachine", "s", ("nobox",)),
+    (ROOT, MANAGER, "GetMachine", "s", (".host",)),
+    (ROOT, MANAGER, "GetMachine", "s", ("",)),
+    (ROOT, MANAGER, "GetMachine", "s", ("x" * 300,)),
+    (ROOT, MANAGER, "GetMachine", "s", ("a/b é\n",)),
+    (ROOT, MANAGER, "GetMachine", "u", (5,)),
+    (ROOT, MANAGER, "GetMachine", "", ()),
+    (ROOT, MANAGER, "GetMachineByPID", "u", (GONE,)),
+    (ROOT, MANAGER, "GetMachineByPID", "u", (1,)),
+    (ROOT, MANAGER, "GetMachineByPID", "u", (0,)),
+    (ROOT, MANAGER, "ListMachines", "", ()),
+    (ROOT, MANAGER, "NoSuchMethod", "", ()),
+    (ROOT, f"{NAME}.NoSuch", "GetMachine", "s", ("nobox",)),
+    (f"{ROOT}/nothing", MANAGER, "GetMachine", "s", ("nobox",)),
+    (f"{ROOT}/machine/nobox", MACHINE, "Terminate", "", ()),
+    (f"{ROOT}/machine/_2ehos_", MACHINE, "Terminate", "", ()),
+    (f"{ROOT}/machine/{'x' * 300}", MACHINE, "Terminate", "", ()),
+    (f"{ROOT}/machine/self", PROPERTIES, "Get", "ss", (MACHINE, "Name")),
+    *((ROOT, MANAGER, member, "s", ("nobox",)) for member in (
+        "UnregisterMachine", "TerminateMachine", "GetMachineAddresses", "GetMachineSSHInfo", "GetMachineOSRelease",
+        "GetMachineUIDShift", "OpenMachinePTY", "OpenMachineLogin", "OpenMachineRootDirectory",
+    )),
+    *((ROOT, MANAGER, member, "s", (".host",)) for member in (
+        "TerminateMachine", "GetMachineSSHInfo", "GetMachineUIDShift",
+    )),
+    (ROOT, MANAGER, "KillMachine", "ssi", ("nobox", "all", 15)),
+    (ROOT, MANAGER, "KillMachine", "ssi", (".host", "nobody", 15)),
+    (ROOT, MANAGER, "KillMachine", "ssi", (".host", "all", 0)),
+    (ROOT, MANAGER, "KillMachine", "ssi", (".host", "all", 65)),
+    (ROOT, MANAGER, "KillMachine", "ssi", (".host", "all", -1)),
+    (ROOT, MANAGER, "OpenMachineShell", "sssasas", ("nobox", "", "", [], [])),
+    (ROOT, MANAGER, "OpenMachineShell", "sssasas", (".host", "", "bin/sh", [], [])),
+    (ROOT, MANAGER, "OpenMachineShell", "sssasas", (".host", "", "/bin/sh", [], ["A"])),
+    (ROOT, MANAGER, "BindMountMachine", "sssbb", ("nobox", "/", "/", False, False)),
+    (ROOT, MANAGER, "BindMountMachine", "sssbb", (".host", "/", "/", False, False)),
+    (ROOT, MANAGER, "CopyFromMachine", "sss", ("nobox", "/", "/")),
+    (ROOT, MANAGER, "CopyFromMachine", "sss", (".host", "/", "/")),
+    (ROOT, MANAGER, "CopyToMachineWithFlags", "ssst", (".host", "/", "/", 0)),
+    (ROOT, MANAGER, "MapFromMachineUser", "su", ("nobox", 0)),
+    (ROOT, MANAGER, "MapFromMachineUser", "su", (".host", 0)),
+    (ROOT, MANAGER, "MapFromMachineUser", "su", (".host", 65535)),
+    (ROOT, MANAGER, "MapFromMachineGroup", "su", (".host", 2**32 - 1)),
+    (ROOT, MANAGER, "MapToMachineUser", "u", (0,)),
+    (ROOT, MANAGER, "MapToMachineUser", "u", (65535,)),
+    (ROOT, MANAGER, "MapToMachineUser", "u", (1_000_000,)),
+    (ROOT, MANAGER, "MapToMachineGroup", "u", (1_000_000,)),
+    *((ROOT, MANAGER, "RegisterMachine", IDENTITY, (name, b"", "", "vm", GONE, "")) for name in (
+        "", ".", ".host", "x_y", "x y", "x/y", "-x", "x-", "x.", "x..y", "é", "x" * 65, "ok",
+    )),
+    (ROOT, MANAGER, "RegisterMachine", IDENTITY, ("xy", b"1", "", "vm", GONE, "")),
+    (ROOT, MANAGER, "RegisterMachine", IDENTITY, ("xy", b"1" * 16, "", "bm", GONE, "")),
+    (ROOT, MANAGER, "RegisterMachine", IDENTITY, ("xy", b"", "", "vm", 1, "")),
+    (ROOT, MANAGER, "RegisterMachine", IDENTITY, ("xy", b"", "", "vm", GONE, "a/b")),
+    (ROOT, MANAGER, "RegisterMachine", "s", ("xy",)),
+    (ROOT, MANAGER, "RegisterMachineWithNetwork", f"{IDENTITY}ai", ("xy", b"", "", "vm", GONE, "", [0])),
+    (ROOT, MANAGER, "RegisterMachineWithNetwork", f"{IDENTITY}ai", ("xy", b"", "", "vm", GONE, "", [-1])),
+    (ROOT, MANAGER, "CreateMachine", f"{IDENTITY}a(sv)", ("xy", b"", "", "vm", GONE, "", [])),
+    (ROOT, MANAGER, "CreateMachine", f"{IDENTITY}a(sv)", ("xy", b"12", "", "vm", GONE, "", [])),
+    (HOST, PROPERTIES, "Get", "ss", (MACHINE, "Class")),
+    (HOST, PROPERTIES, "Get", "ss", (MACHINE, "Nothing")),
+    (HOST, PROPERTIES, "Get", "ss", (f"{NAME}.NoSuch", "Class")),
+    (HOST, PROPERTIES, "GetAll", "s", (f"{NAME}.NoSuch",)),
+    (HOST, PROPERTIES, "Set", "ssv", (MACHINE, "Class", ("s", "vm"))),
+    (HOST, PROPERTIES, "Set", "ssv", (MACHINE, "Nothing", ("s", "vm"))),
+    ("/", "org.freedesktop.DBus.Peer", "Ping", "", ()),
+    ("/no/such/thing", "org.freedesktop.DBus.Peer", "Ping", "", ()),
+    (ROOT, "org.freedesktop.DBus.Peer", "GetMachineId", "", ()),
+]  # fmt: skip
+
+
+def calls() -> list[Answer]:
+    bus = Bus()
+    found = [
+        bus.ask(path, interface, member, signature, *body)
+        for path, interface, member, signature, body in CALLS
+    ]
+    bus.close()
+    return found
+
+
+def test_calls_get_the_same_answers(machined: dict[str, Any], place: None) -> None:
+    ours = calls()
+    different = [
+        (call, ours_, theirs)
+        for call, ours_, theirs in zip(CALLS, ours, machined["calls"], strict=True)
+        if ours_ != theirs
+    ]
+    assert different == []
+
+
+# A machine's life
+
+ID = bytes(range(16))
+MINE = {"Timestamp", "TimestampMonotonic", "Leader", "LeaderPIDFDId", "Supervisor", "SupervisorPIDFDId"}
+"""Properties that each takes from where it is."""
+
+
+def life(create: Callable[[Bus, int], Answer], end: str) -> Callable[[], list[Any]]:
+    def lived() -> list[Any]:
+        bus = Bus()
+        sleeper = subprocess.Popen(["sleep", "infinity"])
+        seen: list[Any] = [create(bus, sleeper.pid)]
+        path = f"{ROOT}/machine/my_2dbox"
+        seen += [create(bus, sleeper.pid)]
+        seen += [bus.manager("GetMachine", "s", "my-box"), bus.manager("GetMachineByPID", "u", sleeper.pid)]
+        values = bus.properties(path)
+        seen += [{name: value for name, value in values.items() if name not in MINE}]
+        seen += [values["Leader"] == ("u", sleeper.pid)]
+        seen += [sorted(bus.manager("ListMachines")[1])]
+        seen += [bus.manager("KillMachine", "ssi", "my-box", "leader", 18)]
+        seen += [bus.ask(path, MACHINE, "Kill", "si", "", 18)]
+        for member in ("GetAddresses", "GetOSRelease", "GetUIDShift", "GetSSHInfo", "OpenRootDirectory"):
+            seen += [(member, bus.ask(path, MACHINE, member))]
+        seen += [bus.ask(path, MACHINE, "OpenPTY")[:-1]]
+        seen += [bus.ask(path, MACHINE, "CopyFrom", "ss", "/", "/x")]
+        seen += [bus.manager(end, "s", "my-box")]
+        sleeper.kill()
+        sleeper.wait()
+        trio.run(
+            lambda: until(lambda: bus.manager("GetMachine", "s", "my-box") == (f"{NAME}.NoSuchMachine",))
+        )
+        seen += [bus.ask(path, PROPERTIES, "GetAll", "s", MACHINE)]
+        bus.close()
+        return seen
+
+    return lived
+
+
+def created(bus: Bus, pid: int) -> Answer:
+    after = ("After", ("as", ["basic.target"]))
+    body = ("my-box", ID, "test", "vm", pid, "/srv", [1, 2], [("Slice", ("s", "machine.slice")), after])
+    return bus.manager("CreateMachineWithNetwork", f"{IDENTITY}aia(sv)", *body)
+
+
+def registered(bus: Bus, pid: int) -> Answer:
+    return bus.manager("RegisterMachine", IDENTITY, "my-box", b"", "", "container", pid, "")
+
+
+QUESTIONS: dict[str, Callable[[], Any]] = {
+    "introspections": introspections,
+    "calls": calls,
+    "created": life(created, "TerminateMachine"),
+    "registered": life(registered, "UnregisterMachine"),
+}
+
+
+@pytest.mark.parametrize("question", ["created", "registered"])
+def test_a_machine_lives_as_it_does_with_machined(
+    machined: dict[str, Any], spawn: Processes, question: str
+) -> None:
+    ours = QUESTIONS[question]()
+    for mine, theirs in zip(ours, machined[question], strict=True):
+        if isinstance(theirs, dict):  # 257 has fewer properties
+            assert {name: mine.get(name) for name in theirs} == theirs
+        else:
+            assert mine == theirs
+
+
+def test_images_are_elsewhere(place: None, bus: Bus) -> None:
+    for member, signature, body in (
+        ("ListImages", "", ()),
+        ("GetImage", "s", ("x",)),
+        ("CleanPool", "s", ("all",)),
+    ):
+        name, text = bus.manager(member, signature, *body, text=True)
+        assert name == "org.freedesktop.DBus.Error.NotSupported"
+        assert "beside" in text
+    (name,) = bus.ask(f"{ROOT}/image/x", f"{NAME}.Image", "Remove")
+    assert name == "org.freedesktop.DBus.Error.NotSupported"
+
+
+def test_machines_come_and_go_with_signals(spawn: Processes, bus: Bus) -> None:
+    listening = open_dbus_connection(bus="SYSTEM")
+    rule = MatchRule(type="signal", sender=NAME, interface=MANAGER)
+    Proxy(message_bus, listening).AddMatch(rule)
+    sleeper = subprocess.Popen(["sleep", "infinity"])
+    path = created(bus, sleeper.pid)[1]
+    bus.manager("TerminateMachine", "s", "my-box")
+    sleeper.wait()
+    with listening.filter(MatchRule(type="signal", interface=MANAGER)) as queue:
+        seen = [listening.recv_until_filtered(queue, timeout=20) for _ in range(2)]
+    listening.close()
+    assert [(each.header.fields[HeaderFields.member], each.body) for each in seen] == [
+        ("MachineNew", ("my-box", path)),
+        ("MachineRemoved", ("my-box", path)),
+    ]
+
+
+def test_the_service_is_started_by_a_call(place: None, bus: Bus) -> None:
+    run("systemctl", "stop", "moored.service")
+    assert not bus.has_name()
+    assert bus.manager("GetMachine", "s", ".host") == ("o", HOST)
+    assert run("systemctl", "is-active", "moored.service").strip() == "active"
+    assert [line for line in messages("moored.service") if "Traceback" in line] == []
+
+
+def test_a_scope_gets_what_was_asked_for(spawn: Processes, bus: Bus) -> None:
+    sleeper = spawn()
+    properties = [
+        ("Description", ("s", "My box")),
+        ("TasksMax", ("t", 77)),
+        ("CollectMode", ("s", "inactive-or-failed")),
+        ("DeviceAllow", ("a(ss)", [("/dev/null", "rw")])),
+    ]
+    answer = bus.manager(
+        "CreateMachine", f"{IDENTITY}a(sv)", "my-box", b"", "", "vm", sleeper.pid, "", properties
+    )
+    assert answer == ("o", f"{ROOT}/machine/my_2dbox")
+    shown = run("systemctl", "show", "machine-my\\x2dbox.scope", "-p", "Description,TasksMax,DeviceAllow")
+    assert sorted(shown.split("\n")) == ["", "Description=My box", "DeviceAllow=/dev/null rw", "TasksMax=77"]
+    for refused in (("NoSuch", ("s", "x")), ("TasksMax", ("s", "many"))):
+        body = ("other", b"", "", "vm", os.getpid(), "", [refused])
+        name = bus.manager("CreateMachine", f"{IDENTITY}a(sv)", *body)
+        assert name == ("org.freedesktop.DBus.Error.InvalidArgs",)
+    bus.manager("TerminateMachine", "s", "my-box")
