@@ -253,3 +253,22 @@ def test_what_goes_wrong_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) ->
     steps = lines[1 : lines.index("  what happened:")]
     assert len(steps) == 1, lines
     assert "register" in steps[0]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_machine_whose_record_is_lost_is_told_to_be_forgotten(seed: int) -> None:
+    """Some of these runs keep so few events that its beginning has left the log by then."""
+    noise = [
+        step(1 + number / 10, "thaw" if number % 2 else "freeze", "b", by="caller", helpers=False, wait=25)
+        for number in range(60)
+    ]
+    done = simulation.run(
+        seed,
+        [
+            step(0, "register", **registration()),
+            step(0, "register", "b", **registration()),
+            *noise,
+            step(30, "damage", down=0.05, what="gone"),
+        ],
+    )
+    assert list(done.violations) == []
