@@ -45,7 +45,10 @@ MAKERS = {
     "machines.registration": {"Machine", "Registered"},
     "machines.registry": {"Claim"},
     "machines.agenda": {"Recheck"},
-    "machines.chronicle": {"Subscriptions"},  # who is told of its log
+    "machines.chronicle": {
+        "Subscriptions",
+        "Machine",
+    },  # who is told of its log; of what has no record any more
     "machines.helpers.changing": {"Latest"},
     "machines.helpers.changes": {"Alone"},
     "machines.freezing": {"Alone"},

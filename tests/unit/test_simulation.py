@@ -272,3 +272,18 @@ def test_a_machine_whose_record_is_lost_is_told_to_be_forgotten(seed: int) -> No
         ],
     )
     assert list(done.violations) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_end_is_told_although_its_record_is_a_successors(seed: int) -> None:
+    """How it ended is still being looked into when the service is killed."""
+    done = simulation.run(
+        seed,
+        [
+            step(0, "register", **registration()),
+            step(1, "die", signal=9, reaped=3.0),
+            step(1.2, "register", **registration()),
+            step(1.5, "killed", down=0.05),
+        ],
+    )
+    assert list(done.violations) == []

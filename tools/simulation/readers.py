@@ -197,8 +197,15 @@ def _look_at_life(world: World, key: Key, kinds: list[str]) -> None:
         world.wrong("story", f"{key[0]} was told twice that it is {flips}")
     if not counts.keys() & LAST:
         world.wrong("story", f"{key[0]} has no end: {kinds}")
+    elif kinds[-1] == "forgotten" and key in _ended(world):
+        world.wrong("story", f"{key[0]} has ended, and was told to be forgotten: {kinds}")
     elif kinds[-1] not in LAST:
         world.wrong("story", f"{key[0]} was told more after its end: {kinds}")
+
+
+def _ended(world: World) -> set[Key]:
+    """Return the machines that have ended, and that nobody has forgotten."""
+    return {key[:2] for key in world.ended} - {key[:2] for key in world.forgotten}
 
 
 def _look_for_all(world: World, reader: Reader, machines: dict[Key, list[str]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
@@ -137,7 +138,9 @@ class Chronicle(Follower):
         for name, invocation_id in list(stories):
             told = stories[name, invocation_id]
             machine = self._registry.verdict(name)
-            if machine is not None and machine.record.invocation_id == invocation_id:
+            if machine is None or machine.record.invocation_id != invocation_id:
+                machine = _unrecorded(told)
+            if machine is not None:
                 machine.told = told
                 self.changed(machine)
             else:
@@ -237,6 +240,11 @@ class Chronicle(Follower):
         else:
             self._compare_helpers(machine)
 
+    def unrecorded(self, machine: Machine) -> None:
+        """Note how a machine has ended, if that is still to be told: the next instance will find no record of it."""
+        if self._ending.get(_key(machine)) is machine:
+            self._files.note([_note(machine)])
+
     def ended(self, machine: Machine) -> None:
         """Report a machine that was forgotten. One that has ended is reported once its verdict is complete."""
         if machine.record.verdict is None:
@@ -327,22 +335,37 @@ class Chronicle(Follower):
     def _notes(self, *, all_of_them: bool = False) -> Iterator[Note]:
         """Take notes of machines that have not ended; of those that the log does not tell of, or of all of them."""
         base, since = self._log.base, self._log.last_part
-        for (name, invocation_id), told in self._unfinished():
+        for note, told in self._unfinished():
             if all_of_them or told.since < base:
-                yield Note(name, invocation_id, msgspec.structs.replace(told, since=-1))
+                yield note()
                 told.since = since
 
-    def _unfinished(self) -> Iterator[tuple[Key, Told]]:
+    def _unfinished(self) -> Iterator[tuple[Callable[[], Note], Told]]:
         for machine in (*self._registry.snapshot(), *self._ending.values()):
             if machine.told is not None and not machine.told.ended:
-                yield _key(machine), machine.told
-        yield from ((key, told) for key, told in (self._stories or {}).items() if not told.ended)
+                yield partial(_note, machine), machine.told
+        for (name, invocation_id), told in (self._stories or {}).items():
+            if not told.ended:
+                yield partial(Note, name, invocation_id, msgspec.structs.replace(told, since=-1)), told
 
     def _write_lost(self, cursor: str, count: int) -> bytes:
         return self._scribe.write_lost(cursor, self._now(), count)
 
     def _now(self) -> Timestamp:
         return Timestamp(self._clock.realtime(), self._clock.monotonic())
+
+
+def _note(machine: Machine) -> Note:
+    assert machine.told is not None
+    record = None if machine.record.verdict is None else machine.record
+    told = msgspec.structs.replace(machine.told, record=record, since=-1)
+    return Note(machine.name, machine.record.invocation_id, told)
+
+
+def _unrecorded(told: Told) -> Machine | None:
+    """Return a machine that has ended, of which there is a note instead of a record; None if there is none."""
+    record = told.record
+    return None if record is None or record.verdict is None else Machine(record)
 
 
 def _key(machine: Machine) -> Key:

@@ -15,6 +15,8 @@ from enum import StrEnum
 
 import msgspec
 
+from moorage.machines.model import Record
+
 EVENTS_MAX = 64 * 1024
 """Events kept: a day of a host on which a machine comes and goes every three seconds."""
 
@@ -90,6 +92,8 @@ class Told(msgspec.Struct, omit_defaults=True):
         failed: of these, those that have failed, and were not started again.
         counts: how much was told of what is counted, by the words of :func:`counted`; None where nothing is known of
             what was told, or of what was there before the machine.
+        record: its own, with the verdict as far as it is known, where it has ended, that is still to be told, and no
+            record of it is left.
         since: position from which on the log has all of this: the base of the part with the machine's beginning, or
             with the last note of it; less than any where that is nowhere. Not stored.
     """
@@ -106,6 +110,7 @@ class Told(msgspec.Struct, omit_defaults=True):
     helpers: set[str] = msgspec.field(default_factory=set[str])
     failed: set[str] = msgspec.field(default_factory=set[str])
     counts: dict[str, int] | None = msgspec.field(default_factory=dict[str, int])
+    record: Record | None = None
     since: int = -1
 
     def admits(self, kind: str, helper: str = "") -> bool:

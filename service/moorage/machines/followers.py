@@ -32,6 +32,9 @@ class Follower(Protocol):
     def ended(self, machine: Machine) -> None:
         """Take note of a machine that has ended, or was forgotten: then it has no verdict."""
 
+    def unrecorded(self, machine: Machine) -> None:
+        """Take note that the record of a machine that has ended is about to be removed, or to be another one's."""
+
     def happened(self, machine: Machine, kind: Kind, fact: Fact) -> None:
         """Take note of something else that has happened to a machine. It may be told more than once."""
 
@@ -60,6 +63,10 @@ class Followers:
     def ended(self, machine: Machine) -> None:
         """Report a machine that has ended, or was forgotten."""
         self._tell(machine.name, (lambda each=each: each.ended(machine) for each in self._followers))
+
+    def unrecorded(self, machine: Machine) -> None:
+        """Report that there will be no record any more of a machine that has ended."""
+        self._tell(machine.name, (lambda each=each: each.unrecorded(machine) for each in self._followers))
 
     def happened(self, machine: Machine, kind: Kind, fact: Fact | None = None) -> None:
         """Report any other event of a machine: the one place to call for every service that has a fact.

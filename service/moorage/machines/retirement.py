@@ -91,12 +91,15 @@ class Retirement:
                 self._store.save(machine.record)
             except OSError as error:
                 _log.warning("Failed to save the verdict of machine %s, ignoring: %s", machine.name, error)
+                self._followers.unrecorded(machine)
                 self._remove_record(machine.name)
         self._followers.changed(machine)
 
     def forget(self, machine: Machine) -> None:
         """Drop the record of a machine, living or gone; its unit is left alone."""
         living = self._registry.get(machine.name) is machine
+        if not living:
+            self._followers.unrecorded(machine)
         self._registry.remove(machine)
         self._registry.drop_verdict(machine.name)
         self._agenda.drop(machine)
@@ -110,6 +113,7 @@ class Retirement:
     def _remove_records(self, machines: Iterable[Machine]) -> None:
         for machine in machines:
             if self._registry.get(machine.name) is None:
+                self._followers.unrecorded(machine)
                 self._remove_record(machine.name)
 
     def _remove_record(self, name: str) -> None:

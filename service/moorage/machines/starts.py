@@ -73,6 +73,8 @@ class Starts:
         try:
             self._check_still_owned(machine.record)
             self._observer.watch(machine)
+            if (before := self._registry.verdict(machine.name)) is not None:
+                self._followers.unrecorded(before)
             self._store.save(machine.record)
             if pidfd is None:
                 self._observer.open_leader(machine)

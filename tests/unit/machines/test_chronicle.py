@@ -22,7 +22,7 @@ from moorage.machines.event_files import EventFiles
 from moorage.machines.events import CursorExpired, Extent, Kind
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.machine import Machine
-from moorage.machines.model import Timestamp
+from moorage.machines.model import Cause, Timestamp, Verdict
 from moorage.machines.registry import Registry
 from moorage.machines.subscriptions import Filter
 from moorage.pid1 import journal
@@ -261,4 +261,24 @@ def test_notes_that_were_being_written_are_written_again(
     second.die()
     third = Instance(tmp_path).open()
     assert Counter(third.after(cursor)) == Counter((f"m{number}", "forgotten") for number in range(10))
+    third.die()
+
+
+def test_whose_record_is_anothers_before_its_end_was_told_has_ended_all_the_same(tmp_path: Path) -> None:
+    """Its name was given to the next one, and the service killed before the journal had told how it ended."""
+    first = Instance(tmp_path).open()
+    gone = first.add(machine("web"))
+    cursor = first.present()
+    first.registry.remove(gone)
+    gone.retire(Verdict("success", Timestamp(2, 1 << 60), cause=Cause.stopped))
+    first.chronicle.ended(gone)
+    first.chronicle.unrecorded(gone)
+    first.add(machine("web", "1" * 32))
+    first.die()
+    second = Instance(tmp_path).open(machine("web", "1" * 32))
+    assert second.after(cursor) == [("web", "machineNew"), ("web", "exited")]
+    assert second.chronicle.ends == {Cause.stopped: 1}
+    second.die()
+    third = Instance(tmp_path).open(machine("web", "1" * 32))
+    assert third.after(cursor) == [("web", "machineNew"), ("web", "exited")]
     third.die()
