@@ -88,6 +88,7 @@ from moorage.machines.terminals import Terminals
 from moorage.machines.thawing import FrozenHelpers
 from moorage.machines.watching import Watching
 from moorage.pid1 import journal
+from moorage.pid1.fork_server import ForkServer
 from moorage.pid1.hints import Hints
 from moorage.pid1.journal import Journal
 from moorage.pid1.journal_writer import JournalWriter
@@ -204,6 +205,7 @@ class Core:
             registry, store, intents, agenda, observer, retirement, left, starts, leases, leftovers, states,
             followers, manager, hierarchy)  # fmt: skip
         looking = Looking(accounts, manager, hierarchy, clock, user=directories.user)
+        self._inside = inside = ForkServer(manager)
         self.services = Services(
             registry, Lookup(registry, processes), registrar, control,
             Changing(changes, states, followers, manager, directories, detached),
@@ -211,7 +213,7 @@ class Core:
             Freezing(registry, agenda, manager, hierarchy, detached),
             grace, powering, looking, Sampling(accounts, hierarchy, clock),
             Resetting(registry, store, agenda, looking, hierarchy), retirement, chronicle,
-            Terminals(manager, processes), Directories(manager))  # fmt: skip
+            Terminals(inside, processes), Directories(inside))  # fmt: skip
 
     def stand_beside(
         self, machined: Peer, watch: Watch, store: Store, sockets: ControlSockets, settings: Settings
@@ -285,6 +287,7 @@ class Core:
             self._observer.close()
             self._limits.close()
             self._chronicle.close()
+            self._inside.close()
             if self._writer is not None:
                 self._writer.close()
             if self._sockets is not None:

@@ -319,8 +319,14 @@ def signal_moored(number: int) -> None:
 
 
 def descriptors() -> int:
-    """How many file descriptors moored has open."""
-    return len(os.listdir(f"/proc/{main_pid()}/fd"))
+    """How many file descriptors moored has open, but for one by which it has things done inside machines."""
+    found = [os.readlink(f"/proc/{main_pid()}/fd/{fd}") for fd in os.listdir(f"/proc/{main_pid()}/fd")]
+    packets = {f"socket:[{line.split()[6]}]" for line in _unix_sockets() if line.split()[4] == "0005"}
+    return len(found) - min(1, len(packets.intersection(found)))
+
+
+def _unix_sockets() -> list[str]:
+    return Path(f"/proc/{main_pid()}/net/unix").read_text().splitlines()[1:]
 
 
 def cursor() -> str:

@@ -20,8 +20,9 @@ from moorage.authz.allowed_properties import is_below_slice_of
 from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
 from moorage.kernel.processes import Processes
 from moorage.pid1.manager import Manager, NoSuchProperty, NoSuchUnit
-from moorage.pid1.oneshot import CAP_SYS_PTRACE, Account, ProbeFailed, probe
+from moorage.pid1.oneshot import Account, ProbeFailed, probe
 from moorage.probes import owner as owner_probe
+from moorage.probes.capabilities import CAP_SYS_PTRACE
 
 OWNER_SECONDS: Final = 10.0
 """For the look at the user namespaces of a process. It takes a tenth of a second; a loaded host many times as long."""

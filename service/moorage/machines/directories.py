@@ -7,24 +7,10 @@ import os
 from typing import Final
 
 from moorage.kernel.process import NotAProcess, ProcessGone, open_process
-from moorage.machines.inside import Answer, InsideFailed, Task, do
+from moorage.machines.inside import InsideFailed, Task, do
 from moorage.machines.metadata import NoUIDShift, Unreadable, uid_shift_of
 from moorage.machines.model import MachineClass, Record
-from moorage.pid1.manager import Manager
-from moorage.pid1.oneshot import (
-    CAP_CHOWN,
-    CAP_DAC_OVERRIDE,
-    CAP_DAC_READ_SEARCH,
-    CAP_FOWNER,
-    CAP_FSETID,
-    CAP_MKNOD,
-    CAP_SYS_ADMIN,
-    CAP_SYS_CHROOT,
-    CAP_SYS_PTRACE,
-)
-from moorage.probes import copy as copy_program
-from moorage.probes import mount as mount_program
-from moorage.probes import root as root_program
+from moorage.pid1.fork_server import Answer, ForkServer
 
 OPEN_ROOT_SECONDS: Final = 5.0
 """For a root directory, s. It takes a tenth of one; a container's may be on a file server of its own (fuse(4))."""
@@ -34,45 +20,22 @@ COPY_SECONDS: Final = 3600.0
 any longer."""
 
 COPIES_MAX: Final = 8
-"""Copies under way: half of the places for units that look into machines."""
+"""Copies under way: half of the places for children that are at work in machines."""
 
-_OPEN_ROOT: Final = Task(
-    root_program.__file__,
-    "Open the root directory of {}",
-    CAP_SYS_PTRACE | CAP_DAC_READ_SEARCH,
-    OPEN_ROOT_SECONDS,
-)
-
-_COPY: Final = Task(
-    copy_program.__file__,
-    "Copy files of {}",
-    CAP_SYS_PTRACE
-    | CAP_DAC_OVERRIDE
-    | CAP_DAC_READ_SEARCH
-    | CAP_CHOWN
-    | CAP_FOWNER
-    | CAP_FSETID
-    | CAP_MKNOD,
-    COPY_SECONDS,
-)
+_OPEN_ROOT: Final = Task("root", OPEN_ROOT_SECONDS)
+_COPY: Final = Task("copy", COPY_SECONDS)
 
 BIND_SECONDS: Final = 5.0
 """For a mount, s. It takes a tenth of one; the place for it may be on a file server of the guest's (fuse(4))."""
 
-_BIND: Final = Task(
-    mount_program.__file__,
-    "Mount a directory in {}",
-    CAP_SYS_PTRACE | CAP_SYS_ADMIN | CAP_SYS_CHROOT | CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH,
-    BIND_SECONDS,
-    ("@mount", "chroot", "setns"),
-)
+_BIND: Final = Task("bind", BIND_SECONDS)
 
 
 class Directories:
     """Opens directories of machines, and copies files and mounts them."""
 
-    def __init__(self, manager: Manager) -> None:
-        self._manager = manager
+    def __init__(self, server: ForkServer) -> None:
+        self._server = server
         self._copies = 0
 
     async def open_root(self, machine: Record) -> int:
@@ -83,7 +46,7 @@ class Directories:
         """
         if machine.class_ is MachineClass.vm:
             raise InsideFailed(errno.EOPNOTSUPP)
-        answer = await do(self._manager, machine, _OPEN_ROOT, None)
+        answer = await do(self._server, machine, _OPEN_ROOT, None)
         try:
             _check(answer)
             if not answer.descriptors:
@@ -118,7 +81,7 @@ class Directories:
                 "replace": replace,
                 "shift": _shift(machine),
             }
-            answer = await do(self._manager, machine, _COPY, question)
+            answer = await do(self._server, machine, _COPY, question)
         finally:
             self._copies -= 1
         answer.close()
@@ -140,7 +103,7 @@ class Directories:
             "readOnly": read_only,
             "mkdir": mkdir,
         }
-        answer = await do(self._manager, machine, _BIND, question)
+        answer = await do(self._server, machine, _BIND, question)
         answer.close()
         _check(answer)
 

@@ -15,8 +15,9 @@ import trio
 
 from moorage.machines.compared.bpf import BPF_TYPES
 from moorage.pid1.manager import Manager
-from moorage.pid1.oneshot import CAP_BPF, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, ProbeFailed, probe
+from moorage.pid1.oneshot import ProbeFailed, probe
 from moorage.probes import effective as program
+from moorage.probes.capabilities import CAP_BPF, CAP_DAC_READ_SEARCH, CAP_NET_ADMIN
 
 LOOK_SECONDS: Final = 5.0
 """For how long devices and BPF programs are looked at: as long as the unit that does so may run."""

@@ -21,17 +21,9 @@ from moorage.kernel.process import NotAProcess, ProcessGone, has_exited, open_pr
 from moorage.kernel.threads import in_thread
 from moorage.machines.model import MachineClass, Record
 from moorage.pid1.manager import Manager
-from moorage.pid1.oneshot import (
-    CAP_SETGID,
-    CAP_SETUID,
-    CAP_SYS_ADMIN,
-    CAP_SYS_CHROOT,
-    CAP_SYS_PTRACE,
-    Account,
-    ProbeFailed,
-    probe,
-)
+from moorage.pid1.oneshot import Account, ProbeFailed, probe
 from moorage.probes import namespaces as namespace_probe
+from moorage.probes.capabilities import CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_CHROOT, CAP_SYS_PTRACE
 
 ACQUIRE_SECONDS: Final = 10.0
 """For everything about one machine. A probe takes a tenth of a second; a loaded host may take many times as long."""

@@ -23,8 +23,9 @@ from moorage.machines.metadata import account
 from moorage.machines.model import KillWhom, MachineClass, Record
 from moorage.machines.texts import is_path
 from moorage.pid1.manager import Manager, ManagerError, ManagerTimeout
-from moorage.pid1.oneshot import CAP_SETGID, CAP_SETUID, ProbeFailed, probe
+from moorage.pid1.oneshot import ProbeFailed, probe
 from moorage.probes import control as program
+from moorage.probes.capabilities import CAP_SETGID, CAP_SETUID
 
 REPLY_SECONDS: Final = 4.0
 """For how long a VMM may take to reply that it has asked its guest: it passes a word on. Less than the unit that waits

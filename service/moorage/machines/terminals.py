@@ -13,26 +13,12 @@ from moorage.kernel.process import ProcessGone
 from moorage.kernel.processes import Processes
 from moorage.machines.inside import InsideFailed, NoBus, Task, do
 from moorage.machines.model import MachineClass, Record
-from moorage.pid1.manager import Manager
-from moorage.pid1.oneshot import (
-    CAP_SETGID,
-    CAP_SETUID,
-    CAP_SYS_ADMIN,
-    CAP_SYS_CHROOT,
-    CAP_SYS_PTRACE,
-)
-from moorage.probes import terminal as program
+from moorage.pid1.fork_server import ForkServer
 
 OPEN_SECONDS: Final = 25.0
 """For a terminal and for what runs at it, s. It takes a tenth of one; a bus in there may have to be started."""
 
-_TASK: Final = Task(
-    program.__file__,
-    "Open a terminal of {}",
-    CAP_SYS_CHROOT | CAP_SYS_PTRACE | CAP_SYS_ADMIN | CAP_SETUID | CAP_SETGID,
-    OPEN_SECONDS,
-    ("chroot", "setns"),
-)
+_TASK: Final = Task("terminal", OPEN_SECONDS)
 
 _BUS: Final = "/run/dbus/system_bus_socket"
 _PRIVATE: Final = "/run/systemd/private"
@@ -93,8 +79,8 @@ def shell_of(
 class Terminals:
     """Opens terminals of machines."""
 
-    def __init__(self, manager: Manager, processes: Processes) -> None:
-        self._manager = manager
+    def __init__(self, server: ForkServer, processes: Processes) -> None:
+        self._server = server
         self._processes = processes
 
     def is_users_on_host(self, machine: Record) -> bool:
@@ -125,7 +111,7 @@ class Terminals:
             raise InsideFailed(errno.EOPNOTSUPP)
         on_host = machine.class_ is MachineClass.host
         question = {"bus": _PRIVATE if on_host else _BUS, "hello": not on_host, "start": start}
-        answer = await do(self._manager, machine, _TASK, question)
+        answer = await do(self._server, machine, _TASK, question)
         try:
             said = msgspec.json.decode(answer.said, type=_Said)
             if said.failed is None and said.number is not None and answer.descriptors:

@@ -49,20 +49,6 @@ OS_RELEASE_MAX characters of up to 6."""
 FAMILIES: Final = ("AF_NETLINK",)
 """Of the sockets that a probe may have, unless it needs others."""
 
-CAP_CHOWN: Final = 1 << 0
-CAP_DAC_OVERRIDE: Final = 1 << 1
-CAP_DAC_READ_SEARCH: Final = 1 << 2
-CAP_FOWNER: Final = 1 << 3
-CAP_FSETID: Final = 1 << 4
-CAP_SETGID: Final = 1 << 6
-CAP_SETUID: Final = 1 << 7
-CAP_NET_ADMIN: Final = 1 << 12
-CAP_SYS_CHROOT: Final = 1 << 18
-CAP_SYS_PTRACE: Final = 1 << 19
-CAP_SYS_ADMIN: Final = 1 << 21
-CAP_MKNOD: Final = 1 << 27
-CAP_BPF: Final = 1 << 39
-
 
 class Account(msgspec.Struct, frozen=True):
     """Whose unit it is that looks at a process.
@@ -108,7 +94,6 @@ async def probe(
     capabilities: int,
     system_calls: tuple[str, ...] = (),
     families: tuple[str, ...] = FAMILIES,
-    beside: int | None = None,
     seconds: float = PROBE_SECONDS,
 ) -> bytes:
     """Have a unit look at something, within the deadline of the caller's task.
@@ -122,7 +107,6 @@ async def probe(
         capabilities: what it needs, by their bits (capabilities(7)).
         system_calls: what it needs beside ``@system-service`` (systemd.exec(5)).
         families: of the sockets that it needs.
-        beside: its file descriptor 4: a socket to answer on; None for none.
         seconds: how long the unit may run.
 
     Returns:
@@ -137,7 +121,6 @@ async def probe(
         output = os.memfd_create("answer", os.MFD_CLOEXEC)
     except OSError as exc:
         raise ProbeFailed(str(exc)) from exc
-    given = tuple((fd, "given") for fd in (subject, beside) if fd is not None)
     try:
         types = await manager.property_types("service", deadline=deadline)
         spec = ServiceSpec(
@@ -145,7 +128,7 @@ async def probe(
             description=description,
             properties=types.convert(_properties(program, capabilities, system_calls, families, seconds)),
             standard_output=output,
-            file_descriptors=given,
+            file_descriptors=((subject, "given"),),
         )
         if account is None:
             async with _host_probes:
@@ -192,18 +175,31 @@ def _properties(
     seconds: float = PROBE_SECONDS,
 ) -> dict[str, Json]:
     command: list[Json] = [sys.executable, "-I", "-S", "-B", program]
-    properties: dict[str, Json] = {
+    return {
+        **sandbox(capabilities, system_calls, families),
         "Type": "oneshot",
         "ExecStart": [[sys.executable, command, False]],
-        "CollectMode": "inactive-or-failed",
         "TimeoutStartUSec": round(seconds * 1e6),
         "TimeoutStopUSec": round(PROBE_STOP_SECONDS * 1e6),
-        "StandardError": "journal",
-        # The manager's own lines about every start and end of it are of no use to anybody.
-        "LogLevelMax": 4,
         "MemoryMax": PROBE_MEMORY_MAX,
         "TasksMax": 1,
         "LimitNOFILE": PROBE_NOFILE,
+    }
+
+
+def sandbox(capabilities: int, system_calls: tuple[str, ...], families: tuple[str, ...]) -> dict[str, Json]:
+    """Return properties of a unit that has a few rights, and leaves nothing behind.
+
+    Args:
+        capabilities: what it needs, by their bits (capabilities(7)).
+        system_calls: what it needs beside ``@system-service`` (systemd.exec(5)).
+        families: of the sockets that it needs.
+    """
+    properties: dict[str, Json] = {
+        "CollectMode": "inactive-or-failed",
+        "StandardError": "journal",
+        # The manager's own lines about every start and end of it are of no use to anybody.
+        "LogLevelMax": 4,
         "NoNewPrivileges": True,
         "RestrictAddressFamilies": [True, list(families)],
         "SystemCallArchitectures": ["native"],

@@ -1,7 +1,6 @@
 """Copies files and directories between a container and the host.
 
-Run as a program, by a unit that has the right to (`moorage.pid1.oneshot`): the pidfd of the container's leader is its
-file descriptor 3, a socket its file descriptor 4. There it finds one JSON object, the question:
+Done by a child of `moorage.probes.fork_server`, which finds one JSON object at its socket, the question:
 
     {"from": BOOL, "host": PATH, "container": PATH, "replace": BOOL, "shift": N}
 
@@ -11,7 +10,7 @@ It stays on the host, and reaches into the container by the root directory of it
 the way is one below that root (openat2(2), RESOLVE_IN_ROOT), and what it copies is never looked up by a path again.
 What is copied, and into what, is what systemd 262 copies (``copy_tree_at()`` with COPY_MERGE and COPY_HARDLINKS).
 
-Only the standard library and what is as plain: it is run by its path, without site-packages.
+Only the standard library and what is as plain: it is run without site-packages.
 """
 
 import contextlib
@@ -22,15 +21,11 @@ import os
 import socket
 import stat
 import struct
-import sys
 from collections.abc import Callable
 from typing import Final
 
-if __name__ == "__main__":  # run by its path, it finds nothing of this package by itself
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-from moorage.probes.handing import ANSWER_FD, QUESTION_MAX
-from moorage.probes.namespaces import LEADER_FD, open_root
+from moorage.probes.handing import ANSWER_FD, LEADER_FD, QUESTION_MAX
+from moorage.probes.namespaces import open_root
 
 DEPTH_MAX: Final = 1024
 """Directories in each other (half of ``COPY_DEPTH_MAX`` of systemd, which counts each twice)."""
@@ -267,7 +262,3 @@ def main() -> None:
     except OSError as exc:
         number = exc.errno or errno.EIO
     answer.send(str(number).encode())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What programs that hand over file descriptors have in common. Only the standard library, as they have."""
+"""What all that is done inside machines has in common. Only the standard library, as programs here have."""
 
 import errno
 import socket
@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from time import monotonic, sleep
 from typing import Final
 
+LEADER_FD: Final = 3
+"""Where the pidfd of a container's leader is."""
+
 ANSWER_FD: Final = 4
 """A socket (SOCK_SEQPACKET) on which the question is, and on which the answer goes."""
+
+BUSY: Final = b"busy"
+"""An answer: nothing was done, for there was no place."""
+
+LATE: Final = b"late"
+"""An answer: it took too long, and was ended."""
 
 QUESTION_MAX: Final = 1024 * 1024
 """Bytes of a question: arguments and environment of a shell, which come in a call of 256 KiB at most for users."""

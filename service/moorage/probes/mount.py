@@ -1,7 +1,6 @@
 """Mounts a file or a directory of the host in a container.
 
-Run as a program, by a unit that has the right to (`moorage.pid1.oneshot`): the pidfd of the container's leader is its
-file descriptor 3, a socket its file descriptor 4. There it finds one JSON object, the question:
+Done by a child of `moorage.probes.fork_server`, which finds one JSON object at its socket, the question:
 
     {"source": PATH, "destination": PATH, "readOnly": BOOL, "mkdir": BOOL}
 
@@ -10,7 +9,7 @@ and answers with an errno as text, 0 if all is well.
 The copy of the mount is made on the host; then it enters the mount namespace and the root directory of the leader, and
 puts it there in the place of what is mounted (``bind_mount_in_namespace()`` of systemd).
 
-Only the standard library and what is as plain: it is run by its path, without site-packages.
+Only the standard library and what is as plain: it is run without site-packages.
 """
 
 import contextlib
@@ -24,11 +23,8 @@ import struct
 import sys
 from typing import Final
 
-if __name__ == "__main__":  # run by its path, it finds nothing of this package by itself
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-from moorage.probes.handing import ANSWER_FD, QUESTION_MAX
-from moorage.probes.namespaces import LEADER_FD, find_inside, open_root
+from moorage.probes.handing import ANSWER_FD, LEADER_FD, QUESTION_MAX
+from moorage.probes.namespaces import find_inside, open_root
 
 # Of linux/mount.h, linux/fcntl.h and linux/sched.h, and of every architecture's table of system calls that Debian has.
 _SYS_OPEN_TREE: Final = 428
@@ -139,7 +135,3 @@ def main() -> None:
     except OSError as exc:
         number = exc.errno or errno.EIO
     answer.send(str(number).encode())
-
-
-if __name__ == "__main__":
-    main()

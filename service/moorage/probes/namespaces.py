@@ -13,7 +13,7 @@ user of the host, and nobody elsewhere, without a capability in either. So it ca
 itself, and a container whose users are mapped to nobody that is safe to be is not read at all. It does not enter the
 PID namespace, where processes of the container could find it; and once inside, it imports nothing.
 
-Only the standard library, and nothing of this package: it is run by its path, without site-packages.
+Only the standard library and what is as plain: it is run by its path, without site-packages.
 """
 
 import ctypes
@@ -28,6 +28,12 @@ import sys
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+if __name__ == "__main__":  # run by its path, it finds nothing of this package by itself
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from moorage.probes import capabilities
+from moorage.probes.handing import LEADER_FD
+
 OS_RELEASE_MAX: Final = 64 * 1024
 """Bytes of an os-release file; those of distributions have less than 1 KiB."""
 
@@ -36,9 +42,6 @@ ADDRESSES_MAX: Final = 4096
 
 NETLINK_SECONDS: Final = 5.0
 """The kernel answers a dump while it is asked: this only ends what can never end."""
-
-LEADER_FD: Final = 3
-"""Where the pidfd is: the first of the descriptors that are passed (``SD_LISTEN_FDS_START``)."""
 
 # Of linux/netlink.h, linux/rtnetlink.h and linux/if_addr.h.
 _RTM_NEWADDR: Final = 20
@@ -76,14 +79,6 @@ _SYS_OPENAT2: Final = 437
 _OPEN_HOW: Final = struct.Struct("=QQQ")
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _AT_FDCWD: Final = -100
-
-# Of linux/capability.h and linux/prctl.h.
-_CAPABILITY_HEADER: Final = struct.pack("=Ii", 0x20080522, 0)  # version 3, of this process
-_CAPABILITY_SETS: Final = struct.Struct(
-    "=6I"
-)  # effective, permitted, inheritable; lower halves, upper halves
-_CAP_SYS_CHROOT: Final = 1 << 18
-_PR_SET_KEEPCAPS: Final = 8
 
 _ROOT: Final = 0
 _NOBODY: Final = 65534
@@ -237,13 +232,8 @@ def find_inside(path: bytes) -> int:
     how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_MAGICLINKS)
     number = _libc.syscall(_SYS_OPENAT2, _AT_FDCWD, path, how, len(how))
     if number < 0:
-        raise _last_error()
+        raise capabilities.last_error()
     return number
-
-
-def _last_error() -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, os.strerror(code))  # of the class that its number stands for
 
 
 def _pid_of(pidfd: int) -> int:
@@ -282,16 +272,10 @@ def _identity(pid: int) -> tuple[int, int] | None:
 
 def _become(uid: int, gid: int) -> None:
     """Take another identity, and keep the right to change the root directory."""
-    if _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0:
-        raise _last_error()
+    capabilities.keep_when_changing_users()
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    _keep_capabilities(_CAP_SYS_CHROOT)
-
-
-def _keep_capabilities(kept: int) -> None:
-    if _libc.capset(_CAPABILITY_HEADER, _CAPABILITY_SETS.pack(kept, kept, 0, 0, 0, 0)) < 0:
-        raise _last_error()
+    capabilities.keep(capabilities.CAP_SYS_CHROOT)
 
 
 def open_root(pidfd: int, access: int) -> int:
@@ -348,7 +332,7 @@ def enter(pidfd: int, *, as_root: bool = False) -> tuple[bool, int | None]:
         os.setgroups([])
     # In one step, so that the kernel judges with the rights in the user namespace too.
     if flags and _libc.setns(pidfd, flags) < 0:
-        raise _last_error()
+        raise capabilities.last_error()
     if identity is None:
         return private, None
     if own_users or privileged:
@@ -362,7 +346,7 @@ def change_root(root: int) -> None:
     # A user's manager can see a leader of the same user and the same root without any right.
     if not os.path.samestat(os.stat("."), os.stat("/")):
         os.chroot(".")
-    _keep_capabilities(0)
+    capabilities.keep(0)
 
 
 def _addresses_inside(*, private: bool) -> list[tuple[int, int, str]] | int:

@@ -1,21 +1,17 @@
 """The root directory of a process.
 
-Run as a program, by a unit that has the right to look (`moorage.pid1.oneshot`): the pidfd of the process is its file
-descriptor 3, a socket its file descriptor 4. It answers with an errno as text, 0 if all is well, and the directory.
+Done by a child of `moorage.probes.fork_server`, which answers with an errno as text, 0 if all is well, and the
+directory.
 
-Only the standard library and what is as plain: it is run by its path, without site-packages.
+Only the standard library and what is as plain: it is run without site-packages.
 """
 
 import errno
 import os
 import socket
-import sys
 
-if __name__ == "__main__":  # run by its path, it finds nothing of this package by itself
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
-from moorage.probes.handing import ANSWER_FD, QUESTION_MAX, send_descriptors
-from moorage.probes.namespaces import LEADER_FD, open_root
+from moorage.probes.handing import ANSWER_FD, LEADER_FD, QUESTION_MAX, send_descriptors
+from moorage.probes.namespaces import open_root
 
 
 def main() -> None:
@@ -30,7 +26,3 @@ def main() -> None:
         # What is not found in /proc is a process that is not there.
         number = errno.ESRCH if exc.errno == errno.ENOENT else exc.errno or errno.EIO
     send_descriptors(answer, str(number).encode(), found)
-
-
-if __name__ == "__main__":
-    main()

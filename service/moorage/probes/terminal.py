@@ -1,7 +1,6 @@
 """A pseudo terminal of a container or of the host, and a login or a shell at it, by the service manager in there.
 
-Run as a program, by a unit that has the right to enter (`moorage.pid1.oneshot`): the pidfd of the leader is its file
-descriptor 3, a socket (SOCK_SEQPACKET) its file descriptor 4. There it finds one JSON object, the question:
+Done by a child of `moorage.probes.fork_server`, which finds one JSON object at its socket, the question:
 
     {"bus": PATH, "hello": BOOL, "start": null, "getty" or {"user", "path", "args", "environment"}}
 
@@ -12,7 +11,7 @@ and answers with one JSON object and, if the terminal could be opened, its contr
 It is the root of the container in there, without a capability (`moorage.probes.namespaces`): the terminal belongs to
 that root, and the bus takes it for that. What the bus says is read here, and not where it could do harm.
 
-Only the standard library and what is as plain: it is run by its path, without site-packages.
+Only the standard library and what is as plain: it is run without site-packages.
 """
 
 import array
@@ -27,9 +26,6 @@ import sys
 from time import monotonic
 from typing import Any, Final
 
-if __name__ == "__main__":  # run by its path, it finds nothing of this package by itself
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
 from moorage.dbus.message import (
     ERROR,
     ERROR_NAME,
@@ -42,8 +38,8 @@ from moorage.dbus.message import (
     message_size,
     parse,
 )
-from moorage.probes.handing import ANSWER_FD, QUESTION_MAX, send_descriptors
-from moorage.probes.namespaces import LEADER_FD, change_root, enter, find_inside
+from moorage.probes.handing import ANSWER_FD, LEADER_FD, QUESTION_MAX, send_descriptors
+from moorage.probes.namespaces import change_root, enter, find_inside
 
 BUS_SECONDS: Final = 20.0
 """For all that the bus in there has to say; it may have to be started for it. sd-bus waits for 25 s."""
@@ -331,7 +327,3 @@ def main() -> None:
         failed = (exc.step, exc.number)
     told = json.dumps({"number": number, "failed": failed}).encode()
     send_descriptors(answer, told, terminals)
-
-
-if __name__ == "__main__":
-    main()
