@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
 LOOK_SECONDS = 5.0
-"""How often free memory may be returned. Whoever needs it again and again is to get it from the allocator. Where there
-was nothing to return, the next look is so long after something has woken this process: a look would wake it, too."""
+"""How long after some work free memory is returned. Whoever needs it again and again is to get it from the
+allocator."""
 
 WORK_SECONDS = 0.002
 """CPU time from which on there may be something to return: that of some dozen calls. Who has nothing to do is left
@@ -30,29 +31,37 @@ def give_back() -> None:
 
 
 class _Alarm(trio.abc.Instrument):
-    """Notes the next time that the event loop goes on: what it goes on with is known to nobody beforehand.
+    """Notes when so much work has been done that there may be something to return.
+
+    Nothing wakes this process for that: it looks when it is about to wait for something else.
 
     Attributes:
-        rung: it has.
+        rung: that has been noted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, work: Callable[[], float]) -> None:
         self.rung = trio.Event()
+        self._work = work
+        self._enough = work() + WORK_SECONDS
+        self._token = trio.lowlevel.current_trio_token()
 
-    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - that of the base
+    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - that of the base
         """See `trio.abc.Instrument`."""
-        trio.lowlevel.remove_instrument(self)  # once: it would cost something at each turn of the loop
-        self.rung.set()
+        if self._work() >= self._enough:
+            trio.lowlevel.remove_instrument(self)  # once: it costs something at each turn of the loop
+            self._token.run_sync_soon(
+                self.rung.set
+            )  # an event that is set here would be seen after the wait
 
 
-async def _woken() -> None:
-    """Return when the event loop goes on, for whatever reason."""
-    alarm = _Alarm()
+async def _worked(work: Callable[[], float]) -> None:
+    """Return when enough work has been done."""
+    alarm = _Alarm(work)
     trio.lowlevel.add_instrument(alarm)
     try:
         await alarm.rung.wait()
     finally:
-        if not alarm.rung.is_set():
+        with suppress(KeyError):  # it is gone already
             trio.lowlevel.remove_instrument(alarm)
 
 
@@ -65,11 +74,7 @@ async def keep_small(
         work: returns how much CPU time has been used so far, in seconds.
         give_back: returns what is free.
     """
-    done = work()
     while True:
+        await _worked(work)
         await trio.sleep(LOOK_SECONDS)
-        if work() >= done + WORK_SECONDS:
-            give_back()
-            done = work()
-        else:
-            await _woken()
+        give_back()

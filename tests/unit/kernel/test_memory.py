@@ -45,15 +45,15 @@ async def test_memory_is_returned_where_there_was_work() -> None:
         assert process.returned == 0
         for number in range(1, 4):
             process.worked += WORK_SECONDS
-            await trio.sleep(LOOK_SECONDS)
+            await trio.sleep(1.1 * LOOK_SECONDS)
             assert process.returned == number
         await trio.sleep(3 * LOOK_SECONDS)
         assert process.returned == 3
         process.worked += 0.6 * WORK_SECONDS
-        await trio.sleep(LOOK_SECONDS)
+        await trio.sleep(1.1 * LOOK_SECONDS)
         assert process.returned == 3
         process.worked += 0.6 * WORK_SECONDS  # little by little
-        await trio.sleep(LOOK_SECONDS)
+        await trio.sleep(1.1 * LOOK_SECONDS)
         assert process.returned == 4
         nursery.cancel_scope.cancel()
 
@@ -63,9 +63,11 @@ class Waits(trio.abc.Instrument):
 
     def __init__(self) -> None:
         self.endless = trio.Event()
+        self.turns = 0
         self._token = trio.lowlevel.current_trio_token()
 
     def before_io_wait(self, timeout: float) -> None:
+        self.turns += 1
         if timeout > 1.0 and not self.endless.is_set():
             self._token.run_sync_soon(self.endless.set, idempotent=True)
 
@@ -89,6 +91,10 @@ async def test_who_has_nothing_to_do_is_not_woken(monkeypatch: pytest.MonkeyPatc
             waits.endless = trio.Event()
             await waits.endless.wait()
             assert process.returned == 1
+            process.worked += WORK_SECONDS / 2  # as by one who only feeds a watchdog
+            waits.turns = 0
+            await trio.sleep(0.05)
+            assert waits.turns == 1  # that sleep
             trio.lowlevel.remove_instrument(waits)
             nursery.cancel_scope.cancel()
 

@@ -64,3 +64,34 @@ def test_set_from_within() -> None:
         deadlines.set(1, 1, again)
 
     assert in_mocked_time(test) == ["once", "more"]
+
+
+class Waits(trio.abc.Instrument):
+    """Counts how often the event loop has something to do."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.turns += 1
+
+
+def test_nobody_is_woken_for_what_was_called_off() -> None:
+    waits = Waits()
+
+    def test(deadlines: Deadlines, seen: list[str]) -> None:
+        deadlines.set(1, 50, lambda: seen.append("called off"))
+        deadlines.set(2, 40, lambda: seen.append("called off"))
+        deadlines.clear(2)
+        deadlines.clear(1)
+        trio.lowlevel.add_instrument(waits)
+
+    assert in_mocked_time(test) == []
+    assert waits.turns == quiet_turns()
+
+
+def quiet_turns() -> int:
+    """How many turns there are with no deadline at all."""
+    waits = Waits()
+    in_mocked_time(lambda *_: trio.lowlevel.add_instrument(waits))
+    return waits.turns
