@@ -27,6 +27,9 @@ What is measured, and against whom:
             and until a client on the bus has machined's MachineRemoved. The same with 100 subscribers, and what they
             cost the service more than one does; another caller meanwhile. Register and Stop one by one, with 10
             subscribers that read and without, in turns.
+  inside    Open, OpenRootDirectory, BindMount, CopyTo, MapFrom and MapTo of io.systemd.Machine, the same calls to
+            moored and to machined, which both have the same container: one that systemd-nspawn has booted. A shell is
+            there with its first output, the others with the reply.
   capacity  machines until a call is refused, file descriptors of the main process and its memory (smaps_rollup; of
             its PSS the client, the same Python, bears a share, RSS counts all). machined is counted with the limit
             of open files of its own unit; everywhere else it gets as many as moored.

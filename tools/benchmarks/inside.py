@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
-from benchmarks import events, helpers, metrics, rows, running
+from benchmarks import events, helpers, metrics, reaching, rows, running
 from benchmarks.apart import OtherCaller
 from benchmarks.machines import (
     PREFIX,
@@ -107,6 +107,7 @@ class Bench:
                 "running": self.running,
                 "capacity": self.capacity,
                 "events": self.events,
+                "inside": self.inside,
                 "metrics": self.metrics,
                 "cold": self.cold,
             }[group]()
@@ -339,6 +340,18 @@ class Bench:
                         for key, name, value in figures:
                             self.write({"key": key, "peer": name, "value": value})
                     peer.stop()
+
+    def inside(self) -> None:
+        """Measure what reaches into a container."""
+        peers = self.installed("inside", (MOORED, MACHINED))
+        with self.guarded("inside", MOORED), reaching.containers() as root:
+            for turn in self.rounds("inside", peers):
+                for peer in turn:
+                    settle()
+                    with self.guarded("inside", peer):
+                        for key, value in reaching.figures(peer, root):
+                            self.sample(key, peer, value)
+        MOORED.stop()
 
     def metrics(self) -> None:
         """Measure scrapes, and what they cost another caller."""

@@ -17,6 +17,7 @@ GROUPS = {
     "running": "limits changed, machines frozen, measured and watched, of 1,000",
     "capacity": "machines in one instance, file descriptors, memory",
     "events": "how soon the end of a machine is told, and what 10 and 100 subscribers cost",
+    "inside": "shells, terminals, copies, mounts and users of a container",
     "metrics": "a scrape of 1,000 machines, another caller meanwhile; systemd-report; the exporter",
     "cold": "the first call, which starts the service",
 }
@@ -163,6 +164,7 @@ def quantities(counts: Sequence[int]) -> list[Quantity]:
         *_running(),
         *_capacity(),
         *_events(),
+        *_inside(),
         *_metrics(),
         *_cold(),
     ]
@@ -324,6 +326,21 @@ def _events() -> list[Quantity]:
                 None,
             ),
             ("few/stop", f"Stop {few}, p50 (ms)", ALONE, "<=1.05", None),
+        )
+    ]
+
+
+def _inside() -> list[Quantity]:
+    return [
+        Quantity("inside", key, f"{name} (ms)", MACHINED, target)
+        for key, name, target in (
+            ("shell", "Open of a shell in a container, until its first output", "<=1.2"),
+            ("tty", "Open of a terminal in a container", "<=1.2"),
+            ("root", "OpenRootDirectory", "<=1.2"),
+            ("bind", "BindMount", "<=1.2"),
+            ("copy", "CopyTo of 100 MiB", "<=1.0"),
+            ("map-from", "MapFrom", "<=1.0"),
+            ("map-to", "MapTo", "<=1.0"),
         )
     ]
 

@@ -93,5 +93,9 @@ def test_nobody_is_woken_for_what_was_called_off() -> None:
 def quiet_turns() -> int:
     """How many turns there are with no deadline at all."""
     waits = Waits()
-    in_mocked_time(lambda *_: trio.lowlevel.add_instrument(waits))
+
+    def test(_deadlines: Deadlines, _seen: list[str]) -> None:
+        trio.lowlevel.add_instrument(waits)
+
+    in_mocked_time(test)
     return waits.turns
