@@ -271,13 +271,18 @@ class Battery:
             assert leader.wait(RUN_SECONDS) == -number
             name = a_name()
             moorctl.output("register", name, "--leader", str(leaders().pid))
-            refused(moorctl(command, name), 1, "no control address")
+            refused(moorctl(command, name), 1, "register it with --control-address")
             moorctl.output("stop", name)
 
     def test_stop_that_asks_first(self, moorctl: Moorctl, leaders: Leaders) -> None:
         name, leader = a_name(), leaders()
         moorctl.output("register", name, "--leader", str(leader.pid))
-        refused(moorctl("stop", name, "--power-off"), 1, "no control address")
+        refused(
+            moorctl("stop", name, "--power-off"),
+            1,
+            "Stop it without asking its guest: moorctl",
+            f" stop {name}\n",
+        )
         refused(moorctl("stop", name, "--insist-after", "5s"), 2, "--power-off")
         moorctl.output("stop", name)
         name, leader = a_name(), leaders()

@@ -64,7 +64,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.watching", "moorage.machines.observer", "moorage.machines.retirement",
         "moorage.machines.left_units",
         "moorage.machines.followers", "moorage.machines.chronicle", "moorage.machines.subscriptions",
-        "moorage.machines.asking", "moorage.machines.control", "moorage.machines.detached",
+        "moorage.machines.asking", "moorage.machines.control", "moorage.machines.detached", "moorage.machines.remains",
         "moorage.machines.lookup", "moorage.machines.looking", "moorage.machines.inside",
         "moorage.machines.terminals", "moorage.machines.directories", "moorage.machines.id_maps",
         "moorage.machines.sampling", "moorage.machines.resetting",

@@ -129,10 +129,10 @@ _WORDS: Final[Mapping[str, _Words]] = {
         hint="Show the path of that group: {moorctl} status {machine}",
     ),
     _MACHINE + "Busy": _Words(Exit.REFUSED, "The service is busy: {operation}.", hint="Try again."),
-    _MACHINE + "NotSupported": _Words(Exit.REFUSED, "{what} is not supported: {reason}."),
+    _MACHINE + "NotSupported": _Words(Exit.REFUSED, "{what} is not supported: {reason}.", hint="{asking}"),
     _MACHINE + "Timeout": _Words(
         Exit.TIMED_OUT,
-        "Helper {helper} was not ready in time. Everything that had been started was stopped again.",
+        "Helper {helper} was not ready in time. Everything that had been started is stopped again.",
         without="It took too long: {operation}.",
         hint="{instead}",
     ),
@@ -237,6 +237,14 @@ _RIGHT: Final[Mapping[str, str]] = {
 """What is accepted, by parameter."""
 
 
+_UNASKED: Final[Mapping[str, str]] = {
+    "PowerOff": "Stop it without asking its guest: {moorctl} stop {machine}\n"
+    "Next time, register it with --control-address, or run it with --exec-stop, a command that asks.",
+    "Reboot": "Next time, register it with --control-address, at which its guest is asked.",
+}
+"""What can be done where a guest cannot be asked, by the operation."""
+
+
 def explain(error: Exception, address: Address, given: Mapping[str, Any] | None = None) -> Failure:
     """Return the failure for an exception that a call raised. An unexpected exception is raised again.
 
@@ -294,6 +302,8 @@ def _refusal(
         )
     elif "helper" not in values:
         quoted["instead"] = f"The operation may still complete; see: {address.moorctl} list"
+    if "machine" in quoted and (hint := _UNASKED.get(values.get("what", ""))):
+        quoted["asking"] = hint.format_map(quoted)
     # Root's own process is refused only by the service of a user, which serves nobody else's.
     own = address.host is None and parameters.get("uid") == os.geteuid()
     values["barred"] = "the service of another user may not have it" if own else "you may not register it"

@@ -12,6 +12,7 @@ from typing import Final
 import trio
 
 from moorage.kernel.system import System
+from moorage.machines import remains
 from moorage.machines.agenda import Agenda
 from moorage.machines.asking import Asking
 from moorage.machines.detached import Detached
@@ -120,6 +121,8 @@ class Control:
         begun: Callable[[], Awaitable[None]] = machine.gone.wait
         if await is_renewed(machine, self._manager) or not self._is_kept(machine):
             self._agenda.mark(machine, ask=True)
+        elif remains.is_all(machine) and machine.has_under_way(Work.stop):
+            pass  # many programs take a second SIGTERM for "abort now"
         elif machine.record.placement.is_whole:
             begun = await self._begin(machine, cause, without)
         else:
@@ -284,6 +287,9 @@ class Control:
                 if frozen:
                     await manager.thaw(machine.unit, deadline=deadline)
                 self._accounts.before_stop(machine)
+                if remains.is_all(machine):
+                    await remains.end(machine, manager, deadline=deadline)
+                    return
                 result = (await manager.stop(machine.unit, deadline=deadline)).result
                 if result == "frozen":  # it was just being frozen
                     await manager.thaw(machine.unit, deadline=deadline)

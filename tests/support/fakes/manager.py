@@ -334,6 +334,8 @@ class FakeManager:
                 "Result": found.result,
                 "MainPID": 0 if found.main is None else found.main.pid,
                 "InvocationID": list(bytes.fromhex(found.invocation)),
+                "TimeoutStopUSec": round(self.pid1.stop_seconds * 1e6),
+                "SendSIGKILL": True,
             }
             kept: dict[str, Any] = found.properties
             values.update({name: kept[name] for name in names if name in kept})

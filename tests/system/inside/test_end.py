@@ -24,6 +24,7 @@ from moored import (
     kill,
     listed,
     living_records,
+    members,
     move,
     register,
     run,
@@ -267,6 +268,35 @@ async def test_a_machine_that_may_not_be_killed_lingers(spawn: Processes) -> Non
             assert busy.value.operation == "the machine is lingering"
         assert await client.call(f"{OURS}Kill", {"name": "web", "signal": signal.SIGKILL}) == {}
         assert (await verdict(client, "web"))["result"] == "timeout"
+        await ended(client, "web")
+
+
+SPARES = "(trap '' TERM; while :; do sleep infinity; done) & exec sleep infinity"
+
+
+@pytest.mark.parametrize("insists", [True, False], ids=["SIGKILL", "no SIGKILL"])
+async def test_a_stop_is_also_for_what_its_unit_has_spared(spawn: Processes, insists: bool) -> None:
+    properties = ("KillMode=process", "TimeoutStopSec=100ms", f"SendSIGKILL={insists}")
+    run("systemd-run", "--quiet", "--collect", "--unit=spare.service", *(f"--property={each}" for each in properties),
+        "sh", "-c", SPARES)  # fmt: skip
+    async with await connect() as client:
+        await until(lambda: len(members(f"{SERVICES}/spare.service")) == 3)
+        leader = int(show("spare.service", "MainPID")["MainPID"])
+        await register(client, "web", leader, allocateUnit=False)
+        run("systemctl", "stop", "spare.service")
+
+        async def lingers() -> bool:
+            return (await describe(client, "web"))["phase"] == "lingering"
+
+        await until(lingers)
+        if insists:
+            await client.call(f"{OURS}Stop", {"name": "web"})
+        else:
+            with pytest.raises(Timeout):
+                await client.call(f"{OURS}Stop", {"name": "web", "timeoutUSec": 500_000})
+            assert await lingers()
+            await client.call(f"{OURS}Kill", {"name": "web", "signal": signal.SIGKILL})
+        await verdict(client, "web")
         await ended(client, "web")
 
 

@@ -79,4 +79,4 @@ def test_one_that_never_gets_ready_is_named(nothing_left: None, tmp_path: Path) 
     file = tmp_path / "set.toml"
     file.write_text(NEVER)
     done = moorctl("run", "--name", "late", "--timeout", "1s", "--helpers", str(file), "--", "true")
-    refused(done, 125, "Helper never was not ready in time", "waiting for the disk", "was stopped again")
+    refused(done, 125, "Helper never was not ready in time", "waiting for the disk", "is stopped again")

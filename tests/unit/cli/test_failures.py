@@ -62,7 +62,7 @@ USER = Address("/run/u", "systemctl --user")
         ),
         (
             "Timeout", {"operation": "start", "helper": "fs", "log": ["one"]}, 6,
-            "Helper fs was not ready in time. Everything that had been started was stopped again.\n  one",
+            "Helper fs was not ready in time. Everything that had been started is stopped again.\n  one",
         ),
         (
             "Timeout", {"operation": AUTHORIZATION}, 6,
