@@ -30,6 +30,11 @@ PYTEST_SECONDS = 900.0
 SHELLS_AND_SSH = "openssh-server,openssh-client,zsh,fish,bash-completion"
 """Packages of the tests of what people type, so that all of these have one image."""
 
+SYSTEM_ONLY = "of the system's instance only: "
+"""How the lines begin in which a run over the instance of a user prints what it left out, and why."""
+BECAUSE = " because: "
+"""Stands between a test and the reason there."""
+
 DESCRIPTORS = "descriptors"
 """Group of tests of which no two may run at a time, in whatever sandboxes: the kernel counts file descriptors that are
 on their way (ETOOMANYREFS, unix(7)) by user, and root is one user in all sandboxes."""
@@ -102,7 +107,7 @@ class Sandbox:
 
     def pytest(
         self, *modules: Path, options: Sequence[str] = (), user: int = 0, timeout: float = PYTEST_SECONDS
-    ) -> None:
+    ) -> str:
         """Run tests inside: as root against the sandbox's own PID 1, or as a user against that user's.
 
         Args:
@@ -110,6 +115,9 @@ class Sandbox:
             options: for the pytest inside.
             user: uid; below a service manager that is there.
             timeout: s.
+
+        Returns:
+            What the inner pytest printed.
 
         Raises:
             pytest.fail.Exception: not every test in it passed; says what the inner pytest printed.
@@ -139,6 +147,7 @@ class Sandbox:
                 f"The end of the journal:\n{journal.stdout}",
                 pytrace=False,
             )
+        return done.stdout
 
 
 def start(suite: str, options: Sequence[str] = ()) -> Sandbox:

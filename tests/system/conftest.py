@@ -1,6 +1,10 @@
 """The order of the system tests."""
 
+from collections import defaultdict
+from typing import Any
+
 import pytest
+from sandboxes import BECAUSE, SYSTEM_ONLY
 
 LONGEST = (
     "test_attack[",
@@ -29,3 +33,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, name in enumerate(LONGEST) if item.name.startswith(name)), len(LONGEST))
 
     items.sort(key=place)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what was not tested over the instance of a user, and why: the reasons, each with its tests' modules."""
+    left_out: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == SYSTEM_ONLY:
+                test, _, reason = str(value).partition(BECAUSE)
+                left_out[reason][test.partition("::")[0].rpartition("/")[2]] += 1
+    if left_out:
+        terminalreporter.section("not over the instance of a user")
+    for reason, modules in sorted(left_out.items()):
+        counted = ", ".join(f"{module} ({count})" for module, count in sorted(modules.items()))
+        terminalreporter.write_line(f"{reason}: {counted}")

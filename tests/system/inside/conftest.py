@@ -1,6 +1,8 @@
 """What tests of the service stand on. ``moored.py`` has the words they use."""
 
+import os
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 import trio
@@ -20,15 +22,35 @@ from moored import (
     start_listening,
     stay_alone,
 )
+from sandboxes import BECAUSE, SYSTEM_ONLY
+
+ALL = "MOORAGE_TEST_ALL" in os.environ
+"""Leave out what cannot run over the instance of a user, but not what would say no more there."""
+
+LEFT_OUT = pytest.StashKey[dict[str, str]]()
+"""Why a test is left out, by its node ID."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what makes sense for the instance of the system only, where the tests are those of another one."""
+    reasons: dict[str, str] = {}
+    for item in items:
+        for marker in item.iter_markers("system_instance"):
+            if not marker.args:
+                raise pytest.UsageError(f"{item.nodeid}: system_instance without a reason")
+            if not (marker.kwargs.get("runs") and ALL):
+                reasons.setdefault(item.nodeid, marker.args[0])
+    config.stash[LEFT_OUT] = reasons if USER else {}
     if USER:
-        out = [item for item in items if item.get_closest_marker("system_instance")]
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in reasons])
+        items[:] = [item for item in items if item.nodeid not in reasons]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print what was left out, and why; ``Sandbox.pytest`` reads it."""
+    for test, reason in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.write_line(f"{SYSTEM_ONLY}{test}{BECAUSE}{reason}")
 
 
 @pytest.fixture(scope="session")

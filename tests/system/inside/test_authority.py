@@ -45,6 +45,8 @@ from vmm import noted, vmm
 from moorage.machines.model import Record
 from moorage.machines.store import BadRecord, Store
 
+pytestmark = pytest.mark.system_instance("the instance of a user answers that user alone")
+
 SECRETS = {"sshPrivateKeyPath": "/etc/secret", "controlAddress": "/run/control"}
 
 

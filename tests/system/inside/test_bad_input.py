@@ -42,6 +42,10 @@ from moorage.kernel.process import PID_MAX
 from moorage.wire.connection import FDS_MAX, INPUT_MAX
 from moorage.wire.errors import VarlinkError
 
+pytestmark = pytest.mark.system_instance(
+    "what is refused before anything is done does not depend on an instance", runs=True
+)
+
 INVALID = "org.varlink.service.InvalidParameter"
 
 SEVERAL = {f"{OURS}{name}" for name in ("List", "Measure", "Subscribe", "AwaitStop")}

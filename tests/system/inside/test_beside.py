@@ -41,7 +41,10 @@ from moored import (
 from moorage.errors import MachineExists
 from moorage.wire.client import Client
 
-pytestmark = pytest.mark.usefixtures("beside")
+pytestmark = [
+    pytest.mark.usefixtures("beside"),
+    pytest.mark.system_instance("the instance of a user has nothing to do with machined"),
+]
 
 MACHINED = "/run/systemd/machine/io.systemd.Machine"
 SERVICE = "systemd-machined.service"

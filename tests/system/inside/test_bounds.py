@@ -37,6 +37,10 @@ from moorage.wire.connection import CALL_MAX
 from moorage.wire.link import UNFINISHED_SECONDS
 from moorage.wire.server import Limits
 
+pytestmark = pytest.mark.system_instance(
+    "what callers may cost is decided before anything is done for them", runs=True
+)
+
 LIMITS = Limits()
 
 PING = encode("io.systemd.service.Ping")

@@ -19,6 +19,8 @@ from jeepney.io.blocking import DBusConnection, Proxy, open_dbus_connection
 from jeepney.low_level import HeaderFields, MessageType
 from moored import Processes, assert_nothing_left, end_moored, messages, run, until
 
+pytestmark = pytest.mark.system_instance("the instance of a user does not take machined's place")
+
 NAME = "org.freedesktop.machine1"
 ROOT = "/org/freedesktop/machine1"
 MANAGER = f"{NAME}.Manager"

@@ -42,6 +42,7 @@ from moorage.machines.leases import LEASE_GRACE_SECONDS
 pytestmark = [
     pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda each: each.name),
     pytest.mark.usefixtures("everything_gone"),
+    pytest.mark.system_instance("a library, which sees no more of an instance than its socket", runs=True),
 ]
 
 GRACE_OVER = LEASE_GRACE_SECONDS + 1.5

@@ -6,6 +6,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.system_instance("it is about the host", runs=True)
+
 POLICY = Path("/usr/share/polkit-1/actions/io.moorage.policy")
 RUN_SECONDS = 30.0
 

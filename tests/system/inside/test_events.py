@@ -67,6 +67,7 @@ async def test_the_life_of_a_machine(spawn: Processes) -> None:
         assert is_in_order(reader.told)
 
 
+@pytest.mark.system_instance("it counts turns of a loop, and takes long", runs=True)
 async def test_who_only_watches_has_nobody_woken(spawn: Processes) -> None:
     async with subscribed() as reader, await connect() as client:
         await reader.snapshot()
@@ -344,6 +345,9 @@ async def test_a_user_subscribes_as_often_as_connections_last(spawn: Processes) 
             each.close()
 
 
+@pytest.mark.system_instance(
+    "what a connection may cost does not depend on an instance, and takes long", runs=True
+)
 async def test_who_does_not_read_costs_nobody_anything(spawn: Processes) -> None:
     """A socket that is never read, one that hangs up in the snapshot; the others are told, and moored stays small."""
     deaf = [socket.socket(socket.AF_UNIX) for _ in range(20)]

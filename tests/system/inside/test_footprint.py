@@ -32,6 +32,8 @@ from moored import (
     verdict,
 )
 
+pytestmark = pytest.mark.system_instance("it is about the service of the system, and what its unit permits")
+
 EXPOSURE_MAX = 20
 """Tenths, for ``systemd-analyze security``: the target of the project."""
 

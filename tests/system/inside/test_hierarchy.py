@@ -16,6 +16,10 @@ from moorage.kernel.cgroup import ROOT, Hierarchy
 from moorage.kernel.poller import Readiness
 from moorage.kernel.system import Cgroupfs
 
+pytestmark = pytest.mark.system_instance(
+    "it is about the kernel, without a moored, and makes control groups of root's"
+)
+
 
 class RealBench:
     """See `hierarchy_battery.Bench`."""

@@ -7,10 +7,13 @@ import pytest
 from doer import doer, does
 from moored import (
     OURS,
+    TRANSIENT,
+    USER,
     Processes,
     connect,
     control_group,
     directories,
+    for_us,
     kill,
     messages,
     register,
@@ -27,6 +30,7 @@ from moorage.wire.client import Client
 
 SLEEP = ["/usr/bin/sleep", "infinity"]
 BUS = "org.freedesktop.systemd1"
+BPF = pytest.mark.system_instance("a user's manager loads no BPF program")
 SYSTEMD = int(run("systemctl", "--version").split()[1])
 
 
@@ -65,6 +69,7 @@ def test_what_is_compared_is_a_property_of_some_version() -> None:
 # Devices and BPF programs
 
 
+@BPF
 async def test_rules_for_devices_that_match_nothing_are_told(spawn: Processes) -> None:
     asked = {
         "DevicePolicy": "strict",
@@ -83,6 +88,7 @@ async def test_rules_for_devices_that_match_nothing_are_told(spawn: Processes) -
             ]
 
 
+@BPF
 async def test_the_rules_for_devices_in_force_are_described(spawn: Processes) -> None:
     asked = {
         "DevicePolicy": "strict",
@@ -128,6 +134,7 @@ PSEUDO = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", 
 """What the policy "closed" lets everybody have (systemd.resource-control(5))."""
 
 
+@BPF
 async def test_what_is_listed_is_opened_and_nothing_else(spawn: Processes) -> None:
     async with await connect() as client:
         process = doer(spawn)
@@ -168,6 +175,7 @@ async def test_what_is_listed_is_opened_and_nothing_else(spawn: Processes) -> No
         assert opened() == "ok"
 
 
+@BPF
 async def test_addresses_that_are_denied_are_out_of_reach(spawn: Processes) -> None:
     one, other = [2, [127, 0, 0, 1], 32], [2, [127, 0, 0, 2], 32]
     async with await connect() as client:
@@ -207,6 +215,7 @@ async def test_addresses_that_are_denied_are_out_of_reach(spawn: Processes) -> N
         assert reached() == ["ok", "ok"]
 
 
+@BPF
 async def test_a_payload_may_attach_programs_of_its_own_below_those_of_its_machine(spawn: Processes) -> None:
     async with await connect() as client:
         process = doer(spawn)
@@ -221,6 +230,7 @@ async def test_a_payload_may_attach_programs_of_its_own_below_those_of_its_machi
         assert does(process, "open", TUN, "rw") == "EPERM"
 
 
+@BPF
 async def test_programs_that_are_in_force_are_no_difference(spawn: Processes) -> None:
     asked = {
         "DevicePolicy": "closed", "IPAccounting": True, "IPAddressDeny": [[2, [0, 0, 0, 0], 0]],
@@ -232,6 +242,7 @@ async def test_programs_that_are_in_force_are_no_difference(spawn: Processes) ->
         assert reply["differences"] == []
 
 
+@BPF
 async def test_a_program_that_is_nowhere_is_told(spawn: Processes) -> None:
     asked = {"DevicePolicy": "closed", "BPFProgram": [["device", "/sys/fs/bpf/nosuch"]]}
     lost = {"BPFProgram": [["sock_ops", "/sys/fs/bpf/nosuch"]]}
@@ -317,14 +328,14 @@ async def test_a_rehearsal_leaves_nothing_and_moves_nobody(spawn: Processes) -> 
     helper = {"name": "fs", "type": "oneshot", "execStart": ["/usr/bin/false"], "sockets": [{"name": "s"}]}
     asked = {"MemoryMax": 2**30, "Delegate": True, "OOMPolicy": "kill", "RuntimeMaxUSec": 5_000_000}
     loaded = units()
-    files = sorted(os.listdir("/run/systemd/transient"))
+    files = sorted(os.listdir(TRANSIENT))
     async with await connect() as client:
         for _ in range(20):
             reply = await register(client, "web", leader, properties=asked, helpers=[helper], dryRun=True)
             assert reply["machine"]["unit"] == "machine-web.scope"
             assert control_group(leader) == before
         assert (units(), scopes()) == (loaded, [])
-        assert sorted(os.listdir("/run/systemd/transient")) == files
+        assert sorted(os.listdir(TRANSIENT)) == files
         assert not [line for line in messages("init.scope") if "rehearsal" in line]
         assert not directories()
         # It cannot know what a program will do.
@@ -344,7 +355,7 @@ async def test_a_rehearsal_for_a_process_that_is_gone(spawn: Processes) -> None:
 
 def test_moorctl_says_it_in_the_words_of_who_asked(spawn: Processes) -> None:
     leader = spawn()
-    argv = ["moorctl", "register", "web", f"--leader={leader.pid}", "--dry-run"]
+    argv = for_us("moorctl", "register", "web", f"--leader={leader.pid}", "--dry-run")
     asked = [
         "DevicePolicy=strict",
         "DeviceAllow=/dev/nosuch rw",
@@ -354,13 +365,14 @@ def test_moorctl_says_it_in_the_words_of_who_asked(spawn: Processes) -> None:
         "TasksMax=infinity",
     ]
     text = run("sh", "-c", 'exec "$@" 2>&1', "sh", *argv, *(f"--property={each}" for each in asked))
-    assert "Warning: DeviceAllow=/dev/nosuch rw has no effect: there is no /dev/nosuch\n" in text
+    if USER:
+        assert "Warning: DevicePolicy=strict has no effect: it takes a BPF program, which a user" in text
+    else:
+        assert "Warning: DeviceAllow=/dev/nosuch rw has no effect: there is no /dev/nosuch\n" in text
     assert "Warning: CPUQuotaPeriodSec=50ms has no effect: " in text
     assert "Warning: DelegateSubgroup=a has no effect: " in text
-    assert (
-        "Warning: AllowedCPUs=0 has no effect: the controller “cpuset” is not available to this unit\n"
-        in text
-    )
+    missing = "delegated to this user's service manager" if USER else "available to this unit"
+    assert f"Warning: AllowedCPUs=0 has no effect: the controller “cpuset” is not {missing}\n" in text
     assert "Warning: TasksMax" not in text  # nothing was to be limited
     # What it prints of the unit can be said again as it is.
     assert {f"  {each}" for each in asked if "Device" not in each} <= set(text.splitlines())

@@ -16,6 +16,7 @@ import pytest
 import trio
 from moored import (
     OURS,
+    SOCKET,
     Processes,
     assert_everything_gone,
     connect,
@@ -37,6 +38,7 @@ from moorage.wire.client import Client
 
 BOB = pwd.getpwnam("bob")
 HIERARCHY = "/sys/fs/cgroup"
+ROOT = pytest.mark.system_instance("only root may become another user")
 
 SILENT_SECONDS = 5
 """How long a payload waits for a launcher that says nothing: its registration takes a part of that."""
@@ -103,19 +105,20 @@ async def test_what_is_not_run_leaves_nothing() -> None:
 
 async def test_a_launcher_that_is_killed_leaves_nothing(spawn: Processes) -> None:
     script = """
+import sys
 import trio
 from moorage.launch.trio import hold
 from moorage.kernel.process import owner
 from moorage.wire.client import Client
 async def main():
-    async with await hold() as payload, await Client.connect("/run/moorage/io.moorage.Machine") as client:
+    async with await hold() as payload, await Client.connect(sys.argv[1]) as client:
         parameters = {"name": "web", "class": "vm", "leaderFileDescriptor": 0}
         await client.call("io.moorage.Machine.Register", parameters, fds=[payload.pidfd])
         print(payload.pid, flush=True)
         await trio.sleep_forever()
 trio.run(main)
 """
-    launcher = spawn([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    launcher = spawn([sys.executable, "-c", script, SOCKET], stdout=subprocess.PIPE)
     assert launcher.stdout is not None
     pid = int(launcher.stdout.readline())
     assert control_group(pid).endswith("/machine-web.scope")
@@ -186,6 +189,7 @@ async def test_many_at_once() -> None:
             nursery.start_soon(one, number)
 
 
+@ROOT
 async def test_another_user() -> None:
     read, write = os.pipe()
     async with (
@@ -209,6 +213,7 @@ def content_of(fd: int) -> str:
         return stream.read()
 
 
+@ROOT
 async def test_a_user_that_it_may_not_become(spawn: Processes) -> None:
     script = """
 import os, trio
@@ -228,6 +233,7 @@ trio.run(main)
     assert launcher.wait(20) == 1  # there is no child left to wait for
 
 
+@ROOT
 async def test_a_directory_that_its_user_may_not_enter() -> None:
     async with await hold(uid=BOB.pw_uid, gid=BOB.pw_gid) as payload:
         with pytest.raises(StartFailed) as failed:
@@ -249,7 +255,7 @@ class TestSubgroup:
     exec sleep infinity
     """
 
-    @pytest.mark.parametrize("user", [None, BOB], ids=["root", "bob"])
+    @pytest.mark.parametrize("user", [None, pytest.param(BOB, marks=ROOT)], ids=["same", "bob"])
     async def test_it_is_below_the_scope(self, user: pwd.struct_passwd | None) -> None:
         read, write = os.pipe()
         ids: dict[str, Any] = {} if user is None else {"uid": user.pw_uid, "gid": user.pw_gid}
@@ -275,6 +281,7 @@ class TestSubgroup:
             await client.call(f"{OURS}Stop", {"name": "box"})
             await payload.wait()
 
+    @pytest.mark.system_instance("all groups of a user's manager belong to that user")
     async def test_a_virtual_machine_is_not_delegated(self) -> None:
         async with await hold() as payload, await connect() as client:
             machine = await register(client, "web", payload.pidfd)

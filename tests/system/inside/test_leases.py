@@ -31,7 +31,12 @@ from moored import (
 from moorage.machines.leases import LEASE_GRACE_SECONDS
 from moorage.wire.errors import Disconnected
 
-pytestmark = pytest.mark.usefixtures("beside")
+pytestmark = [
+    pytest.mark.usefixtures("beside"),
+    pytest.mark.system_instance(
+        "a lease is a connection, whoever holds it; test_run and test_verdict have the rest", runs=True
+    ),
+]
 
 moorctl = Moorctl(MOORCTL)
 LAUNCHERS = 8

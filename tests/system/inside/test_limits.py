@@ -29,6 +29,10 @@ from moored import (
 from moorage.wire.errors import System
 from moorage.wire.server import Limits
 
+pytestmark = pytest.mark.system_instance(
+    "what callers may cost is decided before anything is done for them", runs=True
+)
+
 ALICE = 1000
 FEW = 64
 """File descriptors that moored gets: a few dozen more than it has with nothing to do."""

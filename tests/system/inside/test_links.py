@@ -30,6 +30,10 @@ from moorage.errors import (
 )
 from moorage.wire.client import Client
 
+pytestmark = pytest.mark.system_instance(
+    "the bus of a user goes with the manager of that user; test_pid1_user has both links"
+)
+
 
 @pytest.fixture(params=["private", "bus"])
 def link(request: pytest.FixtureRequest) -> Generator[str]:

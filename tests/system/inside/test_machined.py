@@ -14,6 +14,8 @@ import trio
 from hostile import ask, encode
 from moored import SOCKET, THEIRS, Processes, assert_nothing_left, run, until
 
+pytestmark = pytest.mark.system_instance("the instance of a user has nothing to do with machined")
+
 MACHINED = "/run/systemd/machine/io.systemd.Machine"
 SYSTEMD = int(run("systemctl", "--version").split()[1])
 NEWEST = 262

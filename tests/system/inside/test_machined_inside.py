@@ -21,6 +21,8 @@ import trio
 from hostile import as_user, ask, dial, encode
 from moored import SOCKET, THEIRS, run, until
 
+pytestmark = pytest.mark.system_instance("the instance of a user has nothing to do with machined")
+
 MACHINED = "/run/systemd/machine/io.systemd.Machine"
 BOTH = (SOCKET, MACHINED)
 ROOT = Path("/var/box")

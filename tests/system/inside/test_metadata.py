@@ -50,6 +50,8 @@ from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints, LinkKind
 from moorage.probes.namespaces import OS_RELEASE_MAX
 
+pytestmark = pytest.mark.system_instance("only root makes containers with users of their own")
+
 MACHINED = "/run/systemd/machine/io.systemd.Machine"
 
 SHIFT = 100_000

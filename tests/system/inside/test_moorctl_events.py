@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import pytest
 from cli_battery import RUN_SECONDS, Moorctl, a_name, refused
-from moored import MOORCTL, SOCKET, Processes, run
+from moored import MOORCTL, SOCKET, Processes, run, sync_journal
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_the_log_of_a_machine_and_its_helpers(moorctl: Moorctl, spawn: Processes
     moorctl.output("stop", name)
     assert moorctl("wait", name).returncode == 0
     moorctl.output("forget", name)
-    run("journalctl", "--sync")
+    sync_journal()
     lines = moorctl.output("log", name).splitlines()
     started, ended = (
         next(number for number, line in enumerate(lines) if text in line)

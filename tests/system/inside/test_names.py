@@ -39,7 +39,10 @@ from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.errors import UnitNameTaken
 from moorage.wire.client import Client
 
-pytestmark = pytest.mark.usefixtures("beside")
+pytestmark = [
+    pytest.mark.usefixtures("beside"),
+    pytest.mark.system_instance("rules for names, and the reuse of them; test_end has the rest", runs=True),
+]
 
 TIMES = 100
 

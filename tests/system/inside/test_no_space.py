@@ -27,6 +27,8 @@ from moored import (
 
 from moorage.wire.errors import System
 
+pytestmark = pytest.mark.system_instance("only root mounts a file system of its own")
+
 ENOSPC = 28
 PLACE = RECORDS.parent
 FILLER = PLACE / "filler"

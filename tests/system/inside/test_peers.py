@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 
+import pytest
 from moored import OURS, SOCKET, THEIRS, Processes, connect, control_group, process_of, register, until
+
+pytestmark = pytest.mark.system_instance("how a reply is written does not depend on an instance", runs=True)
 
 INVALID = ("org.varlink.service.InvalidParameter", "Invalid argument")
 """What varlinkctl 257 and 262 say of an invalid parameter."""

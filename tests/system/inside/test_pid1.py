@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import pytest
 import trio
+
+pytestmark = pytest.mark.system_instance("it is about PID 1")
 
 
 def test_pid_1_is_systemd_and_we_are_in_a_unit_of_it() -> None:

@@ -40,7 +40,12 @@ from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints, LinkKind
 from moorage.pid1.references import BusReferences
 
-pytestmark = pytest.mark.parametrize("kind", ["private", "bus"])
+pytestmark = [
+    pytest.mark.parametrize("kind", ["private", "bus"]),
+    pytest.mark.system_instance(
+        "it is about PID 1, without a moored; test_pid1_user is about the manager of a user"
+    ),
+]
 
 SYSTEM = Endpoints("/run/systemd/private", "/run/dbus/system_bus_socket")
 

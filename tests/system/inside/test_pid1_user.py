@@ -8,6 +8,8 @@ import trio
 
 from moorage.pid1 import manager as pid1_manager
 
+pytestmark = pytest.mark.system_instance("it becomes that user by itself")
+
 SERVICE = Path(pid1_manager.__file__).parents[2]
 
 AS_A_USER = """

@@ -31,6 +31,8 @@ from moored import (
 from moorage.wire.client import Client
 from moorage.wire.errors import RemoteError
 
+pytestmark = pytest.mark.system_instance("the instance of a user does not take machined's place")
+
 PLACE = "/run/systemd/machine/io.systemd.Machine"
 MACHINED = ("systemd-machined.service", "systemd-machined.socket")
 SYSTEMD = int(run("systemctl", "--version").split()[1])

@@ -33,6 +33,8 @@ from moored import (
 
 from moorage.authz.polkit import QUESTIONS_PER_UID_MAX
 
+pytestmark = pytest.mark.system_instance("the instance of a user asks no polkit")
+
 SYSTEMD = int(run("systemctl", "--version").split()[1])
 NAMED = {"class": "vm"}
 

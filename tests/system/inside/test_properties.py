@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moored import OURS, Processes, connect, control_group, kill, listed, register, run, scopes, show
+from moored import OURS, USER, Processes, connect, control_group, kill, listed, register, run, scopes, show
 
 from moorage.errors import InvalidProperty, JobFailed, NoSuchProperty
 from moorage.wire.client import Client
@@ -303,6 +303,7 @@ async def test_scales_become_absolute(spawn: Processes) -> None:
             assert 0 < int(show(reply["machine"]["unit"], name)[name]) != 16384
 
 
+@pytest.mark.system_instance("a user's manager starts everything as that user")
 async def test_user_and_group_own_the_control_group(spawn: Processes) -> None:
     async with await connect() as client:
         properties = {"User": "alice", "Group": "bob", "Delegate": True}
@@ -423,7 +424,7 @@ async def test_a_start_that_fails_tells_the_results_of_job_and_unit(spawn: Proce
     async with await connect() as client:
         leader = spawn()
         before = control_group(leader)
-        properties = {"Requisite": ["rescue.target"], "After": ["rescue.target"]}
+        properties = {"Requisite": ["printer.target"], "After": ["printer.target"]}
         with pytest.raises(JobFailed) as caught:
             await register(client, "web", leader, properties=properties)
         error = caught.value
@@ -451,13 +452,14 @@ async def test_where_the_manager_names_no_property_all_candidates_are_named(spaw
 async def test_properties_without_effect_are_reported(spawn: Processes) -> None:
     wanted = {"MemoryMax": 2**30, "TasksMax": 77, "CPUWeight": 50}
     of = {"MemoryMax": "memory", "TasksMax": "pids", "CPUWeight": "cpu"}
+    missing = "delegated to this user's service manager" if USER else "available to this unit"
     async with await connect() as client:
         reply = await register(client, "web", spawn(), properties={**wanted, "KillMode": "mixed"})
     assert reply["differences"] == [
         {
             "property": name,
             "wanted": str(value),
-            "reason": f"the controller “{of[name]}” is not available to this unit",
+            "reason": f"the controller “{of[name]}” is not {missing}",
         }
         for name, value in wanted.items()
         if of[name] not in CONTROLLERS

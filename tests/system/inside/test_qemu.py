@@ -48,6 +48,8 @@ from moorage.launch.trio import Payload, hold
 from moorage.wire.client import Client
 from moorage.wire.errors import Disconnected
 
+pytestmark = pytest.mark.system_instance("it is about the system of an appliance")
+
 EXAMPLE = "/moorage/examples/helpers/qemu-microvm.toml"
 SHARED = Path("/srv/web")
 GUEST_ROOT = 100000

@@ -333,6 +333,7 @@ def swept() -> Generator[None]:
             path.unlink(missing_ok=True)
 
 
+@pytest.mark.system_instance("how a record is read does not depend on an instance", runs=True)
 @pytest.mark.parametrize(
     "spoil",
     [truncated, empty, binary, nested, huge, newer, of_another_boot, of_another_machine, of_a_wrong_type,
@@ -431,6 +432,7 @@ async def test_it_stays_while_there_is_something_to_do(hurried: None, spawn: Pro
     await until_idle()
 
 
+@pytest.mark.system_instance("a race of the service with its own end, and takes long", runs=True)
 async def test_callers_that_come_while_it_goes_are_served(hurried: None, nothing_left: None) -> None:
     """Whatever the moment: the socket keeps who comes too late for one instance for the next."""
     instances: set[int] = set()

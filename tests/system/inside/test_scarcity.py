@@ -37,6 +37,10 @@ from moored import (
 from moorage.wire.client import Client
 from moorage.wire.errors import System
 
+pytestmark = pytest.mark.system_instance(
+    "only root may trace the service; what the kernel refuses does not depend on who asks"
+)
+
 HELPER = {"name": "fs", "execStart": ["/usr/bin/sleep", "infinity"], "sockets": [{"name": "fs.sock"}]}
 OTHER = {"name": "tpm", "execStart": ["/usr/bin/sleep", "infinity"]}
 

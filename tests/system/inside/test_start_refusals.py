@@ -32,6 +32,10 @@ from moored import (
 
 from moorage.wire.errors import VarlinkError
 
+pytestmark = pytest.mark.system_instance(
+    "only root may trace the service; what the kernel refuses does not depend on who asks"
+)
+
 DROP_IN = Path("/run/systemd/system/moored.service.d/refusals.conf")
 PLAN = Path("/run/moorage/plan")
 LOG = Path("/run/moorage/strace")

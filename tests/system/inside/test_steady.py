@@ -34,6 +34,10 @@ from moored import (
 from moorage.errors import HelperFailed
 from moorage.wire.errors import Disconnected
 
+pytestmark = pytest.mark.system_instance(
+    "what grows does so in any instance, and takes long to show", runs=True
+)
+
 ECHO = """
 import os, signal, socket, sys
 listener = socket.socket(fileno=3)

@@ -216,7 +216,6 @@ async def test_a_guest_is_asked_at_its_control_address(spawn: Processes, place: 
             await client.call(f"{OURS}PowerOff", {"name": "web"})
 
 
-@pytest.mark.system_instance
 async def test_whoever_listens_there_keeps_nobody_waiting(spawn: Processes, place: Path) -> None:
     async with await connect() as client, await connect() as other:
         await register(client, "deaf", vmm(spawn, place / "deaf", "deaf"), controlAddress=f"{place}/deaf")
@@ -248,7 +247,6 @@ async def stops(client: Client, name: str = "web", **parameters: Any) -> None:
     await client.call(f"{OURS}Stop", {"name": name, "powerOff": True, **parameters})
 
 
-@pytest.mark.system_instance
 async def test_a_guest_that_powers_off_is_not_told_twice(spawn: Processes, place: Path) -> None:
     async with await connect() as client, await connect() as other:
         web = vmm(spawn, place / "s", "obeys late")
@@ -267,7 +265,6 @@ async def test_a_guest_that_powers_off_is_not_told_twice(spawn: Processes, place
         assert (await verdict(client, "web"))["cause"] == "stopped"
 
 
-@pytest.mark.system_instance
 @pytest.mark.parametrize("how", ["ignores", "no", "deaf", "none"])
 async def test_a_guest_that_does_not_is_stopped(spawn: Processes, place: Path, how: str) -> None:
     async with await connect() as client:
@@ -279,7 +276,6 @@ async def test_a_guest_that_does_not_is_stopped(spawn: Processes, place: Path, h
         assert (found["cause"], found["leaderSignal"]) == ("stopped", signal.SIGTERM)
 
 
-@pytest.mark.system_instance
 async def test_a_guest_that_cannot_be_asked_is_left_alone(spawn: Processes) -> None:
     async with await connect() as client:
         await register(client, "web", spawn())
@@ -293,7 +289,6 @@ async def test_a_guest_that_cannot_be_asked_is_left_alone(spawn: Processes) -> N
         await client.call(f"{OURS}Stop", {"name": "web"})
 
 
-@pytest.mark.system_instance
 async def test_a_stop_insists_at_once_when_it_is_told_to(spawn: Processes, place: Path) -> None:
     async with await connect() as client, await connect() as other:
         web = vmm(spawn, place / "s", "ignores")
@@ -305,7 +300,6 @@ async def test_a_stop_insists_at_once_when_it_is_told_to(spawn: Processes, place
         assert web.wait(UNTIL_SECONDS) == -signal.SIGTERM
 
 
-@pytest.mark.system_instance
 async def test_the_next_instance_insists(spawn: Processes, place: Path) -> None:
     web = vmm(spawn, place / "s", "ignores")
     async with await connect() as client:
@@ -328,7 +322,6 @@ async def test_the_next_instance_insists(spawn: Processes, place: Path) -> None:
         assert (await verdict(client, "web"))["cause"] == "stopped"
 
 
-@pytest.mark.system_instance
 async def test_who_waits_for_a_stop_is_told_and_waited_for(spawn: Processes) -> None:
     async with await connect() as client, await connect() as other:
         web = spawn()

@@ -38,6 +38,10 @@ from moorage.pid1.over_dbus.session import Endpoints
 from moorage.pid1.over_dbus.translate import path_of
 from moorage.pid1.properties import UnitProperties
 
+pytestmark = pytest.mark.system_instance(
+    "it is about the service manager, without a moored; that of a user writes the same files"
+)
+
 SYSTEM = Endpoints("/run/systemd/private", "/run/dbus/system_bus_socket")
 BUNDLE = 16
 """Properties of one unit: most of the time goes into units, and with too many the manager takes none together."""

@@ -27,6 +27,8 @@ from moored import (
     until,
 )
 
+pytestmark = pytest.mark.system_instance("it becomes that user by itself, and looks at both instances")
+
 RUNTIME = Path(f"/run/user/{ALICE}")
 HERS = f"{RUNTIME}/moorage/io.moorage.Machine"
 HER_MANAGER = f"/user.slice/user-{ALICE}.slice/user@{ALICE}.service/"
