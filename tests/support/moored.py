@@ -409,6 +409,29 @@ def start_listening() -> None:
     run("systemctl", "start", "moored.socket")
 
 
+MACHINED = ("systemd-machined.service", "systemd-machined.socket")
+BY_NAME = KEPT_UNIT_FILES / "dbus-org.freedesktop.machine1.service"
+"""What the message bus starts for machined's name."""
+
+
+def take_place() -> None:
+    """Put moored in machined's place, as docs/in-place-of-machined.md says."""
+    run("systemctl", "stop", "moored.service")
+    run("systemctl", "mask", "--runtime", "--now", *MACHINED)
+    BY_NAME.symlink_to("/usr/lib/systemd/system/moored.service")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "moored-machined.socket")
+
+
+def give_place_back() -> None:
+    """Let machined have its place again, and listen."""
+    run("systemctl", "stop", "moored-machined.socket", "moored.service")
+    BY_NAME.unlink()
+    run("systemctl", "unmask", "--runtime", *MACHINED)
+    run("systemctl", "daemon-reload")
+    start_listening()
+
+
 class Processes:
     """Starts processes for one test, and buries them all at its end."""
 

@@ -18,6 +18,7 @@ LONGEST = (
     "test_packages_from_installation_to_purge[",
     "test_damaged_input",
     "test_foreign[",
+    "test_libvirt",
     "test_user[",
     "test_users_at_the_boundary[",
     "test_exporter",

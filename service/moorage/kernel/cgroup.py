@@ -193,7 +193,8 @@ def owner(control_group: str) -> int | None:
 def processes(control_group: str, most: int) -> list[int] | None:
     """Read the PIDs of all processes in a group and below it; None where they cannot be told.
 
-    That is so for more than *most* of them, and for a group that is no domain ("threaded", cgroups(7)).
+    That is so for more than *most* of them, and for a group that is no domain ("threaded", cgroups(7)). The processes
+    in threaded groups below, as libvirt makes them for each virtual CPU, are told by the domain that they are in.
     """
     found: list[int] = []
     groups = [control_group]
@@ -210,7 +211,9 @@ def processes(control_group: str, most: int) -> list[int] | None:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            return None
+            if group == control_group:
+                return None
+            continue
         found += [int(pid) for pid in (text or b"").split()]
         if len(found) > most or len(groups) > most:
             return None

@@ -57,6 +57,10 @@ class RealBench:
         self._processes[process.pid] = process
         return process.pid
 
+    def move_thread(self, thread: int, path: str) -> None:
+        Path(ROOT + path, "cgroup.type").write_text("threaded")
+        Path(ROOT + path, "cgroup.threads").write_text(str(thread))
+
     def note_kills(self, path: str, count: int) -> None:
         try:
             before = int(os.getxattr(ROOT + path, "user.oomd_kill"))
@@ -79,3 +83,18 @@ def bench() -> Generator[RealBench]:
     made = RealBench()
     yield made
     made.clean()
+
+
+async def test_processes_are_told_by_the_domain_that_their_threads_are_below(bench: RealBench) -> None:
+    """As in a scope of libvirt's, which has a threaded group for each virtual CPU."""
+    pid = bench.spawn(GROUP)
+    threads = f"{GROUP}/threads"
+    bench.make(threads)
+    try:
+        bench.move_thread(pid, threads)
+        async with bench.hierarchy() as hierarchy:
+            assert hierarchy.processes(GROUP, 10) == [pid]
+            assert hierarchy.processes(threads, 10) is None
+    finally:
+        bench.kill(pid)
+        bench.remove(threads)
