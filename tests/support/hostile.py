@@ -4,6 +4,7 @@ import contextlib
 import enum
 import json
 import os
+import signal
 import socket
 import struct
 import types
@@ -25,6 +26,8 @@ from moorage.wire.types import Empty
 
 ANSWER_SECONDS = 20.0
 """Longest wait for an answer that should come at once."""
+
+LINGER_SECONDS = 600
 
 
 def dial(path: str = SOCKET) -> socket.socket:
@@ -48,6 +51,31 @@ def as_user(uid: int) -> Generator[None]:
         yield
     finally:
         os.seteuid(0)
+
+
+@contextlib.contextmanager
+def busy(pid: int) -> Generator[None]:
+    """Have a service accept and read nothing meanwhile: as if another call took that long."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def lingering() -> Generator[int]:
+    """A TCP socket whose last close(2) waits: its peer reads nothing, and it has sent all that it may."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        receiver, _ = server.accept()
+        with receiver:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_SECONDS))
+            sender.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sender.send(bytes(65536))
+            yield sender.detach()
 
 
 def connect_as(uid: int) -> socket.socket:

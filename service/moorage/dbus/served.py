@@ -5,6 +5,8 @@ What a connection of a client does not need is here:
 - Calls are handed over synchronously, like signals, and whoever takes one answers it, once, when it likes.
 - File descriptors are received, with calls and with what the broker says of callers. They come with the first byte of
   their message, in the order of the messages, so that the counts in the headers say whose they are.
+- What came with a call, or with what nobody asked for, is strangers' too: its close(2) may take as long as they like,
+  so it is left to others (`Dispose`).
 - Calls are strangers'. One that is too large is refused and its bytes are dropped: the connection must not end for it,
   since all others have theirs here, too. As little is read at once as others can wait for.
 
@@ -12,12 +14,11 @@ Specification: https://dbus.freedesktop.org/doc/dbus-specification.html
 """
 
 import array
-import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from moorage.dbus.bus import BadCall, BadReply, Bus, BusError
 from moorage.dbus.marshal import Unmarshallable
@@ -60,6 +61,13 @@ FDS_AT_ONCE: Final = 253
 ANSWERS_MAX: Final = 16384
 """Messages waiting to be written: one for each machine that there may be. A broker reads whatever comes; one that does
 not any more is left."""
+
+
+UNKNOWN: Final = -1
+"""In place of a uid: nobody has asked who sent it."""
+
+Dispose: TypeAlias = Callable[[int, Iterable[int]], None]
+"""Closes file descriptors of a user, by uid, without waiting and without failing."""
 
 
 class Credentials(NamedTuple):
@@ -122,9 +130,14 @@ class Incoming:
         if self.wants_reply:
             self._bus.fail(self._received, name, text)
 
-    def close(self) -> None:
-        """Close the descriptors that came with it and were not taken."""
-        _close(self.fds)
+    def close(self, uid: int) -> None:
+        """Close the descriptors that came with it and were not taken.
+
+        Args:
+            uid: of who made the call, or `UNKNOWN`.
+        """
+        self._bus.dispose(uid, self.fds)
+        self.fds = []
 
 
 class _Answer(Outgoing):
@@ -140,15 +153,18 @@ class _Answer(Outgoing):
 class ServedBus(Bus):
     """One connection of a service to a bus. Its calls may wait for nothing else: see `credentials`."""
 
+    dispose: Dispose
     _on_call: Callable[[Incoming], None] | None = None
 
-    def serve(self, on_call: Callable[[Incoming], None]) -> None:
+    def serve(self, on_call: Callable[[Incoming], None], dispose: Dispose) -> None:
         """Have calls handed over; before the connection runs.
 
         Args:
             on_call: called from the reader for every call, in order; it owns the call. May not raise.
+            dispose: gets the descriptors that came in and that nobody wants.
         """
         self._on_call = on_call
+        self.dispose = dispose
         self._fds: deque[int] = deque()
         self._of_reply: list[int] = []
         self._to_skip = 0
@@ -206,12 +222,13 @@ class ServedBus(Bus):
             pidfd = came.pop(index) if kind == "h" and index < len(came) else None
             return Credentials(uid, pidfd)
         finally:
-            _close(came)
+            self.dispose(UNKNOWN, came)
 
     def close(self, reason: str) -> None:
         """Take the link down, as every link."""
         super().close(reason)
-        _close(self._fds)
+        self._fds, left = deque(), self._fds
+        self.dispose(UNKNOWN, left)
 
     def _put_answer(self, outgoing: Outgoing) -> None:
         if len(self._outgoing) >= ANSWERS_MAX:
@@ -265,7 +282,7 @@ class ServedBus(Bus):
         return b""
 
     def _refuse_large(self, received: Received) -> None:
-        _close(self._taken(received))
+        self.dispose(UNKNOWN, self._taken(received))
         if received.kind == METHOD_CALL and not received.flags & NO_REPLY_EXPECTED:
             self.fail(received, LIMITS_EXCEEDED, f"Message is larger than {MESSAGE_MAX} bytes.")
 
@@ -278,7 +295,8 @@ class ServedBus(Bus):
         try:
             super()._dispatch(received)
         finally:
-            _close(self._of_reply)
+            self._of_reply, left = [], self._of_reply
+            self.dispose(UNKNOWN, left)
 
     def _taken(self, received: Received) -> list[int]:
         """Return the descriptors that came with a message; the caller owns them."""
@@ -339,8 +357,3 @@ def _bus_call(member: str, signature: str = "", body: tuple[object, ...] = (), r
 def _sendable(text: str) -> str:
     """Return a text without what no string on a bus may have."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
-
-
-def _close(fds: "list[int] | deque[int]") -> None:
-    while fds:
-        os.close(fds.pop())

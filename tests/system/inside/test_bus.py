@@ -3,6 +3,7 @@
 The name has one owner. So everything is asked of machined first, and then again of moored.
 """
 
+import contextlib
 import os
 import subprocess
 import xml.etree.ElementTree as ET
@@ -10,6 +11,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+import hostile
 import pytest
 import trio
 from jeepney import DBusAddress, MatchRule, new_method_call
@@ -17,7 +19,7 @@ from jeepney.bus_messages import message_bus
 from jeepney.fds import FileDescriptor
 from jeepney.io.blocking import DBusConnection, Proxy, open_dbus_connection
 from jeepney.low_level import HeaderFields, MessageType
-from moored import Processes, assert_nothing_left, end_moored, messages, run, until
+from moored import Processes, assert_nothing_left, end_moored, main_pid, messages, run, until
 
 pytestmark = pytest.mark.system_instance("the instance of a user does not take machined's place")
 
@@ -398,3 +400,24 @@ def test_a_scope_gets_what_was_asked_for(spawn: Processes, bus: Bus) -> None:
         name = bus.manager("CreateMachine", f"{IDENTITY}a(sv)", *body)
         assert name == ("org.freedesktop.DBus.Error.InvalidArgs",)
     bus.manager("TerminateMachine", "s", "my-box")
+
+
+@pytest.mark.parametrize("kind", [MessageType.method_call, MessageType.signal])
+def test_nobody_waits_for_the_close_of_what_strangers_send(place: None, bus: Bus, kind: MessageType) -> None:
+    bus.manager("ListMachines")  # somebody is there
+    pid = main_pid()
+    with contextlib.ExitStack() as held:
+        stranger = open_dbus_connection(bus="SYSTEM", enable_fds=True)
+        held.callback(stranger.close)
+        with hostile.busy(pid):  # so that ours is not the last reference when it goes
+            for _ in range(3):
+                message = new_method_call(DBusAddress(ROOT, NAME, MANAGER), "GetMachine", "h", (0,))
+                message.header.message_type = kind
+                fd = held.enter_context(hostile.lingering())
+                message.body = (fd,)
+                stranger.send(message)
+                os.close(fd)
+        for _ in range(3):
+            assert bus.manager("GetMachine", "s", "nobox") == (f"{NAME}.NoSuchMachine",)
+    assert bus.manager("GetMachine", "s", "nobox") == (f"{NAME}.NoSuchMachine",)
+    assert main_pid() == pid

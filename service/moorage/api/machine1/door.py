@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -29,9 +30,10 @@ from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.dbus.bus import BusError
 from moorage.dbus.marshal import Unmarshallable
 from moorage.dbus.message import BusSignal, Violation
-from moorage.dbus.served import BUS, Incoming, ServedBus, disown, greet, own
+from moorage.dbus.served import BUS, UNKNOWN, Incoming, ServedBus, disown, greet, own
 from moorage.machines.followers import Follower
 from moorage.machines.machine import Machine
+from moorage.wire.disposal import Disposal
 from moorage.wire.errors import VarlinkError
 
 CONNECT_SECONDS: Final = 10.0
@@ -43,6 +45,10 @@ END_SECONDS: Final = 5.0
 BACKOFF_FIRST_SECONDS: Final = 0.05
 BACKOFF_MAX_SECONDS: Final = 5.0
 """Pauses between attempts to connect, doubled each time: as those to the service manager."""
+
+CLOSING_MAX: Final = 256
+"""Descriptors of strangers that wait to be closed: an ordinary close takes some µs, so more are an attack. The broker
+cannot be told to let none through, so the connection is given up, and made anew after a pause."""
 
 _MATCHES: Final = (
     f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{NAME}'",
@@ -61,6 +67,8 @@ class Door(Follower):
     Attributes:
         last_activity: when a call came last, on trio's clock.
     """
+
+    _disposal: Disposal
 
     def __init__(self, address: str | None, theirs: SystemdMachine) -> None:
         self._address = address
@@ -104,6 +112,7 @@ class Door(Follower):
             return
         failures = 0
         async with trio.open_nursery() as self._nursery:
+            self._disposal = Disposal(self._nursery)
             while not self._ending:
                 try:
                     await self._one_connection(self._address, task_status)
@@ -118,7 +127,7 @@ class Door(Follower):
     async def _one_connection(self, address: str, task_status: trio.TaskStatus[None]) -> None:
         deadline = trio.current_time() + CONNECT_SECONDS
         bus = await ServedBus.connect(address, self._signalled, self._closed, deadline=deadline)
-        bus.serve(self._called)
+        bus.serve(self._called, self._dispose)
         self._bus = bus
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bus.run)
@@ -161,6 +170,12 @@ class Door(Follower):
         self._owned = False
         self._lost.set()
 
+    def _dispose(self, uid: int, fds: Iterable[int]) -> None:
+        """Close descriptors of strangers, unless so many of theirs wait for it that others would have none."""
+        self._disposal.close(uid, fds)
+        if self._bus is not None and self._disposal.pending(uid)[1] > CLOSING_MAX:
+            self._bus.close("peers send file descriptors faster than they can be closed")
+
     async def end(self) -> None:
         """Give the name back, and finish what has come under it."""
         self._ending = True
@@ -174,6 +189,7 @@ class Door(Follower):
                 self._quiet = trio.Event()
                 await self._quiet.wait()
         bus.close("the service ends")
+        self._disposal.end()
 
     # Calls
 
@@ -182,7 +198,7 @@ class Door(Follower):
         try:
             place = self._senders.enter(incoming.sender)
         except TooMany:
-            incoming.close()
+            incoming.close(UNKNOWN)
             incoming.fail(LIMITS_EXCEEDED, "Too many calls are under way.")
             return
         assert self._nursery is not None, "nobody runs this"
@@ -207,7 +223,7 @@ class Door(Follower):
         else:
             self._send(incoming, signature, body)
         finally:
-            incoming.close()
+            incoming.close(place.uid)
             place.leave()
             if not self.busy:
                 self._quiet.set()
@@ -219,7 +235,7 @@ class Door(Follower):
         arguments = incoming.arguments()
         try:
             return await self._objects.call(
-                Request(incoming, peer),
+                Request(incoming, peer, self._dispose),
                 incoming.path,
                 incoming.interface,
                 incoming.member,

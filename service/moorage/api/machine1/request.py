@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 import trio
 
-from moorage.dbus.served import Incoming
+from moorage.dbus.served import Dispose, Incoming
 from moorage.kernel.peer import Peer
 from moorage.wire.call import Call
 from moorage.wire.message import CallMessage
@@ -18,17 +17,17 @@ class Sender:
 
     about = None
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, dispose: Dispose) -> None:
         self.peer = peer
+        self._dispose = dispose
 
     async def wait_gone(self) -> None:
         """Never return: no call of this door holds anything for as long as its caller is there."""
         await trio.sleep_forever()
 
     def dispose(self, fds: Iterable[int]) -> None:
-        """Close file descriptors."""
-        for fd in fds:
-            os.close(fd)
+        """Close file descriptors, without waiting for whoever has sent them."""
+        self._dispose(self.peer.uid, fds)
 
 
 class Request:
@@ -39,8 +38,9 @@ class Request:
         interactive: the user may be asked to authenticate.
     """
 
-    def __init__(self, incoming: Incoming, peer: Peer) -> None:
+    def __init__(self, incoming: Incoming, peer: Peer, dispose: Dispose) -> None:
         self.peer = peer
+        self._dispose = dispose
         self.interactive = incoming.interactive
         self._incoming = incoming
 
@@ -52,4 +52,4 @@ class Request:
         fds = tuple(self._incoming.fds)
         self._incoming.fds.clear()
         message = CallMessage(f"io.systemd.Machine.{method}", oneway=not self._incoming.wants_reply)
-        return Call(message, Sender(self.peer), fds)
+        return Call(message, Sender(self.peer, self._dispose), fds)

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from moorage.dbus.bus import BusError
-from moorage.dbus.served import ServedBus
+from moorage.dbus.served import UNKNOWN, ServedBus
 from moorage.kernel.peer import Peer, pinned_peer
 from moorage.kernel.process import NotAProcess, ProcessGone
 
@@ -100,6 +100,11 @@ class Place:
             raise Unknown(gone=True) from None
         except NotAProcess:
             raise Unknown(gone=False) from None
+
+    @property
+    def uid(self) -> int:
+        """Return the uid of who makes the call, or `UNKNOWN` as long as nobody has asked."""
+        return UNKNOWN if self._uid is None else self._uid
 
     def wait(self) -> None:
         """Count it among those that wait."""

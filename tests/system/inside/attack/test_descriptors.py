@@ -7,9 +7,7 @@ refuses it to whoever sends it.
 import contextlib
 import errno
 import os
-import signal
 import socket
-import struct
 from array import array
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -24,7 +22,6 @@ from sessions import Session
 PING = encode("io.systemd.service.Ping")
 PONG = {"parameters": {}}
 INVALID = "org.varlink.service.InvalidParameter"
-LINGER_SECONDS = 600
 
 Dial = Callable[[], socket.socket]
 
@@ -44,29 +41,11 @@ def moored_pid(clean: None) -> Generator[int]:
     assert main_pid() == pid
 
 
-@contextlib.contextmanager
-def busy(pid: int) -> Generator[None]:
-    """Accept nothing meanwhile: as if another call took that long."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 @pytest.fixture
 def lingering() -> Generator[int]:
-    """A TCP socket whose last close(2) waits: its peer reads nothing, and it has sent all that it may."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        sender = socket.create_connection(server.getsockname())
-        receiver, _ = server.accept()
-        with receiver:
-            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_SECONDS))
-            sender.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    sender.send(bytes(65536))
-            yield sender.detach()
+    """A TCP socket whose last close(2) waits."""
+    with hostile.lingering() as fd:
+        yield fd
 
 
 def send_and_let_go(connected: socket.socket, data: bytes, fd: int, flags: int = 0) -> None:
@@ -95,7 +74,7 @@ WAYS: dict[str, Sequence[tuple[bytes, int]]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_socket_that_lingers(stranger: Session, moored_pid: int, lingering: int, way: str) -> None:
     with stranger.dial() as before:
-        with busy(moored_pid):
+        with hostile.busy(moored_pid):
             attacker = stranger.dial()
             for data, flags in WAYS[way]:
                 if flags < 0:
@@ -117,14 +96,14 @@ def test_a_socket_that_lingers_on_a_connection_that_is_refused(
         for _ in range(128 + 64):
             stack.enter_context(stranger.dial())
         assert call("io.systemd.service.Ping") == PONG
-        with busy(moored_pid):
+        with hostile.busy(moored_pid):
             attacker = stack.enter_context(stranger.dial())
             send_and_let_go(attacker, PING, lingering)
         assert call("io.systemd.service.Ping") == PONG
 
 
 def test_a_call_with_what_it_may_not_have_is_answered(stranger: Session, moored_pid: int) -> None:
-    with busy(moored_pid):
+    with hostile.busy(moored_pid):
         connected = stranger.dial()
         pidfd = os.pidfd_open(os.getpid())
         hostile.send(connected, encode(f"{OURS}Find", {"processFileDescriptor": 0}), [pidfd])
@@ -154,7 +133,7 @@ def fuse(request: pytest.FixtureRequest, tmp_path: Path, moored_pid: int) -> Gen
 
 def test_a_file_that_somebody_else_serves(stranger: Session, moored_pid: int, fuse: FuseFile) -> None:
     with contextlib.ExitStack() as stack:
-        with busy(moored_pid):
+        with hostile.busy(moored_pid):
             for way in WAYS.values():
                 attacker = stack.enter_context(stranger.dial())
                 for data, flags in way:
