@@ -9,8 +9,10 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,11 @@ TARGET = "overloaded"
 """Name of a machine of root's that others try to get at."""
 QUESTION = encode("io.moorage.Machine.Kill", {"name": TARGET, "signal": 15})
 """One that polkit is asked about, and says no to."""
+
+LINGERING = 32
+"""Sockets at a time whose peers do not read."""
+FILL_SECONDS = 0.002
+"""What an answer takes."""
 
 CALL_BYTES = 256 * 1024
 """Size of the longest call: wire.connection.CALL_MAX."""
@@ -158,20 +165,36 @@ def unfinished() -> None:
             time.sleep(1)
 
 
-def linger() -> None:
-    """Send sockets that linger on close until their peer has read everything, which it never does."""
+def linger(*, sends: bool) -> None:
+    """Send sockets that linger on close until their peer has read everything, which it never does.
+
+    Args:
+        sends: if not, fill them only, which takes as much of the processors.
+    """
+    receivers: deque[socket.socket] = deque(maxlen=LINGERING)
     with socket.create_server(("127.0.0.1", 0)) as server:
         while True:
-            with socket.create_connection(server.getsockname()) as sender, server.accept()[0]:
-                sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
-                sender.setblocking(False)  # noqa: FBT003 - its only argument
-                with contextlib.suppress(BlockingIOError):
-                    while True:
-                        sender.send(bytes(65536))
-                with connect(MOORED.socket) as sock, contextlib.suppress(OSError):
+            sender = socket.create_connection(server.getsockname())
+            if len(receivers) == LINGERING:
+                receivers.popleft().close()
+            receivers.append(server.accept()[0])
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+            sender.setblocking(False)  # noqa: FBT003 - its only argument
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sender.send(bytes(65536))
+            if not sends:
+                sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+                sender.close()
+                time.sleep(FILL_SECONDS)
+                continue
+            with connect(MOORED.socket) as sock, contextlib.suppress(OSError):
+                try:
                     socket.send_fds(sock, [GET_INFO], [sender.fileno()])
-                    os.close(sender.detach())
-                    sock.recv(4096)
+                finally:
+                    # In a thread: should this be the last reference after all, it waits here.
+                    threading.Thread(target=os.close, args=(sender.detach(),), daemon=True).start()
+                sock.recv(4096)
 
 
 def create_and_forget() -> None:
@@ -212,7 +235,8 @@ OFFENDERS: dict[str, tuple[int, Callable[[], None]]] = {
     "flood": (NOBODY + 1, lambda: flood(LIST_OURS, read=True)),
     "unread": (NOBODY + 2, lambda: flood(DESCRIBE * PIPELINED, read=False)),
     "unfinished": (NOBODY + 3, unfinished),
-    "linger": (NOBODY + 4, linger),
+    "filling": (NOBODY, lambda: linger(sends=False)),
+    "linger": (NOBODY + 4, lambda: linger(sends=True)),
     "metadata": (NOBODY + 5, lambda: flood(METADATA, read=True)),
     "measure": (NOBODY + 6, lambda: flood(MEASURE, read=True)),
     "subscribers": (NOBODY + 7, lambda: flood(SUBSCRIBE, read=False)),

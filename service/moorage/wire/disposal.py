@@ -5,7 +5,9 @@ The close(2) of the last reference to a file may take as long as the maker of th
 deleted file of many GiB is freed page by page. A peer can send any of these with SCM_RIGHTS. The file is closed with
 the file descriptor here, or, if it was never received, with the socket in whose queue it lies.
 
-So every such close(2) happens in a thread, one at a time for each user, so that no user waits for another. Errors (EIO
+So every such close(2) happens in a thread, one at a time for each user, so that no user waits for another. What comes
+within a moment is closed by one thread: each begins and ends with the interpreter's lock changing hands, and on a busy
+machine whoever gets it may be preempted with it, while the loop waits. Errors (EIO
 of a file that could not be flushed) are ignored. A thread that waits is interrupted again and again, which ends the
 wait for a socket. A wait that no signal ends (for a FUSE server that has promised to write its data) delays only the
 connections of that user, and the process when it exits: see "What remains".
@@ -35,6 +37,9 @@ from moorage.wire.output import close_all
 THREADS_MAX = 64
 """Number of users whose files may be closed at the same time. Files of further users wait; each counts as a connection
 of its user, whose number is limited."""
+
+GATHER_SECONDS = 0.25
+"""How long a file waits for others of its user. Meanwhile it takes a place of its user; its peer has seen the end."""
 
 PATIENCE_SECONDS = 1.0
 """How long a close(2) may wait before it is interrupted, again and again. An ordinary file takes much less."""
@@ -91,10 +96,11 @@ class Disposal:
 
     async def _run(self, uid: int, turns: deque[int]) -> None:
         while turns:
+            await trio.sleep(GATHER_SECONDS)
             async with trio.open_nursery() as nursery:
                 thread: list[int] = []
                 nursery.start_soon(_interrupt, thread)
-                closing = partial(_close_next, turns, thread)
+                closing = partial(_close_those, turns, thread)
                 try:
                     await in_thread(closing, limiter=self._threads, abandon_on_cancel=True)
                 except OSError:  # no thread can be started: the file stays open until there is one
@@ -115,11 +121,11 @@ class Disposal:
                 thread.join(PATIENCE_SECONDS)
 
 
-def _close_next(turns: deque[int], thread: list[int]) -> None:
+def _close_those(turns: deque[int], thread: list[int]) -> None:
     # Removed in the thread: if it never starts, nothing is lost.
-    fd = turns.popleft()
     thread.append(threading.get_ident())
-    close_all((fd,))
+    while turns:
+        close_all((turns.popleft(),))
 
 
 def _close_rest(rest: list[deque[int]]) -> None:

@@ -70,6 +70,29 @@ async def test_a_file_waits_for_a_thread(
     assert open_fds() == before
 
 
+async def test_what_comes_within_a_moment_is_closed_by_one_thread(
+    open_fds: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time, the interpreter's lock changes hands, and callers wait where its holder is preempted."""
+    before = open_fds()
+    threads: list[object] = []
+    real = trio.to_thread.run_sync
+
+    async def count(*args: Any, **options: Any) -> Any:
+        threads.append(args)
+        return await real(*args, **options)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", count)
+    async with trio.open_nursery() as nursery:
+        disposal = Disposal(nursery)
+        for _ in range(20):
+            disposal.close(1, os.pipe())
+            await trio.lowlevel.checkpoint()
+        await drained(disposal, 1)
+    assert len(threads) == 1
+    assert open_fds() == before
+
+
 async def test_at_the_end_nobody_waits(open_fds: Callable[[], int]) -> None:
     slow, receiver = lingering()
     with receiver:
