@@ -85,8 +85,7 @@ SCENES = (
         "docs/in-place-of-machined.md", "", "",
         """machinectl list >/dev/null 2>&1 || true
         varlinkctl info /run/systemd/machine/io.systemd.Machine
-        systemctl disable --now moored-machined.socket
-        systemctl unmask systemd-machined.service systemd-machined.socket
+        moorctl in-place off
         """,
         shows="io.systemd.Machine",
     ),

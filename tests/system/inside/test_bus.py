@@ -8,7 +8,6 @@ import os
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Any
 
 import hostile
@@ -19,7 +18,7 @@ from jeepney.bus_messages import message_bus
 from jeepney.fds import FileDescriptor
 from jeepney.io.blocking import DBusConnection, Proxy, open_dbus_connection
 from jeepney.low_level import HeaderFields, MessageType
-from moored import Processes, assert_nothing_left, end_moored, main_pid, messages, run, until
+from moored import Processes, assert_nothing_left, main_pid, messages, run, until
 
 pytestmark = pytest.mark.system_instance("the instance of a user does not take machined's place")
 
@@ -41,7 +40,6 @@ IMAGES = {
 }  # fmt: skip
 """What machined has for images, which moored does not keep."""
 
-UNITS = Path("/etc/systemd/system")
 GONE = 4_000_000
 
 Answer = tuple[Any, ...]
@@ -96,28 +94,6 @@ def bus() -> Generator[Bus]:
     connected.close()
 
 
-def take_place() -> None:
-    """Have moored where machined is."""
-    run("systemctl", "stop", "moored.service", "systemd-machined.service")
-    for unit in ("systemd-machined.service", "systemd-machined.socket"):
-        (UNITS / unit).symlink_to("/dev/null")
-    (UNITS / "dbus-org.freedesktop.machine1.service").symlink_to("/usr/lib/systemd/system/moored.service")
-    run("systemctl", "daemon-reload")
-    run("systemctl", "start", "moored-machined.socket")
-
-
-def give_back() -> None:
-    """Have machined where it was."""
-    run("systemctl", "stop", "moored-machined.socket", "moored.service")
-    for unit in (
-        "systemd-machined.service",
-        "systemd-machined.socket",
-        "dbus-org.freedesktop.machine1.service",
-    ):
-        (UNITS / unit).unlink()
-    run("systemctl", "daemon-reload")
-
-
 @pytest.fixture(scope="module")
 def machined(moored: None) -> dict[str, Any]:
     """What machined answered to everything, by the name of the question."""
@@ -127,10 +103,10 @@ def machined(moored: None) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def place(machined: dict[str, Any]) -> Generator[None]:
     """Moored in machined's place, after machined has been asked."""
-    take_place()
+    run("moorctl", "in-place", "on")
     yield
-    give_back()
-    trio.run(end_moored)
+    run("moorctl", "in-place", "off")
+    run("systemctl", "stop", "systemd-machined.service", "moored.service")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import trio
+from box import booted
 from hostile import as_user, ask, dial, encode
 from moored import SOCKET, THEIRS, run, until
 
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.system_instance("the instance of a user has nothing to 
 
 MACHINED = "/run/systemd/machine/io.systemd.Machine"
 BOTH = (SOCKET, MACHINED)
-ROOT = Path("/var/box")
 SECONDS = 40.0
 """For an answer: longer than moored itself waits."""
 
@@ -65,33 +65,11 @@ def output(terminal: int, mark: bytes) -> bytes:
 def box(moored: None) -> Generator[int]:
     """The container, which machined and moored have as "box"; the PID of its leader."""
     run("systemctl", "start", "systemd-machined.service")
-    ROOT.mkdir(exist_ok=True)
-    run("mount", "--bind", "/", str(ROOT))
-    run(
-        "systemd-run", "--quiet", "--collect", "--unit=nspawn", "--property=KillMode=mixed", "--property=Delegate=yes",
-        "--setenv=SYSTEMD_SECCOMP=0", "systemd-nspawn", "--quiet", "--register=yes", "--machine=box",
-        f"--directory={ROOT}", "--volatile=overlay", "--private-users=no", "--link-journal=no", "--boot",
-        "systemd.mask=systemd-machined.service", "systemd.mask=moored.socket",
-    )  # fmt: skip
-
-    def booted() -> bool:
-        done = subprocess.run(
-            ["machinectl", "shell", "box", "/bin/true"],
-            check=False,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-        )
-        return done.returncode == 0
-
-    trio.run(lambda: until(booted, "the container has booted"))
-    pid = int(run("machinectl", "show", "box", "-P", "Leader"))
-    (reply,) = ask(encode(f"{THEIRS}Register", {"name": "box", "class": "container", "leader": pid}))
-    assert "error" not in reply, reply
-    yield pid
-    ask(encode(f"{THEIRS}Unregister", {"name": "box"}))
-    subprocess.run(["machinectl", "terminate", "box"], check=False, capture_output=True)
-    subprocess.run(["systemctl", "stop", "nspawn.service"], check=False, capture_output=True)
-    run("umount", "--lazy", str(ROOT))
+    with booted() as pid:
+        (reply,) = ask(encode(f"{THEIRS}Register", {"name": "box", "class": "container", "leader": pid}))
+        assert "error" not in reply, reply
+        yield pid
+        ask(encode(f"{THEIRS}Unregister", {"name": "box"}))
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [

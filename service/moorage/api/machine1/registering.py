@@ -43,8 +43,10 @@ _TYPES: Final[Mapping[str, str]] = {
 }
 """Properties of CreateMachineEx and RegisterMachineEx."""
 
-_OURS: Final = frozenset({"CollectMode"})
-"""Properties of a scope that are ignored: a failed unit is kept until its result has been read, and then collected."""
+_OURS: Final = frozenset({"CollectMode", "Controller"})
+"""Properties of a scope that are ignored, since systemd-nspawn of 257 has them for every container. A failed unit is
+kept until its result has been read, and then collected. A controller is a peer on the bus that is asked for a stop in
+place of the processes (org.freedesktop.systemd1(5)), and the service manager takes none over its private socket."""
 
 
 class Wanted:

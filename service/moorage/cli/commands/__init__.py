@@ -111,6 +111,7 @@ for _command in (
     inside.bind,
     host.doctor,
     host.config,
+    host.in_place,
     helpers.check,
     helpers.add_helpers,
     helpers.remove_helper,

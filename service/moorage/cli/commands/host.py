@@ -1,4 +1,4 @@
-"""Commands that look at the host and the service: ``moorctl doctor`` and ``config``."""
+"""Commands about the host and the service: ``moorctl doctor``, ``config`` and ``in-place``."""
 
 from __future__ import annotations
 
@@ -62,3 +62,40 @@ def config(choice: Choice, as_json: bool) -> None:
     reply = service.call(address, "DescribeConfiguration", {})
     with paging(wanted=choice.pager):
         (views.show_json if as_json else views.show_configuration)(reply)
+
+
+@click.command("in-place")
+@click.argument("state", type=click.Choice(["on", "off"]), metavar="on|off")
+@click.option("-n", "--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option(
+    "--without-images",
+    is_flag=True,
+    help="Go into its place on a host that keeps images, which nobody can manage meanwhile.",
+)
+@addressed
+@chosen
+def in_place(choice: Choice, state: str, dry_run: bool, without_images: bool) -> int:
+    """Put moored in the place of systemd-machined, or machined back.
+
+    Machines go on running, and those of machined are moored's then. It is refused where something would break. What is
+    interrupted is completed by the same command, or undone by the other one.
+    """
+    address = choice.here("what it changes")
+    if address.manager != "systemctl":
+        raise click.UsageError("There is no such place but that of the system's service.")
+    from moorage.cli import placing
+
+    if state == "on" and placing.is_on():
+        click.echo("moored is in the place of systemd-machined already.")
+        return Exit.OK
+    steps = placing.going_on(address, images=without_images) if state == "on" else placing.going_off(address)
+    there_was = False
+    for step in steps:
+        there_was = True
+        if dry_run or not choice.quiet:
+            click.echo(step.words)
+        if not dry_run:
+            step.do()
+    if not there_was:
+        click.echo("moored is not in the place of systemd-machined.")
+    return Exit.OK
