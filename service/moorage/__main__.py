@@ -21,13 +21,14 @@ import trio
 
 from moorage import __version__, activation
 from moorage.addresses import CONTROL, SYSTEM_METRICS, USER_METRICS
-from moorage.app import NoRecords, Options, run
+from moorage.app import NoRecords, run
 from moorage.configuration.current import Configuration
 from moorage.configuration.files import locations
 from moorage.configuration.loading import Given, load
 from moorage.configuration.settings import LEVELS, Settings
 from moorage.kernel.cgroup import NotUnified, check_unified
 from moorage.pid1.manager import ManagerUnavailable
+from moorage.running import Options
 
 _EXPECTED = (NotUnified, ManagerUnavailable, NoRecords, activation.NoSockets)
 """What can be wrong with where we were started: a sentence for the log, not a traceback."""

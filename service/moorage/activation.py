@@ -87,7 +87,7 @@ def listen(path: str) -> socket.socket:
 
 
 @contextlib.contextmanager
-def offered(path: str | None) -> Generator[socket.socket | None]:
+def offered(path: str | None, what: str) -> Generator[socket.socket | None]:
     """Listen on a path for everybody, for those who only look on, while the service runs.
 
     Such a socket starts no service, unlike one of a socket unit: who looks every few seconds would start it every few
@@ -95,25 +95,38 @@ def offered(path: str | None) -> Generator[socket.socket | None]:
 
     Args:
         path: of the socket; None for none.
+        what: is to be had there, for the log.
 
     Yields:
         The socket; None if there is none, or it cannot be had, which is logged.
     """
-    listener = None
+    listener = identity = None
     if path is not None:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             listener = listen(path)
             os.chmod(path, 0o666)  # noqa: S103  # each call is authorised
+            identity = identity_of(path)
         except (OSError, NoSockets) as error:
-            _log.warning("Failed to offer metrics at %s, going on without: %s", path, error)
+            _log.warning("Failed to offer %s at %s, going on without: %s", what, path, error)
     try:
         yield listener
     finally:
         if listener is not None and path is not None:
             listener.close()
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            # Whoever has put another one there keeps it.
+            if identity is not None and identity_of(path) == identity:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+
+def identity_of(path: str) -> tuple[int, int, int] | None:
+    """Return what tells the file at a path from another one that comes to be there, None if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 class Notifier:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
 import resource
-import signal
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Literal
 
-import msgspec
 import trio
 
 from moorage import __version__, activation
@@ -25,8 +22,11 @@ from moorage.api.metrics.handlers import Metrics
 from moorage.api.metrics.service import Insides
 from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.moorage_machine.wording import Wording
+from moorage.api.resolve_hook.handlers import ResolveHook
+from moorage.api.resolve_hook.names import Names
 from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
+from moorage.api.user_database.handlers import UserDatabase
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
 from moorage.beside.adopting import Adopting
@@ -63,6 +63,7 @@ from moorage.machines.helpers.status import HelperStates
 from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.helpers.watch import StartWatcher
 from moorage.machines.holders import Holders
+from moorage.machines.id_maps import IdMaps
 from moorage.machines.intents import Intents
 from moorage.machines.leases import Leases
 from moorage.machines.left_units import LeftUnits
@@ -70,6 +71,7 @@ from moorage.machines.leftovers import Leftovers
 from moorage.machines.limit_watch import LimitWatch
 from moorage.machines.looking import Looking
 from moorage.machines.lookup import Lookup
+from moorage.machines.networks import Networks
 from moorage.machines.observer import Observer
 from moorage.machines.places import Places
 from moorage.machines.powering import Powering
@@ -96,6 +98,8 @@ from moorage.pid1.manager import Manager
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 from moorage.pid1.references import BusReferences, References
+from moorage.place.state_files import StateFiles
+from moorage.running import Options, wait_for_signal, wait_until_idle
 from moorage.wire.server import Server
 from moorage.wire.service import Interface, Service
 
@@ -109,36 +113,14 @@ NOTED_AT_ONCE = 4
 FIRST_SECONDS = 0.5
 """For how long the first calls wait for machines that machined has already, s, which takes a tenth of that."""
 
-IDLE_CHECK_SECONDS = 1.0
-"""How often it is asked whether there is anything left to do, s."""
+USERS, NAMES = "/run/systemd/userdb/io.systemd.Machine", "/run/systemd/resolve.hook/io.systemd.Machine"
+"""Where machined is asked for users of containers, and for addresses of machines."""
 
 _log = logging.getLogger(__name__)
 
 
 class NoRecords(Exception):
     """The directory of the records cannot be made or opened."""
-
-
-class Options(msgspec.Struct, frozen=True):
-    """How to run.
-
-    Attributes:
-        user: uid whose service manager is asked; None for the system's.
-        link: which way to the service manager.
-        state_directory: where the records are kept.
-        events_directory: where the latest events are kept.
-        runtime_directory: where the service manager makes the runtime directories of its services.
-        control_directory: where the control sockets of machines are.
-        metrics_address: path of the socket for metrics; None for none.
-    """
-
-    user: int | None
-    link: Literal["auto", "private", "bus"]
-    state_directory: str
-    events_directory: str
-    runtime_directory: str
-    control_directory: str
-    metrics_address: str | None = None
 
 
 class Core:
@@ -148,11 +130,14 @@ class Core:
         services: what interfaces call.
         followers: who is told of machines; more may join before it runs.
         leases: what holds machines.
+        names: names of machines, for those who look them up; None unless it is in machined's place.
     """
 
     _beside: Beside | None = None
     _sockets: ControlSockets | None = None
     _writer: JournalWriter | None = None
+    _files: StateFiles | None = None
+    names: Names | None = None
 
     def __init__(
         self, manager: Manager, store: Store, files: EventFiles, scribe: Scribe,
@@ -164,8 +149,7 @@ class Core:
         processes, hierarchy, clock = system.processes, system.hierarchy, system.clock
         self._detached, self._agenda = detached, agenda = Detached(), Agenda()
         self.followers = followers = Followers()
-        registry = Registry(trusted, settings.bounds)
-        hints, intents = Hints(manager), Intents(store)
+        registry, hints, intents = Registry(trusted, settings.bounds), Hints(manager), Intents(store)
         self._states = states = HelperStates(manager, hints, processes, journal, user=directories.user)
         watcher = StartWatcher(states, hints, system, journal, user=directories.user)
         self._processes = processes
@@ -213,7 +197,8 @@ class Core:
             Freezing(registry, agenda, manager, hierarchy, detached),
             grace, powering, looking, Sampling(accounts, hierarchy, clock),
             Resetting(registry, store, agenda, looking, hierarchy), retirement, chronicle,
-            Terminals(inside, processes), Directories(inside))  # fmt: skip
+            Terminals(inside, processes), Directories(inside), IdMaps(registry),
+            Networks(inside, detached))  # fmt: skip
 
     def stand_beside(
         self, machined: Peer, watch: Watch, store: Store, sockets: ControlSockets, settings: Settings
@@ -239,6 +224,14 @@ class Core:
         )  # fmt: skip
         followers.join(self._beside)
 
+    def stand_in_place(self) -> None:
+        """Show the machines to the rest of the system as machined would, for as long as its place is ours."""
+        place = activation.identity_of(ADDRESS)
+        registry = self.services.registry
+        self._files = StateFiles(FILES, registry, lambda: activation.identity_of(ADDRESS) == place)
+        self.names = Names(registry)
+        self.followers.join(self._files, self.names)
+
     def listen(self, sockets: ControlSockets) -> None:
         """Have each machine controlled at a socket of its own."""
         self._sockets = sockets
@@ -262,6 +255,8 @@ class Core:
                 self._chronicle.open()
                 self._recovery.restore()
                 self._chronicle.opened()
+                if self._files is not None:
+                    self._files.sweep()
                 await self._watching.look()
                 self._states.miss()
                 await nursery.start(self._states.run)
@@ -276,6 +271,8 @@ class Core:
                 nursery.start_soon(self._retirement.run)
                 if self._writer is not None:
                     nursery.start_soon(self._writer.run)
+                if self.names is not None:
+                    nursery.start_soon(self.names.run)
                 if self._sockets is not None:
                     await nursery.start(self._sockets.run)
                 if self._beside is not None:
@@ -321,15 +318,15 @@ async def run(options: Options, configuration: Configuration, listeners: Sequenc
     Raises:
         ManagerUnavailable, NoRecords: as :func:`serve` says.
     """
-    with activation.offered(options.metrics_address) as metrics:
-        await serve(options, configuration, listeners, metrics)
+    with ExitStack() as offers:
+        await serve(options, configuration, listeners, offers)
 
 
 async def serve(
     options: Options,
     configuration: Configuration,
     listeners: Sequence[socket.socket],
-    metrics: socket.socket | None,
+    offers: ExitStack,
 ) -> None:
     """Serve until SIGTERM, SIGINT, or until there is nothing left to do; read the configuration again at SIGHUP.
 
@@ -355,13 +352,14 @@ async def serve(
     theirs = SystemdMachine(core.services, authority, configuration)
     service = _service(theirs, core, authority, manager, configuration)
     server = _server(configuration, listeners, service)
-    configuration.follow(core.apply)
     core.listen(sockets := _control_sockets(options, core, authority, server))
-    core.followers.join(door := Door(endpoints.bus if _in_place(options, listeners) else None, theirs))
-    if _is_beside(options, settings, listeners):
-        machined = Peer(ADDRESS, endpoints.bus)
-        core.stand_beside(machined, partial(Directory, readiness), store, sockets, settings)
-    _offer_metrics(metrics, core, authority, manager, server, service)
+    if in_place := _in_place(options, listeners):
+        core.stand_in_place()
+    elif options.user is None and (settings.publish or settings.adopt):
+        machined, watch = Peer(ADDRESS, endpoints.bus), partial(Directory, readiness)
+        core.stand_beside(machined, watch, store, sockets, settings)
+    core.followers.join(door := Door(endpoints.bus if in_place else None, theirs))
+    _offer_metrics(offers, options, core, authority, manager, server, service)
     _collect_what_comes()
     async with trio.open_nursery() as background:
         await background.start(manager.run)
@@ -372,29 +370,37 @@ async def serve(
             await background.start(polkit.run)
         await background.start(server.serve)
         core.serve()
+        _offer_lookups(offers, core, authority, server)
         await background.start(door.run)
         background.start_soon(activation.feed_watchdog, notifier)
         await background.start(reload_at_hangup, configuration, notifier)
         background.start_soon(keep_small)
-        notifier.notify("READY=1", f"STATUS=Keeping {len(core.services.registry)} machines.")
-        _log.debug("Serving over the %s link of systemd %d.", manager.link_kind, manager.version)
+        _tell_ready(notifier, core, manager)
         await _until_the_end(configuration, server, door, core)
-        notifier.notify("STOPPING=1")
-        await _end(core, door, server)
+        await _end(notifier, core, door, server)
         background.cancel_scope.cancel()
     for each in (readiness, store, notifier):
         each.close()
 
 
-def _is_beside(options: Options, settings: Settings, listeners: Sequence[socket.socket]) -> bool:
-    """Whether there is anything to settle with machined: not in its own place, for one."""
-    wanted = settings.publish or settings.adopt
-    return options.user is None and not _in_place(options, listeners) and wanted
-
-
 def _in_place(options: Options, listeners: Sequence[socket.socket]) -> bool:
     """Whether this service is called where the system's machined is otherwise."""
     return options.user is None and any(listener.getsockname() == ADDRESS for listener in listeners)
+
+
+def _offer_lookups(offers: ExitStack, core: Core, authority: Authority, server: Server) -> None:
+    """Answer who looks up users and machines in machined's place. Not before: who waits may be the message bus."""
+    services = core.services
+    if core.names is None:
+        return
+    interfaces = {
+        USERS: UserDatabase(services.registry, services.id_maps, authority),
+        NAMES: ResolveHook(core.names, services.networks, authority),
+    }
+    for path, interface in interfaces.items():
+        listener = offers.enter_context(activation.offered(path, interface.name))
+        if listener is not None:
+            server.listen(listener, _named(interface), aside=True)
 
 
 def _open_store(path: str) -> Store:
@@ -419,6 +425,7 @@ def _service(
     manager: Manager,
     configuration: Configuration,
 ) -> Service:
+    configuration.follow(core.apply)
     ours = MoorageMachine(core.services, authority, manager, configuration)
     return _named(theirs, ours, GenericService(authority, configuration))
 
@@ -432,9 +439,10 @@ def _server(configuration: Configuration, listeners: Sequence[socket.socket], se
 
 
 def _offer_metrics(
-    listener: socket.socket | None, core: Core, authority: Authority, manager: DBusManager, server: Server,
+    offers: ExitStack, options: Options, core: Core, authority: Authority, manager: DBusManager, server: Server,
     service: Service,
 ) -> None:  # fmt: skip
+    listener = offers.enter_context(activation.offered(options.metrics_address, "metrics"))
     if listener is not None:
         insides = Insides(core.services, server, service.tally, manager.latency)
         server.listen(listener, _named(Metrics(core.services, authority, insides)), aside=True)
@@ -464,7 +472,13 @@ def _collect_what_comes() -> None:
     gc.enable()
 
 
-async def _end(core: Core, door: Door, server: Server) -> None:
+def _tell_ready(notifier: activation.Notifier, core: Core, manager: DBusManager) -> None:
+    notifier.notify("READY=1", f"STATUS=Keeping {len(core.services.registry)} machines.")
+    _log.debug("Serving over the %s link of systemd %d.", manager.link_kind, manager.version)
+
+
+async def _end(notifier: activation.Notifier, core: Core, door: Door, server: Server) -> None:
+    notifier.notify("STOPPING=1")
     core.end()
     await door.end()
     await server.drain(DRAIN_SECONDS)
@@ -472,28 +486,5 @@ async def _end(core: Core, door: Door, server: Server) -> None:
 
 async def _until_the_end(configuration: Configuration, server: Server, door: Door, core: Core) -> None:
     async with trio.open_nursery() as until:
-        until.start_soon(_wait_for_signal, until.cancel_scope)
-        until.start_soon(_wait_until_idle, configuration, server, door, core, until.cancel_scope)
-
-
-async def _wait_for_signal(end: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-        async for number in received:
-            _log.debug("Received %s, stopping.", signal.Signals(number).name)
-            end.cancel()
-            return
-
-
-async def _wait_until_idle(
-    configuration: Configuration, server: Server, door: Door, core: Core, end: trio.CancelScope
-) -> None:
-    while True:
-        await server.unconnected()  # who only waits to be told something costs nothing
-        usec = configuration.settings.idle_timeout_usec
-        timeout = math.inf if usec is None else usec / 1e6
-        await trio.sleep(min(timeout, IDLE_CHECK_SECONDS))
-        quiet = trio.current_time() - max(server.last_activity, door.last_activity)
-        if not server.connections and not door.busy and core.idle and quiet >= timeout:
-            _log.debug("Nothing to do, exiting.")
-            end.cancel()
-            return
+        until.start_soon(wait_for_signal, until.cancel_scope)
+        until.start_soon(wait_until_idle, configuration, server, door, lambda: core.idle, until.cancel_scope)

@@ -44,6 +44,7 @@ ON_NEWEST = (("test_machined_inside",),)
 """Modules that hold this service against a machined with all of io.systemd.Machine, which that of 257 has not."""
 
 OPTIONS = {
+    "test_lookups": ("--packages", "systemd-resolved,systemd-userdbd,libnss-systemd,libnss-resolve"),
     "test_qemu": ("--read-only", "--no-broker", "--mask", "tmp.mount"),
 }
 """Options of sandboxes, by the first module in each."""

@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.in_force", "moorage.machines.foreseen", "moorage.machines.in_use",
         "moorage.authz.polkit", "moorage.probes.namespaces", "moorage.probes.control",
         "moorage.probes.terminal", "moorage.probes.handing", "moorage.probes.root", "moorage.probes.copy",
-        "moorage.probes.mount", "moorage.probes.fork_server", "moorage.probes.inside",
+        "moorage.probes.mount", "moorage.probes.fork_server", "moorage.probes.inside", "moorage.probes.network",
         "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",
         "moorage.steps",
     ),
@@ -67,6 +67,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.machines.asking", "moorage.machines.control", "moorage.machines.detached", "moorage.machines.remains",
         "moorage.machines.lookup", "moorage.machines.looking", "moorage.machines.inside",
         "moorage.machines.terminals", "moorage.machines.directories", "moorage.machines.id_maps",
+        "moorage.machines.networks", "moorage.place.state_files",
         "moorage.machines.sampling", "moorage.machines.resetting",
         "moorage.machines.group_signals",
         "moorage.machines.powering", "moorage.machines.grace", "moorage.machines.ceilings",
@@ -88,7 +89,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 4: interfaces served
     ("moorage.api", "moorage.activation", "moorage.configuration"),
     # 5: programs
-    ("moorage.__main__", "moorage.app", "moorage.cli", "moorage.exporter"),
+    ("moorage.__main__", "moorage.app", "moorage.cli", "moorage.exporter", "moorage.running"),
 )  # fmt: skip
 """A name stands for a module or package and all below it. Imports within a layer are allowed, cycles are not."""
 
@@ -107,11 +108,14 @@ PACKAGES_ONLY = (
     "moorage.api.machine_instance",
     "moorage.api.metrics",
     "moorage.api.moorage_machine",
+    "moorage.api.resolve_hook",
     "moorage.api.systemd_machine",
+    "moorage.api.user_database",
     "moorage.configuration",
     "moorage.dbus",
     "moorage.exporter",
     "moorage.kernel",
+    "moorage.place",
     "moorage.probes",
     "moorage.steps",
 )

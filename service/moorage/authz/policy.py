@@ -147,6 +147,10 @@ TABLE: Final[Mapping[str, Row]] = {
     **_rows("io.systemd.service", ("SetLogLevel", "GetLogLevel", "GetEnvironment"), _ROOT),
     # What List and Measure tell of machines; and how often what was called.
     **_rows("io.systemd.Metrics", ("List", "Describe"), _OPEN),
+    # In machined's place. Who has a number, /proc tells everybody as well.
+    **_rows("io.systemd.UserDatabase", ("GetUserRecord", "GetGroupRecord", "GetMemberships"), _OPEN),
+    # Addresses of machines, for systemd-resolved, which asks for everybody.
+    **_rows("io.systemd.Resolve.Hook", ("QueryFilter", "ResolveRecord"), _OPEN),
     # For everybody, and in a user's instance too.
     "io.systemd.service.Ping": _OPEN,
     **_rows("org.varlink.service", ("GetInfo", "GetInterfaceDescription"), _OPEN),

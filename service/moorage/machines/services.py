@@ -11,8 +11,10 @@ from moorage.machines.directories import Directories
 from moorage.machines.freezing import Freezing
 from moorage.machines.grace import Grace
 from moorage.machines.helpers.changing import Changing
+from moorage.machines.id_maps import IdMaps
 from moorage.machines.looking import Looking
 from moorage.machines.lookup import Lookup
+from moorage.machines.networks import Networks
 from moorage.machines.powering import Powering
 from moorage.machines.registration import Registrar
 from moorage.machines.registry import Registry
@@ -42,6 +44,8 @@ class Services(NamedTuple):
         chronicle: tells what happens.
         terminals: opens terminals.
         directories: opens root directories.
+        id_maps: numbers of users and groups.
+        networks: addresses, for those who look up names.
     """
 
     registry: Registry
@@ -60,3 +64,5 @@ class Services(NamedTuple):
     chronicle: Chronicle
     terminals: Terminals
     directories: Directories
+    id_maps: IdMaps
+    networks: Networks

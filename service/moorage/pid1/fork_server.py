@@ -53,7 +53,7 @@ ANSWER_FDS: Final = 1
 """File descriptors that are handed over."""
 
 _SYSTEM_CALLS: Final = ("@mount", "chroot", "setns")
-_FAMILIES: Final = ("AF_UNIX",)
+_FAMILIES: Final = ("AF_UNIX", "AF_NETLINK")
 _CROWDED_SECONDS: Final = 0.02
 """Pause while the kernel takes no file descriptors, because too many of root's are on their way, s."""
 

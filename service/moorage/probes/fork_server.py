@@ -30,7 +30,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, NamedTuple, NoReturn
 
-from moorage.probes import copy, mount, root, terminal
+from moorage.probes import copy, mount, network, root, terminal
 from moorage.probes.capabilities import (
     CAP_CHOWN,
     CAP_DAC_OVERRIDE,
@@ -96,6 +96,7 @@ class Task(NamedTuple):
 
 
 TASKS: Final = {
+    "addresses": Task(network.main, CAP_SYS_PTRACE | CAP_SYS_ADMIN),
     "root": Task(root.main, CAP_SYS_PTRACE | CAP_DAC_READ_SEARCH),
     "copy": Task(
         copy.main,

@@ -289,13 +289,19 @@ def open_root(pidfd: int, access: int) -> int:
         OSError: ESRCH if it is gone.
     """
     root = os.open(f"/proc/{_pid_of(pidfd)}/root", access | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check_lives(pidfd)  # or it may be that of another process that has the number now
+    except OSError:
+        os.close(root)
+        raise
+    return root
+
+
+def _check_lives(pidfd: int) -> None:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     if poller.poll(0):
-        # It may be that of another process that has the number now.
-        os.close(root)
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-    return root
 
 
 def enter(pidfd: int, *, as_root: bool = False) -> tuple[bool, int | None]:
@@ -338,6 +344,22 @@ def enter(pidfd: int, *, as_root: bool = False) -> tuple[bool, int | None]:
     if own_users or privileged:
         _become(*identity)
     return private, root
+
+
+def enter_network(pidfd: int) -> bool:
+    """Move into the network namespace of a process; return whether that is another one than ours.
+
+    Raises:
+        OSError: ESRCH if it is gone.
+    """
+    pid = _pid_of(pidfd)
+    private = not os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net"))
+    # By the pidfd, which fails where what was looked at may be another process that has the number now.
+    if private and _libc.setns(pidfd, _CLONE_NEWNET) < 0:
+        raise capabilities.last_error()
+    if not private:
+        _check_lives(pidfd)
+    return private
 
 
 def change_root(root: int) -> None:

@@ -162,9 +162,10 @@ class Answering:
             self._end_with_reply(turns, call, reply)
             call.close()
             return Event.DONE
-        if kind is Kind.FEED:
-            self._call, self._feed = call, reply
-            reply.follow(turns.write)
+        if isinstance(reply, Feed):
+            feed = cast("Feed[Any]", reply)
+            self._call, self._feed = call, feed
+            feed.follow(turns.write)
             return Event.FEED
         if isinstance(reply, AsyncGenerator):
             stream = cast("AsyncGenerator[Any, None]", reply)

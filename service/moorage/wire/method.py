@@ -17,8 +17,8 @@ The annotations of a handler give the Structs of its parameters and its replies,
     @method("Follow", requires_more=True)
     def follow(self, call: Call, params: Empty) -> Feed[Seen]: ...   # whenever there is something, without a task
 
-A handler that waits for some parameters only is a plain function that returns either kind of iterator. To reply with
-an error, it raises a :class:`~moorage.wire.errors.VarlinkError`.
+A handler that waits for some parameters only is a plain function that returns either kind of iterator, or an iterator
+or a feed. To reply with an error, it raises a :class:`~moorage.wire.errors.VarlinkError`.
 """
 
 from __future__ import annotations
@@ -232,9 +232,8 @@ _ASYNC_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
 
 def _kind(function: Callable[..., Any], annotation: Any) -> Kind:
     origin = typing.get_origin(annotation)
-    if origin is types.UnionType and {typing.get_origin(each) for each in typing.get_args(annotation)} & {
-        *_STREAMS
-    }:
+    origins = {typing.get_origin(each) for each in typing.get_args(annotation)}
+    if origin in {types.UnionType, typing.Union} and origins & {*_STREAMS}:
         return Kind.GENERATOR
     if inspect.isasyncgenfunction(function) or origin in _ASYNC_STREAMS:
         return Kind.ASYNC_GENERATOR

@@ -10,8 +10,12 @@ from moorage.api.machine_instance.handlers import MachineInstance
 from moorage.api.metrics import types as metrics_types
 from moorage.api.metrics.handlers import Metrics
 from moorage.api.moorage_machine.handlers import MoorageMachine
+from moorage.api.resolve_hook import types as hook_types
+from moorage.api.resolve_hook.handlers import ResolveHook
 from moorage.api.systemd_machine import errors as systemd_errors
 from moorage.api.systemd_machine.handlers import SystemdMachine
+from moorage.api.user_database import errors as user_errors
+from moorage.api.user_database.handlers import UserDatabase
 from moorage.wire.conformance import check
 from moorage.wire.errors import VarlinkError
 from moorage.wire.service import Interface
@@ -23,6 +27,8 @@ LATER = {
     "io.systemd.service": {"Reload"},
     "io.systemd.MachineInstance": set[str](),
     "io.systemd.Metrics": set[str](),
+    "io.systemd.UserDatabase": set[str](),
+    "io.systemd.Resolve.Hook": set[str](),
 }
 
 # Errors of what comes later.
@@ -39,6 +45,8 @@ LATER_ERRORS = {
         "ConfigNotSupported",
     },
     "io.systemd.Metrics": {"NoSuchMetric"},  # there is always something
+    "io.systemd.UserDatabase": {"ServiceNotAvailable"},
+    "io.systemd.Resolve.Hook": set[str](),
 }
 
 INTERFACES: list[tuple[type[Interface], object]] = [
@@ -47,6 +55,8 @@ INTERFACES: list[tuple[type[Interface], object]] = [
     (systemd_service.GenericService, systemd_service),
     (MachineInstance, instance_errors),
     (Metrics, metrics_types),
+    (UserDatabase, user_errors),
+    (ResolveHook, hook_types),
 ]
 
 
@@ -65,6 +75,8 @@ def test_interface_and_description_agree(interface: type[Interface], module: obj
         "GenericService": "io.systemd.service",
         "MachineInstance": "io.systemd.MachineInstance",
         "Metrics": "io.systemd.Metrics",
+        "UserDatabase": "io.systemd.UserDatabase",
+        "ResolveHook": "io.systemd.Resolve.Hook",
     }[interface.__name__]
     differences = check(
         interface, load_description(name), errors=errors_of(module), unimplemented=LATER[name]

@@ -9,8 +9,10 @@ import pytest
 from moorage.api.machine_instance.handlers import MachineInstance
 from moorage.api.metrics.handlers import Metrics
 from moorage.api.moorage_machine.handlers import MoorageMachine
+from moorage.api.resolve_hook.handlers import ResolveHook
 from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
+from moorage.api.user_database.handlers import UserDatabase
 from moorage.authz.policy import (
     AS_ROOT,
     AS_ROOT_ACTION,
@@ -39,6 +41,8 @@ INTERFACES: dict[str, type[Interface]] = {
     "io.systemd.service": GenericService,
     "io.systemd.MachineInstance": MachineInstance,
     "io.systemd.Metrics": Metrics,
+    "io.systemd.UserDatabase": UserDatabase,
+    "io.systemd.Resolve.Hook": ResolveHook,
     "org.varlink.service": ServiceInterface,
 }
 

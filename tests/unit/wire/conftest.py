@@ -33,6 +33,7 @@ method Hold() -> ()
 method Watch() -> (number: int, padding: string)
 method Batches(to: int, size: ?int) -> (number: int, padding: string)
 method Follow() -> (number: int, padding: string)
+method Look() -> (number: int, padding: string)
 method WatchBadly() -> (number: int)
 method Open() -> (index: int)
 method Keep(index: int) -> ()
@@ -212,6 +213,10 @@ class Tested(Interface):
         self.feeds.append(feed)
         self.note()
         return feed
+
+    @method("Look")
+    def look(self, call: Call, params: Empty) -> Iterator[Number] | Feed[Number]:
+        return self.follow(call, params) if call.more else iter((Number(number=self.fed),))
 
     @method("WatchBadly")
     async def watch_badly(self, call: Call, params: Empty) -> AsyncIterator[Number]:

@@ -70,6 +70,20 @@ async def test_a_call_for_one_reply_is_refused(serve: Serve, read_messages: Read
             assert json.loads(reply)["error"] == "org.varlink.service.ExpectedMore"
 
 
+async def test_a_method_may_follow_for_some_callers_only(serve: Serve, read_messages: ReadMessages) -> None:
+    async with serve() as running:
+        running.interface.fed = 2
+        with running.connect() as raw:
+            raw.send(b'{"method":"org.example.test.Look"}\0')
+            (reply,) = await read_messages(raw, 1)
+            assert json.loads(reply)["parameters"]["number"] == 2
+            raw.send(b'{"method":"org.example.test.Look","more":true}\0')
+            assert numbers(await read_messages(raw, 2)) == [0, 1]
+            running.interface.feeds[-1].put(2)
+            running.interface.feeds[-1].woken()
+            assert numbers(await read_messages(raw, 1)) == [2]
+
+
 async def test_an_error_is_the_end_and_the_next_call_is_answered(
     serve: Serve, read_messages: ReadMessages
 ) -> None:

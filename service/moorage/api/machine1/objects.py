@@ -264,16 +264,16 @@ class Objects:
         return (getattr(self._theirs.map_from(request.call("MapFrom"), params), kind),)
 
     async def _map_to_user(self, request: Request, number: int) -> Body:
-        return self._map_to(request, number, "uid")
+        return await self._map_to(request, number, "uid")
 
     async def _map_to_group(self, request: Request, number: int) -> Body:
-        return self._map_to(request, number, "gid")
+        return await self._map_to(request, number, "gid")
 
-    def _map_to(self, request: Request, number: int, kind: id_maps.Kind) -> Body:
+    async def _map_to(self, request: Request, number: int, kind: id_maps.Kind) -> Body:
         _check_id(number)
         params = MapToIn()
         setattr(params, kind, number)
-        found = self._theirs.map_to(request.call("MapTo"), params)
+        found = await self._theirs.map_to(request.call("MapTo"), params)
         assert found.machineName is not None
         return (found.machineName, path_of(found.machineName), getattr(found, kind))
 

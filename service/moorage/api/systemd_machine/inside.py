@@ -141,21 +141,21 @@ class Inside(Handlers):
         """Return the numbers on the host of a user and a group of a machine."""
         permit(call, self.authority)
         _check_ids(params.uid, params.gid)
-        record = self.lookup(call, params).record
-        if record.class_ is not model.MachineClass.container:
+        machine, maps = self.lookup(call, params), self.services.id_maps
+        if machine.record.class_ is not model.MachineClass.container:
             raise NotSupported
         reply = MapFromOut()
         with translated(REFUSALS):
             if params.uid is not None:
                 with translated({id_maps.NoSuchId: lambda _: NoSuchUser()}):
-                    reply.uid = id_maps.to_host(record, "uid", params.uid)
+                    reply.uid = maps.to_host(machine, "uid", params.uid)
             if params.gid is not None:
                 with translated({id_maps.NoSuchId: lambda _: NoSuchGroup()}):
-                    reply.gid = id_maps.to_host(record, "gid", params.gid)
+                    reply.gid = maps.to_host(machine, "gid", params.gid)
         return reply
 
     @method("MapTo")
-    def map_to(self, call: Call, params: MapToIn) -> MapToOut:
+    async def map_to(self, call: Call, params: MapToIn) -> MapToOut:
         """Return the machine of a user and a group of the host, and their numbers in it."""
         permit(call, self.authority)
         _check_ids(params.uid, params.gid)
@@ -163,17 +163,16 @@ class Inside(Handlers):
             raise UserInHostRange
         if params.gid is not None and params.gid < id_maps.HOST_MAX:
             raise GroupInHostRange
-        reply = MapToOut()
-        machines = [machine for machine in self.registry if machine.is_there]
+        reply, maps = MapToOut(), self.services.id_maps
         found: set[str] = set()
         with translated(REFUSALS):
             if params.uid is not None:
                 with translated({id_maps.NoSuchId: lambda _: NoSuchUser()}):
-                    machine, reply.uid = id_maps.from_host(machines, "uid", params.uid)
+                    machine, reply.uid = await maps.find("uid", params.uid)
                 found.add(machine.name)
             if params.gid is not None:
                 with translated({id_maps.NoSuchId: lambda _: NoSuchGroup()}):
-                    machine, reply.gid = id_maps.from_host(machines, "gid", params.gid)
+                    machine, reply.gid = await maps.find("gid", params.gid)
                 found.add(machine.name)
         if len(found) != 1:  # nothing was asked for, or two machines have one each
             raise NoSuchMachine

@@ -1,0 +1,1 @@
+"""What systemd-machined shows to the rest of the system, shown in its place."""
