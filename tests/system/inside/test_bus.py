@@ -17,7 +17,7 @@ from jeepney import DBusAddress, MatchRule, new_method_call
 from jeepney.bus_messages import message_bus
 from jeepney.fds import FileDescriptor
 from jeepney.io.blocking import DBusConnection, Proxy, open_dbus_connection
-from jeepney.low_level import HeaderFields, MessageType
+from jeepney.low_level import HeaderFields, MessageFlag, MessageType
 from moored import Processes, assert_nothing_left, main_pid, messages, run, until
 
 pytestmark = pytest.mark.system_instance("the instance of a user does not take machined's place")
@@ -299,7 +299,87 @@ def registered(bus: Bus, pid: int) -> Answer:
     return bus.manager("RegisterMachine", IDENTITY, "my-box", b"", "", "container", pid, "")
 
 
+NOBODY = 65534
+BY_USERS: list[tuple[str, str, str, str, tuple[Any, ...]]] = [
+    (ROOT, MANAGER, "GetMachine", "s", (".host",)),
+    (ROOT, MANAGER, "GetMachineByPID", "u", (0,)),
+    (ROOT, MANAGER, "ListMachines", "", ()),
+    (ROOT, MANAGER, "KillMachine", "ssi", ("my-box", "all", 15)),
+    (ROOT, MANAGER, "KillMachine", "ssi", ("nobox", "all", 15)),
+    (ROOT, MANAGER, "TerminateMachine", "s", ("my-box",)),
+    (ROOT, MANAGER, "UnregisterMachine", "s", ("my-box",)),
+    (ROOT, MANAGER, "OpenMachinePTY", "s", (".host",)),
+    (ROOT, MANAGER, "OpenMachineLogin", "s", (".host",)),
+    (ROOT, MANAGER, "OpenMachineShell", "sssasas", (".host", "", "", [], [])),
+    (ROOT, MANAGER, "OpenMachineRootDirectory", "s", (".host",)),
+    (ROOT, MANAGER, "RegisterMachine", IDENTITY, ("xy", b"", "", "vm", os.getpid(), "")),
+    (ROOT, MANAGER, "CreateMachine", f"{IDENTITY}a(sv)", ("xy", b"", "", "vm", os.getpid(), "", [])),
+    (ROOT, MANAGER, "RegisterMachine", IDENTITY, ("my-box", b"", "", "vm", os.getpid(), "")),
+    (f"{ROOT}/machine/my_2dbox", MACHINE, "Terminate", "", ()),
+    (f"{ROOT}/machine/my_2dbox", PROPERTIES, "Get", "ss", (MACHINE, "Class")),
+    (ROOT, "org.freedesktop.DBus.Peer", "Ping", "", ()),
+]
+
+
+def by_users() -> list[Answer]:
+    """Ask as an ordinary user about a machine of root's."""
+    root = Bus()
+    sleeper = subprocess.Popen(["sleep", "infinity"])
+    created(root, sleeper.pid)
+    with hostile.as_user(NOBODY):
+        bus = Bus()
+    found = [
+        bus.ask(path, interface, member, signature, *body)
+        for path, interface, member, signature, body in BY_USERS
+    ]
+    bus.close()
+    root.manager("TerminateMachine", "s", "my-box")
+    sleeper.wait()
+    root.close()
+    return [(kind, sorted(body[0])) if kind == "a(ssso)" else (kind, *body) for kind, *body in found]
+
+
+def test_users_get_the_same_answers(machined: dict[str, Any], place: None) -> None:
+    different = [
+        (call, ours, theirs)
+        for call, ours, theirs in zip(BY_USERS, by_users(), machined["by users"], strict=True)
+        if ours != theirs
+    ]
+    assert different == []
+
+
+def test_ten_thousand_calls_of_one_peer_keep_nobody_waiting(spawn: Processes, bus: Bus) -> None:
+    with hostile.as_user(NOBODY):
+        flooding = open_dbus_connection(bus="SYSTEM")
+    address = DBusAddress(ROOT, NAME, MANAGER)
+    for number in range(10_000):
+        message = new_method_call(address, "GetMachine", "s", (f"box{number}",))
+        message.header.flags |= MessageFlag.no_reply_expected
+        flooding.send(message)
+        if number % 1000 == 0:  # those over varlink, and on the bus, are answered in between
+            assert hostile.ask(hostile.encode("io.moorage.Machine.List", {}, more=True)) is not None
+            assert bus.manager("GetMachine", "s", ".host") == ("o", HOST)
+    # That it leaves with calls under way is nothing either.
+    flooding.close()
+    assert bus.manager("GetMachine", "s", ".host") == ("o", HOST)
+    assert [line for line in messages("moored.service") if "Traceback" in line] == []
+
+
+def test_what_is_too_large_is_refused_and_nothing_else(place: None, bus: Bus) -> None:
+    with hostile.as_user(NOBODY):
+        large = Bus()
+    pid = main_pid()
+    assert large.manager("GetMachine", "s", "x" * (1 << 20)) == (
+        "org.freedesktop.DBus.Error.LimitsExceeded",
+    )
+    assert large.manager("GetMachine", "s", ".host") == ("o", HOST)
+    large.close()
+    assert bus.manager("GetMachine", "s", ".host") == ("o", HOST)
+    assert main_pid() == pid
+
+
 QUESTIONS: dict[str, Callable[[], Any]] = {
+    "by users": by_users,
     "introspections": introspections,
     "calls": calls,
     "created": life(created, "TerminateMachine"),

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 
 from moorage import names
 from moorage.api.calls import authorize
-from moorage.api.leader import ForeignNumber, Leader, open_leader
+from moorage.api.leader import ForeignNumber, Leader, check_number, open_leader
 from moorage.api.machine1.errors import ACCESS_DENIED, INVALID_ARGS, Refusal
 from moorage.api.machine1.request import Request
 from moorage.api.refusals import translated
@@ -205,27 +205,24 @@ class Registering:
         """
         call = request.call("Register")
         try:
-            self._check_leader(wanted)
+            given = _pinned(call, wanted)
             await self._check_name(wanted.name)
-            given = None if wanted.leader is None else ProcessId(pid=wanted.leader, pidfdId=wanted.pidfd_id)
+            await authorize(
+                call,
+                self._theirs.authority,
+                {"name": wanted.name, "class": wanted.class_},
+                variant=IN_PLACE if properties is None else "",
+                interactive=request.interactive,
+            )
             pidfd = None if wanted.pidfd is None else call.take_fd(wanted.pidfd, "LeaderPIDFD")
             with translated(REFUSALS):
                 leader = await self._open(call, given, pidfd)
             try:
-                return await self._register(request, call, wanted, properties, leader)
+                return await self._register(call, wanted, properties, leader)
             finally:
                 leader.close()
         finally:
             call.close()
-
-    def _check_leader(self, wanted: Wanted) -> None:
-        """Look whether there is such a process at all, which machined does before it looks at names."""
-        if wanted.leader is not None and wanted.pidfd is None:
-            try:
-                with translated(REFUSALS):
-                    process.identify(wanted.leader, wanted.pidfd_id)
-            except process.NotAProcess:
-                raise InvalidParameter("leader") from None
 
     async def _check_name(self, name: str) -> None:
         await self._theirs.services.registrar.wait(name)
@@ -243,20 +240,12 @@ class Registering:
 
     async def _register(
         self,
-        request: Request,
         call: Call,
         wanted: Wanted,
         properties: ScopeProperties | None,
         leader: Leader,
     ) -> Machine:
         theirs = self._theirs
-        await authorize(
-            call,
-            theirs.authority,
-            {"name": wanted.name, "class": wanted.class_},
-            variant=IN_PLACE if properties is None else "",
-            interactive=request.interactive,
-        )
         privileged = theirs.authority.policy.is_root(call.peer.uid)
         if properties is not None and properties.slice is not None and not privileged:
             raise Refusal(ACCESS_DENIED, "Only root may choose the slice of a machine")
@@ -285,3 +274,25 @@ class Registering:
             except (InvalidProperty, NoSuchProperty) as error:
                 raise Refusal(INVALID_ARGS, str(error)) from None
         return done.machine
+
+
+def _pinned(call: Call, wanted: Wanted) -> ProcessId | None:
+    """Return the leader that is named by its number, which machined looks for before it looks at names.
+
+    A person may take minutes to authenticate, and the number may be another process's by then.
+
+    Raises:
+        VarlinkError: there is no such process.
+    """
+    if wanted.leader is None:
+        return None
+    given = ProcessId(pid=wanted.leader, pidfdId=wanted.pidfd_id)
+    if wanted.pidfd is not None:
+        return given
+    try:
+        with translated(REFUSALS):
+            check_number(call, given)
+            found = process.identify(given.pid, given.pidfdId)
+    except process.NotAProcess:
+        raise InvalidParameter("leader") from None
+    return ProcessId(pid=found.pid, pidfdId=found.pidfd_id)
