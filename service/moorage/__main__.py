@@ -164,6 +164,7 @@ def main() -> int:
             else f"{runtime}/moorage/events",
             runtime_directory=runtime,
             control_directory=f"{records}.control" if arguments.state_directory else f"{runtime}/{CONTROL}",
+            stored=activation.stored(),
             metrics_address=None if arguments.listen else _metrics_address(runtime, user=arguments.user),
         )
         listeners = [activation.listen(arguments.listen)] if arguments.listen else activation.listeners()

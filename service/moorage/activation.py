@@ -5,11 +5,13 @@ Only user of systemd-python.
 
 from __future__ import annotations
 
+import array
 import contextlib
+import errno
 import logging
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import trio
 from systemd import daemon
@@ -21,8 +23,16 @@ SOCKET_NAME = "varlink"
 HTTP_NAME = "http"
 """The same of the exporter's socket."""
 
+STORED = "references"
+"""The name of a stored connection, FDNAME=."""
+
 NOTIFY_SECONDS = 1.0
 """How long the service manager may leave its queue full before a message is dropped. Everybody waits meanwhile."""
+
+NOTIFY_ATTEMPTS = 3
+"""How often a message is sent that the kernel refuses for want of memory: without READY=1 a start has failed."""
+
+_PASSING = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS})
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +49,8 @@ def listeners() -> list[socket.socket]:
     """
     found: list[socket.socket] = []
     for descriptor, name in daemon.listen_fds_with_names().items():
+        if name == STORED:
+            continue  # see stored()
         if name != SOCKET_NAME:
             os.close(descriptor)
             continue
@@ -52,6 +64,12 @@ def listeners() -> list[socket.socket]:
             f"no socket named “{SOCKET_NAME}” was passed; start moored.socket, or use --listen to run by hand"
         )
     return found
+
+
+def stored() -> list[int]:
+    """Take over the connections that an instance before has stored; to be called before `listeners`."""
+    passed = daemon.listen_fds_with_names(unset_environment=False)
+    return [descriptor for descriptor, name in passed.items() if name == STORED]
 
 
 def http_listener() -> socket.socket:
@@ -145,20 +163,52 @@ class Notifier:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.settimeout(NOTIFY_SECONDS)
 
-    def notify(self, *assignments: str) -> None:
-        """Tell the service manager something, such as ``READY=1``."""
+    def notify(self, *assignments: str, descriptors: Sequence[int] = ()) -> bool:
+        """Tell the service manager something, such as ``READY=1``; return whether it will hear that."""
         if self._socket is None or self._address is None:
-            return
-        try:
-            # Not connected: after a restart of the manager another socket may be at that address.
-            self._socket.sendto("\n".join(assignments).encode(), self._address)
-        except OSError as error:
-            _log.warning("Failed to notify the service manager, ignoring: %s", error)
+            return False
+        rights = (
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        )
+        for attempt in range(1, NOTIFY_ATTEMPTS + 1):
+            try:
+                # Not connected: after a restart of the manager another socket may be at that address.
+                self._socket.sendmsg(["\n".join(assignments).encode()], rights, 0, self._address)
+            except OSError as error:
+                if error.errno in _PASSING and attempt < NOTIFY_ATTEMPTS:
+                    continue
+                _log.warning("Failed to notify the service manager, ignoring: %s", error)
+                return False
+            break
+        return True
 
     def close(self) -> None:
         """Close the socket."""
         if self._socket is not None:
             self._socket.close()
+
+
+class DescriptorStore:
+    """The sockets that the service manager keeps for this service: ``FileDescriptorStoreMax=``.
+
+    Only the main process can store any (``NotifyAccess=``), and only its successor gets them. The manager drops each
+    that is shut down, as it polls them (``FDPOLL=``), and all when the service is stopped and not started again.
+    """
+
+    def __init__(self, notifier: Notifier, found: Sequence[int]) -> None:
+        """Take over the file descriptors that were passed at the start."""
+        self.found = list(found)
+        self._notifier = notifier
+
+    def put(self, descriptor: int) -> bool:
+        """Store a duplicate of a socket; return whether the manager will hear of it."""
+        return self._notifier.notify("FDSTORE=1", f"FDNAME={STORED}", descriptors=[descriptor])
+
+
+def descriptor_store(notifier: Notifier, found: Sequence[int]) -> DescriptorStore | None:
+    """Return the store of this service; None where the manager has none for it (``$FDSTORE``, systemd.exec(5))."""
+    most = os.environ.get("FDSTORE", "")
+    return DescriptorStore(notifier, found) if found or most not in {"", "0"} else None
 
 
 def watchdog_usec() -> int | None:

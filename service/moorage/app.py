@@ -187,7 +187,7 @@ class Core:
         self._adopting = Adopting(registry, registrar, starts, leftovers, manager, system)
         self._recovery = Recovery(
             registry, store, intents, agenda, observer, retirement, left, starts, leases, leftovers, states,
-            followers, manager, hierarchy)  # fmt: skip
+            followers, manager, hierarchy, references)  # fmt: skip
         looking = Looking(accounts, manager, hierarchy, clock, user=directories.user)
         self._inside = inside = ForkServer(manager)
         self.services = Services(
@@ -339,7 +339,8 @@ async def serve(
     authority = Authority(Policy(options.user), polkit)
     endpoints = Endpoints.of("system" if options.user is None else "user")
     manager = DBusManager(endpoints, options.link)
-    references = BusReferences(None if options.link == "private" else endpoints.bus)
+    bus = None if options.link == "private" else endpoints.bus
+    references = BusReferences(bus, activation.descriptor_store(notifier, options.stored))
     store = _open_store(options.state_directory)
     readiness = Readiness(NOTED_AT_ONCE)
     settings = configuration.settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -31,6 +31,7 @@ class Options(msgspec.Struct, frozen=True):
         events_directory: where the latest events are kept.
         runtime_directory: where the service manager makes the runtime directories of its services.
         control_directory: where the control sockets of machines are.
+        stored: file descriptors that the service manager has kept from the instance before.
         metrics_address: path of the socket for metrics; None for none.
     """
 
@@ -40,6 +41,7 @@ class Options(msgspec.Struct, frozen=True):
     events_directory: str
     runtime_directory: str
     control_directory: str
+    stored: Sequence[int]
     metrics_address: str | None = None
 
 

@@ -193,6 +193,8 @@ class Instance:
             self.serving = False
             if not self.store.killed:
                 self._look_for_leaks()
+                if self.world.random.random() < 0.5:  # it was stopped, not restarted
+                    self._release_stored()
             self.processes.release()
             for watch in [each for each in self.world.kernel.watches if each.hierarchy is self.hierarchy]:
                 self.world.kernel.watches.remove(watch)
@@ -201,6 +203,10 @@ class Instance:
 
     async def _run_core(self, *, task_status: trio.TaskStatus[None]) -> None:
         await self.core.run(task_status=task_status)
+
+    def _release_stored(self) -> None:
+        for each in list(self.world.pid1.stored):
+            self.world.pid1.disconnect(each)
 
     def _look_for_leaks(self) -> None:
         if any(each.hierarchy is self.hierarchy for each in self.world.kernel.watches):

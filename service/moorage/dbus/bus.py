@@ -157,6 +157,7 @@ class Bus:
         calls_max: int,
     ) -> None:
         self._sock = sock
+        self.fileno = sock.fileno  # of a descriptor that is borrowed; -1 once the link is down
         self._on_signal = on_signal
         self._on_closed = on_closed
         self._serial = 0
@@ -306,8 +307,7 @@ class Bus:
                 reason = f"arguments of {call.member} do not fit {call.signature!r}: {exc}"
                 raise BadCall(reason) from exc
         waiting: list[_Pending] = []
-        batch: list[bytes] = []
-        serial = 0
+        batch, serial = list[bytes](), 0
         for call, serial, data, fds in messages:
             self._pending[serial] = pending = _Pending(call.returned)
             serials.append(serial)

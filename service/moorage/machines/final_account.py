@@ -212,18 +212,20 @@ class FinalAccounts:
             result: of its unit; None where the manager has forgotten it.
         """
         self._close_counters(machine)
-        record, leader = machine.record, machine.take_leader()
+        record, leader, attested = machine.record, machine.take_leader(), machine.attested
         gone = leader is None and record.leader is not None
         group = None if leader is None else leader.elsewhere(record.control_group)
         if group is not None:
             _log.warning("The leader of machine %s has left it, and lives in %s.", machine.name, group)
         facts = verdicts.Facts(
             result=result,
-            found_at=machine.emptied_at or now(self._clock),
+            found_at=attested.at if attested else machine.emptied_at or now(self._clock),
             watched=machine.watched,
+            attested=attested is not None,
             whole=record.placement.is_whole,
             asked=record.asked,
-            deactivating=machine.deactivating,
+            deactivating=machine.deactivating
+            or (attested is not None and attested.stopped and not record.asked),
             late=record.late,
             accounting=verdicts.merged(machine.counters, _told_kills(machine)),
             final=machine.final,

@@ -139,6 +139,18 @@ class Recheck(msgspec.Struct):
     ended: UnitHint | None = None
 
 
+class Attested(msgspec.Struct, frozen=True):
+    """An end by the word of the service manager.
+
+    Attributes:
+        at: when it was.
+        stopped: the unit was being stopped before.
+    """
+
+    at: Timestamp
+    stopped: bool
+
+
 class Machine:
     """A machine, living or gone.
 
@@ -150,6 +162,8 @@ class Machine:
         recheck: why it is to be looked at; None if it is not. Written by the agenda.
         due: when it is to be looked at again, on trio's clock. Written by the agenda.
         watched: this service has seen all of its life, and the signals of the service manager that came with it.
+        attested: what the service manager tells of an end that nobody has watched; None if it is not asked. Written by
+            `Watching`.
         emptied_at: when its last process was seen to be gone; None while it has any.
         counters: the last of its control group that were read.
         final: they were read when the last process had gone.
@@ -172,6 +186,7 @@ class Machine:
         "_stopping",
         "_work",
         "asking",
+        "attested",
         "completed",
         "control_socket",
         "counters",
@@ -203,6 +218,7 @@ class Machine:
         self.recheck: Recheck | None = None
         self.due = math.inf
         self.watched = watched
+        self.attested: Attested | None = None
         self.emptied_at: Timestamp | None = None
         self.counters = Accounting()
         self.final = False

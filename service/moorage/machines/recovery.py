@@ -30,7 +30,8 @@ from moorage.machines.retirement import Retirement
 from moorage.machines.starts import Starts
 from moorage.machines.store import BadRecord, Store
 from moorage.names import machine_of_scope
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, UnitStatus
+from moorage.pid1.references import References
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Recovery:
         followers: Followers,
         manager: Manager,
         hierarchy: Hierarchy,
+        references: References,
     ) -> None:
         self._registry = registry
         self._store = store
@@ -69,6 +71,7 @@ class Recovery:
         self._followers = followers
         self._manager = manager
         self._hierarchy = hierarchy
+        self._references = references
 
     def restore(self) -> None:
         """Go on with the records. What became of their machines is to be looked at."""
@@ -112,7 +115,8 @@ class Recovery:
         return begun
 
     async def run(self, begun: Sequence[tuple[Intent, Claim]]) -> None:
-        """Finish or take back what was begun, and look for what is not ours."""
+        """Finish or take back what was begun, and look for what is not ours. All that ended was looked at by now."""
+        self._references.succeed()
         async with trio.open_nursery() as nursery:
             for intent, claim in begun:
                 nursery.start_soon(self._resume, intent, claim)
@@ -150,7 +154,7 @@ class Recovery:
                 status = (
                     await self._manager.status(unit, deadline=deadline) if self._is_other(unit) else None
                 )
-                if status is not None and self._is_other(unit):
+                if status is not None and self._is_other(unit) and not self._is_over(status):
                     _log.warning("%s is no machine of ours: %s.", unit, self._leftovers.describe(status))
             paths = await self._hierarchy.find(SCOPES)
         except (ManagerError, OSError) as error:
@@ -161,6 +165,11 @@ class Recovery:
             if unit not in units and self._is_other(unit):
                 _log.warning("%s has processes, but no unit.", path)
                 self._leftovers.orphans[unit] = path
+
+    def _is_over(self, status: UnitStatus) -> bool:
+        """Whether a unit is that of a machine that has ended, and goes once it is kept no longer."""
+        machine = self._registry.verdict(machine_of_scope(status.unit) or "")
+        return machine is not None and machine.record.invocation_id == status.invocation_id
 
     def _is_other(self, unit: str) -> bool:
         name = machine_of_scope(unit)

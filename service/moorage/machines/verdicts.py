@@ -44,6 +44,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         result: of its unit, by the word of the service manager; None where that has forgotten it.
         found_at: when its last process was seen to be gone.
         watched: this service saw all of the end, and the signals of the service manager that came with it.
+        attested: nobody watched, but the service manager has kept the unit, and with it when and how that ended.
         whole: it was the whole of its unit.
         asked: why this service was asked to stop it, if it was.
         deactivating: its unit was seen to be stopped before this service was asked to.
@@ -62,6 +63,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     found_at: Timestamp
     result: str | None = None
     watched: bool = False
+    attested: bool = False
     whole: bool = True
     asked: Cause | None = None
     deactivating: bool = False
@@ -80,20 +82,22 @@ def verdict_of(facts: Facts) -> Verdict:
     """Return the verdict that the facts allow."""
     counters = merged(_final(facts), facts.told.accounting)
     killed, managed = _lack_of_memory(facts, counters)
+    # Where memory is counted, but not who was killed for it, the leader may have been.
+    attested = facts.attested and not (killed is None and counters.memory_peak is not None)
     # After a reload the manager does not know it any more, and may say that nothing went wrong.
     result = facts.result if facts.result not in {None, "success", FORGOTTEN} else None
     result = result or facts.told.result or facts.result
     helper = facts.helper or HelperEnd("")
     leader = facts.leader_exit or Exit()
     # Of an end that nobody watched the service manager knows the moment better.
-    ended_at = None if facts.watched else facts.told.ended_at
+    ended_at = None if facts.watched or facts.attested else facts.told.ended_at
     return Verdict(
         result=result or "success",
         exited_at=ended_at or facts.found_at,
         oom_killed=None if killed is None and managed is None else bool(killed or managed),
         oom_group=facts.oom_group,
         accounting=counters,
-        cause=_cause(facts, result, killed=bool(killed), managed=bool(managed)),
+        cause=_cause(facts, result, killed=bool(killed), managed=bool(managed), attested=attested),
         leader_status=leader.status,
         leader_signal=leader.signal,
         helper=helper.name or None,
@@ -136,7 +140,9 @@ def _final(facts: Facts) -> Accounting:
 def _lack_of_memory(facts: Facts, counters: Accounting) -> tuple[bool | None, bool | None]:
     # A kernel without the memory controller in this group counts nothing, and the manager then has nothing to tell.
     counted = facts.accounting.oom_kills is not None or counters.memory_peak is not None
-    sure = facts.final or (facts.told.ended_at is not None and counted)
+    # What nobody has watched was killed without a trace, where the manager does not count that.
+    seen = facts.final and (facts.watched or counters.oom_kills is not None)
+    sure = seen or (facts.told.ended_at is not None and counted)
     oom_kill = facts.result == "oom-kill" or facts.told.result == "oom-kill"
     managed = bool(counters.managed_oom_kills) or facts.told.oomd
     killed = bool(counters.oom_kills) or facts.told.oom or (oom_kill and not managed)
@@ -144,7 +150,7 @@ def _lack_of_memory(facts: Facts, counters: Accounting) -> tuple[bool | None, bo
     return killed or no, managed or no
 
 
-def _cause(facts: Facts, result: str | None, *, killed: bool, managed: bool) -> Cause | None:
+def _cause(facts: Facts, result: str | None, *, killed: bool, managed: bool, attested: bool) -> Cause | None:
     """The first that applies: what sets off the end of a unit comes before what it leads to."""
     by_kill = facts.leader_exit == Exit(signal=signal.SIGKILL) and facts.asked is None
     if result == "oom-kill" or ((killed or managed) and by_kill):
@@ -161,7 +167,7 @@ def _cause(facts: Facts, result: str | None, *, killed: bool, managed: bool) -> 
         return None  # by the manager itself: RuntimeMaxSec=, or what its result says
     if (killed or managed) and facts.leader_exit is None:
         return None  # it may have been the leader
-    sure = facts.watched or not facts.whole or facts.told.ended_at is not None
+    sure = facts.watched or attested or not facts.whole or facts.told.ended_at is not None
     return Cause.leader_ended if facts.leader_ended and sure else None
 
 

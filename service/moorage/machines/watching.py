@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from typing import Final
 
 import trio
 
@@ -24,9 +25,11 @@ from moorage.machines.helpers.changes import Changes
 from moorage.machines.helpers.status import HelperStates
 from moorage.machines.leader import lives
 from moorage.machines.leftovers import stop_thawed
-from moorage.machines.machine import Machine, Recheck
+from moorage.machines.machine import Attested, Machine, Recheck
+from moorage.machines.model import Timestamp
 from moorage.machines.observer import SETTLE_SECONDS, Observer
 from moorage.machines.registry import Registry
+from moorage.machines.renewal import has_scope
 from moorage.machines.retirement import Retirement
 from moorage.machines.verdicts import FORGOTTEN
 from moorage.machines.vital import lost
@@ -56,6 +59,9 @@ _UNIT_COUNTERS = {
 
 _ONLY_BY_THE_MANAGER = {"ip_ingress_bytes", "ip_egress_bytes"}
 """What no file of the control group tells."""
+
+_TIMES: Final = ("ActiveExitTimestampMonotonic", "InactiveEnterTimestamp", "InactiveEnterTimestampMonotonic")
+"""When a unit was active no more, and when it had ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -246,6 +252,8 @@ class Watching:
             machine.unit_ended(judgement.result or FORGOTTEN)
             with contextlib.suppress(ManagerError):  # without them the account is not whole, that is all
                 self._accounts.consumed(machine, await self._unit_counters(machine))
+                if not machine.watched and has_scope(machine):
+                    await self._look_back(machine)
             if judgement.reset and self._is_kept(machine):
                 with contextlib.suppress(ManagerError):
                     await self._manager.reset_failed(machine.unit, deadline=_soon())
@@ -270,6 +278,19 @@ class Watching:
             }
         values = await self._manager.properties(machine.unit, tuple(names), deadline=_soon())
         return Accounting(**{names[name]: value for name, value in values.items() if isinstance(value, int)})
+
+    async def _look_back(self, machine: Machine) -> None:
+        """Query when a scope ended that nobody has watched, and whether it was being stopped before.
+
+        One that ends by itself is active until then: both times are those of the same change (`unit_notify()`).
+
+        Raises:
+            ManagerError: as the manager says.
+        """
+        values = await self._manager.properties(machine.unit, _TIMES, deadline=_soon())
+        active, realtime, monotonic = (values.get(name) for name in _TIMES)
+        if isinstance(active, int) and isinstance(realtime, int) and isinstance(monotonic, int) and active:
+            machine.attested = Attested(Timestamp(realtime, monotonic), stopped=active < monotonic)
 
     def _look_later(self, machine: Machine, seconds: float) -> None:
         self._agenda.look_later(machine, trio.current_time() + seconds)

@@ -2,15 +2,26 @@
 
 A scope that ends is forgotten at once, with all that the manager knows of it: its result, what it has consumed. It
 keeps units that a client on the message bus has a reference to (``RefUnit()``, org.freedesktop.systemd1(5)), for as
-long as the client is there: whoever dies leaves nothing behind. On the manager's private socket there are no
-references, nor without a message bus: then units are forgotten, which is what everybody here is prepared for.
+long as the client is there: whoever dies leaves nothing behind. So that units are kept as well while this service is
+dead, the manager gets a duplicate of the connection's socket into its file descriptor store: the connection stays
+open. The next instance never reads from it, as half a message may be in it. It takes references of its own, and then
+shuts it down, which closes all duplicates of it, whoever has them.
+
+The connection is for references alone. It asks for no signals, so that nothing but the last replies, 64 at most, waits
+in it while nobody reads. Should others send it so much that the broker drops it, units are forgotten as they end.
+
+On the manager's private socket there are no references, nor without a message bus: then units are forgotten, which is
+what everybody here is prepared for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
+import os
+import socket
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -72,17 +83,40 @@ class References(Protocol):
         """Let a unit go at once if it was released, and wait until that is done: for SETTLE_SECONDS at most."""
         ...
 
+    def succeed(self) -> None:
+        """Take note that all that ended before this instance has been looked at, and is to be kept no longer."""
+        ...
+
+
+class DescriptorStore(Protocol):
+    """Sockets that stay open when this process ends.
+
+    Attributes:
+        found: file descriptors of those that were there at the start; the user's from now on.
+    """
+
+    found: list[int]
+
+    def put(self, descriptor: int) -> bool:
+        """Store a duplicate until it is shut down; return whether that could be asked for."""
+        ...
+
 
 class BusReferences:
     """`References` over a connection of their own to the manager's bus."""
 
-    def __init__(self, bus: str | None) -> None:
+    def __init__(self, bus: str | None, store: DescriptorStore | None = None) -> None:
         """Hold nothing yet.
 
         Args:
             bus: path of the bus's socket, where "@" begins the name of an abstract one; None to do without one.
+            store: where connections outlive this process; None if there is no such place.
         """
         self._bus = bus
+        self._store = store
+        self._stored: int | None = None  # a duplicate of what is stored
+        self._earlier: list[int] = [] if store is None else store.found
+        self._succeeded = trio.Event()
         self._wanted: dict[str, None] = {}
         self._held: set[str] = set()
         self._missing: dict[str, None] = {}  # wanted, and not held
@@ -139,6 +173,13 @@ class BusReferences:
                 while unit in self._dropping:
                     await self._progress.wait()
 
+    def succeed(self) -> None:
+        """See `References`."""
+        self._succeeded.set()
+        if self._bus is None:
+            self._let_go()
+        self._changed.set()
+
     def _linger(self, unit: str) -> None:
         """Let a unit go in a while, or now, if it is the first for long."""
         present = trio.current_time()
@@ -151,32 +192,69 @@ class BusReferences:
 
     async def run(self) -> None:
         """Take and drop references for ever."""
-        while self._bus is not None:
-            await self._session(self._bus)
-            await trio.sleep(RETRY_SECONDS)
+        try:
+            while self._bus is not None:
+                if not await self._session(self._bus) and self._succeeded.is_set():
+                    self._let_go()  # nobody can tell for how long names would stay taken
+                if self._succeeded.is_set():
+                    await trio.sleep(RETRY_SECONDS)
+                else:
+                    with trio.move_on_after(RETRY_SECONDS):
+                        await self._succeeded.wait()
+        finally:
+            # Not shut down: they are to outlive this process.
+            for descriptor in (*self._earlier, *(() if self._stored is None else (self._stored,))):
+                os.close(descriptor)
 
-    async def _session(self, bus: str) -> None:
+    async def _session(self, bus: str) -> bool:
+        """Take and drop references until the connection is lost; return whether there was one."""
         deadline = trio.current_time() + CALL_SECONDS
         try:
             link = await Bus.connect(
                 bus, _ignore_signal, self._lost, deadline=deadline, calls_max=BUS_CALLS_MAX
             )
         except BusError:
-            return
+            return False
+        up = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
             try:
                 hello = BusCall(_BUS, "/org/freedesktop/DBus", _BUS, "Hello", reply="s")
                 await link.call(hello, deadline=deadline)
-                self._up = True
+                self._up = up = True
                 while not link.closed:
                     self._changed = trio.Event()
                     await self._catch_up(link)
-                    with trio.move_on_at(self._drop_at):
+                    again = math.inf if self._hand_over(link) else trio.current_time() + RETRY_SECONDS
+                    with trio.move_on_at(min(self._drop_at, again)):
                         await self._changed.wait()
             except BusError as error:
                 _log.debug("Failed to hold units, trying again: %s", error)
             link.close("it is not needed any more")
+        if self._stored is not None:  # perhaps this end alone was closed, and not the bus
+            _shut_down(self._stored)
+            self._stored = None
+        return up
+
+    def _hand_over(self, link: Bus) -> bool:
+        """Store a connection that holds all that is wanted, and only then let go of earlier ones.
+
+        They are let go even if it cannot be stored: names that stay taken are worse than accounts that are not whole.
+
+        Returns:
+            Whether that is done, or is not due yet.
+        """
+        if link.closed or not self._succeeded.is_set():
+            return True
+        if self._store is not None and self._stored is None:
+            self._stored = _duplicate_in(self._store, link)
+        self._let_go()
+        return self._store is None or self._stored is not None
+
+    def _let_go(self) -> None:
+        for descriptor in self._earlier:
+            _shut_down(descriptor)
+        self._earlier.clear()
 
     def _lost(self, _reason: str) -> None:
         self._up = False
@@ -237,6 +315,28 @@ class BusReferences:
             self._held.add(unit)
             if unit not in self._wanted:
                 self._linger(unit)
+
+
+def _duplicate_in(store: DescriptorStore, link: Bus) -> int | None:
+    """Store a connection; return another duplicate of it, or None if there is none."""
+    try:
+        duplicate = os.dup(link.fileno())
+    except OSError as error:  # no file descriptor is left
+        _log.warning("Failed to duplicate the connection to the bus, trying again: %s", error)
+        return None
+    if store.put(duplicate):
+        return duplicate
+    os.close(duplicate)
+    return None
+
+
+def _shut_down(descriptor: int) -> None:
+    """Close a connection, and with it all duplicates."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=descriptor) as connection,
+        contextlib.suppress(OSError),  # it was closed at the other end
+    ):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _ignore_signal(_: BusSignal) -> None:

@@ -434,6 +434,8 @@ class FakeReferences:
         self._lingering: dict[str, float] = {}
         self._held: dict[str, Unit] = {}
         self._taken: list[Unit] = []
+        self._earlier = list(pid1.stored)
+        self._succeeds = False
         self._changed = trio.Event()
         self._progress = trio.Event()
         self._up = False
@@ -472,6 +474,11 @@ class FakeReferences:
             while unit in self._held and unit not in self._wanted:
                 await self._progress.wait()
 
+    def succeed(self) -> None:
+        """See `References`."""
+        self._succeeds = True
+        self._changed.set()
+
     async def run(self) -> None:
         """Take and drop references for ever."""
         link = Connection(self._pid1, lambda _: None, self.delay)
@@ -482,14 +489,15 @@ class FakeReferences:
                 while True:
                     self._changed = trio.Event()
                     await self._catch_up(link)
+                    if self._succeeds:
+                        await self._hand_over(link)
                     with trio.move_on_at(min(self._lingering.values(), default=math.inf)):
                         await self._changed.wait()
         finally:
             self._up = False
             link.close(unread=False)
-            for unit in self._taken:  # the manager drops them with the connection
-                unit.references -= 1
-            self._pid1.collect()
+            if not any(each is self._taken for each in self._pid1.stored):
+                self._pid1.disconnect(self._taken)
 
     async def _catch_up(self, link: Connection) -> None:
         present = trio.current_time()
@@ -506,6 +514,13 @@ class FakeReferences:
                 self._wanted.pop(name, None)
         self._progress.set()
         self._progress = trio.Event()
+
+    async def _hand_over(self, link: Connection) -> None:
+        if not any(each is self._taken for each in self._pid1.stored):
+            await link.call(lambda: self._pid1.stored.append(self._taken))
+        while self._earlier:
+            each = self._earlier.pop()
+            await link.call(lambda each=each: self._pid1.disconnect(each))
 
     def _take(self, name: str) -> Unit | None:
         unit = self._pid1.units.get(name)

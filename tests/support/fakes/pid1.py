@@ -44,6 +44,7 @@ class Pid1:
         stop_seconds: the default of TimeoutStopUSec=.
         start_seconds: the default of TimeoutStartUSec=.
         stopped_by_call: names of units that calls have asked to stop.
+        stored: the file descriptor store of moored: of each connection to the bus in it, the units that it keeps.
     """
 
     def __init__(self, kernel: Kernel, random: Random) -> None:
@@ -59,6 +60,7 @@ class Pid1:
         self.freezing: Callable[[], float] = lambda: 0.0
         self.stop_seconds = self.start_seconds = 90.0
         self.stopped_by_call: list[str] = []
+        self.stored: list[list[Unit]] = []
         self.busy_until = -math.inf
         self._numbers = 0
         self._events: list[Callable[[], None]] = []
@@ -325,6 +327,14 @@ class Pid1:
             services.empty(self, unit)
 
     # Units that nothing keeps
+
+    def disconnect(self, kept: list[Unit]) -> None:
+        """Drop the references of a connection to the bus that has ended, stored or not."""
+        self.stored = [each for each in self.stored if each is not kept]
+        for unit in kept:
+            unit.references -= 1
+        kept.clear()
+        self.collect()
 
     def collect(self) -> None:
         """Unload what nobody needs, when it is its turn."""

@@ -121,7 +121,7 @@ class PlayedManager(FakeManager):
         """See `Manager`."""
         self.read.update(names)
         await trio.lowlevel.checkpoint()
-        return self.values.get(unit, {})
+        return {name: value for name, value in self.values.get(unit, {}).items() if name in names}
 
     async def stop(self, unit: str, *, alone: bool = False, deadline: float) -> Job:
         """See `Manager`."""

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from moored import (
     OURS,
     RUNTIME,
     SERVICES,
+    UNIT_FILES,
     USER,
     Process,
     Processes,
@@ -34,6 +35,7 @@ from moored import (
     move,
     register,
     run,
+    scopes,
     signal_moored,
     start_listening,
     state,
@@ -353,6 +355,111 @@ async def test_what_came_while_moored_was_dead(spawn: Processes, mortal: None) -
     }  # fmt: skip
 
 
+@contextmanager
+def slow_to_come_back(**settings: str) -> Generator[None]:
+    """A moored that the service manager starts again only after a while, or when it is told to; with more settings."""
+    drop_in = UNIT_FILES / "moored.service.d/slow.conf"
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        f"{name}={value}" for name, value in {"RestartSec": "1h", "RestartSteps": "0", **settings}.items()
+    ]
+    drop_in.write_text("\n".join(["[Service]", *lines, ""]))
+    run("systemctl", "daemon-reload")
+    yield
+    drop_in.unlink()
+    run("systemctl", "daemon-reload")
+
+
+def stored() -> str:
+    """Return how many file descriptors of moored the service manager keeps."""
+    return run("systemctl", "show", "-P", "NFileDescriptorStore", "moored.service").strip()
+
+
+USES = """
+import time
+input()
+kept = bytearray(24 << 20)
+end = time.process_time() + 0.2
+while time.process_time() < end:
+    pass
+"""
+USES_AND_WAITS = USES + "print('used', flush=True)\ninput()\n"
+
+
+@pytest.mark.parametrize("command", ["daemon-reload", "daemon-reexec"])
+async def test_what_machines_have_consumed_that_ended_while_moored_was_dead(
+    spawn: Processes, command: str
+) -> None:
+    """The service manager keeps their scopes until the next instance has looked at them, and no longer."""
+    causes = {"itself": "leaderEnded", "killed": "leaderEnded", "stopped": "unitStopped"}
+    leaders = {
+        name: spawn((sys.executable, "-c", USES_AND_WAITS), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for name in (*causes, "lives")
+    }
+    async with await connect() as client:
+        for name, leader in leaders.items():
+            await register(client, name, leader)
+            go(leader)
+    for leader in leaders.values():
+        assert leader.stdout is not None
+        await trio.to_thread.run_sync(leader.stdout.readline)
+    with slow_to_come_back():
+        signal_moored(signal.SIGKILL)
+        await until(lambda: main_pid() == 0)
+        go(leaders["itself"])
+        kill(leaders["killed"])
+        run("systemctl", "stop", "machine-stopped.scope")
+        for name in causes:
+            await trio.to_thread.run_sync(leaders[name].wait)
+            await until(lambda name=name: state(f"machine-{name}.scope") == "inactive")
+        after = time.time_ns() // 1000
+        run("systemctl", command)
+        assert sorted(scopes()) == [f"machine-{name}.scope" for name in sorted(leaders)]
+        run("systemctl", "start", "moored.service")
+    async with await connect() as client:
+        for name, cause in causes.items():
+            found = await verdict(client, name)
+            assert said(found) == {"result": "success", "cause": cause}
+            assert found["accounting"].get("cpuUsageNSec", 0) >= 200_000_000, (name, found)
+            assert found["exitedAt"]["realtime"] <= after
+            await register(client, name, spawn())  # its name is free
+        await until(lambda: stored() == "1")
+        assert (await describe(client, "lives"))["phase"] == "running"
+
+
+async def test_no_scope_is_kept_for_a_service_that_does_not_come_back(
+    spawn: Processes, mortal: None
+) -> None:
+    leader = spawn()
+    async with await connect() as client:
+        await register(client, "web", leader)
+        await until(lambda: stored() == "1")
+    await end_moored()
+    kill(leader)
+    await until(lambda: scopes() == [])
+    assert stored() == "0"
+    start_listening()
+    async with await connect() as client:
+        assert (await verdict(client, "web"))["result"] == "success"
+
+
+async def test_no_scope_is_kept_for_a_version_that_takes_over_none(spawn: Processes) -> None:
+    """The service manager drops what is stored when it reads the unit of one."""
+    leader = spawn()
+    async with await connect() as client:
+        await register(client, "web", leader)
+        await until(lambda: stored() == "1")
+    with slow_to_come_back(FileDescriptorStoreMax="0"):
+        assert stored() == "0"
+        signal_moored(signal.SIGKILL)
+        await until(lambda: main_pid() == 0)
+        kill(leader)
+        await until(lambda: scopes() == [])
+        run("systemctl", "start", "moored.service")
+    async with await connect() as client:
+        assert (await verdict(client, "web"))["result"] == "success"
+
+
 @pytest.mark.system_instance("only root may have journald not listen")
 async def test_a_journal_that_says_nothing_delays_no_answer_for_long(spawn: Processes) -> None:
     # One that is stopped, instead, would never hear again of what runs: they keep their ends of what is no more.
@@ -371,16 +478,6 @@ async def test_a_journal_that_says_nothing_delays_no_answer_for_long(spawn: Proc
 
 
 # Accounting
-
-
-USES = """
-import time
-input()
-kept = bytearray(24 << 20)
-end = time.process_time() + 0.2
-while time.process_time() < end:
-    pass
-"""
 
 
 async def test_what_a_machine_has_consumed_is_known_however_soon_it_is_gone(spawn: Processes) -> None:
@@ -538,6 +635,7 @@ async def test_hundreds_that_end_in_all_ways_at_once(spawn: Processes) -> None:
         if rest != wanted or any(told[field] != expected.fields[field] for field in told):
             wrong.append(f"{name}: {said(verdict)}, not {wanted}")
     print(f"{len(names)} verdicts, {complete} with counters")
+    assert complete == len(names)
     kill(*load, *(leaders[name] for name, way in names.items() if way == "leave"))
     os.rmdir(f"/sys/fs/cgroup{ELSEWHERE}")
     assert wrong == []

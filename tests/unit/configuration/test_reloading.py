@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import trio
@@ -24,8 +24,10 @@ class Heard(Notifier):
         super().__init__()
         self.told: list[tuple[str, ...]] = []
 
-    def notify(self, *assignments: str) -> None:
+    def notify(self, *assignments: str, descriptors: Sequence[int] = ()) -> bool:
+        assert not descriptors
         self.told.append(assignments)
+        return True
 
 
 def reading(*settings: Settings) -> Callable[[], Loaded]:

@@ -19,7 +19,7 @@ from moorage.api.moorage_machine.wording import Wording
 from moorage.app import Core
 from moorage.kernel.cgroup import Events
 from moorage.kernel.poller import Readiness
-from moorage.kernel.process import ProcessGone, boot_id, process_id
+from moorage.kernel.process import ProcessGone, ProcessId, boot_id, process_id
 from moorage.kernel.system import Cgroupfs, system
 from moorage.machines.accounting import Accounting
 from moorage.machines.errors import MachineGone, NoSuchSubgroup
@@ -405,6 +405,39 @@ async def test_the_manager_is_asked_only_for_what_the_control_group_counts(tmp_p
             with trio.fail_after(10):
                 await web.gone.wait()
             assert (name, manager.read) == (name, wanted)
+
+
+@pytest.mark.parametrize(
+    ("active", "asked", "cause"),
+    [
+        (100, None, Cause.leader_ended),
+        (99, None, Cause.unit_stopped),
+        (99, Cause.lease_ended, Cause.lease_ended),
+        (0, None, None),  # nothing is told
+    ],
+)
+async def test_the_times_of_a_scope_tell_how_it_ended_while_nobody_watched(
+    tmp_path: Path, active: int, asked: Cause | None, cause: Cause | None
+) -> None:
+    manager = PlayedManager()
+    async with running(manager, tmp_path) as core:
+        leader = ProcessId(1, 1, "0" * 32)
+        web = made.machine("web", invocation_id="1" * 32, asked=asked, leader=leader)
+        web.lost_sight()
+        web.leader_gone = True
+        manager.set(web.unit, active_state="inactive", result="success", invocation_id="1" * 32)
+        manager.values[web.unit] = {
+            "ActiveExitTimestampMonotonic": active,
+            "InactiveEnterTimestamp": 1000,
+            "InactiveEnterTimestampMonotonic": 100,
+        }
+        enter(core, web)
+        manager.tell(UnitHint("connected"))
+        with trio.fail_after(10):
+            await web.gone.wait()
+        assert web.record.verdict is not None
+        assert web.record.verdict.cause == cause
+        assert (web.record.verdict.exited_at == Timestamp(1000, 100)) is bool(active)
 
 
 async def test_a_machine_in_place_ends_with_its_processes_though_its_unit_does_not(

@@ -14,6 +14,7 @@ AT = Timestamp(1000, 100)
 LATER = Timestamp(2000, 200)
 COUNTED = Accounting(cpu_usage_nsec=1, memory_peak=2, oom_kills=0, managed_oom_kills=0)
 KILLED = msgspec.structs.replace(COUNTED, oom_kills=1)
+UNCOUNTED = Accounting(cpu_usage_nsec=1, memory_peak=2)
 TOLD = Told(result="success", ended_at=LATER)
 KILL, SEGV = Exit(signal=9), Exit(signal=11)
 
@@ -28,6 +29,23 @@ KILL, SEGV = Exit(signal=9), Exit(signal=11)
         # Nobody saw it, and nobody told: the leader may have been stopped with the unit.
         (Facts(found_at=AT, leader_ended=True), None),
         (Facts(found_at=AT, leader_ended=True, told=TOLD), Cause.leader_ended),
+        (Facts(found_at=AT, leader_ended=True, attested=True), Cause.leader_ended),
+        (
+            Facts(found_at=AT, leader_ended=True, attested=True, deactivating=True, result="success"),
+            Cause.unit_stopped,
+        ),
+        (Facts(found_at=AT, leader_ended=True, attested=True, deactivating=True, result="timeout"), None),
+        (
+            Facts(found_at=AT, leader_ended=True, attested=True, final=True, accounting=COUNTED),
+            Cause.leader_ended,
+        ),
+        (Facts(found_at=AT, leader_ended=True, attested=True, final=True, accounting=KILLED), None),
+        # Who was killed for lack of memory, nobody counts: it may have been the leader.
+        (Facts(found_at=AT, leader_ended=True, attested=True, final=True, accounting=UNCOUNTED), None),
+        (
+            Facts(found_at=AT, leader_ended=True, attested=True, final=True, accounting=UNCOUNTED, told=TOLD),
+            Cause.leader_ended,
+        ),
         (Facts(found_at=AT, leader_ended=True, whole=False), Cause.leader_ended),
         (Facts(found_at=AT, leader_ended=True, asked=Cause.stopped), Cause.stopped),
         (Facts(found_at=AT, leader_ended=True, asked=Cause.lease_ended), Cause.lease_ended),
@@ -83,6 +101,10 @@ def test_the_cause(facts: Facts, cause: Cause | None) -> None:
         (Facts(found_at=AT, final=True), None),
         (Facts(found_at=AT, told=TOLD), None),
         (Facts(found_at=AT, final=True, accounting=COUNTED), False),
+        # An end that nobody has watched, and kills that nobody counts.
+        (Facts(found_at=AT, final=True, accounting=UNCOUNTED), None),
+        (Facts(found_at=AT, final=True, accounting=UNCOUNTED, told=TOLD), False),
+        (Facts(found_at=AT, final=True, accounting=UNCOUNTED, watched=True), False),
         # Read while it lived: what came then is not in it, unless the manager would have told.
         (Facts(found_at=AT, accounting=COUNTED), None),
         (Facts(found_at=AT, accounting=COUNTED, told=TOLD), False),
@@ -100,6 +122,7 @@ def test_lack_of_memory(facts: Facts, killed: bool | None) -> None:
 def test_the_moment_is_the_managers_where_nobody_watched() -> None:
     assert verdict_of(Facts(found_at=AT, told=TOLD)).exited_at == LATER
     assert verdict_of(Facts(found_at=AT, watched=True, told=TOLD)).exited_at == AT
+    assert verdict_of(Facts(found_at=AT, attested=True, told=TOLD)).exited_at == AT
 
 
 def test_the_result_is_what_somebody_says_of_it() -> None:
@@ -132,7 +155,8 @@ TOLDS = st.builds(
 )  # fmt: skip
 ALL = st.builds(
     Facts, found_at=st.just(AT), result=st.none() | st.sampled_from(["success", "timeout", "oom-kill", "forgotten"]),
-    watched=st.booleans(), whole=st.booleans(), asked=st.none() | st.sampled_from([Cause.stopped, Cause.lease_ended]),
+    watched=st.booleans(), attested=st.booleans(), whole=st.booleans(),
+    asked=st.none() | st.sampled_from([Cause.stopped, Cause.lease_ended]),
     deactivating=st.booleans(), accounting=st.sampled_from([Accounting(), COUNTED, KILLED]), final=st.booleans(),
     leader_ended=st.none() | st.booleans(), leader_exit=st.none() | st.sampled_from([Exit(0), KILL, SEGV]),
     leader_group=st.none() | st.just("/a"), told=st.just(Told()) | TOLDS,

@@ -1,7 +1,10 @@
 """References to units, over a bus that the test plays."""
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+import os
+import select
+import socket
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ class FakeBus:
     """
 
     def __init__(self) -> None:
+        self.far_ends: list[socket.socket] = []
         self.kept: list[str] = []
         self.calls_made: list[int] = []
         self.missing: set[str] = set()
@@ -37,10 +41,14 @@ class FakeBus:
         if self.away:
             raise BusClosed("no bus", sent=False)
         self.closed, self._lost, self._gone = False, lost, trio.Event()
+        self._near, self.far = socket.socketpair()
+        self.far_ends.append(self.far)
+        self.fileno = self._near.fileno
         return self
 
     async def run(self) -> None:
-        await self._gone.wait()
+        with self._near:
+            await self._gone.wait()
 
     async def call(self, call: BusCall, *, deadline: float) -> tuple[Any, ...]:
         assert (call.member, deadline > trio.current_time()) == ("Hello", True)
@@ -72,6 +80,7 @@ class FakeBus:
         if not self.closed:
             self.closed = True
             self.kept.clear()
+            self._near.close()
             self._lost(reason)
             self._gone.set()
 
@@ -88,13 +97,179 @@ def on_a_clock(
 
 
 @asynccontextmanager
-async def holding(bus: FakeBus, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[BusReferences]:
+async def holding(
+    bus: FakeBus, monkeypatch: pytest.MonkeyPatch, store: "FakeStore | None" = None
+) -> AsyncGenerator[BusReferences]:
     monkeypatch.setattr(Bus, "connect", bus.connect)
-    held = BusReferences("/bus")
+    held = BusReferences("/bus", store)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(held.run)
         yield held
         nursery.cancel_scope.cancel()
+    for each in bus.far_ends:
+        if store is None or each not in store.far:
+            each.close()
+
+
+class FakeStore:
+    """Keeps connections for the next instance.
+
+    Attributes:
+        found: those of instances before.
+        far: the broker's ends of all of them, in the order in which they were stored.
+        held: what the present connection held when it was stored.
+        deaf: the manager cannot be told.
+    """
+
+    def __init__(self, bus: FakeBus, found: int = 0) -> None:
+        pairs = [socket.socketpair() for _ in range(found)]
+        self.found = [near.detach() for near, _ in pairs]
+        self.far = [far for _, far in pairs]
+        self.held: list[list[str]] = []
+        self.deaf = False
+        self._bus = bus
+        self._duplicates = [os.dup(descriptor) for descriptor in self.found]
+
+    def put(self, descriptor: int) -> bool:
+        if self.deaf:
+            return False
+        self._duplicates.append(os.dup(descriptor))
+        self.far.append(self._bus.far)
+        self.held.append(sorted(self._bus.kept))
+        return True
+
+    @property
+    def open(self) -> list[bool]:
+        """Of each whether its duplicates are connected."""
+        states = [select.poll() for _ in self.far]
+        for state, each in zip(states, self.far, strict=True):
+            state.register(each, select.POLLHUP)
+        return [not state.poll(0) for state in states]
+
+    def close(self) -> None:
+        for each in self._duplicates:
+            os.close(each)
+        for each in self.far:
+            each.close()
+
+
+@contextmanager
+def storing(bus: FakeBus, found: int = 0) -> Generator[FakeStore]:
+    store = FakeStore(bus, found)
+    yield store
+    store.close()
+
+
+async def test_what_an_instance_before_held_is_let_go_only_once_all_is_held_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bus = FakeBus()
+    with storing(bus, 1) as store:
+        async with holding(bus, monkeypatch, store) as held:
+            await trio.testing.wait_all_tasks_blocked()
+            units = [f"{number:03}" for number in range(200)]
+            held.hold(units)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (store.held, store.open) == ([], [True])  # what has ended is still to be looked at
+            held.release("000")
+            held.succeed()
+            await held.freed("000")
+            await trio.testing.wait_all_tasks_blocked()
+            assert (store.held, store.open) == ([units[1:]], [False, True])
+        assert store.open == [False, True]  # it outlives this instance
+
+
+async def test_what_ended_before_need_not_be_held_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = FakeBus()
+    bus.missing = {"gone"}
+    with storing(bus, 2) as store:
+        async with holding(bus, monkeypatch, store) as held:
+            held.hold(["a", "b", "gone"])
+            held.release("a")
+            held.succeed()
+            await trio.testing.wait_all_tasks_blocked()
+            assert (store.held, store.open) == ([["b"]], [False, False, True])
+
+
+async def test_an_instance_that_ends_before_it_has_looked_leaves_all_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bus = FakeBus()
+    with storing(bus, 1) as store:
+        async with holding(bus, monkeypatch, store) as held:
+            held.hold(["a"])
+            await trio.testing.wait_all_tasks_blocked()
+        assert (store.held, store.open) == ([], [True])
+
+
+@on_a_clock
+async def test_a_connection_that_is_lost_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = FakeBus()
+    with storing(bus) as store:
+        async with holding(bus, monkeypatch, store) as held:
+            held.hold(["a", "b"])
+            held.succeed()
+            await trio.testing.wait_all_tasks_blocked()
+            bus.close("protocol violation")
+            held.release("b")
+            await trio.testing.wait_all_tasks_blocked()
+            assert (store.held, store.open) == ([["a", "b"]], [False])
+            await trio.sleep(references.RETRY_SECONDS)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (store.held, store.open) == ([["a", "b"], ["a"]], [False, True])
+
+
+@on_a_clock
+async def test_where_there_is_no_bus_any_more_no_name_stays_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = FakeBus()
+    bus.away = True
+    with storing(bus, 1) as store:
+        async with holding(bus, monkeypatch, store) as held:
+            held.hold(["a"])
+            await trio.sleep(references.RETRY_SECONDS * 2)
+            assert store.open == [True]
+            held.succeed()
+            await trio.testing.wait_all_tasks_blocked()
+            assert store.open == [False]
+
+
+@on_a_clock
+async def test_a_connection_that_failed_is_tried_again_before_earlier_ones_are_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bus = FakeBus()
+    bus.away = True
+    with storing(bus, 1) as store:
+        async with holding(bus, monkeypatch, store) as held:
+            held.hold(["a"])
+            await trio.testing.wait_all_tasks_blocked()
+            bus.away = False
+            held.succeed()
+            await trio.testing.wait_all_tasks_blocked()
+            assert (store.held, store.open) == ([["a"]], [False, True])
+
+
+async def test_without_a_bus_earlier_connections_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    with storing(FakeBus(), 1) as store:
+        held = BusReferences(None, store)
+        held.succeed()
+        assert store.open == [False]
+
+
+@on_a_clock
+async def test_a_manager_that_cannot_be_told_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = FakeBus()
+    with storing(bus, 1) as store:
+        store.deaf = True
+        async with holding(bus, monkeypatch, store) as held:
+            held.hold(["a"])
+            held.succeed()
+            await trio.testing.wait_all_tasks_blocked()
+            assert store.open == [False]  # names are not to wait for it
+            store.deaf = False
+            await trio.sleep(references.RETRY_SECONDS)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (store.held, store.open) == ([["a"]], [False, True])
 
 
 async def test_units_are_kept_until_they_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
