@@ -28,7 +28,7 @@ from moorage.machines.followers import Followers
 from moorage.machines.leader import end_of
 from moorage.machines.limit_watch import LimitWatch
 from moorage.machines.machine import Leader, Machine
-from moorage.machines.model import Cause, HelperEnd, HelperFailure, Timestamp
+from moorage.machines.model import Cause, End, HelperEnd, HelperFailure, Timestamp
 from moorage.names import UnitNames
 from moorage.pid1.journal import Journal, UnitEnd
 
@@ -234,7 +234,8 @@ class FinalAccounts:
             leader_group=group,
             oom_group=None if machine.reached is None else machine.reached.group,
         )
-        machine.retire(verdicts.verdict_of(facts))
+        end = End(**{name: getattr(facts, name) for name in End.__struct_fields__})
+        machine.retire(verdicts.verdict_of(facts), end)
         # Of a unit that has ended well by itself a user's manager writes nothing.
         silent = self._user and not (record.asked or facts.deactivating or result not in {None, "success"})
         seconds = DEAF_SECONDS if silent or self._deaf else TOLD_SECONDS

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from moorage.kernel.process import boot_id
-from moorage.machines.model import Change, Intent
+from moorage.machines.helpers.units import Change
+from moorage.machines.model import Intent
 from moorage.machines.store import (
     CHANGE,
     START,
@@ -34,7 +35,7 @@ from moorage.machines.store import (
 
 
 class StoredChange(msgspec.Struct, frozen=True):
-    """The stored form of :class:`moorage.machines.model.Change`, with version and boot."""
+    """The stored form of a :class:`~moorage.machines.helpers.units.Change`, with version and boot."""
 
     version: int
     boot_id: str

@@ -23,6 +23,7 @@ from moorage.machines.events import Told
 from moorage.machines.model import (
     Bases,
     Cause,
+    End,
     Helper,
     HelperEnd,
     Origin,
@@ -239,6 +240,13 @@ class Machine:
         if record.verdict is not None:
             self.gone.set()
             self.completed.set()
+        elif record.end is not None:
+            end = (
+                record.end
+            )  # as an instance before has seen it, which ended before the verdict was complete
+            self.emptied_at, self.result, self.watched = end.found_at, end.result, end.watched
+            self.attested = Attested(end.found_at, stopped=False) if end.attested else None
+            self.deactivating, self.counters, self.final = end.deactivating, end.accounting, end.final
 
     @property
     def name(self) -> str:
@@ -378,14 +386,14 @@ class Machine:
         """Replace its helpers, and the runtime directory that their sockets are in."""
         self._change(helpers=helpers, runtime_directory=runtime_directory)
 
-    def retire(self, verdict: Verdict) -> None:
-        """End with a verdict, which may be completed a moment later by another one."""
-        self._change(verdict=verdict)
+    def retire(self, verdict: Verdict, end: End | None = None) -> None:
+        """End with a verdict, which may be completed a moment later by another one, from what was seen."""
+        self._change(end=end, verdict=verdict)
         self.gone.set()
 
     def complete(self, verdict: Verdict) -> None:
         """Set the last verdict."""
-        self._change(verdict=verdict)
+        self._change(end=None, verdict=verdict)
         self.completed.set()
 
     def _change(self, **fields: object) -> None:

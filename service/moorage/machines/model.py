@@ -217,26 +217,6 @@ class Bases(msgspec.Struct, frozen=True, omit_defaults=True):
     helpers: dict[str, HelperBase] = {}
 
 
-class Change(msgspec.Struct, frozen=True):
-    """A change of the helpers of a machine that is about to be made.
-
-    Attributes:
-        machine: its name.
-        invocation_id: of its unit, so that it is not taken for a successor.
-        timestamp: when that began.
-        helpers: those that are added or removed.
-        removes: they are removed.
-        with_place: the machine's runtime directory is made for them.
-    """
-
-    machine: str
-    invocation_id: str
-    timestamp: Timestamp
-    helpers: tuple[Helper, ...]
-    removes: bool = False
-    with_place: bool = False
-
-
 class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     """The end of a machine; what is not known is None.
 
@@ -266,6 +246,21 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
     helper_result: str | None = None
     log: tuple[str, ...] = ()
     oom_group: str | None = None
+
+
+class End(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The end of a machine as it was seen, until its verdict is complete.
+
+    The fields are those of :class:`moorage.machines.verdicts.Facts`.
+    """
+
+    found_at: Timestamp
+    result: str | None = None
+    watched: bool = False
+    attested: bool = False
+    deactivating: bool = False
+    accounting: Accounting = Accounting()
+    final: bool = False
 
 
 class HelperEnd(msgspec.Struct, frozen=True):
@@ -400,6 +395,7 @@ class Record(Wanted, frozen=True, kw_only=True):
         lost: the helper for whose end this service stopped it, without its log.
         late: this service had its unit stopped when it was ending already.
         bases: from which its counters are told, if they were reset; the verdict tells of all of its life.
+        end: of one that has ended, and whose verdict is still to be completed.
         verdict: after the end.
     """
 
@@ -409,6 +405,7 @@ class Record(Wanted, frozen=True, kw_only=True):
     lost: HelperEnd | None = None
     late: bool = False
     bases: Bases | None = None
+    end: End | None = None
     verdict: Verdict | None = None
 
     @property

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterable
 
+import msgspec
 import trio
 
 from moorage.kernel.clock import Clock
@@ -18,6 +19,7 @@ from moorage.machines.final_account import FinalAccounts
 from moorage.machines.followers import Followers
 from moorage.machines.left_units import LeftUnits
 from moorage.machines.machine import Machine
+from moorage.machines.model import Record
 from moorage.machines.registry import VERDICT_KEEP_USEC, Registry
 from moorage.machines.store import Store
 from moorage.machines.verdicts import described
@@ -74,6 +76,8 @@ class Retirement:
         self._accounts.close(machine, result)
         self._agenda.drop(machine)
         self._remove_records(self._registry.retire(machine))
+        # Before its unit is let go: should this process end before the verdict is complete, nobody else knows.
+        self._save(machine, msgspec.structs.replace(machine.record, verdict=None))
         self._kept.set()
         self._followers.ended(machine)
 
@@ -86,13 +90,7 @@ class Retirement:
         """Store a verdict that is complete; should we end before, the next instance finds it out again."""
         assert machine.record.verdict is not None
         _log.debug("Machine %s exited: %s.", machine.name, described(machine.record.verdict))
-        if self._registry.verdict(machine.name) is machine:  # else forgotten, or another one has the name
-            try:
-                self._store.save(machine.record)
-            except OSError as error:
-                _log.warning("Failed to save the verdict of machine %s, ignoring: %s", machine.name, error)
-                self._followers.unrecorded(machine)
-                self._remove_record(machine.name)
+        self._save(machine, machine.record)
         self._followers.changed(machine)
 
     def forget(self, machine: Machine) -> None:
@@ -115,6 +113,17 @@ class Retirement:
             if self._registry.get(machine.name) is None:
                 self._followers.unrecorded(machine)
                 self._remove_record(machine.name)
+
+    def _save(self, machine: Machine, record: Record) -> None:
+        if self._registry.verdict(machine.name) is not machine:
+            return  # it was forgotten, or another one has the name
+        try:
+            self._store.save(record)
+        except OSError as error:
+            _log.warning("Failed to save how machine %s ended, ignoring: %s", record.name, error)
+            if record.verdict is not None:
+                self._followers.unrecorded(machine)
+                self._remove_record(record.name)
 
     def _remove_record(self, name: str) -> None:
         try:

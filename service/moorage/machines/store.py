@@ -24,6 +24,7 @@ from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines.model import (
     Bases,
     Cause,
+    End,
     Helper,
     HelperEnd,
     Identity,
@@ -39,11 +40,12 @@ from moorage.machines.model import (
 )
 from moorage.names import is_machine_name
 
-VERSION = 10
+VERSION = 11
 """Version of the records. A reader takes its own and older ones. Before 3 a verdict said that nothing was killed for
 lack of memory where that was not known; before 6 nothing was known of who else lives in its unit; before 7
 less was told of what it used; before 8 its counters could not be reset;
-before 9 none was adopted; before 10 it was not given time to end by itself."""
+before 9 none was adopted; before 10 it was not given time to end by itself;
+before 11 nothing was noted of its end until the verdict."""
 
 RECORD_MAX = 320 * 1024
 """Bytes; a record with every text at its limit, all its helpers, and the bases of all its counters, stays below
@@ -105,6 +107,7 @@ class StoredMachine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     lost: HelperEnd | None = None
     late: bool = False
     bases: Bases | None = None
+    end: End | None = None
     request: dict[str, str] = {}
     origin: Origin = Origin.registered
     start_by: int = 0
@@ -137,6 +140,7 @@ def encode(record: Record) -> bytes:
         lost=record.lost,
         late=record.late,
         bases=record.bases,
+        end=record.end,
         verdict=record.verdict,
     )
 
@@ -181,6 +185,7 @@ def decode(content: bytes, name: str) -> Record:
         lost=stored.lost,
         late=stored.late,
         bases=stored.bases,
+        end=stored.end,
         verdict=verdict,
     )
 

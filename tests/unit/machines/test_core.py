@@ -440,6 +440,38 @@ async def test_the_times_of_a_scope_tell_how_it_ended_while_nobody_watched(
         assert (web.record.verdict.exited_at == Timestamp(1000, 100)) is bool(active)
 
 
+async def test_what_was_seen_of_an_end_outlives_a_service_that_ends_before_the_verdict_is_complete(
+    tmp_path: Path,
+) -> None:
+    manager = PlayedManager()
+    leader = ProcessId(1, 1, "0" * 32)
+    web = made.machine("web", invocation_id="1" * 32, leader=leader)
+    web.leader_gone = True
+    manager.set(web.unit, active_state="inactive", result="success", invocation_id="1" * 32)
+    manager.values[web.unit] = {"CPUUsageNSec": 7, "MemoryPeak": 8}
+    async with running(manager, tmp_path) as core:
+        enter(core, web)
+        manager.tell(UnitHint("changed", web.unit, "inactive", "dead"))
+        with trio.fail_after(10):
+            await web.gone.wait()
+        seen = web.record.verdict
+        assert not web.completed.is_set()
+    assert seen is not None
+    counted = Accounting(cpu_usage_nsec=7, memory_peak=8)
+    assert (seen.cause, seen.accounting) == (Cause.leader_ended, counted)
+    async with running(PlayedManager(), tmp_path) as core:  # one that has forgotten the unit
+        again = core.services.registry.verdict("web")
+        assert again is not None
+        assert again.record.verdict == seen
+        with trio.fail_after(20):
+            await again.completed.wait()
+        assert again.record.end is None
+    async with running(PlayedManager(), tmp_path) as core:
+        again = core.services.registry.verdict("web")
+        assert again is not None
+        assert again.record.verdict == seen
+
+
 async def test_a_machine_in_place_ends_with_its_processes_though_its_unit_does_not(
     tmp_path: Path,
 ) -> None:

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from moorage.kernel.process import ProcessId, boot_id
 from moorage.machines import model, store, texts
 from moorage.machines.accounting import COUNTERS, Accounting
+from moorage.machines.helpers.units import Change
 from moorage.machines.intents import Intents, encode_change
 from moorage.machines.looking import DEVICES_MAX
 from moorage.machines.model import (
     Bases,
     Cause,
-    Change,
+    End,
     Helper,
     HelperBase,
     HelperEnd,
@@ -65,6 +66,7 @@ FULL = Record(
     ),
     request={"slice": "0123456789abcdef"}, origin=Origin.adopted,
     helpers=(Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ("fs.sock", "other")),),
+    end=End(Timestamp(42, 43), "signal", True, True, True, Accounting(cpu_usage_nsec=44), True),
     verdict=VERDICT,
 )  # fmt: skip
 """A machine of which no field is at its default."""

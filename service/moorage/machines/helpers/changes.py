@@ -22,11 +22,10 @@ from moorage.machines.final_account import now
 from moorage.machines.followers import Followers
 from moorage.machines.helpers.start import HelperStarts
 from moorage.machines.helpers.status import GONE, HelperStates
-from moorage.machines.helpers.units import MachineRef, RuntimeDirectories, to_records
+from moorage.machines.helpers.units import Change, MachineRef, RuntimeDirectories, to_records
 from moorage.machines.intents import Intents
 from moorage.machines.machine import Machine
 from moorage.machines.model import (
-    Change,
     Helper,
     HelperFailure,
     HelperSpec,

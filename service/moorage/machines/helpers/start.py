@@ -12,6 +12,7 @@ from moorage.machines.errors import JobFailed, MachineGone, UnitNameTaken
 from moorage.machines.gather import gather
 from moorage.machines.helpers.status import ENDED
 from moorage.machines.helpers.units import (
+    Change,
     MachineRef,
     RuntimeDirectories,
     UnitTypes,
@@ -21,7 +22,7 @@ from moorage.machines.helpers.units import (
 )
 from moorage.machines.helpers.watch import StartWatch, StartWatcher
 from moorage.machines.leftovers import Leftovers
-from moorage.machines.model import Change, Helper, HelperSpec, HelperStatus, Record
+from moorage.machines.model import Helper, HelperSpec, HelperStatus, Record
 from moorage.machines.started import UNDO_SECONDS, StartedUnits
 from moorage.names import UnitNames
 from moorage.pid1.manager import Job, Manager, ManagerError, ManagerTimeout, ServiceSpec

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from moorage.machines.model import Change, Helper, HelperFailure, HelperSpec, SocketType
+from moorage.machines.model import Helper, HelperFailure, HelperSpec, SocketType, Timestamp
 from moorage.machines.properties import sandbox
 from moorage.names import UnitNames, directory_name, in_description
 from moorage.pid1.manager import (
@@ -37,6 +37,26 @@ _LISTEN: Final = {
     SocketType.datagram: "Datagram",
     SocketType.seqpacket: "SequentialPacket",
 }
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A change of the helpers of a machine that is about to be made.
+
+    Attributes:
+        machine: its name.
+        invocation_id: of its unit, so that it is not taken for a successor.
+        timestamp: when that began.
+        helpers: those that are added or removed.
+        removes: they are removed.
+        with_place: the machine's runtime directory is made for them.
+    """
+
+    machine: str
+    invocation_id: str
+    timestamp: Timestamp
+    helpers: tuple[Helper, ...]
+    removes: bool = False
+    with_place: bool = False
 
 
 class RuntimeDirectories(msgspec.Struct, frozen=True):
