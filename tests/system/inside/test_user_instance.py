@@ -416,6 +416,18 @@ def test_a_payload_below_its_control_group(hers: Processes) -> None:
     assert "needs a delegated machine" in done.stderr
 
 
+def test_she_reaches_into_her_container(hers: Processes) -> None:
+    leader = hers(("unshare", "--user", "--map-root-user", "--mount", "sleep", "infinity"), user=ALICE)
+    wait_for(lambda: Path(f"/proc/{leader.pid}/comm").read_text() == "sleep\n")
+    assert "error" not in registers(ALICE, leader, **{"class": "container"})
+    for method, parameters in (("OpenRootDirectory", {}), ("Open", {"mode": "tty"})):
+        reply = asks(ALICE, f"{THEIRS}{method}", {"name": "web", **parameters}, path=HERS)
+        assert "error" not in reply, reply
+    assert her_units("moored-inside-*") == ["moored-inside-0.service"]
+    assert run("systemctl", "list-units", "--all", "--plain", "--no-legend", "moored-inside-*") == ""
+    assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
+
+
 def test_both_instances_keep_machines_of_one_name(hers: Processes) -> None:
     system, own = hers(), hers(user=ALICE)
     assert "error" not in registers_at(0, system, "web")
