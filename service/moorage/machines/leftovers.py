@@ -16,9 +16,6 @@ KEPT_SECONDS: Final = 1.0
 """For how long a unit may be kept in memory by others, s, before its name counts as taken: those that are bound to it
 are stopped after it, and let it go then."""
 
-SETTLE_SECONDS: Final = 0.1
-"""Pause between two looks at a unit that is going, s, should no hint come in between."""
-
 THAW_SECONDS: Final = 1.0
 """For how long a unit is asked to thaw that has a job, s. The manager drops its own jobs to stop what is frozen at
 once, and has had too many of them in no time (``auto_start_stop_ratelimit`` of its src/core/manager.c)."""
@@ -233,7 +230,7 @@ class Leftovers:
                     kept_until = deadline
                 elif kept_until == deadline:
                     kept_until = min(deadline, trio.current_time() + KEPT_SECONDS)
-                await news.next(SETTLE_SECONDS)
+                await news.look_again(kept_until)
                 if trio.current_time() >= kept_until:
                     return False
 

@@ -13,8 +13,8 @@ import trio
 
 from moorage.machines.errors import UnitNameTaken
 from moorage.machines.gather import gather
-from moorage.machines.leftovers import SETTLE_SECONDS, Leftovers, stop_thawed
-from moorage.pid1.hints import Hints
+from moorage.machines.leftovers import Leftovers, stop_thawed
+from moorage.pid1.hints import LOOK_SECONDS, Hints
 from moorage.pid1.manager import (
     ASK_SECONDS,
     Job,
@@ -112,7 +112,7 @@ class StartedUnits:
                 given_up = given_up or trio.current_time() + UNSEEN_SECONDS
                 if trio.current_time() >= given_up:
                     return False
-                await news.next(SETTLE_SECONDS)
+                await news.next(LOOK_SECONDS)
         return True
 
     async def appeared(self, unit: str, mark: str, *, deadline: float) -> UnitStatus | None:
@@ -129,7 +129,7 @@ class StartedUnits:
             return None
         with self._hints.of([status.unit]) as news:
             while status is not None and status.job_id and trio.current_time() < deadline:
-                await news.next(SETTLE_SECONDS)
+                await news.look_again(deadline)
                 status = await self.made(status.unit, mark, deadline=deadline + ASK_SECONDS)
         return status
 
@@ -183,4 +183,4 @@ class StartedUnits:
                 status = await self._manager.status(unit, deadline=deadline)
                 if status is None or not status.job_id or (waits and status.active_state == "inactive"):
                     return
-                await news.next(SETTLE_SECONDS)
+                await news.look_again()

@@ -21,6 +21,13 @@ Listener: TypeAlias = Callable[[UnitHint], None]
 ABOUT_ALL: Final = frozenset({"reloaded", "connected", "disconnected"})
 """Kinds of hints that are about all units."""
 
+LOOK_SECONDS: Final = 0.1
+"""Pause before a first look that no hint has called for, s."""
+
+LOOK_SECONDS_MAX: Final = 1.0
+"""Longest one, s. The manager runs jobs only while nobody asks it anything (its run queue has SD_EVENT_PRIORITY_IDLE):
+on a loaded host, dozens of tasks that ask ten times a second keep it from what they wait for."""
+
 
 class News:
     """Hints about some units, for one task that waits for them.
@@ -32,6 +39,7 @@ class News:
     def __init__(self) -> None:
         self.last: dict[str, UnitHint] = {}
         self._came = trio.Event()
+        self._pause = LOOK_SECONDS
 
     def note(self, hint: UnitHint) -> None:
         """Take note of a hint."""
@@ -46,6 +54,14 @@ class News:
         with trio.move_on_after(seconds):
             await self._came.wait()
         self._came = trio.Event()
+
+    async def look_again(self, deadline: float = math.inf) -> None:
+        """Wait as :meth:`next` does; return without a hint after a while, each time a longer one, or at a deadline."""
+        came = self._came
+        with trio.move_on_at(min(trio.current_time() + self._pause, deadline)):
+            await came.wait()
+        self._came = trio.Event()
+        self._pause = LOOK_SECONDS if came.is_set() else min(1.5 * self._pause, LOOK_SECONDS_MAX)
 
 
 class Hints:

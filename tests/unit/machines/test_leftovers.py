@@ -127,3 +127,16 @@ def test_a_frozen_unit_is_stopped_though_it_has_job_after_job() -> None:
     assert (manager.jobs, manager.frozen) == (-1, False)
     with pytest.raises(UnitBusy):  # such as one whose slice is frozen
         trio.run(stop, Frozen(jobs=1000), clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_unit_that_takes_long_to_go_is_asked_about_less_and_less(readiness: Readiness) -> None:
+    """The manager runs jobs only while nobody asks it anything: many that wait would keep it from that."""
+
+    async def wait(manager: PlayedManager) -> bool:
+        found = leftovers(manager, readiness)
+        return await found.wait_gone(SCOPE, deadline=trio.current_time() + 60)
+
+    manager = PlayedManager()
+    manager.set(SCOPE, active_state="deactivating")
+    assert not trio.run(wait, manager, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert 50 < len(manager.asked) < 80
