@@ -7,7 +7,7 @@ summary of a run prints all that is left out. Two kinds have it:
   units, mounts and limits of the host, containers of root's, the files of the packages;
 - (``runs=True``) what passes, but says no more than over the instance of the system: how messages are read and
   written, what is refused before anything is done, what a connection may cost, how the reader of a record takes
-  damage, libraries that see a socket only, and what has to be repeated for minutes to show. These run by hand, in a
+  damage, what commands print, libraries, and what has to be repeated for minutes to show. These run by hand, in a
   sandbox after ``tests/support/her_manager.py``, with ``tools/sandbox exec --user 1000 --env=MOORAGE_TEST_ALL=1 NAME
   -- systemd-run --user --scope …``.
 """
@@ -30,8 +30,7 @@ TOGETHER = (
     ("test_stop_command",),
     ("test_verdict",),
     ("test_freeze", "test_set_properties"),
-    ("test_crash", "test_moorctl"),
-    ("test_restart",),
+    ("test_crash", "test_restart"),
     ("test_run",),
     ("test_helpers",),
 )

@@ -12,6 +12,10 @@ from moorage.cli.address import Address
 from moorage.cli.properties.assignments import converter_of
 from moorage.cli.service import signatures
 
+pytestmark = pytest.mark.system_instance(
+    "what moorctl prints does not depend on an instance; test_run and others call that of a user", runs=True
+)
+
 BOB = 1001
 """An ordinary user of every sandbox."""
 
