@@ -4,6 +4,7 @@ It is the instance of whoever runs the tests: root's is the system's, and everyb
 manager of that user.
 """
 
+import contextlib
 import ctypes
 import inspect
 import json
@@ -320,7 +321,11 @@ def signal_moored(number: int) -> None:
 
 def descriptors() -> int:
     """How many file descriptors moored has open, but for one by which it has things done inside machines."""
-    found = [os.readlink(f"/proc/{main_pid()}/fd/{fd}") for fd in os.listdir(f"/proc/{main_pid()}/fd")]
+    directory = f"/proc/{main_pid()}/fd"
+    found: list[str] = []
+    for name in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):  # it has been closed meanwhile
+            found.append(os.readlink(f"{directory}/{name}"))
     packets = {f"socket:[{line.split()[6]}]" for line in _unix_sockets() if line.split()[4] == "0005"}
     return len(found) - min(1, len(packets.intersection(found)))
 
