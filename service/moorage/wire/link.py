@@ -90,6 +90,7 @@ class ServerContext(msgspec.Struct, frozen=True):
         fairness: decides whose turn it is.
         unwritten: bounds how much is left unread, and for how long.
         tasks: nursery for handlers that wait.
+        give_way: gives turns to trusted peers that are ready; one for all connections.
         ended: called with each connection that has ended.
     """
 
@@ -100,6 +101,7 @@ class ServerContext(msgspec.Struct, frozen=True):
     fairness: Fairness
     unwritten: Unwritten
     tasks: trio.Nursery
+    give_way: Callable[[], object]
     ended: Callable[[Link], None]
 
 
@@ -134,6 +136,10 @@ class Watched(abc.ABC):
     def ready(self, events: int) -> None:
         """Take note of what epoll has seen of the socket."""
 
+    def __call__(self, events: int) -> None:
+        """Do the same: so the poller keeps no object more of each, of which there may be thousands."""
+        self.ready(events)
+
     def _watch(self, interest: int | None) -> None:
         if interest == self._interest:
             return
@@ -141,7 +147,7 @@ class Watched(abc.ABC):
         if interest is None:
             self._poller.remove(fd)
         elif self._interest is None:
-            self._poller.add(fd, interest, self.ready)
+            self._poller.add(fd, interest, self)
         else:
             self._poller.modify(fd, interest)
         self._interest = interest
@@ -200,7 +206,7 @@ class Link(Watched):
         )
         self.outlet = Outlet(self._connection, connected, context.unwritten)
         self._answering = Answering(
-            self._connection, door.service, context.fairness, context.tasks, context.poller.poll)  # fmt: skip
+            self._connection, door.service, context.fairness, context.tasks, context.give_way)  # fmt: skip
         self._state = _READING
         self._finishing = False  # close when everything is answered and written
         self._unfinished = False  # the deadline for the rest of a call is set

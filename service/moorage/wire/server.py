@@ -172,6 +172,7 @@ class Server:
                         self._deadlines, Unread[Owner](self.limits.unread), self.limits.stall_seconds
                     ),
                     tasks=tasks,
+                    give_way=self._poller.poll,
                     ended=self._ended,
                 )
                 tasks.start_soon(self._poller.run)
