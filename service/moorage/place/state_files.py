@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterator
 from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId, open_process
 from moorage.machines.followers import Follower
 from moorage.machines.machine import Machine
-from moorage.machines.model import Record
+from moorage.machines.model import Origin, Record
 from moorage.machines.registry import Registry
 from moorage.names import is_host_name
 
@@ -114,9 +114,13 @@ class StateFiles(Follower):
         self._failed = False  # and it was said
 
     def added(self, machine: Machine) -> None:
-        """Write the file of a machine, and the link to it."""
+        """Write the file of a machine, and the link to it.
+
+        The file of a machine that was adopted is machined's, which has the machine by it when it is back.
+        """
+        record = machine.record
         if is_host_name(machine.name):
-            self._do(lambda directory: _write(directory, machine.record))
+            self._do(lambda directory: _is_machineds(directory, record) or _write(directory, record))
 
     def ended(self, machine: Machine) -> None:
         """Remove the file of a machine, and the link to it."""
@@ -154,7 +158,7 @@ class StateFiles(Follower):
             return machine.record.placement.is_whole and link == _LINK + machine.unit
         return name is not None and _read(directory, name) is not None
 
-    def _do(self, work: Callable[[int], None]) -> None:
+    def _do(self, work: Callable[[int], object]) -> None:
         """Do something in the directory, if the place is still ours; what goes wrong is logged, once."""
         if not self._holds():
             return
@@ -188,6 +192,14 @@ class StateFiles(Follower):
             os.close(directory)
             raise PermissionError(errno.EPERM, "others can write to it", self._directory)
         return directory
+
+
+def _is_machineds(directory: int, record: Record) -> bool:
+    """Whether machined has left the file of a machine that goes on, and that it would not be told of."""
+    if record.origin is not Origin.adopted:
+        return False
+    found = _read(directory, record.name)
+    return found is not None and MARK not in found.splitlines() and _has_leader(found)
 
 
 def _write(directory: int, record: Record) -> None:

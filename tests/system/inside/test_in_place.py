@@ -181,9 +181,15 @@ def test_machinectl_copies_and_mounts(place: int, tmp_path: Path) -> None:
     assert "seen" in shell("box", "/bin/ls", "/mnt/shared").stdout
 
 
+def runs_in(name: str) -> bool:
+    said = run(
+        "systemd-run", f"--machine={name}", "--wait", "--pipe", "--quiet", "/bin/cat", "/proc/1/cmdline"
+    )
+    return said.startswith("/usr/lib/systemd/systemd")
+
+
 def test_systemd_run_runs_in_it(place: int) -> None:
-    said = run("systemd-run", "--machine=box", "--wait", "--pipe", "--quiet", "/bin/cat", "/proc/1/cmdline")
-    assert said.startswith("/usr/lib/systemd/systemd")
+    assert runs_in("box")
 
 
 def test_machinectl_logs_in(place: int) -> None:
@@ -211,6 +217,7 @@ def ends(name: str) -> None:
 def test_a_container_that_comes_later(place: int) -> None:
     with booted("second") as first:
         assert machines("machinectl") == {"box", "second"}
+        assert runs_in("second")
         run("machinectl", "reboot", "second")
 
         def again() -> bool:
@@ -227,6 +234,7 @@ def test_a_container_that_comes_later(place: int) -> None:
 def test_machined_comes_back_with_all_machines(place: int, before: dict[str, str]) -> None:
     sleeper = subprocess.Popen(["sleep", "infinity"])
     called("CreateMachine", "sayssusa(sv)", "mine", "0", "", "vm", str(sleeper.pid), "", "0")
+    assert "# Kept by moored." not in Path("/run/systemd/machines/box").read_text()
     done = moorctl("in-place", "off")
     assert done.returncode == 0, done.stderr
     assert enabled() == before

@@ -9,7 +9,7 @@ from made import machine
 
 from moorage.kernel.process import identify
 from moorage.machines.machine import Machine
-from moorage.machines.model import MachineClass
+from moorage.machines.model import MachineClass, Origin
 from moorage.machines.registry import Registry
 from moorage.place.state_files import MARK, StateFiles, content
 
@@ -55,6 +55,21 @@ def test_a_file_comes_and_goes(directory: Path) -> None:
     files.ended(web)
     assert names(directory) == set()
     files.ended(web)
+
+
+def test_the_file_of_an_adopted_machine_stays_machineds(directory: Path) -> None:
+    leader = identify(os.getpid())
+    box = machine("box", leader=leader, origin=Origin.adopted)
+    theirs = f"NAME=box\nLEADER={leader.pid}\n"
+    (directory / "box").write_text(theirs)
+    files = files_in(directory, box)
+    files.added(box)
+    assert (directory / "box").read_text() == theirs
+    files.ended(box)
+    assert names(directory) == set()
+    # One that machined has no file of gets one.
+    files.added(box)
+    assert MARK in (directory / "box").read_text()
 
 
 def test_the_directory_is_made(tmp_path: Path) -> None:
