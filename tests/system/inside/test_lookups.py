@@ -20,6 +20,8 @@ import trio
 from hostile import as_user, ask, dial, encode
 from moored import THEIRS, UNTIL_SECONDS, main_pid, run, show, signal_moored, until
 
+pytestmark = pytest.mark.system_instance("the instance of a user does not take machined's place")
+
 PLACE = "/run/systemd/machine/io.systemd.Machine"
 USERS = "/run/systemd/userdb/io.systemd.Machine"
 NAMES = "/run/systemd/resolve.hook/io.systemd.Machine"
