@@ -1,12 +1,13 @@
 """The modules in inside/foreign/: programs that nobody here has written, beside machined and in its place.
 
-Those of a suite share a sandbox, and an image with these programs: each of them has to leave the system as it was.
+Those of a row share a sandbox, and an image with these programs: each of them has to leave the system as it was.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
-from sandboxes import Sandbox, start, stop
+import pytest
+from sandboxes import VERSIONS, Sandbox, start, stop
 
 PACKAGES = ",".join((
     # managers of machines
@@ -20,16 +21,26 @@ PACKAGES = ",".join((
 
 INSIDE = Path(__file__).parent / "inside"
 
+ROWS = [
+    *((suite, names) for names in (("test_podman", "test_guests"), ("test_tools",)) for suite in VERSIONS),
+    # Programs that reach machined by the message bus only, or need firmware, before 262.
+    ("forky", ("test_vmspawn", "test_systemds_own")),
+]
 
-ON_NEWEST = ("test_vmspawn", "test_nspawn")
-"""Modules for programs that before 262 reach machined by the message bus only, or need firmware."""
+
+@pytest.mark.parametrize(
+    ("suite", "names"),
+    [pytest.param(*row, id=f"{row[0]}-{'+'.join(row[1])}") for row in ROWS],
+    indirect=["suite"],
+)
+def test_foreign(boot: Callable[..., Sandbox], names: tuple[str, ...]) -> None:
+    boot("--packages", PACKAGES).pytest(*(INSIDE / "foreign" / f"{name}.py" for name in names))
 
 
-def test_foreign(boot: Callable[..., Sandbox], suite: str) -> None:
-    modules = sorted((INSIDE / "foreign").glob("test_*.py"))
-    if suite != "forky":
-        modules = [path for path in modules if path.stem not in ON_NEWEST]
-    boot("--packages", PACKAGES).pytest(*modules)
+def test_no_module_is_left_out() -> None:
+    assert {path.stem for path in (INSIDE / "foreign").glob("test_*.py")} == {
+        name for _, names in ROWS for name in names
+    }
 
 
 def test_libvirt() -> None:
