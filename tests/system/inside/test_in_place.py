@@ -67,8 +67,41 @@ def box(before: dict[str, str]) -> Generator[int]:
     assert moorctl("in-place", "off").returncode == 0
 
 
+INTO_BOX = (
+    ("GetMachine", "s", "box"),
+    ("GetMachineOSRelease", "s", "box"),
+    ("GetMachineUIDShift", "s", "box"),
+    ("GetMachineAddresses", "s", "box"),
+    ("GetMachineSSHInfo", "s", "box"),
+    ("MapFromMachineUser", "su", "box", "7"),
+    ("MapFromMachineGroup", "su", "box", "7"),
+    ("MapToMachineUser", "u", "70000"),
+    ("OpenMachineShell", "sssasas", "box", "", "bin/sh", "0", "0"),
+    ("OpenMachineShell", "sssasas", "box", "", "", "0", "1", "A"),
+    ("CopyToMachine", "sss", "box", "etc", "/etc"),
+    ("CopyFromMachine", "sss", "box", "/etc", "etc"),
+    ("CopyFromMachineWithFlags", "ssst", "box", "/etc", "/etc", "2"),
+    ("CopyFromMachine", "sss", "box", "/no/such/file", "/tmp/file"),
+    ("BindMountMachine", "sssbb", "box", "/etc/../etc", "/mnt", "false", "false"),
+    ("BindMountMachine", "sssbb", "box", "/no/such/file", "/mnt", "false", "false"),
+    ("KillMachine", "ssi", "box", "leader", "18"),
+)
+
+
+def answers() -> list[tuple[int, str]]:
+    """What whoever has the name says of the container."""
+    call = ("busctl", "--json=short", "call", NAME, "/org/freedesktop/machine1", f"{NAME}.Manager")
+    done = [subprocess.run([*call, *each], check=False, capture_output=True, text=True) for each in INTO_BOX]
+    return [(each.returncode, each.stdout) for each in done]
+
+
 @pytest.fixture(scope="module")
-def place(box: int) -> int:
+def of_machined(box: int) -> list[tuple[int, str]]:
+    return answers()
+
+
+@pytest.fixture(scope="module")
+def place(box: int, of_machined: list[tuple[int, str]]) -> int:
     """The same with moored in machined's place since then."""
     done = moorctl("in-place", "on")
     assert done.returncode == 0, done.stderr
@@ -152,6 +185,15 @@ def test_machines_go_on_and_are_moored_s(place: int) -> None:
         str(place),
     )
     assert done == 'o "/org/freedesktop/machine1/machine/box"\n'
+
+
+def test_calls_get_the_same_answers(place: int, of_machined: list[tuple[int, str]]) -> None:
+    different = [
+        (call, ours, theirs)
+        for call, ours, theirs in zip(INTO_BOX, answers(), of_machined, strict=True)
+        if ours != theirs
+    ]
+    assert different == []
 
 
 def test_machinectl_looks_at_it(place: int) -> None:
