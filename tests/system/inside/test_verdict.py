@@ -635,7 +635,7 @@ async def test_hundreds_that_end_in_all_ways_at_once(spawn: Processes) -> None:
         if rest != wanted or any(told[field] != expected.fields[field] for field in told):
             wrong.append(f"{name}: {said(verdict)}, not {wanted}")
     print(f"{len(names)} verdicts, {complete} with counters")
-    assert complete == len(names)
     kill(*load, *(leaders[name] for name, way in names.items() if way == "leave"))
     os.rmdir(f"/sys/fs/cgroup{ELSEWHERE}")
     assert wrong == []
+    assert complete == len(names)
