@@ -341,7 +341,7 @@ async def test_a_unit_of_the_same_invocation_is_stopped(tmp_path: Path) -> None:
         await core.services.control.kill(web, KillWhom.all, signal.SIGTERM)
         assert not await core.services.control.begin_stop(web, wait=0.01)
         with trio.fail_after(10):
-            while len(manager.ordered) < 2:
+            while len(manager.ordered) < 2:  # noqa: ASYNC110
                 await trio.sleep(0.001)
         assert manager.ordered == [("kill", "own.service"), ("stop", "own.service")]
         assert web.record.asked is Cause.stopped
