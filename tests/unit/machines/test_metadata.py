@@ -25,6 +25,7 @@ from moorage.machines.model import MachineClass
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 from moorage.probes import namespaces as namespace_probe
+from moorage.probes.handing import LEADER_FD
 
 
 def unconnected() -> DBusManager:
@@ -130,9 +131,7 @@ def test_addresses_that_are_not_for_use_and_damaged_messages_are_not_told() -> N
 
 def run_probe(pidfd: int) -> object:
     argv = [sys.executable, "-I", "-S", "-B", namespace_probe.__file__]
-    place = (
-        f"import os, sys; os.dup2({pidfd}, {namespace_probe.LEADER_FD}); os.execv(sys.argv[1], sys.argv[1:])"
-    )
+    place = f"import os, sys; os.dup2({pidfd}, {LEADER_FD}); os.execv(sys.argv[1], sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", place, *argv], pass_fds=[pidfd], check=True, capture_output=True, timeout=30
     )

@@ -122,6 +122,7 @@ def guest(nothing_left: None) -> Generator[Guest]:
     subprocess.run(["pkill", "-KILL", "-U", str(UID)], check=True)
     process.wait()
     for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
         pipe.close()
 
 
