@@ -109,16 +109,6 @@ class IdMaps:
                 return machine, _valid(found)
         raise NoSuchId
 
-    async def find(self, kind: Kind, number: int) -> tuple[Machine, int]:
-        """Do the same once all maps were read.
-
-        Raises:
-            NoSuchId: there is none.
-        """
-        if not self.is_ready(kind):
-            await self.read(kind)
-        return self.from_host(kind, number)
-
     def is_ready(self, kind: Kind) -> bool:
         """Return whether all maps are remembered, after a few of them were read; else :meth:`read` does the rest."""
         due = self._due(kind)

@@ -32,6 +32,13 @@ def sleep(leaders: list[subprocess.Popen[bytes]]) -> int:
     return leaders[-1].pid
 
 
+async def find(maps: IdMaps, kind: id_maps.Kind, number: int) -> tuple[Machine, int]:
+    """Look for a number as handlers do."""
+    if not maps.is_ready(kind):
+        await maps.read(kind)
+    return maps.from_host(kind, number)
+
+
 class Maps:
     """What the kernel says of each process, and how often it was asked."""
 
@@ -73,14 +80,14 @@ async def test_what_is_found_is_looked_at_again(
     web, pid = container(registry, "web", sleep(leaders)), leaders[0].pid
     maps = IdMaps(registry)
     kernel.texts[pid] = "0 100000 1000"
-    assert await maps.find("uid", 100_007) == (web, 7)
+    assert await find(maps, "uid", 100_007) == (web, 7)
     kernel.reads = 0
     with pytest.raises(NoSuchId):
-        await maps.find("uid", 200_000)
+        await find(maps, "uid", 200_000)
     assert kernel.reads == 0  # it is remembered who is not there
     kernel.texts[pid] = "0 300000 1000"
     with pytest.raises(NoSuchId):
-        await maps.find("uid", 100_007)
+        await find(maps, "uid", 100_007)
     monkeypatch.setattr(id_maps, "REMEMBERED_SECONDS", 0.0)
     web.gone.set()
 
@@ -100,7 +107,7 @@ async def test_maps_are_read_once_for_all_who_ask(
     found: list[str] = []
 
     async def look(number: int) -> None:
-        one, inside = await maps.find("uid", 100_000 + 1000 * number + 5)
+        one, inside = await find(maps, "uid", 100_000 + 1000 * number + 5)
         assert inside == 5
         found.append(one.name)
 
@@ -120,12 +127,12 @@ async def test_nobody_who_is_gone_is_remembered(
     old = container(registry, "web", pid)
     kernel.texts[pid] = "0 100000 1000"
     maps = IdMaps(registry)
-    assert (await maps.find("gid", 100_000))[0] is old
+    assert (await find(maps, "gid", 100_000))[0] is old
     registry.remove(old)
     with pytest.raises(NoSuchId):
-        await maps.find("gid", 100_000)
+        await find(maps, "gid", 100_000)
     new = container(registry, "web", pid)
-    assert (await maps.find("gid", 100_000))[0] is new
+    assert (await find(maps, "gid", 100_000))[0] is new
 
 
 def test_our_own_numbers_are_nobodys(

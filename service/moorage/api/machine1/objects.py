@@ -273,7 +273,7 @@ class Objects:
         _check_id(number)
         params = MapToIn()
         setattr(params, kind, number)
-        found = await self._theirs.map_to(request.call("MapTo"), params)
+        found = await self._theirs.map_to_in_time(request.call("MapTo"), params)
         assert found.machineName is not None
         return (found.machineName, path_of(found.machineName), getattr(found, kind))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import AsyncIterator, Iterator
 
 from moorage.api.calls import permit
 from moorage.api.refusals import translated
@@ -38,7 +39,7 @@ from moorage.machines.terminals import Shell, shell_of
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter, PermissionDenied
 from moorage.wire.method import method
-from moorage.wire.types import WithFds
+from moorage.wire.types import Last, WithFds
 
 
 class Inside(Handlers):
@@ -155,29 +156,59 @@ class Inside(Handlers):
         return reply
 
     @method("MapTo")
-    async def map_to(self, call: Call, params: MapToIn) -> MapToOut:
+    def map_to(self, call: Call, params: MapToIn) -> Iterator[MapToOut] | AsyncIterator[Last[MapToOut]]:
         """Return the machine of a user and a group of the host, and their numbers in it."""
+        self._check_map_to(call, params)
+        if all(self.services.id_maps.is_ready(kind) for kind in _kinds(params)):
+            return iter((self._mapped_to(params),))
+        return self._map_to_later(params)
+
+    async def map_to_in_time(self, call: Call, params: MapToIn) -> MapToOut:
+        """Return the same, for a caller who can wait."""
+        self._check_map_to(call, params)
+        async for last in self._map_to_later(params):
+            return last.reply
+        raise NoSuchMachine
+
+    async def _map_to_later(self, params: MapToIn) -> AsyncIterator[Last[MapToOut]]:
+        for kind in _kinds(params):
+            await self.services.id_maps.read(kind)
+        yield Last(self._mapped_to(params))
+
+    def _check_map_to(self, call: Call, params: MapToIn) -> None:
         permit(call, self.authority)
         _check_ids(params.uid, params.gid)
         if params.uid is not None and params.uid < id_maps.HOST_MAX:
             raise UserInHostRange
         if params.gid is not None and params.gid < id_maps.HOST_MAX:
             raise GroupInHostRange
+
+    def _mapped_to(self, params: MapToIn) -> MapToOut:
         reply, maps = MapToOut(), self.services.id_maps
         found: set[str] = set()
         with translated(REFUSALS):
             if params.uid is not None:
                 with translated({id_maps.NoSuchId: lambda _: NoSuchUser()}):
-                    machine, reply.uid = await maps.find("uid", params.uid)
+                    machine, reply.uid = maps.from_host("uid", params.uid)
                 found.add(machine.name)
             if params.gid is not None:
                 with translated({id_maps.NoSuchId: lambda _: NoSuchGroup()}):
-                    machine, reply.gid = await maps.find("gid", params.gid)
+                    machine, reply.gid = maps.from_host("gid", params.gid)
                 found.add(machine.name)
         if len(found) != 1:  # nothing was asked for, or two machines have one each
             raise NoSuchMachine
         reply.machineName = found.pop()
         return reply
+
+
+def _kinds(params: MapToIn) -> list[id_maps.Kind]:
+    """Return of which kinds numbers are asked for."""
+    found: list[id_maps.Kind] = []
+    if params.uid is not None:
+        found.append("uid")
+    if params.gid is not None:
+        found.append("gid")
+    return found
 
 
 def _check_ids(uid: int | None, gid: int | None) -> None:
