@@ -16,7 +16,7 @@ DOCUMENTS = "/usr/share/doc/moored"
 
 WITHOUT_CHECKOUT = """
 python3 -m pip uninstall --quiet --yes --break-system-packages --root-user-action=ignore moorage
-rm -f /usr/lib/systemd/*/moor* /usr/share/polkit-1/actions/io.moorage.policy
+rm -f /usr/lib/systemd/*/moor* /usr/share/polkit-1/actions/io.moorage.policy /usr/share/dbus-1/system.d/io.moorage.conf
 rm -f /etc/dpkg/dpkg.cfg.d/99mmdebstrap  # which leaves documents out
 umount /moorage
 systemctl daemon-reload

@@ -67,6 +67,7 @@ def test_packages_from_installation_to_purge(packages: Path, boot: Callable[...,
         "/usr/share/man/man1/moorctl.1.gz",
         "/usr/share/bash-completion/completions/moorctl",
         "/usr/share/polkit-1/actions/io.moorage.policy",
+        "/usr/share/dbus-1/system.d/io.moorage.conf",
     ):
         assert path in files
     # What else it needs is not in the sandbox: prometheus_client.

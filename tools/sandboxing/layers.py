@@ -48,6 +48,10 @@ done
     mkdir -p "$layer/usr/share/polkit-1/actions"
     cp "$checkout/units/polkit"/* "$layer/usr/share/polkit-1/actions/"
 }
+[ ! -d "$checkout/units/dbus" ] || {
+    mkdir -p "$layer/usr/share/dbus-1/system.d"
+    cp "$checkout/units/dbus"/* "$layer/usr/share/dbus-1/system.d/"
+}
 """
 """Script that runs in a mount namespace of its own. Its arguments are $1 to $3 as named."""
 

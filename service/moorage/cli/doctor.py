@@ -212,7 +212,14 @@ def _bpf(root: Path) -> Finding:
 def _bus(root: Path) -> Finding:
     subject = "system bus"
     if (root / "run/dbus/system_bus_socket").exists():
-        return Finding(subject, State.good, "there")
+        if (root / "usr/share/dbus-1/system.d/io.moorage.conf").exists():
+            return Finding(subject, State.good, "there, with room for references to all machines")
+        return Finding(
+            subject,
+            State.limited,
+            "there; if it is dbus-daemon, the counters of more than 500 machines may be incomplete at their end",
+            "Copy units/dbus/io.moorage.conf to /usr/share/dbus-1/system.d",
+        )
     return Finding(
         subject,
         State.limited,

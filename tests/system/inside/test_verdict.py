@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import trio
+from jeepney import DBusAddress, new_method_call
+from jeepney.io.blocking import open_dbus_connection
+from jeepney.low_level import MessageType
 from moored import (
     ELSEWHERE,
     OURS,
@@ -490,6 +493,19 @@ async def test_what_a_machine_has_consumed_is_known_however_soon_it_is_gone(spaw
             await trio.to_thread.run_sync(leader.wait)
             counters = (await verdict(client, "web"))["accounting"]
             assert counters.get("cpuUsageNSec", 0) >= 200_000_000, (number, counters)
+
+
+BUS = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
+
+
+@pytest.mark.system_instance("the bus of a user's session allows it anyway")
+def test_the_bus_lets_the_manager_keep_as_many_scopes_as_there_are_machines() -> None:
+    """It needs a match rule for each; without ours dbus-daemon allows 512 (RefUnit succeeds, and keeps nothing)."""
+    with open_dbus_connection(bus="SYSTEM") as connection:
+        for number in range(2000):
+            rule = f"type='signal',path='/none',arg0=':9.{number}'"
+            reply = connection.send_and_get_reply(new_method_call(BUS, "AddMatch", "s", (rule,)))
+            assert reply.header.message_type is MessageType.method_return, (number, reply.body)
 
 
 # All at once

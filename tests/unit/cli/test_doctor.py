@@ -18,6 +18,7 @@ def host(root: Path, *, controllers: str = "cpu cpuset io memory pids") -> Path:
         "sys/fs/bpf",
         "usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service",
         "usr/share/polkit-1/actions/io.moorage.policy",
+        "usr/share/dbus-1/system.d/io.moorage.conf",
     ):
         (root / path).mkdir(parents=True)
     (root / "sys/fs/cgroup").mkdir()
@@ -90,6 +91,7 @@ def test_a_users_manager_without_controllers(tmp_path: Path) -> None:
         ("usr/share/polkit-1/actions/io.moorage.policy", "polkit", "Copy units/polkit/io.moorage.policy"),
         ("usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service", "polkit", "Install polkitd"),
         ("run/dbus/system_bus_socket", "system bus", "Install dbus"),
+        ("usr/share/dbus-1/system.d/io.moorage.conf", "system bus", "Copy units/dbus/io.moorage.conf"),
         ("sys/fs/bpf", "BPF", "DeviceAllow="),
     ],
 )
