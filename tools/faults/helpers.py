@@ -99,14 +99,11 @@ class HelperChanges:
             name = chance.choice(decided)
             wanted.undecided.add(name)
             answer = await self._change(chance, "RemoveHelper", {"name": wanted.name, "helper": name})
-            if answer is None:
-                wanted.limping |= self._world.full  # as below, should that have been the answer
             if answer is None or wanted.ended:
                 return
             if isinstance(answer, Refused):
                 if answer.no_space and self._world.full:
-                    wanted.limping = True  # it may have been stopped, but is still on record
-                    return
+                    return  # it may have been stopped, and is then removed later
                 if not (answer.name == f"{OURS}NoSuchHelper" and answer.again):
                     raise Violation(f"RemoveHelper {name} of {wanted.name}: {answer}")
             wanted.undecided.discard(name)

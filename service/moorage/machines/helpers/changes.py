@@ -66,6 +66,7 @@ class Changes:
         self._clock = clock
         self._detached = detached
         self._alone = Alone()
+        self._unfinished: dict[str, Change] = {}  # removals to go on with, by the units of their helpers
 
     def alone(self, machine: str) -> contextlib.AbstractAsyncContextManager[None]:
         """Change the helpers of the machine of a name, one caller after the other."""
@@ -149,6 +150,8 @@ class Changes:
     async def remove(self, machine: Machine, helper: Helper, *, deadline: float) -> None:
         """Stop a helper of a machine and forget it; within :meth:`alone`.
 
+        One that may have been stopped when that fails is removed later, unless it is asked for before.
+
         Raises:
             MachineGone: and the helper with it.
             ManagerError: as the manager says.
@@ -156,23 +159,49 @@ class Changes:
         """
         change = self._change(machine, (helper,), removes=True)
         self._intents.intend_change(change)
+        begun = False
         try:
+            self._spare(machine, helper)
+            begun = True
             await self._remove(machine, helper, deadline)
-        except Exception:  # not at our own end: the next instance goes on from there
-            self._intents.withdraw_change(machine.name)
+        except Exception as error:  # not at our own end: the next instance goes on from there
+            if begun and isinstance(error, (OSError, ManagerTimeout, ManagerUnavailable)):
+                self._unfinished[helper.unit] = change
+                self._detached.start(self._finish, helper.unit, change)
+            else:
+                self._intents.withdraw_change(machine.name)
             raise
         self._intents.withdraw_change(machine.name)
 
-    async def _remove(self, machine: Machine, helper: Helper, deadline: float) -> None:
-        marks = self._intents.marks_of(machine.name)
-        # From here on the machine goes on without it, even should it be there for a while yet.
+    def _spare(self, machine: Machine, helper: Helper) -> None:
+        """Have a machine go on without a helper, even should it be there for a while yet."""
         spared = msgspec.structs.replace(helper, on_failure=HelperFailure.ignore)
         helpers = tuple(spared if each.name == helper.name else each for each in machine.record.helpers)
         self._save(machine, helpers, machine.record.runtime_directory)
+
+    async def _remove(self, machine: Machine, helper: Helper, deadline: float) -> None:
+        marks = self._intents.marks_of(machine.name)
         await self._starts.stop(machine.name, helper, marks, deadline=deadline)
         rest = tuple(each for each in machine.record.helpers if each.name != helper.name)
         self._save(machine, rest, machine.record.runtime_directory)
         self._states.drop([helper.unit])
+        self._unfinished.pop(helper.unit, None)
+
+    async def _finish(self, unit: str, change: Change) -> None:
+        """Go on with a removal; others may change the machine's helpers in between."""
+        while True:
+            await trio.sleep(ASK_SECONDS)
+            async with self.alone(change.machine):
+                if self._unfinished.get(unit) is not change:
+                    return
+                try:
+                    await self._resume(change)
+                except (MachineGone, ManagerError, OSError) as error:
+                    _log.debug("Failed to remove helpers of machine %s: %s", change.machine, error)
+                else:
+                    self._unfinished.pop(unit, None)
+                    self._intents.withdraw_change(change.machine)
+                    return
 
     async def dismiss(self, record: Record, *, deadline: float) -> None:
         """Stop all helpers of a machine that has ended, while the unit that they are bound to goes on.
@@ -230,6 +259,7 @@ class Changes:
         there = {helper.name for helper in machine.record.helpers}
         for helper in change.helpers:
             if change.removes and helper.name in there:
+                self._spare(machine, helper)
                 await self._remove(machine, helper, trio.current_time() + UNDO_SECONDS)
         if not change.removes and not there.issuperset(helper.name for helper in change.helpers):
             mark = self._intents.mark(change)
