@@ -320,14 +320,19 @@ def signal_moored(number: int) -> None:
 
 
 def descriptors() -> int:
-    """How many file descriptors moored has open, but for one by which it has things done inside machines."""
+    """How many file descriptors moored has open, but for one by which it has things done inside machines.
+
+    A socket counts once: that of its references is duplicated as soon as the service manager has stored it.
+    """
     directory = f"/proc/{main_pid()}/fd"
     found: list[str] = []
     for name in os.listdir(directory):
         with contextlib.suppress(FileNotFoundError):  # it has been closed meanwhile
             found.append(os.readlink(f"{directory}/{name}"))
     packets = {f"socket:[{line.split()[6]}]" for line in _unix_sockets() if line.split()[4] == "0005"}
-    return len(found) - min(1, len(packets.intersection(found)))
+    sockets = {link for link in found if link.startswith("socket:")}
+    others = [link for link in found if link not in sockets]
+    return len(sockets - packets) + max(0, len(sockets & packets) - 1) + len(others)
 
 
 def _unix_sockets() -> list[str]:
