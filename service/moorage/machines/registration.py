@@ -138,9 +138,16 @@ class Registrar:
 
         Raises:
             NameTaken: also if the repeated call differs.
+            ManagerTimeout: the same call was made before, and it is not known yet what became of it.
             Exception: what :meth:`register` raises.
         """
         await self.wait(registration.name, timeout=timeout)
+        claim = self._registry.claim(registration.name)
+        if claim is not None and (claim.leader, claim.registrant) == (
+            registration.leader,
+            registration.registrant,
+        ):
+            raise ManagerTimeout(f"an earlier registration of machine {registration.name}")
         holder = self._registry.get(registration.name)
         if (
             holder is None

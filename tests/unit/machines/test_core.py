@@ -23,7 +23,7 @@ from moorage.kernel.poller import Readiness
 from moorage.kernel.process import ProcessGone, ProcessId, boot_id, process_id
 from moorage.kernel.system import Cgroupfs, system
 from moorage.machines.accounting import Accounting
-from moorage.machines.errors import MachineGone, NoSuchHelper, NoSuchSubgroup
+from moorage.machines.errors import MachineGone, NameTaken, NoSuchHelper, NoSuchSubgroup
 from moorage.machines.event_files import EventFiles
 from moorage.machines.grace import INSIST_SECONDS
 from moorage.machines.helpers import changes
@@ -43,7 +43,15 @@ from moorage.machines.model import (
 )
 from moorage.machines.store import CHANGE, Store
 from moorage.pid1 import journal
-from moorage.pid1.manager import Job, ManagerRefused, NoSuchUnit, ScopeSpec, ServiceSpec, UnitHint
+from moorage.pid1.manager import (
+    Job,
+    ManagerRefused,
+    ManagerTimeout,
+    NoSuchUnit,
+    ScopeSpec,
+    ServiceSpec,
+    UnitHint,
+)
 from moorage.pid1.references import BusReferences
 
 IP = {"IPIngressBytes", "IPEgressBytes"}
@@ -282,6 +290,29 @@ async def test_a_removal_that_cannot_be_written_has_not_happened(
         with trio.fail_after(10):
             while any(name.startswith(CHANGE) for name in os.listdir(tmp_path)):  # noqa: ASYNC110
                 await trio.sleep(0.001)
+
+
+async def test_a_call_that_is_repeated_too_early_does_not_hear_of_another_machine(
+    tmp_path: Path, leader: subprocess.Popen[bytes]
+) -> None:
+    """The name is taken by the caller's own registration, of which nobody knows yet what becomes."""
+    pidfd = os.pidfd_open(leader.pid)
+    registration = Registration(
+        name="web", class_=MachineClass.vm, registrant=0, leader=process_id(pidfd), leader_pidfd=pidfd,
+        leader_uid=0, supervisor=None, allocate_unit=True, privileged=True,
+    )  # fmt: skip
+    other = msgspec.structs.replace(registration, leader=ProcessId(1, 1, boot_id()))
+    try:
+        async with running(PlayedManager(), tmp_path) as core:
+            registry = core.services.registry
+            claim = registry.begin("web", registration.leader, 0)
+            with pytest.raises(ManagerTimeout, match="earlier registration of machine web"):
+                await core.services.registrar.find_or_register(registration, timeout=0.01)
+            with pytest.raises(NameTaken):
+                await core.services.registrar.find_or_register(other, timeout=0.01)
+            registry.abandon(claim)
+    finally:
+        os.close(pidfd)
 
 
 class Restarting(Forgetful):
