@@ -461,6 +461,8 @@ async def test_no_scope_is_kept_for_a_version_that_takes_over_none(spawn: Proces
         run("systemctl", "start", "moored.service")
     async with await connect() as client:
         assert (await verdict(client, "web"))["result"] == "success"
+    run("systemctl", "restart", "moored.service")  # what that one had asked for was refused
+    await until(lambda: stored() == "1")
 
 
 @pytest.mark.system_instance("only root may have journald not listen")
