@@ -319,6 +319,11 @@ def signal_moored(number: int) -> None:
     os.kill(pid, number)
 
 
+def stored() -> str:
+    """Return how many file descriptors of moored the service manager keeps."""
+    return run("systemctl", "show", "-P", "NFileDescriptorStore", "moored.service").strip()
+
+
 def descriptors() -> int:
     """How many file descriptors moored has open, but for one by which it has things done inside machines.
 

@@ -42,6 +42,7 @@ from moored import (
     signal_moored,
     start_listening,
     state,
+    stored,
     until,
     verdict,
 )
@@ -371,11 +372,6 @@ def slow_to_come_back(**settings: str) -> Generator[None]:
     yield
     drop_in.unlink()
     run("systemctl", "daemon-reload")
-
-
-def stored() -> str:
-    """Return how many file descriptors of moored the service manager keeps."""
-    return run("systemctl", "show", "-P", "NFileDescriptorStore", "moored.service").strip()
 
 
 USES = """
