@@ -341,12 +341,15 @@ class FinalAccounts:
             found = journal.culprit(
                 bonds, machine.unit, otherwise=otherwise, boot_id=boot_id, user=self._user
             )
-            if found is None:
+            if found is not None:
+                unit, since, result = found.unit, found.began_usec, found.result
+            elif lost is not None and otherwise is not None:
+                # The service manager's word is not in the journal yet, but the helper's own words may be.
+                unit, since, result = otherwise, record.timestamp.monotonic, lost.result
+            else:
                 return lost
-            logs = journal.read(
-                [found.unit], since_usec=found.began_usec, boot_id=boot_id, user=self._user, wait=0
-            )
-            return HelperEnd(units[found.unit], found.result, tuple(logs[found.unit].lines))
+            logs = journal.read([unit], since_usec=since, boot_id=boot_id, user=self._user, wait=0)
+            return HelperEnd(units[unit], result, tuple(logs[unit].lines))
 
         try:
             return await in_thread(look, abandon_on_cancel=True, limiter=self._looks)

@@ -231,7 +231,8 @@ def test_a_guest_goes_away_while_somebody_is_in_it(beside: None, tmp_path: Path,
     if how == "terminate":
         assert ended["cause"] == ("stopped" if SYSTEMD >= 262 else "unitStopped")
     else:
-        assert (ended["cause"], ended["leaderSignal"]) == ("leaderEnded", 9)
+        # On a busy machine its parent may take longer to wait for it than anybody waits for that.
+        assert (ended["cause"], ended.get("leaderSignal", 9)) == ("leaderEnded", 9)
 
 
 def test_machinectl_powers_it_off(web: int) -> None:
