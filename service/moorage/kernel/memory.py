@@ -49,9 +49,8 @@ class _Alarm(trio.abc.Instrument):
         """See `trio.abc.Instrument`."""
         if self._work() >= self._enough:
             trio.lowlevel.remove_instrument(self)  # once: it costs something at each turn of the loop
-            self._token.run_sync_soon(
-                self.rung.set
-            )  # an event that is set here would be seen after the wait
+            # An event that is set here would be seen after the wait only.
+            self._token.run_sync_soon(self.rung.set)
 
 
 async def _worked(work: Callable[[], float]) -> None:

@@ -241,9 +241,8 @@ class Machine:
             self.gone.set()
             self.completed.set()
         elif record.end is not None:
-            end = (
-                record.end
-            )  # as an instance before has seen it, which ended before the verdict was complete
+            # As an instance before has seen it, which ended before the verdict was complete.
+            end = record.end
             self.emptied_at, self.result, self.watched = end.found_at, end.result, end.watched
             self.attested = Attested(end.found_at, stopped=False) if end.attested else None
             self.deactivating, self.counters, self.final = end.deactivating, end.accounting, end.final

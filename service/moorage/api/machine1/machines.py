@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -119,7 +120,7 @@ class Machines:
     async def _ssh_info(self, request: Request, machine: Machine) -> Body:
         identity = machine.record.identity
         if not identity.ssh_address or not identity.ssh_private_key_path:
-            raise System.of(2)
+            raise System.of(errno.ENOENT)
         if not self._theirs.authority.policy.tells_all(request.peer.uid, machine.record.registrant):
             raise Refusal(ACCESS_DENIED, "Only its owner is told with which key one gets into a machine")
         return (identity.ssh_address, identity.ssh_private_key_path)
@@ -216,7 +217,7 @@ def _is_container(machine: Machine, what: str) -> None:
 def _copied(request: Request, machine: Machine, source: str, destination: str, flags: int = 0) -> CopyIn:
     _is_container(machine, "Copying files")
     if flags & ~_REPLACE:
-        raise Refusal(INVALID_ARGS, os.strerror(22))
+        raise Refusal(INVALID_ARGS, os.strerror(errno.EINVAL))
     for what, path in (("Source", source), ("Destination", destination)):
         if (path or what == "Source") and not path.startswith("/"):
             raise Refusal(INVALID_ARGS, f"{what} path must be absolute.")
