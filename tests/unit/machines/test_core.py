@@ -292,6 +292,19 @@ async def test_a_removal_that_cannot_be_written_has_not_happened(
                 await trio.sleep(0.001)
 
 
+async def test_a_bond_that_was_about_to_start_is_not_left_as_failed(tmp_path: Path) -> None:
+    """The scope wants it, and so keeps it for as long as it runs."""
+    manager, bond = PlayedManager(), "machine-web-fs-bond.service"
+    async with running(manager, tmp_path) as core:
+        web = machine("web")
+        web.with_helpers((Helper("fs", "machine-web-fs.service", HelperFailure.stop_machine, ()),), None)
+        enter(core, web)
+        marks = core.services.changing._changes._intents.marks_of("web")
+        manager.set(bond, documentation=(f"{marks}x",))
+        await core.services.changing.remove(web, "fs")
+        assert [done for done in manager.ordered if done[1] == bond] == [("stop", bond), ("reset", bond)]
+
+
 async def test_a_call_that_is_repeated_too_early_does_not_hear_of_another_machine(
     tmp_path: Path, leader: subprocess.Popen[bytes]
 ) -> None:

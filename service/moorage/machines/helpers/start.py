@@ -239,7 +239,7 @@ class HelperStarts:
         """
         names = UnitNames(machine)
         # Whatever the record says of its policy: an instance that was killed may have changed that already.
-        await self._started.stop(names.bond(helper.name), marks, alone=True, deadline=deadline)
+        await self._stop_bond(names.bond(helper.name), marks, deadline=deadline)
         if await self._started.stop(helper.unit, marks, deadline=deadline):
             await self._leftovers.reset(helper.unit, deadline=deadline)
             if helper.sockets:
@@ -261,8 +261,13 @@ class HelperStarts:
         """
         names = UnitNames(machine)
         for bond in bond_names(names, helpers):  # else it would have that unit stopped
-            await self._started.stop(bond, marks, alone=True, deadline=deadline)
+            await self._stop_bond(bond, marks, deadline=deadline)
         await self._started.stop(names.runtime, marks, deadline=deadline)  # all of them require it
+
+    async def _stop_bond(self, bond: str, marks: str, *, deadline: float) -> None:
+        """Stop a bond alone. One that was about to start has failed by that, and would be there to the scope's end."""
+        if await self._started.stop(bond, marks, alone=True, deadline=deadline):
+            await self._leftovers.reset(bond, deadline=deadline)
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
