@@ -176,8 +176,6 @@ class BusReferences:
     def succeed(self) -> None:
         """See `References`."""
         self._succeeded.set()
-        if self._bus is None:
-            self._let_go()
         self._changed.set()
 
     def _linger(self, unit: str) -> None:
@@ -191,8 +189,11 @@ class BusReferences:
         self._drop_at = present if quiet else min(present + QUIET_SECONDS, self._drop_by)
 
     async def run(self) -> None:
-        """Take and drop references for ever."""
+        """Take and drop references for ever; without a bus, let go of earlier ones in time."""
         try:
+            if self._bus is None:
+                await self._succeeded.wait()
+                self._let_go()
             while self._bus is not None:
                 if not await self._session(self._bus) and self._succeeded.is_set():
                     self._let_go()  # nobody can tell for how long names would stay taken

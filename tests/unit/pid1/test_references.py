@@ -252,8 +252,13 @@ async def test_a_connection_that_failed_is_tried_again_before_earlier_ones_are_l
 async def test_without_a_bus_earlier_connections_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     with storing(FakeBus(), 1) as store:
         held = BusReferences(None, store)
-        held.succeed()
-        assert store.open == [False]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(held.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert store.open == [True]
+            held.succeed()
+            await trio.testing.wait_all_tasks_blocked()
+            assert store.open == [False]
 
 
 @on_a_clock
@@ -339,6 +344,7 @@ async def test_what_was_held_is_held_again_after_the_bus_was_away(monkeypatch: p
 async def test_without_a_bus_nothing_is_held() -> None:
     held = BusReferences(None)
     held.hold(["a"])
+    held.succeed()
     await held.run()
     assert not held.holds("a")
 
