@@ -14,8 +14,10 @@ from moored import (
     control_group,
     kill,
     main_pid,
+    move,
     register,
     run,
+    show,
     until,
     verdict,
 )
@@ -196,13 +198,21 @@ async def test_counters_begin_at_zero_again(spawn: Processes) -> None:
 
 
 async def test_a_machine_without_counters_of_its_own_cannot_be_reset(spawn: Processes) -> None:
-    async with await connect() as client:
-        leader = spawn()
-        machine = (await register(client, "web", leader, allocateUnit=False))["machine"]
-        assert control_group(leader) == machine["controlGroup"]
-        with pytest.raises(NotSupported):
-            await client.call(f"{OURS}ResetAccounting", {"name": "web"})
-        kill(leader)
+    """In a unit with processes of others."""
+    run("systemd-run", "--quiet", "--collect", "--unit=own.service", "sleep", "infinity")
+    try:
+        async with await connect() as client:
+            leader = spawn()
+            group = control_group(int(show("own.service", "MainPID")["MainPID"]))
+            move(leader, group)
+            machine = (await register(client, "web", leader, allocateUnit=False))["machine"]
+            assert machine["controlGroup"] == group
+            with pytest.raises(NotSupported):
+                await client.call(f"{OURS}ResetAccounting", {"name": "web"})
+            kill(leader)
+            await verdict(client, "web")
+    finally:
+        run("systemctl", "stop", "own.service")
 
 
 async def test_a_machine_that_is_gone_has_no_pressure(spawn: Processes) -> None:

@@ -32,6 +32,7 @@ from moored import (
     scopes,
     show,
     start_listening,
+    stored,
     units,
     until,
     verdict,
@@ -91,12 +92,18 @@ def start_now() -> None:
     run("systemctl", "start", "moored.service")
 
 
+async def started() -> None:
+    """Wait until the service has done all that comes with its start: from then on its steps are those of calls."""
+    await until(lambda: stored() != "0", "its references are stored, which it does last")
+
+
 async def settled() -> dict[str, dict[str, Any]]:
     """What is listed once nothing is left to be done of what was begun; all that know of machines must agree."""
     start_now()
     async with await connect() as client:
         await until(lambda: not begun(), "nothing is begun")
         found = await listed(client)
+    await started()
     assert sorted(found) == sorted(living_records())
     assert sorted(machine["unit"] for machine in found.values()) == sorted(scopes())
     return found
