@@ -11,6 +11,7 @@ added to a machine, or removed, have an intent of their own, and their units the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ from moorage.machines.helpers.units import Change
 from moorage.machines.model import Intent
 from moorage.machines.store import (
     CHANGE,
+    SEPARATOR,
     START,
     VERSION,
     BadRecord,
@@ -66,6 +68,11 @@ def decode_change(content: bytes, name: str) -> Change:
     stored = decoded(_decoder, content)
     check_stored(stored.version, stored.boot_id, stored.change.machine, name)
     return stored.change
+
+
+def _file(change: Change) -> str:
+    """Name the intent of a change: one that is finished later has others of its machine beside it."""
+    return f"{CHANGE}{change.machine}{SEPARATOR}{change.timestamp.monotonic}"
 
 
 class Intents:
@@ -145,15 +152,15 @@ class Intents:
         Raises:
             OSError: it could not be written; nothing is left of it.
         """
-        self._store.write(CHANGE + change.machine, encode_change(change))
+        self._store.write(_file(change), encode_change(change))
 
-    def withdraw_change(self, machine: str) -> None:
+    def withdraw_change(self, change: Change) -> None:
         """Remove the intent of a change; nothing happens if there is none."""
         try:
-            self._store.unlink(CHANGE + machine)
+            self._store.unlink(_file(change))
         except OSError as error:
             _log.warning(
-                "Failed to remove the intent of a change of machine %s, ignoring: %s", machine, error
+                "Failed to remove the intent of a change of machine %s, ignoring: %s", change.machine, error
             )
 
     def changes(self) -> Iterator[tuple[str, Change | BadRecord]]:
@@ -162,4 +169,10 @@ class Intents:
         Yields:
             The machine's name, with the change or with what is wrong with its intent.
         """
-        return self._store.found(CHANGE, decode_change)
+        for name, found in self._store.found(CHANGE, decode_change):
+            if isinstance(found, Change):
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # only versions before wrote one for each machine
+                    self._store.rename(CHANGE + name, _file(found))
+            yield name, found

@@ -64,6 +64,9 @@ START = ".start-"
 CHANGE = ".change-"
 BESIDE = ".beside-"
 
+SEPARATOR = "#"
+"""After the machine's name, which has none, in the names of files of which a machine may have more than one."""
+
 
 class BadRecord(Exception):
     """A record that cannot be used; the reason says why."""
@@ -385,11 +388,20 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(file, dir_fd=self._directory)
 
+    def rename(self, file: str, other: str) -> None:
+        """Give a file another name.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: it keeps its name.
+        """
+        os.rename(file, other, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
     def found(self, prefix: str, decoded: Callable[[bytes, str], T]) -> Iterator[tuple[str, T | BadRecord]]:
         """Read all files whose names begin in a way, and remove those that are of no use.
 
         Args:
-            prefix: of their names; the rest is the machine's.
+            prefix: of their names; the rest is the machine's, up to SEPARATOR.
             decoded: reads the content of one, given the name of its machine.
 
         Yields:
@@ -398,7 +410,7 @@ class Store:
         for file in sorted(os.listdir(self._directory)):
             if not file.startswith(prefix):
                 continue
-            name = file.removeprefix(prefix)
+            name = file.removeprefix(prefix).partition(SEPARATOR)[0]
             found = self._found(name, file, decoded)
             if isinstance(found, BadRecord):
                 self._tidy(file)

@@ -27,7 +27,7 @@ from moorage.machines.errors import MachineGone, NameTaken, NoSuchHelper, NoSuch
 from moorage.machines.event_files import EventFiles
 from moorage.machines.grace import INSIST_SECONDS
 from moorage.machines.helpers import changes
-from moorage.machines.helpers.units import RuntimeDirectories
+from moorage.machines.helpers.units import Change, RuntimeDirectories
 from moorage.machines.machine import Machine
 from moorage.machines.model import (
     Cause,
@@ -290,6 +290,42 @@ async def test_a_removal_that_cannot_be_written_has_not_happened(
         with trio.fail_after(10):
             while any(name.startswith(CHANGE) for name in os.listdir(tmp_path)):  # noqa: ASYNC110
                 await trio.sleep(0.001)
+
+
+async def test_what_is_removed_later_is_known_whatever_else_is_changed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next instance would have the helper, which has been stopped, on record for ever."""
+    monkeypatch.setattr(changes, "ASK_SECONDS", 3600)
+    helpers = tuple(
+        Helper(name, f"machine-web-{name}.service", HelperFailure.ignore, ()) for name in ("a", "b")
+    )
+    save, left = Store.save, [1]
+
+    def full(store: Store, record: Record) -> None:
+        if not left:
+            raise OSError(errno.ENOSPC, "full")
+        left.pop()
+        save(store, record)
+
+    def intended() -> list[list[str]]:
+        found = core.services.changing._changes._intents.changes()
+        return [
+            [helper.name for helper in change.helpers] for _, change in found if isinstance(change, Change)
+        ]
+
+    async with running(PlayedManager(), tmp_path) as core:
+        web = machine("web")
+        web.with_helpers(helpers, None)
+        enter(core, web)
+        monkeypatch.setattr(Store, "save", full)
+        with pytest.raises(OSError, match="full"):
+            await core.services.changing.remove(web, "a")
+        monkeypatch.setattr(Store, "save", save)
+        await core.services.changing.remove(web, "b")
+        assert intended() == [["a"]]
+        await core.services.changing.remove(web, "a")
+        assert intended() == []
 
 
 async def test_a_bond_that_was_about_to_start_is_not_left_as_failed(tmp_path: Path) -> None:

@@ -410,10 +410,26 @@ def test_the_intent_of_a_change_is_neither_a_record_nor_that_of_a_start(
     assert [name for name, _ in records.load()] == ["a"]
     assert [name for name, _ in intents.starts()] == ["web"]
     assert list(intents.changes()) == [("web", CHANGE)]
-    intents.withdraw_change("web")
-    intents.withdraw_change("web")
+    intents.withdraw_change(CHANGE)
+    intents.withdraw_change(CHANGE)
     assert list(intents.changes()) == []
     assert names(records) == [".start-web", "a"]
+
+
+def test_a_machine_may_have_several_changes(records: Store, intents: Intents) -> None:
+    later = msgspec.structs.replace(CHANGE, timestamp=Timestamp(8, 10))
+    intents.intend_change(CHANGE)
+    intents.intend_change(later)
+    assert sorted((found for _, found in intents.changes()), key=str) == sorted([CHANGE, later], key=str)
+    intents.withdraw_change(later)
+    assert list(intents.changes()) == [("web", CHANGE)]
+
+
+def test_a_change_of_a_version_before_is_withdrawn_as_well(records: Store, intents: Intents) -> None:
+    (Path(records.path) / ".change-web").write_bytes(encode_change(CHANGE))
+    assert list(intents.changes()) == [("web", CHANGE)]
+    intents.withdraw_change(CHANGE)
+    assert names(records) == []
 
 
 def test_the_intent_of_a_change_that_is_not_whole_was_never_followed_by_one(

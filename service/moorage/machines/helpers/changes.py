@@ -127,9 +127,9 @@ class Changes:
                 _log.warning("Failed to take back helpers of machine %s: %s", machine.name, failure)
                 self._detached.start(self._take_back, change)
             else:
-                self._intents.withdraw_change(machine.name)
+                self._intents.withdraw_change(change)
             raise
-        self._intents.withdraw_change(machine.name)
+        self._intents.withdraw_change(change)
         self._drop_others(change)
         return statuses
 
@@ -166,12 +166,13 @@ class Changes:
             await self._remove(machine, helper, deadline)
         except Exception as error:  # not at our own end: the next instance goes on from there
             if begun and isinstance(error, (OSError, ManagerTimeout, ManagerUnavailable)):
+                self._supersede(helper.unit)
                 self._unfinished[helper.unit] = change
                 self._detached.start(self._finish, helper.unit, change)
             else:
-                self._intents.withdraw_change(machine.name)
+                self._intents.withdraw_change(change)
             raise
-        self._intents.withdraw_change(machine.name)
+        self._intents.withdraw_change(change)
 
     def _spare(self, machine: Machine, helper: Helper) -> None:
         """Have a machine go on without a helper, even should it be there for a while yet."""
@@ -185,7 +186,13 @@ class Changes:
         rest = tuple(each for each in machine.record.helpers if each.name != helper.name)
         self._save(machine, rest, machine.record.runtime_directory)
         self._states.drop([helper.unit])
-        self._unfinished.pop(helper.unit, None)
+        self._supersede(helper.unit)
+
+    def _supersede(self, unit: str) -> None:
+        """Leave no removal of a helper to be finished: it would be that of another one of its name."""
+        earlier = self._unfinished.pop(unit, None)
+        if earlier is not None:
+            self._intents.withdraw_change(earlier)
 
     async def _finish(self, unit: str, change: Change) -> None:
         """Go on with a removal; others may change the machine's helpers in between."""
@@ -199,8 +206,7 @@ class Changes:
                 except (MachineGone, ManagerError, OSError) as error:
                     _log.debug("Failed to remove helpers of machine %s: %s", change.machine, error)
                 else:
-                    self._unfinished.pop(unit, None)
-                    self._intents.withdraw_change(change.machine)
+                    self._supersede(unit)
                     return
 
     async def dismiss(self, record: Record, *, deadline: float) -> None:
@@ -228,7 +234,7 @@ class Changes:
                 _log.warning("Failed to load a change of machine %s, ignoring: %s", name, found)
             else:
                 begun.append(found)
-        return begun
+        return sorted(begun, key=lambda change: change.timestamp.monotonic)
 
     async def resume(
         self, change: Change, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -248,7 +254,7 @@ class Changes:
                     await trio.sleep(ASK_SECONDS)
                 else:
                     break
-            self._intents.withdraw_change(change.machine)
+            self._intents.withdraw_change(change)
 
     async def _resume(self, change: Change) -> None:
         machine = self._registry.get(change.machine)
@@ -288,7 +294,7 @@ class Changes:
                     )
                 else:
                     break
-            self._intents.withdraw_change(change.machine)
+            self._intents.withdraw_change(change)
 
     def _change(
         self,
