@@ -34,9 +34,12 @@ class Deadlines:
             next_ = min((due for due, _ in self._due.values()), default=math.inf)
             with trio.CancelScope(deadline=next_) as self._rest:
                 await trio.sleep_forever()
-            now = trio.current_time()
-            for key in [key for key, (due, _) in self._due.items() if due <= now]:
-                # A callback may have cancelled another one.
-                expired = self._due.pop(key, None)
-                if expired is not None:
-                    expired[1]()
+            self._call_due(trio.current_time())
+
+    def _call_due(self, now: float) -> None:
+        """Do so in a frame of its own, which keeps nothing alive until the next one is due."""
+        for key in [key for key, (due, _) in self._due.items() if due <= now]:
+            # A callback may have cancelled another one.
+            expired = self._due.pop(key, None)
+            if expired is not None:
+                expired[1]()

@@ -1,5 +1,6 @@
 """Functions called in time, or called off."""
 
+import weakref
 from collections.abc import Callable
 
 import trio
@@ -30,6 +31,27 @@ def test_in_order_of_time_whatever_was_set_first() -> None:
         deadlines.set(2, 1, lambda: seen.append("early"))
 
     assert in_mocked_time(test) == ["early", "late"]
+
+
+async def test_nothing_is_kept_of_one_that_has_passed() -> None:
+    """Else a connection that was closed for it would be, until the next one is due."""
+    kept: list[weakref.ref[object]] = []
+
+    class Closed:
+        def __call__(self) -> None:
+            kept.append(weakref.ref(self))
+
+    deadlines = Deadlines()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(deadlines.run)
+        deadlines.set(1, 0, Closed())
+        deadlines.set(2, 3600, nursery.cancel_scope.cancel)
+        with trio.fail_after(10):
+            while not kept:
+                await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        assert kept[0]() is None
+        nursery.cancel_scope.cancel()
 
 
 def test_called_off_and_set_again() -> None:
