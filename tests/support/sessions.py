@@ -16,6 +16,16 @@ from moored import OURS, SOCKET, UNTIL_SECONDS, run, until
 
 POLKIT_RULES = Path("/etc/polkit-1/rules.d/10-attack.rules")
 
+SYSTEMDS_ACTIONS = Path("/usr/share/polkit-1/actions/org.freedesktop.machine1.policy")
+OLDER_ACTION = SYSTEMDS_ACTIONS.with_name("inspect-machines.policy")
+OLDER_ACTION_TEXT = """<policyconfig>
+<action id="org.freedesktop.machine1.inspect-machines">
+<defaults><allow_any>no</allow_any><allow_inactive>no</allow_inactive><allow_active>no</allow_active></defaults>
+</action>
+</policyconfig>
+"""
+"""What systemd 257 does not have: of an action that polkit does not know, no rule is asked."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -37,8 +47,11 @@ class Kind:
 CREATOR = Kind("creator", 2001, actions=("io.moorage.create-machine",))
 """Has been given ``io.moorage.create-machine``, as the users of a build host are."""
 
-REGISTRANT = Kind("registrant", 2002, seat="seat0")
-"""Sits at the machine: has what the shipped policy gives every active session, ``io.moorage.register-machine``."""
+INSPECT = "org.freedesktop.machine1.inspect-machines"
+
+REGISTRANT = Kind("registrant", 2002, seat="seat0", actions=(INSPECT,))
+"""Sits at the machine: has what the shipped policy gives every active session, ``io.moorage.register-machine``. Was
+given what it takes to look into a machine, too."""
 
 STRANGER = Kind("stranger", 2003)
 """Has nothing but a shell."""
@@ -164,6 +177,8 @@ def add_users(*kinds: Kind) -> None:
         for kind in kinds
         for action in kind.actions
     ]
+    if INSPECT not in SYSTEMDS_ACTIONS.read_text():
+        OLDER_ACTION.write_text(OLDER_ACTION_TEXT)
     POLKIT_RULES.parent.mkdir(parents=True, exist_ok=True)
     POLKIT_RULES.write_text("\n".join(("polkit.addRule(function(action, subject) {", *rules, "});")) + "\n")
     run("systemctl", "restart", "polkit.service")

@@ -30,6 +30,9 @@ WITH_HELPERS: Final = "(helpers)"
 METADATA: Final = "(acquireMetadata)"
 """Variant of List: looks into the machines."""
 
+ADDRESSES: Final = "(addresses)"
+"""The same for nothing but addresses, which only the bus has a call for."""
+
 OPEN: Final[Mapping[str, str]] = {"tty": "(tty)", "login": "(login)", "shell": "(shell)"}
 """Variants of Open, by its mode."""
 
@@ -92,8 +95,11 @@ TABLE: Final[Mapping[str, Row]] = {
     # Which limits there are, anybody finds out by trying. The paths of files, and what is wrong in them, are left out.
     "io.moorage.Machine.DescribeConfiguration": _OPEN,
     "io.systemd.Machine.List": _OPEN,
-    # Looking into a machine starts a process with rights, and tells what its owner did not.
-    f"io.systemd.Machine.List{METADATA}": _asked("org.freedesktop.machine1.inspect-machines", own=True),
+    # Looking into a machine starts a process with rights. Whoever has registered it has chosen its namespaces, and so
+    # what is read there as if it were its own: that user has to be allowed to as well, as with machined.
+    f"io.systemd.Machine.List{METADATA}": _asked("org.freedesktop.machine1.inspect-machines"),
+    # Addresses are not read from files, and machined tells everybody these.
+    f"io.systemd.Machine.List{ADDRESSES}": _asked("org.freedesktop.machine1.inspect-machines", own=True),
     "io.moorage.Machine.Register": _asked("io.moorage.create-machine"),
     f"io.moorage.Machine.Register{IN_PLACE}": _asked("io.moorage.register-machine"),
     f"io.moorage.Machine.Register{AS_ROOT}": _asked(AS_ROOT_ACTION),

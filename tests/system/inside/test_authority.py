@@ -166,6 +166,9 @@ def test_a_user_does_everything_with_her_own_machine(spawn: Processes) -> None:
     assert (machine["uid"], machine["leader"]) == (ALICE, process_of(leader))
     assert control_group(leader) == "/machine.slice/machine-yes.scope" == machine["controlGroup"]
     assert show("machine-yes.scope", "TasksMax") == {"TasksMax": "16384"}
+    # It has chosen the namespaces that one looks into: that is for polkit to allow, as with machined.
+    looked_at = asks(ALICE, f"{THEIRS}List", {"name": "yes", "acquireMetadata": "graceful"})
+    assert ("error" not in looked_at) == (INSPECTED == CHALLENGED), looked_at
     # From here on polkit is not asked: the name of its machines is not in these rules for others than Register.
     run("systemctl", "mask", "--runtime", "--now", "polkit.service")
     try:
@@ -173,7 +176,6 @@ def test_a_user_does_everything_with_her_own_machine(spawn: Processes) -> None:
             (f"{OURS}Describe", {"name": "yes"}),
             (f"{OURS}Find", {"process": {"pid": leader.pid}}),
             (f"{THEIRS}List", {"name": "yes"}),
-            (f"{THEIRS}List", {"name": "yes", "acquireMetadata": "graceful"}),
             (f"{THEIRS}Kill", {"name": "yes", "signal": signal.SIGCONT}),
             (f"{OURS}Kill", {"name": "yes", "signal": signal.SIGCONT, "whom": "leader"}),
             (f"{OURS}SetProperties", {"name": "yes", "properties": {"TasksMax": 500}}),

@@ -317,6 +317,16 @@ BY_USERS: list[tuple[str, str, str, str, tuple[Any, ...]]] = [
     (ROOT, MANAGER, "RegisterMachine", IDENTITY, ("my-box", b"", "", "vm", os.getpid(), "")),
     (f"{ROOT}/machine/my_2dbox", MACHINE, "Terminate", "", ()),
     (f"{ROOT}/machine/my_2dbox", PROPERTIES, "Get", "ss", (MACHINE, "Class")),
+    *(
+        # Before 262 it asks nobody.
+        (
+            (HOST, MACHINE, "GetOSRelease", "", ()),
+            (ROOT, MANAGER, "GetMachineOSRelease", "s", (".host",)),
+            (f"{ROOT}/machine/my_2dbox", MACHINE, "GetOSRelease", "", ()),
+        )
+        if SYSTEMD >= NEWEST
+        else ()
+    ),
     (ROOT, "org.freedesktop.DBus.Peer", "Ping", "", ()),
 ]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+from authority import ALICE, CHALLENGED, DENIED, acting_as, at_home, rules, wait_for
 from hostile import ask, encode
 from moored import SOCKET, THEIRS, Processes, assert_nothing_left, run, until
 
@@ -201,6 +202,50 @@ def test_not_the_same(
     assert (asks(SOCKET, method, parameters), asks(MACHINED, method, parameters)) == (ours, theirs), why
 
 
+# What is told to users about what is inside
+
+
+INSPECTED = told(CHALLENGED if SYSTEMD >= 258 else DENIED)
+"""Before 258 polkit knows no such action, and machined asks nobody."""
+
+
+IN_USERS_OF_ITS_OWN = (
+    "python3", "-c", "import os, signal; os.unshare(os.CLONE_NEWUSER); signal.pause()",
+)  # fmt: skip
+
+
+def test_who_may_not_look_learns_no_name(spawn: Processes) -> None:
+    with rules():
+        for path in (SOCKET, MACHINED) if SYSTEMD >= NEWEST else (SOCKET,):
+            leader = at_home(spawn, ALICE, IN_USERS_OF_ITS_OWN)
+            users = f"/proc/{leader.pid}/ns/user"
+            wait_for(lambda users=users: os.readlink(users) != os.readlink("/proc/self/ns/user"))
+            with acting_as(ALICE):
+                named = {"name": "in-place", "class": "container", "leader": leader.pid}
+                (registered,) = asks(path, f"{THEIRS}Register", named)
+                assert registered is not None
+                assert "error" not in registered, path
+                answers = [
+                    asks(path, f"{THEIRS}List", {**which, "acquireMetadata": how}, more=more)
+                    for which in (
+                        {"name": "in-place"},
+                        {"name": "absent"},
+                        {"name": ".."},
+                        {"name": ".host"},
+                        {},
+                    )
+                    for how in ("yes", "graceful")
+                    for more in (False, True)
+                ]
+                assert answers == [[INSPECTED]] * len(answers), path
+                (seen,) = asks(path, f"{THEIRS}List", {"name": "in-place"})
+                assert seen is not None
+                assert "error" not in seen
+            leader.kill()
+            leader.wait()
+            trio.run(lambda path=path: until(_gone(path, "in-place"), "the machine is not listed"))
+
+
 # The life of a machine
 
 
@@ -328,5 +373,5 @@ def _is_active() -> bool:
     return done.stdout == b"active\n"
 
 
-def _gone(path: str) -> Callable[[], bool]:
-    return lambda: asks(path, f"{THEIRS}List", {"name": "side"}) == NOT_THERE
+def _gone(path: str, name: str = "side") -> Callable[[], bool]:
+    return lambda: asks(path, f"{THEIRS}List", {"name": name}) == NOT_THERE

@@ -14,6 +14,7 @@ from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
 from moorage.api.user_database.handlers import UserDatabase
 from moorage.authz.policy import (
+    ADDRESSES,
     AS_ROOT,
     AS_ROOT_ACTION,
     IN_PLACE,
@@ -59,6 +60,7 @@ def test_every_method_that_is_served_has_a_row() -> None:
     assert {"".join(variant) for _, *variant in variants} == {
         IN_PLACE,
         METADATA,
+        ADDRESSES,
         AS_ROOT,
         WITH_HELPERS,
         OTHER_PROPERTIES,
@@ -144,7 +146,7 @@ def test_nobody_gets_by_a_name_what_its_variant_costs() -> None:
     }
     for call, row in TABLE.items():
         method = call.rpartition(".")[2].partition("(")[0]
-        if method in changing | {"SetLogLevel"} or call.endswith(METADATA):
+        if method in changing | {"SetLogLevel"} or call.endswith((METADATA, ADDRESSES)):
             assert row.others is not True, call
         assert row.own is not Ask or method == "Register", call
 

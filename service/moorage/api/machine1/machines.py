@@ -24,7 +24,7 @@ from moorage.api.systemd_machine.types import (
     OpenMode,
 )
 from moorage.api.wire_types import SIGNAL_MAX
-from moorage.authz.policy import METADATA
+from moorage.authz.policy import ADDRESSES, METADATA
 from moorage.machines import model
 from moorage.machines.machine import Machine
 from moorage.wire.errors import System
@@ -88,13 +88,16 @@ class Machines:
         return ()
 
     async def _addresses(self, request: Request, machine: Machine) -> Body:
-        await self._may_look(request, machine)
+        if machine.record.class_ is not model.MachineClass.host:
+            # machined asks nobody here; we start a process inside the machine.
+            await self._may_look(request, machine, ADDRESSES, {"name": machine.name})
         with translated(REFUSALS):
             found = await self._looking.addresses(machine)
         return ([(address.family, address.address) for address in found],)
 
     async def _os_release(self, request: Request, machine: Machine) -> Body:
-        await self._may_look(request, machine)
+        details = {"machine": machine.name, "verb": "get_os_release"}
+        await self._may_look(request, machine, METADATA, details)
         with translated(REFUSALS):
             found = await self._looking.os_release(machine)
         return (dict(pair.split("=", 1) for pair in found),)
@@ -103,15 +106,15 @@ class Machines:
         with translated(REFUSALS):
             return (self._looking.uid_shift(machine),)
 
-    async def _may_look(self, request: Request, machine: Machine) -> None:
-        """Authorise what starts a process inside a machine; machined asks nobody here."""
-        if machine.record.class_ is model.MachineClass.host:
-            return
+    async def _may_look(
+        self, request: Request, machine: Machine, variant: str, details: dict[str, str]
+    ) -> None:
+        """Authorise what starts a process inside a machine, or reads files there."""
         await authorize(
             request.call("List"),
             self._theirs.authority,
-            {"name": machine.name},
-            variant=METADATA,
+            details,
+            variant=variant,
             owner=machine.record.registrant,
             interactive=request.interactive,
         )

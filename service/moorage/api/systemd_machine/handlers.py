@@ -7,7 +7,7 @@ handler are answered with MethodNotImplemented.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 
 from moorage import names
 from moorage.api.calls import authorize, permit
@@ -128,31 +128,34 @@ class SystemdMachine(Inside):
     def list(self, call: Call, params: ListIn) -> Iterator[ListOut] | AsyncIterator[ListOut | Last[ListOut]]:
         """List one machine, or with ``more`` all of them."""
         permit(call, self.authority)
+        if (params.acquireMetadata or AcquireMetadata.no) is not AcquireMetadata.no:
+            return self._list_with_metadata(call, params)
+        return (self._listed(call, machine) for machine in self._chosen(call, params))
+
+    def _chosen(self, call: Call, params: ListIn) -> list[Machine]:
+        """Return the machines that a call of List is about: one at least."""
         if params.name is not None or params.pid is not None:
-            machines = [self.lookup(call, params)]
-        elif call.more:
-            machines = [machine for machine in self.registry if machine.is_there]
-            machines[:0] = [host()] if self.authority.policy.user is None else []
-        else:
+            return [self.lookup(call, params)]
+        if not call.more:
             raise ExpectedMore
+        machines = [machine for machine in self.registry if machine.is_there]
+        machines[:0] = [host()] if self.authority.policy.user is None else []
         if not machines:
             raise NoSuchMachine
-        if (params.acquireMetadata or AcquireMetadata.no) is AcquireMetadata.no:
-            return (self._listed(call, machine) for machine in machines)
-        return self._list_with_metadata(call, params, machines)
+        return machines
 
     async def _list_with_metadata(
-        self, call: Call, params: ListIn, machines: Sequence[Machine]
+        self, call: Call, params: ListIn
     ) -> AsyncIterator[ListOut | Last[ListOut]]:
-        owners = {machine.record.registrant for machine in machines}
+        # Before any machine is looked up, as in machined: who may not look learns not even which there are.
         await authorize(
             call,
             self.authority,
             {"name": params.name or "n/a"},  # strna(), as machined says for no name
             variant=METADATA,
-            owner=owners.pop() if len(owners) == 1 else None,
             interactive=params.allowInteractiveAuthentication,
         )
+        machines = self._chosen(call, params)
         graceful = params.acquireMetadata is AcquireMetadata.graceful
         for number, machine in enumerate(machines, start=1):
             reply = self._listed(call, machine)

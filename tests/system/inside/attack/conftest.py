@@ -26,7 +26,10 @@ def creator(_users: None) -> Generator[Session]:
 
 @pytest.fixture(scope="session")
 def registrant(_users: None) -> Generator[Session]:
-    """A user who sits at the machine, with what the shipped policy gives: ``io.moorage.register-machine``."""
+    """A user who sits at the machine, with what the shipped policy gives: ``io.moorage.register-machine``.
+
+    And who was allowed to look into machines, for attacks on whoever looks.
+    """
     session = log_in(REGISTRANT)
     yield session
     session.end()
