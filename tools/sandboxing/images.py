@@ -23,8 +23,8 @@ UML_SUITE = "forky"
 """The suite whose image includes user-mode Linux."""
 
 UML_MODULES = "/usr/lib/uml/modules"
-UML_DRIVERS = ("loop", "overlay")
-"""Modules of its kernel that are kept: for limits of a block device, and for the root."""
+UML_DRIVERS = ("dm-mod", "loop", "overlay")
+"""Modules of its kernel that are kept: for limits of block devices, mapped ones too, and for the root."""
 
 BUILD_SECONDS = 900.0
 """An image takes half a minute with a near mirror; a slow one may need thirty times as long."""
@@ -43,7 +43,7 @@ PACKAGES = (
     "qemu-system-x86", "swtpm", "virtiofsd",
 )  # fmt: skip
 
-UML_PACKAGES = ("kmod", "user-mode-linux")
+UML_PACKAGES = ("btrfs-progs", "dmsetup", "kmod", "user-mode-linux")
 
 PEERS = ("asyncvarlink",)
 """Pure Python wheels that Debian lacks, in the versions of requirements-dev.lock."""

@@ -33,6 +33,7 @@ PROGRAMS_MAX = 64
 LEVELS_MAX = 16
 """Devices below each other; each is a layer of the device mapper, a partition or a loop."""
 
+_BTRFS = "/sys/fs/btrfs"
 _BPF_PROG_QUERY = 16
 _NR_BPF = {"x86_64": 321, "i386": 357, "i686": 357, "s390x": 351, "ppc64le": 361, "ppc64": 361, "arm": 386}
 _NR_BPF_GENERIC = 280  # aarch64, riscv64, loongarch64
@@ -54,21 +55,34 @@ def device(path: str) -> "tuple[str, str | None] | None":
         return "char", None
     if stat.S_ISBLK(found.st_mode):
         return "block", whole_disk(found.st_rdev)
-    number = found.st_dev if os.major(found.st_dev) else _backing(found.st_dev)
+    number = found.st_dev if os.major(found.st_dev) else _backing(path)
     return "file", None if number is None else whole_disk(number)
 
 
-def _backing(number: int) -> "int | None":
-    """The block device of a file system that has a number of its own, as btrfs does."""
-    wanted = f"{os.major(number)}:{os.minor(number)}"
+def _backing(path: str) -> "int | None":
+    """The one block device of a file system whose files have numbers of their own, which is btrfs.
+
+    There every subvolume has one (st_dev), and the mount another one: the file's mount is found by its ID.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+            mount = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(descriptor)
     # Only a newline ends a line: the kernel escapes no carriage return.
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        for line in file:
-            fields = line.split()
-            source = fields[fields.index("-") + 2]
-            if fields[2] == wanted and source.startswith("/dev/"):
-                found = os.stat(source)
-                return found.st_rdev if stat.S_ISBLK(found.st_mode) else None
+        line = next((each for each in file if each.startswith(f"{mount} ")), "")
+    kind, _, source = line.partition(" - ")[2].partition(" ")
+    source = source.partition(" ")[0]
+    if kind != "btrfs":
+        return None
+    found = os.stat(source).st_rdev  # the kernel names one of its devices there
+    name = os.path.basename(os.path.realpath(f"/sys/dev/block/{os.major(found)}:{os.minor(found)}"))
+    for system in os.listdir(_BTRFS):
+        devices = f"{_BTRFS}/{system}/devices"
+        if os.path.isdir(devices) and name in (members := os.listdir(devices)):
+            return found if len(members) == 1 else None
     return None
 
 
