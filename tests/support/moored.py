@@ -261,11 +261,16 @@ def sync_journal() -> None:
 
 
 def messages(unit: str, since: str | None = None) -> list[str]:
-    """What a unit has written to the journal, of all its runs, or since a place in the journal."""
+    """What a unit has written to the journal, of all its runs, or since a place in the journal.
+
+    A name may have had runs of other tests, and of the same test before: who waits for a line says since when.
+    """
     sync_journal()
     after = [f"--after-cursor={since}"] if since else []
-    by_unit = f"_SYSTEMD_{'USER_' if USER else ''}UNIT={unit}"
-    lines = run("journalctl", "--output=json", "--no-pager", *after, by_unit).splitlines()
+    by_unit = [f"_SYSTEMD_UNIT={unit}"]
+    if USER:  # journald may not know of which unit a process was that is gone (`moorage.pid1.journal`)
+        by_unit = [f"_SYSTEMD_USER_UNIT={unit}", "+", f"SYSLOG_IDENTIFIER={unit}", "_TRANSPORT=stdout"]
+    lines = run("journalctl", "--output=json", "--no-pager", *after, *by_unit).splitlines()
     return [json.loads(line)["MESSAGE"] for line in lines]
 
 

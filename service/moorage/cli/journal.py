@@ -98,9 +98,11 @@ class Journal:
             if self._uid is None:
                 matches += ["+", f"_SYSTEMD_UNIT={unit}", "+", f"UNIT={unit}", "_PID=1"]
             else:
-                manager = ["_COMM=systemd", f"_UID={self._uid}"]
+                uid = f"_UID={self._uid}"
                 matches += ["+", f"_SYSTEMD_USER_UNIT={unit}", f"_SYSTEMD_OWNER_UID={self._uid}"]
-                matches += ["+", f"USER_UNIT={unit}", *manager]
+                # Lines whose unit journald does not know: who wrote them was gone when it looked.
+                matches += ["+", f"SYSLOG_IDENTIFIER={unit}", "_TRANSPORT=stdout", uid]
+                matches += ["+", f"USER_UNIT={unit}", "_COMM=systemd", uid]
         return matches
 
 

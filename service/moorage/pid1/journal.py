@@ -1,7 +1,9 @@
 """What units wrote to the journal, and what their manager wrote about their end: systemd.journal-fields(7).
 
 The manager of a user does not write that a unit has ended well (unit_log_success() of systemd): only that a job has
-stopped it, or with what result it failed.
+stopped it, or with what result it failed. journald takes nobody's word but root's for the unit whose output it gets: for
+those of a user it looks at the control group of who writes, and finds none of a process that is gone by then. Such
+lines are found by what they are called (``SyslogIdentifier=``), where that is the name of the unit.
 
 Everything here waits for disks: call it in a thread.
 """
@@ -335,19 +337,30 @@ def read(
             reader.wait(left)
 
 
-def _matches(unit: str, *, user: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _matches(unit: str, *, user: bool) -> tuple[tuple[str, ...], ...]:
     """Return what a unit wrote itself, and what its manager wrote about it."""
     if user:
-        owner = f"_SYSTEMD_OWNER_UID={os.geteuid()}"
-        return (f"_SYSTEMD_USER_UNIT={unit}", owner), (f"USER_UNIT={unit}", *_by_manager(user=True))
+        uid = os.geteuid()
+        return (
+            (f"_SYSTEMD_USER_UNIT={unit}", f"_SYSTEMD_OWNER_UID={uid}"),
+            (f"SYSLOG_IDENTIFIER={unit}", "_TRANSPORT=stdout", f"_UID={uid}"),
+            (f"USER_UNIT={unit}", *_by_manager(user=True)),
+        )
     return (f"_SYSTEMD_UNIT={unit}",), (f"UNIT={unit}", *_by_manager(user=False))
+
+
+def _writer(entry: Mapping[str, Any], *, user: bool) -> str:
+    """Return the unit that wrote an entry that one of :func:`_matches` is met by."""
+    if not user:
+        return str(entry.get("_SYSTEMD_UNIT", ""))
+    return str(entry.get("_SYSTEMD_USER_UNIT") or entry.get("SYSLOG_IDENTIFIER", ""))
 
 
 def _collect(
     reader: Any, units: Sequence[str], since_usec: int, boot_id: str, *, user: bool
 ) -> dict[str, UnitLog]:
     found = {unit: UnitLog() for unit in units}
-    wrote, told = ("_SYSTEMD_USER_UNIT", "USER_UNIT") if user else ("_SYSTEMD_UNIT", "UNIT")
+    told = "USER_UNIT" if user else "UNIT"
     for _ in range(ENTRIES_MAX):
         entry = reader.get_previous()
         if not entry:
@@ -363,7 +376,7 @@ def _collect(
             # Of other errors, and of a job that failed because of them, the unit's own lines tell more.
             if entry.get("PRIORITY") == _ERR and "JOB_ID" not in entry and len(log.lines) < LINES_MAX:
                 log.lines.append(_text(entry.get("MESSAGE", "")))
-        elif (log := found.get(entry.get(wrote, ""))) is not None and len(log.lines) < LINES_MAX:
+        elif (log := found.get(_writer(entry, user=user))) is not None and len(log.lines) < LINES_MAX:
             log.lines.append(_text(entry.get("MESSAGE", "")))
     for log in found.values():
         log.lines.reverse()

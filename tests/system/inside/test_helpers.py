@@ -27,6 +27,7 @@ from moored import (
     configure,
     connect,
     control_group,
+    cursor,
     describe,
     directories,
     end_moored,
@@ -183,6 +184,7 @@ async def test_answered_when_ready(spawn: Processes) -> None:
     replies: list[dict[str, Any]] = []
     leader = spawn()
     before = control_group(leader)
+    since = cursor()
 
     async def wait(client: Client) -> None:
         wanted = [helper("fs", python(TO_BE_READY), type="notify", sockets=[{"name": "fs.sock"}])]
@@ -191,7 +193,7 @@ async def test_answered_when_ready(spawn: Processes) -> None:
     async with await connect() as client, trio.open_nursery() as nursery:
         nursery.start_soon(wait, client)
         path = DIRECTORIES / "web/fs.sock"
-        await until(lambda: "waiting as fs" in messages("machine-web-fs.service"))
+        await until(lambda: "waiting as fs" in messages("machine-web-fs.service", since))
         assert not replies
         assert control_group(leader) == before
         with socket.socket(socket.AF_UNIX) as peer:
@@ -211,12 +213,13 @@ async def test_types_that_end(spawn: Processes) -> None:
 
 
 async def test_arguments_are_taken_as_they_are(spawn: Processes) -> None:
+    since = cursor()
     odd = ["%n", "$HOME", "${HOME}", "a b", "", '"', "'", "\\x41", "ü", ";", "-"]
     async with await connect() as client:
         text = "import json, sys; print(json.dumps(sys.argv[1:]))"
         await register(client, "web", spawn(), helpers=[helper("echo", python(text, *odd), type="oneshot")])
         run("systemctl", "daemon-reload")
-        assert [json.loads(message) for message in messages("machine-web-echo.service")] == [odd]
+        assert [json.loads(message) for message in messages("machine-web-echo.service", since)] == [odd]
 
 
 async def test_the_same_call_again_gives_the_same_reply(spawn: Processes) -> None:
@@ -376,6 +379,7 @@ async def test_the_end_of_the_service_during_the_start_leaves_no_half(
 ) -> None:
     leader = spawn()
     before = control_group(leader)
+    since = cursor()
 
     async def wait(client: Client) -> None:
         wanted = [
@@ -388,7 +392,7 @@ async def test_the_end_of_the_service_during_the_start_leaves_no_half(
 
     async with await connect() as client, trio.open_nursery() as nursery:
         nursery.start_soon(wait, client)
-        await until(lambda: "waiting as slow" in messages("machine-web-slow.service"))
+        await until(lambda: "waiting as slow" in messages("machine-web-slow.service", since))
         await end_moored()
         with socket.socket(socket.AF_UNIX) as peer:
             peer.connect(str(DIRECTORIES / "web/slow"))
@@ -885,12 +889,13 @@ async def test_sockets_are_for_the_machine_of_its_user(spawn: Processes) -> None
 
 @pytest.mark.system_instance("a user's manager gives no sandbox that takes privileges")
 async def test_a_helper_sees_its_own_place_only(spawn: Processes) -> None:
+    since = cursor()
     look = helper("look", ["/usr/bin/find", "/run/moorage"], type="oneshot",
                   properties={"DynamicUser": False}, sockets=[{"name": "mine"}])  # fmt: skip
     async with await connect() as client:
         await register(client, "a", spawn(), helpers=[helper("fs", sockets=[{"name": "s"}])])
         await register(client, "b", spawn(), helpers=[look])
-        assert sorted(messages("machine-b-look.service")) == [
+        assert sorted(messages("machine-b-look.service", since)) == [
             "/run/moorage", "/run/moorage/m", "/run/moorage/m/b", "/run/moorage/m/b/mine",
         ]  # fmt: skip
 
@@ -907,6 +912,7 @@ async def test_no_abstract_socket_of_the_host(
         "try: socket.socket(socket.AF_UNIX).connect('\\0of the host'); print('connected')\n"
         "except OSError as error: print(type(error).__name__)\n"
     )
+    since = cursor()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("\0of the host")
         listener.listen()
@@ -914,11 +920,12 @@ async def test_no_abstract_socket_of_the_host(
             wanted = [helper("try", python(text), type="oneshot", properties=properties)]
             await register(client, f"web-{expected}", spawn(), helpers=wanted)
             (unit,) = [each["unit"] for each in (await describe(client, f"web-{expected}"))["helpers"]]
-            assert messages(unit) == [expected]
+            assert messages(unit, since) == [expected]
 
 
 @pytest.mark.system_instance("a user's manager gives no sandbox that takes privileges")
 async def test_what_a_helper_may_do_by_default(spawn: Processes) -> None:
+    since = cursor()
     text = (
         "import os, socket, json\n"
         "def tried(what):\n"
@@ -930,7 +937,7 @@ async def test_what_a_helper_may_do_by_default(spawn: Processes) -> None:
     )
     async with await connect() as client:
         await register(client, "web", spawn(), helpers=[helper("look", python(text), type="oneshot")])
-        (message,) = messages("machine-web-look.service")
+        (message,) = messages("machine-web-look.service", since)
         uid, written, temporary, home, family, device, _ = json.loads(message)
         assert (uid, temporary) == (True, [])
         assert os.listdir("/tmp") != []

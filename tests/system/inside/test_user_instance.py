@@ -2,8 +2,10 @@
 
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +259,41 @@ def test_her_machine_has_helpers(hers: Processes) -> None:
     os.kill(helper["mainProcess"]["pid"], 9)
     assert leader.wait(UNTIL_SECONDS) == -15
     wait_for(lambda: not directory.exists())
+
+
+@contextmanager
+def journald_is_slow() -> Generator[None]:
+    """Have journald look only afterwards at who has written to it: who is gone by then has no unit."""
+    run("systemctl", "kill", "--signal=SIGSTOP", "systemd-journald.service")
+    try:
+        yield
+    finally:
+        run("systemctl", "kill", "--signal=SIGCONT", "systemd-journald.service")
+
+
+def test_what_a_short_lived_helper_of_hers_wrote_is_known_as_its_words(hers: Processes) -> None:
+    word = secrets.token_hex(8)
+    says = {"name": "says", "execStart": ["/bin/sh", "-c", f"echo {word}"], "type": "oneshot"}
+    with journald_is_slow():
+        registers(ALICE, hers(user=ALICE), helpers=[says])
+    wait_for(lambda: f" {word}\n" in as_her("moorctl", "--user", "log", "web").stdout)
+
+    script = f"sleep 1; echo last {word} >&2; exit 3"
+    bad = {"name": "bad", "execStart": ["/bin/sh", "-c", script], "type": "oneshot"}
+    call = json.dumps({"name": "web", "helpers": [bad]})
+
+    def lives() -> bool:
+        return script in run("ps", "-e", "-o", "args")
+
+    with journald_is_slow():
+        adding = subprocess.Popen(
+            ["varlinkctl", "call", HERS, f"{OURS}AddHelpers", call],
+            user=ALICE, group=ALICE, extra_groups=(), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_for(lives)
+        wait_for(lambda: not lives())
+    error = json.loads(adding.communicate(timeout=UNTIL_SECONDS)[0])
+    assert (error["helper"], error["log"]) == ("bad", [f"last {word}"])
 
 
 LOOK_AROUND = """

@@ -99,6 +99,7 @@ def test_the_journal_of_a_users_machine(journalctl: Path) -> None:
     last = journalctl.read_text().splitlines()[-1]
     assert "MACHINE=web _SYSTEMD_USER_UNIT=moored.service _UID=1000 + " in last
     assert "_SYSTEMD_USER_UNIT=machine-web.scope _SYSTEMD_OWNER_UID=1000 + " in last
+    assert "SYSLOG_IDENTIFIER=machine-web-fs.service _TRANSPORT=stdout _UID=1000 + " in last
     assert "USER_UNIT=machine-web.scope _COMM=systemd _UID=1000" in last
 
 

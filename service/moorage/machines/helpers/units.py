@@ -254,6 +254,9 @@ def _service(machine: MachineRef, spec: HelperSpec, directories: RuntimeDirector
         "ExecStartEx": [[spec.exec_start[0], list(spec.exec_start), ["no-env-expand"]]],
         **sandbox(directories.root, directory, user=directories.user),
     }
+    if directories.user:
+        # So that what it wrote is found as its own in any case (`moorage.pid1.journal`).
+        properties["SyslogIdentifier"] = names.helper(spec.name)
     if spec.type == "oneshot":
         properties["RemainAfterExit"] = True
     if spec.restart is not None:
