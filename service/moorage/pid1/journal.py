@@ -1,9 +1,11 @@
 """What units wrote to the journal, and what their manager wrote about their end: systemd.journal-fields(7).
 
 The manager of a user does not write that a unit has ended well (unit_log_success() of systemd): only that a job has
-stopped it, or with what result it failed. journald takes nobody's word but root's for the unit whose output it gets: for
-those of a user it looks at the control group of who writes, and finds none of a process that is gone by then. Such
-lines are found by what they are called (``SyslogIdentifier=``), where that is the name of the unit.
+stopped it, or with what result it failed.
+
+journald takes nobody's word but root's for the unit whose output it gets. For those of a user it looks for the
+control group of who writes, and finds none of a process that is gone by then (systemd issue 31800): such lines are
+found by what they are called, which is the name of the unit (``SyslogIdentifier=``).
 
 Everything here waits for disks: call it in a thread.
 """
