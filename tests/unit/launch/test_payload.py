@@ -28,6 +28,7 @@ import moorage
 from moorage.launch import BadCommand, HolderGone, StartFailed, TooSlow, holder
 from moorage.launch import payload as launch
 from moorage.launch.trio import hold
+from moorage.steps.waits import Steps
 
 GONE_SECONDS = 20.0
 """For what happens at once on an idle machine."""
@@ -249,6 +250,7 @@ class TestFileDescriptors:
         script = """
 import os, trio
 from moorage.launch.trio import hold
+from moorage.steps.waits import Steps
 async def main():
     for fd in range(3):
         os.close(fd)
@@ -377,6 +379,23 @@ class TestNothingIsLeft:
                 scope.cancel()
                 await trio.sleep_forever()
 
+    async def test_where_it_is_cancelled_before_and_nothing_has_to_be_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        report = launch._report
+
+        def at_once(control: socket.socket, until: float) -> Steps[bytes]:
+            select.select([control], [], [], GONE_SECONDS)  # the holder is faster than this process
+            return (yield from report(control, until))
+
+        with trio.CancelScope() as scope:
+            async with await hold() as payload:
+                monkeypatch.setattr(launch, "_report", at_once)
+                scope.cancel()
+                await payload.run(["sleep", "infinity"])
+        assert scope.cancelled_caught
+        assert payload._held.status == -signal.SIGKILL
+
     async def test_where_it_is_cancelled_half_way(self) -> None:
         async with await hold() as payload:
             signal.pidfd_send_signal(payload.pidfd, signal.SIGSTOP)
@@ -424,6 +443,7 @@ class TestNothingIsLeft:
         script = """
 import trio
 from moorage.launch.trio import hold
+from moorage.steps.waits import Steps
 async def main():
     async with await hold() as payload:
         print(payload.pid, flush=True)
@@ -549,6 +569,7 @@ sys.path.insert(0, {str(tmp_path)!r})
 import trio
 from moorage.launch import payload as launch
 from moorage.launch.trio import hold
+from moorage.steps.waits import Steps
 assert launch.__file__.startswith({str(tmp_path)!r})
 for path in pathlib.Path({str(package)!r}).rglob("*.py"):
     path.write_text("raise SystemExit('another version')")
