@@ -202,7 +202,7 @@ class Held:
 
     def _exchange(self, control: socket.socket, rights: array[int]) -> Steps[None]:
         until = monotonic() + EXEC_SECONDS
-        # It can be written at once. Who was cancelled before is told so here: a fast holder leaves nothing to wait for.
+        # It can be written at once. Who was cancelled before learns it here: a fast holder leaves nothing to wait for.
         yield Wait(control.fileno(), until, writable=True)
         with contextlib.suppress(BrokenPipeError):  # its last message can still be read
             # The first message of this side: there is room for it.

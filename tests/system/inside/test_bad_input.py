@@ -326,6 +326,7 @@ def end(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
+@pytest.mark.system_instance("only root may start a process under a number of its choice")
 def test_a_number_that_was_handed_out_again(spawn: Processes) -> None:
     process = spawn()
     named = process_of(process)
@@ -339,6 +340,7 @@ def test_a_number_that_was_handed_out_again(spawn: Processes) -> None:
         end(again)
 
 
+@pytest.mark.system_instance("only root may start a process under a number of its choice")
 async def test_a_number_that_is_handed_out_again_while_its_machine_lives(spawn: Processes) -> None:
     command = ("sh", "-c", "read x; sleep infinity & echo; exec sleep infinity")
     leader = spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -41,6 +41,8 @@ pytestmark = pytest.mark.system_instance(
     "what callers may cost is decided before anything is done for them", runs=True
 )
 
+ROOT = pytest.mark.system_instance("only root may become another user")
+
 LIMITS = Limits()
 
 PING = encode("io.systemd.service.Ping")
@@ -90,6 +92,7 @@ def assert_served_soon(uid: int) -> None:
         assert time.monotonic() < end
 
 
+@ROOT
 def test_connections_of_one_user() -> None:
     call("io.systemd.service.Ping")
     before = descriptors()
@@ -110,6 +113,7 @@ def test_connections_of_one_user() -> None:
         call("io.systemd.service.Ping")
 
 
+@ROOT
 def test_connections_in_all() -> None:
     call("io.systemd.service.Ping")
     pid = main_pid()
@@ -144,6 +148,7 @@ def test_connections_of_root() -> None:
             assert served(stack.enter_context(dial()))
 
 
+@ROOT
 def test_a_call_that_is_never_finished() -> None:
     call("io.systemd.service.Ping")
     with connect_as(UIDS[0]) as connected, connect_as(UIDS[0]) as other, dial() as root:
@@ -234,6 +239,7 @@ async def without_helpers(client: Client) -> bool:
     return (await describe(client, "web"))["helpers"] == []
 
 
+@ROOT
 def test_a_user_sends_shorter_calls_than_root() -> None:
     with connect_as(UIDS[0]) as connected:
         hostile.send(connected, PING.rjust(CALL_MAX))
@@ -247,6 +253,7 @@ LONG = encode(f"{OURS}Register", {"name": "x" * (CALL_MAX - 200), "class": "vm"}
 """As long a call as there may be; anybody else gets some answers while it is read."""
 
 
+@ROOT
 def test_who_sends_long_calls_gets_answers_and_others_do_meanwhile() -> None:
     with ExitStack() as stack:
         crowd = [stack.enter_context(connect_as(UIDS[0])) for _ in range(CROWD)]

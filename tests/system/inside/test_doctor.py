@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.system_instance("it is about the host", runs=True)
+pytestmark = pytest.mark.system_instance("it is about the host")
 
 POLICY = Path("/usr/share/polkit-1/actions/io.moorage.policy")
 RUN_SECONDS = 30.0

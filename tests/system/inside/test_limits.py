@@ -29,9 +29,7 @@ from moored import (
 from moorage.wire.errors import System
 from moorage.wire.server import Limits
 
-pytestmark = pytest.mark.system_instance(
-    "what callers may cost is decided before anything is done for them", runs=True
-)
+pytestmark = pytest.mark.system_instance("it configures the unit of the host, and becomes other users")
 
 ALICE = 1000
 FEW = 64
