@@ -388,9 +388,10 @@ class TestNothingIsLeft:
             select.select([control], [], [], GONE_SECONDS)  # the holder is faster than this process
             return (yield from report(control, until))
 
+        payload = await hold()
+        monkeypatch.setattr(launch, "_report", at_once)
         with trio.CancelScope() as scope:
-            async with await hold() as payload:
-                monkeypatch.setattr(launch, "_report", at_once)
+            async with payload:
                 scope.cancel()
                 await payload.run(["sleep", "infinity"])
         assert scope.cancelled_caught
