@@ -13,7 +13,7 @@ import pytest
 import trio
 from authority import ALICE, CHALLENGED, DENIED, acting_as, at_home, rules, wait_for
 from hostile import ask, encode
-from moored import SOCKET, THEIRS, Processes, assert_nothing_left, run, until
+from moored import OURS, SOCKET, THEIRS, Processes, assert_nothing_left, run, until
 
 pytestmark = pytest.mark.system_instance("the instance of a user has nothing to do with machined")
 
@@ -221,8 +221,12 @@ def test_who_may_not_look_learns_no_name(spawn: Processes) -> None:
             users = f"/proc/{leader.pid}/ns/user"
             wait_for(lambda users=users: os.readlink(users) != os.readlink("/proc/self/ns/user"))
             with acting_as(ALICE):
-                named = {"name": "in-place", "class": "container", "leader": leader.pid}
-                (registered,) = asks(path, f"{THEIRS}Register", named)
+                named: Parameters = {"name": "in-place", "class": "container"}
+                if path == SOCKET:  # before 258 polkit knows no action of machined's for it
+                    named |= {"leader": {"pid": leader.pid}, "allocateUnit": False}
+                    (registered,) = asks(path, f"{OURS}Register", named)
+                else:
+                    (registered,) = asks(path, f"{THEIRS}Register", {**named, "leader": leader.pid})
                 assert registered is not None
                 assert "error" not in registered, path
                 answers = [
