@@ -327,6 +327,11 @@ class Placement(msgspec.Struct, frozen=True):
         """Whether the machine is the whole of its unit, so that stopping one is stopping the other."""
         return self.subgroup is None and not self.shared
 
+    @property
+    def relative_subgroup(self) -> str | None:
+        """The subgroup as systemd writes it, without a slash before it."""
+        return None if self.subgroup is None else self.subgroup.removeprefix("/")
+
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about a machine that are known before it has its place, and remain true.

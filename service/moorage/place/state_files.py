@@ -58,8 +58,8 @@ def _fields(record: Record) -> Iterator[tuple[str, str]]:
     yield "NAME", record.name
     yield "UID", str(record.registrant)
     yield "SCOPE", placement.unit
-    if placement.subgroup is not None:
-        yield "SUBGROUP", placement.subgroup
+    if placement.relative_subgroup is not None:
+        yield "SUBGROUP", placement.relative_subgroup
     if identity.service is not None:
         yield "SERVICE", identity.service
     if identity.root_directory is not None:

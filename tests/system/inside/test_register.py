@@ -714,7 +714,7 @@ async def test_a_machine_in_a_part_of_a_unit(nothing_left: None) -> None:
     assert machine["supervisor"] == process_of(main)
     assert scopes() == []
     async with await connect() as client:
-        assert (await theirs(client, "List", name="lower"))["subgroup"] == "/payload"
+        assert (await theirs(client, "List", name="lower"))["subgroup"] == "payload"
         found = await client.call(f"{OURS}Find", {"controlGroup": below})
         assert found["machine"] == machine
         for elsewhere in ({"process": {"pid": main}}, {"unit": "outer.service"}):

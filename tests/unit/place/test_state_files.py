@@ -91,7 +91,7 @@ def test_a_part_of_a_unit_is_not_linked(directory: Path) -> None:
     web = machine("web", unit="user@1000.service", subgroup="/app.slice/x.scope")
     files_in(directory, web).added(web)
     assert names(directory) == {"web"}
-    assert "SUBGROUP=/app.slice/x.scope\n" in (directory / "web").read_text()
+    assert "SUBGROUP=app.slice/x.scope\n" in (directory / "web").read_text()
 
 
 def test_the_longest_names_of_units_have_no_link(directory: Path) -> None:

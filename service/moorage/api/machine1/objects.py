@@ -324,7 +324,7 @@ _VALUES: Final[Mapping[str, Callable[[Machine, bool], object]]] = {
     "TimestampMonotonic": lambda machine, _: machine.record.timestamp.monotonic,
     "Service": lambda machine, _: machine.record.identity.service or "",
     "Unit": lambda machine, _: machine.unit,
-    "Subgroup": lambda machine, _: machine.record.placement.subgroup or "",
+    "Subgroup": lambda machine, _: machine.record.placement.relative_subgroup or "",
     "Leader": lambda machine, _: _pid(machine.record.leader),
     "LeaderPIDFDId": lambda machine, _: _pidfd_id(machine.record.leader),
     "Supervisor": lambda machine, _: _pid(machine.record.supervisor),

@@ -98,7 +98,7 @@ class SystemdMachine(Inside):
         placement = done.machine.record.placement
         return RegisterOut(
             unit=placement.unit,
-            subgroup=placement.subgroup,
+            subgroup=placement.relative_subgroup,
             slice=placement.slice,
             controlGroup=placement.control_group,
             invocationId=placement.invocation_id,
@@ -188,6 +188,6 @@ class SystemdMachine(Inside):
             sshAddress=identity.ssh_address,
             sshPrivateKeyPath=identity.ssh_private_key_path if whole else None,
             controlAddress=(identity.control_address or machine.control_socket) if whole else None,
-            subgroup=record.placement.subgroup,
+            subgroup=record.placement.relative_subgroup,
             UID=record.registrant,
         )
