@@ -42,6 +42,10 @@ IMAGES = {
 
 GONE = 4_000_000
 
+EXTENDED = "sa(sv)a(sv)"
+EX_SINCE = 258
+"""The systemd since which there are CreateMachineEx and RegisterMachineEx."""
+
 Answer = tuple[Any, ...]
 
 
@@ -160,6 +164,28 @@ def test_interfaces_are_described_as_machineds(machined: dict[str, Any], place: 
 # Calls
 
 IDENTITY = "sayssus"
+EX_REFUSED: list[list[tuple[str, tuple[str, Any]]]] = [
+    [("NoSuch", ("s", "x"))],
+    [("Slice", ("s", "machine.slice"))],
+    [("Id", ("s", "x"))],
+    [("Id", ("ay", b"1"))],
+    [("Class", ("s", "bm"))],
+    [("Class", ("s", "host"))],
+    [("LeaderPID", ("u", GONE))],
+    [("LeaderPIDFDID", ("t", 5))],
+    [("LeaderPID", ("u", GONE)), ("LeaderPIDFDID", ("t", 5))],
+    [("LeaderPID", ("u", os.getpid())), ("LeaderPIDFDID", ("t", 5))],
+    [("RootDirectory", ("s", "a/b"))],
+    [("NetworkInterfaces", ("ai", [0]))],
+    [("NetworkInterfaces", ("ai", [-1]))],
+    [("VSockCID", ("u", 0))],
+    [("VSockCID", ("u", 2))],
+]
+"""What makes no machine, by CreateMachineEx and RegisterMachineEx."""
+
+OTHER_TYPES: list[tuple[str, tuple[str, Any]]] = [("Service", ("u", 1)), ("LeaderPID", ("s", "1"))]
+"""Said of these is that they are invalid; machined tells what its parser said (ENXIO)."""
+
 CALLS: list[tuple[str, str, str, str, tuple[Any, ...]]] = [
     (ROOT, MANAGER, "GetMachine", "s", ("nobox",)),
     (ROOT, MANAGER, "GetMachine", "s", (".host",)),
@@ -229,6 +255,22 @@ CALLS: list[tuple[str, str, str, str, tuple[Any, ...]]] = [
     ("/no/such/thing", "org.freedesktop.DBus.Peer", "Ping", "", ()),
     (ROOT, "org.freedesktop.DBus.Peer", "GetMachineId", "", ()),
 ]  # fmt: skip
+if SYSTEMD >= EX_SINCE:
+    CALLS.extend(
+        (
+            *(
+                (ROOT, MANAGER, "CreateMachineEx", EXTENDED, ("xy", properties, []))
+                for properties in EX_REFUSED
+            ),
+            *(
+                (ROOT, MANAGER, "RegisterMachineEx", "sa(sv)", ("xy", properties))
+                for properties in EX_REFUSED
+            ),
+            (ROOT, MANAGER, "CreateMachineEx", EXTENDED, ("x_y", [], [])),
+            (ROOT, MANAGER, "CreateMachineEx", EXTENDED, (".host", [], [])),
+            (ROOT, MANAGER, "CreateMachineEx", "sa(sv)", ("xy", [])),
+        )
+    )
 
 
 def calls() -> list[Answer]:
@@ -297,6 +339,37 @@ def created(bus: Bus, pid: int) -> Answer:
 
 def registered(bus: Bus, pid: int) -> Answer:
     return bus.manager("RegisterMachine", IDENTITY, "my-box", b"", "", "container", pid, "")
+
+
+def pinned(pid: int) -> list[tuple[str, tuple[str, Any]]]:
+    """Return a leader as CreateMachineEx takes it, who is told apart from all that may have its number later."""
+    pidfd = os.pidfd_open(pid)
+    number = os.fstat(pidfd).st_ino
+    os.close(pidfd)
+    return [("LeaderPID", ("u", pid)), ("LeaderPIDFDID", ("t", number))]
+
+
+def described_whole(pid: int, class_: str) -> list[tuple[str, tuple[str, Any]]]:
+    return [
+        ("Id", ("ay", ID)),
+        ("Service", ("s", "test")),
+        ("Class", ("s", class_)),
+        *pinned(pid),
+        ("RootDirectory", ("s", "/srv")),
+        ("NetworkInterfaces", ("ai", [1, 2])),
+        ("VSockCID", ("u", 77)),
+        ("SSHAddress", ("s", "vsock/77")),
+        ("SSHPrivateKeyPath", ("s", "/key")),
+    ]
+
+
+def created_ex(bus: Bus, pid: int) -> Answer:
+    scope = [("Slice", ("s", "machine.slice")), ("Description", ("s", "My box"))]
+    return bus.manager("CreateMachineEx", EXTENDED, "my-box", described_whole(pid, "vm"), scope)
+
+
+def registered_ex(bus: Bus, pid: int) -> Answer:
+    return bus.manager("RegisterMachineEx", "sa(sv)", "my-box", described_whole(pid, "container"))
 
 
 NOBODY = 65534
@@ -395,9 +468,16 @@ QUESTIONS: dict[str, Callable[[], Any]] = {
     "created": life(created, "TerminateMachine"),
     "registered": life(registered, "UnregisterMachine"),
 }
+if SYSTEMD >= EX_SINCE:
+    QUESTIONS.update(
+        {
+            "created by properties": life(created_ex, "TerminateMachine"),
+            "registered by properties": life(registered_ex, "UnregisterMachine"),
+        }
+    )
 
 
-@pytest.mark.parametrize("question", ["created", "registered"])
+@pytest.mark.parametrize("question", [name for name in QUESTIONS if "ed" in name.split()[0][-2:]])
 def test_a_machine_lives_as_it_does_with_machined(
     machined: dict[str, Any], spawn: Processes, question: str
 ) -> None:
@@ -445,6 +525,26 @@ def test_the_service_is_started_by_a_call(place: None, bus: Bus) -> None:
     assert bus.manager("GetMachine", "s", ".host") == ("o", HOST)
     assert run("systemctl", "is-active", "moored.service").strip() == "active"
     assert [line for line in messages("moored.service") if "Traceback" in line] == []
+
+
+def test_a_pidfd_says_who_leads(spawn: Processes, bus: Bus) -> None:
+    """It is that of one process for good; a number may be another's by the time that it is read."""
+    sleeper, other = spawn(), spawn()
+
+    def create(*properties: tuple[str, tuple[str, Any]]) -> Answer:
+        pidfd = FileDescriptor(os.pidfd_open(sleeper.pid))
+        with contextlib.closing(pidfd):
+            leads = [("LeaderPIDFD", ("h", pidfd)), *properties]
+            return bus.manager("CreateMachineEx", EXTENDED, "my-box", leads, [("TasksMax", ("t", 77))])
+
+    for wrong in (("LeaderPID", ("u", other.pid)), pinned(other.pid)[1], *OTHER_TYPES):
+        assert create(wrong) == ("org.freedesktop.DBus.Error.InvalidArgs",), wrong
+    assert create(*pinned(sleeper.pid)) == ("o", f"{ROOT}/machine/my_2dbox")
+    assert bus.properties(f"{ROOT}/machine/my_2dbox")["Leader"] == ("u", sleeper.pid)
+    assert run("systemctl", "show", "machine-my\\x2dbox.scope", "-P", "TasksMax") == "77\n"
+    exists = bus.manager("CreateMachineEx", EXTENDED, "my-box", pinned(other.pid), [])
+    assert exists == (f"{NAME}.MachineExists",)
+    bus.manager("TerminateMachine", "s", "my-box")
 
 
 def test_a_scope_gets_what_was_asked_for(spawn: Processes, bus: Bus) -> None:

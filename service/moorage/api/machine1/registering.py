@@ -218,6 +218,10 @@ class Registering:
             with translated(REFUSALS):
                 leader = await self._open(call, given, pidfd)
             try:
+                if wanted.pidfd_id is not None and leader.id.pidfd_id not in {None, wanted.pidfd_id}:
+                    # The other ways to name it have been compared by now.
+                    words = "LeaderPIDFDID does not match the inode number of LeaderPIDFD"
+                    raise Refusal(INVALID_ARGS, words)
                 return await self._register(call, wanted, properties, leader)
             finally:
                 leader.close()
