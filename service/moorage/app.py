@@ -116,6 +116,9 @@ FIRST_SECONDS = 0.5
 USERS, NAMES = "/run/systemd/userdb/io.systemd.Machine", "/run/systemd/resolve.hook/io.systemd.Machine"
 """Where machined is asked for users of containers, and for addresses of machines."""
 
+HER_ADDRESS = "systemd/machine/io.systemd.Machine"
+"""Where the machined of a user listens, below the user's runtime directory."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -354,7 +357,7 @@ async def serve(
     service = _service(theirs, core, authority, manager, configuration)
     server = _server(configuration, listeners, service)
     core.listen(sockets := _control_sockets(options, core, authority, server))
-    if in_place := _in_place(options, listeners):
+    if (in_place := _in_place(options, listeners)) and options.user is None:
         core.stand_in_place()
     elif options.user is None and (settings.publish or settings.adopt):
         machined, watch = Peer(ADDRESS, endpoints.bus), partial(Directory, readiness)
@@ -385,8 +388,11 @@ async def serve(
 
 
 def _in_place(options: Options, listeners: Sequence[socket.socket]) -> bool:
-    """Whether this service is called where the system's machined is otherwise."""
-    return options.user is None and any(listener.getsockname() == ADDRESS for listener in listeners)
+    """Whether this service is called where machined is otherwise, that of the system or of the same user."""
+    place = ADDRESS
+    if options.user is not None:  # as machined --user has it
+        place = f"{os.environ.get('XDG_RUNTIME_DIR', '')}/{HER_ADDRESS}"
+    return any(listener.getsockname() == place for listener in listeners)
 
 
 def _offer_lookups(offers: ExitStack, core: Core, authority: Authority, server: Server) -> None:

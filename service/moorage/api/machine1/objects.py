@@ -62,6 +62,7 @@ class Objects:
         self._theirs = theirs
         self._machines = Machines(theirs)
         self._registering = Registering(theirs)
+        self._has_host = theirs.authority.policy.user is None  # a user's machined has no host either
         self._manager: Mapping[str, Callable[..., Awaitable[Body]]] = {
             "GetMachine": self._get_machine,
             "GetMachineByPID": self._get_machine_by_pid,
@@ -153,10 +154,11 @@ class Objects:
         return [_ABOVE[path]] if path in _ABOVE else []
 
     def _there(self) -> list[Machine]:
-        return [host(), *(machine for machine in self._theirs.registry if machine.is_there)]
+        there = [machine for machine in self._theirs.registry if machine.is_there]
+        return [host(), *there] if self._has_host else there
 
     async def _find(self, name: str) -> Machine:
-        if name == HOST:
+        if name == HOST and self._has_host:
             return host()
         await self._theirs.services.registrar.wait(name)
         machine = self._theirs.registry.get(name)
