@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 from box import booted, shell
-from moored import ALONE, main_pid, run, until
+from moored import ALONE, UNTIL_SECONDS, main_pid, members, run, show, until
 
 pytestmark = pytest.mark.system_instance("the instance of a user does not take machined's place")
 
@@ -127,6 +127,40 @@ def test_images_are_a_reason_to_refuse(box: int, before: dict[str, str]) -> None
         assert moorctl("in-place", "on", "--without-images", "--dry-run").returncode == 0
     finally:
         image.rmdir()
+    assert enabled() == before
+
+
+COPIED = 20_000
+"""Files that take machined a second to copy: it is stopped in the middle."""
+
+
+def copying() -> list[int]:
+    """PIDs of what machined has beside itself."""
+    found = show(MACHINED, "ControlGroup", "MainPID")
+    return [pid for pid in members(found["ControlGroup"]) if pid != int(found["MainPID"])]
+
+
+def test_a_copy_under_way_is_a_reason_to_refuse(box: int, before: dict[str, str], tmp_path: Path) -> None:
+    source = tmp_path / "many"
+    source.mkdir()
+    for number in range(COPIED):
+        (source / str(number)).touch()
+    copy = subprocess.Popen(["machinectl", "copy-to", "box", str(source), "/var/many"])
+    children = trio.run(lambda: until(copying, "machined copies"))  # one more before 258, in the container
+    for child in children:
+        os.kill(child, signal.SIGSTOP)
+    try:
+        assert copy.poll() is None
+        done = moorctl("in-place", "on")
+        assert done.returncode == 1
+        assert "machined is copying" in done.stderr
+        assert not NOTE.exists()
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGCONT)
+    assert copy.wait(UNTIL_SECONDS) == 0
+    trio.run(lambda: until(lambda: not copying(), "nothing is copied any more"))
+    assert moorctl("in-place", "on", "--dry-run").returncode == 0
     assert enabled() == before
 
 
