@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,6 +201,33 @@ def test_not_the_same(
     why: str, method: str, parameters: Parameters, ours: list[Reply], theirs: list[Reply]
 ) -> None:
     assert (asks(SOCKET, method, parameters), asks(MACHINED, method, parameters)) == (ours, theirs), why
+
+
+# Whoever registers itself as a part of a unit, and leaves
+
+LEAVES = (
+    'varlinkctl call {} io.systemd.Machine.Register \'{{"name":"passing","class":"container"}}\' && '
+    "systemd-notify --ready && exec sleep infinity"
+)
+
+
+def test_a_part_of_a_unit_ends_with_its_leader_here_and_with_the_unit_there(nothing_left: None) -> None:
+    for path in (SOCKET, MACHINED):
+        service = ("--unit=passing", "--collect", "--property=Type=notify", "--property=NotifyAccess=all")
+        run("systemd-run", "--quiet", *service, "sh", "-c", LEAVES.format(path))
+        try:
+            if path == SOCKET:
+                trio.run(lambda: until(_gone(SOCKET, "passing"), "it has ended with varlinkctl"))
+                assert run("systemctl", "is-active", "passing.service") == "active\n"
+            else:
+                (reply,) = asks(path, f"{THEIRS}List", {"name": "passing"})
+                assert reply is not None
+                assert reply["parameters"]["unit"] == "passing.service"
+                assert asks(path, f"{THEIRS}Terminate", {"name": "passing"}) == [{"parameters": {}}]
+                trio.run(lambda: until(_gone(MACHINED, "passing"), "it has ended with its unit"))
+                assert not Path("/sys/fs/cgroup/system.slice/passing.service").exists()
+        finally:
+            subprocess.run(["systemctl", "stop", "passing.service"], check=False, capture_output=True)
 
 
 # What is told to users about what is inside
