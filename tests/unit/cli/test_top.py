@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-from cli_battery import RUN_SECONDS, Moorctl, PreloadedMoorctl, a_name, refused
+from cli_battery import RUN_SECONDS, PreloadedMoorctl, a_name, refused
 from pty_battery import Person
 
 WRITTEN = "sort: c m i t p s n"
@@ -23,7 +23,7 @@ class Fake:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
-        self.moorctl = Moorctl(["--address", str(path)])
+        self.moorctl = PreloadedMoorctl(["--address", str(path)])
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:

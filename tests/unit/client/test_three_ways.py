@@ -45,15 +45,24 @@ def listener(tmp_path: Path, _nothing_left: None) -> Generator[socket.socket]:
         yield listening
 
 
-@pytest.fixture
-def address(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
-    """The socket of the fake service, which is also the default."""
-    service = subprocess.Popen([sys.executable, str(FAKE)], stdin=listener.fileno())
-    path = str(listener.getsockname())
-    monkeypatch.setenv("MOORAGE_ADDRESS", path)
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """The socket of a fake service for all tests: each of them leaves no machine."""
+    path = str(tmp_path_factory.mktemp("fake") / "socket")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        service = subprocess.Popen([sys.executable, str(FAKE)], stdin=listening.fileno())
     yield path
     service.terminate()
     service.wait(SECONDS)
+
+
+@pytest.fixture
+def address(fake: str, _nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The socket of the fake service, which is also the default."""
+    monkeypatch.setenv("MOORAGE_ADDRESS", fake)
+    return fake
 
 
 def test_a_launcher(flavour: Flavour, address: str) -> None:
