@@ -4,11 +4,13 @@ import gc
 import inspect
 import os
 from functools import partial
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies
 import pytest
 import trio
+import trio.testing
 
 pytest_plugins = ["sandboxes", "debian_packages"]
 
@@ -29,6 +31,9 @@ TEST_DEADLINE_SECONDS = float(os.environ.get("MOORAGE_TEST_SECONDS", "55"))
 """No single async test waits longer for anything; pytest's faulthandler_timeout (60 s) comes after it, with stacks. By
 hand both can be set, for what takes longer."""
 
+JUMPED_SECONDS = 1e6
+"""The same on a clock that jumps: a million seconds take no time, and what waits for ever is told so."""
+
 
 def pytest_collection_finish() -> None:
     """Keep the collector away from what lives as long as the run: tests that look for leaks collect twice each."""
@@ -43,6 +48,12 @@ def draw_nothing(_: None) -> None:
     """Try one example."""
 
 
+@pytest.fixture
+def jumping_clock() -> trio.testing.MockClock:
+    """Have an async test run on a clock that jumps to whatever is waited for: nothing in it waits outside of trio."""
+    return trio.testing.MockClock(autojump_threshold=0)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an async test under trio; leave every other test to pytest."""
@@ -50,11 +61,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
 
+    clock: Any = pyfuncitem.funcargs.get("jumping_clock")
+
     async def bounded() -> None:
-        with trio.fail_after(TEST_DEADLINE_SECONDS):
+        with trio.fail_after(TEST_DEADLINE_SECONDS if clock is None else JUMPED_SECONDS):
             await partial(pyfuncitem.obj, **arguments)()
 
-    trio.run(bounded)
+    trio.run(bounded, clock=clock)
     return True
 
 

@@ -16,6 +16,8 @@ from manager_battery import Hints
 from moorage.pid1.manager import Manager
 from moorage.pid1.references import References
 
+pytestmark = pytest.mark.usefixtures("jumping_clock")
+
 
 class FakeBench:
     """See `manager_battery.Bench`."""

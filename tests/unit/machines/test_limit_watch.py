@@ -1,16 +1,13 @@
 """Limits that were reached, and who was killed for it: told once, in time, and not too often."""
 
-import inspect
 import itertools
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import made
 import pytest
 import trio
-import trio.testing
 from fakes.kernel import FakeClock, FakeHierarchy, FakeProcesses, Faults, Kernel, Process
 
 from moorage.configuration.settings import Settings
@@ -24,6 +21,8 @@ from moorage.machines.machine import Machine
 from moorage.machines.model import Timestamp, Verdict
 from moorage.machines.reached import LIMIT_SECONDS_MAX, Pace
 from moorage.machines.registry import Registry
+
+pytestmark = pytest.mark.usefixtures("jumping_clock")
 
 GROUP = "/machine.slice/machine-web.scope"
 SOON = 0.5
@@ -87,18 +86,6 @@ async def running() -> AsyncGenerator[Bench]:
         nursery.cancel_scope.cancel()
 
 
-def in_no_time(test: Callable[..., Coroutine[None, None, None]]) -> Callable[..., None]:
-    """Have a test run on a clock that jumps to whatever is waited for."""
-
-    def run(**arguments: Any) -> None:
-        trio.run(partial(test, **arguments), clock=trio.testing.MockClock(autojump_threshold=0))
-
-    run.__name__ = test.__name__
-    run.__dict__.update(test.__dict__, __signature__=inspect.signature(test))
-    return run
-
-
-@in_no_time
 async def test_what_happened_before_it_was_watched_is_told() -> None:
     async with running() as bench:
         bench.kernel.run_out_of_memory(GROUP, bench.victim())
@@ -107,7 +94,6 @@ async def test_what_happened_before_it_was_watched_is_told() -> None:
         assert bench.story.take() == [{"by": "kernel", "count": 1, "controlGroup": GROUP}]
 
 
-@in_no_time
 async def test_what_was_told_is_not_told_again() -> None:
     async with running() as bench:
         for _ in range(3):
@@ -118,7 +104,6 @@ async def test_what_was_told_is_not_told_again() -> None:
         assert bench.story.take() == [{"by": "kernel", "count": 1}]
 
 
-@in_no_time
 async def test_what_was_there_before_the_machine_is_not_its() -> None:
     async with running() as bench:
         bench.kernel.run_out_of_memory(GROUP, bench.victim())
@@ -144,7 +129,6 @@ async def test_what_was_there_before_the_machine_is_not_its() -> None:
         (f"{GROUP}/a\x1bb", f"{GROUP}/a\x1bb", None),
     ],
 )
-@in_no_time
 async def test_whose_limit_it_was(limit: str, home: str, told: str | None) -> None:
     async with running() as bench:
         bench.add()
@@ -156,7 +140,6 @@ async def test_whose_limit_it_was(limit: str, home: str, told: str | None) -> No
             assert bench.story.take() == [{"by": "kernel", "count": 1, **group}]
 
 
-@in_no_time
 async def test_a_limit_is_nobodys_where_it_is_not_known_whose() -> None:
     """Two at once; a group that is gone; more groups than are read; others' kills in the same slice."""
     async with running() as bench:
@@ -177,7 +160,6 @@ async def test_a_limit_is_nobodys_where_it_is_not_known_whose() -> None:
         assert bench.story.take() == [{"by": "kernel", "count": 1}]
 
 
-@in_no_time
 async def test_kills_one_after_the_other_are_told_together() -> None:
     async with running() as bench:
         bench.add()
@@ -194,7 +176,6 @@ async def test_kills_one_after_the_other_are_told_together() -> None:
         assert all(after - before >= 1 for before, after in itertools.pairwise(times))
 
 
-@in_no_time
 async def test_a_limit_that_is_reached_all_the_time_is_told_less_and_less_often() -> None:
     async with running() as bench:
         machine = bench.add()
@@ -211,7 +192,6 @@ async def test_a_limit_that_is_reached_all_the_time_is_told_less_and_less_often(
         assert 10 <= len(facts) <= 20
 
 
-@in_no_time
 async def test_what_was_seen_is_told_though_the_group_is_gone() -> None:
     async with running() as bench:
         machine = bench.add()
@@ -225,7 +205,6 @@ async def test_what_was_seen_is_told_though_the_group_is_gone() -> None:
         assert [fact["count"] for fact in bench.story.take()] == [1, 1]
 
 
-@in_no_time
 async def test_a_kill_is_noticed_while_a_limit_is_reached_all_the_time() -> None:
     async with running() as bench:
         bench.add()
@@ -238,7 +217,6 @@ async def test_a_kill_is_noticed_while_a_limit_is_reached_all_the_time() -> None
         assert {"by": "kernel", "count": 1, "controlGroup": GROUP} in bench.story.take()
 
 
-@in_no_time
 async def test_it_rests_while_nothing_happens() -> None:
     async with running() as bench:
         machine = bench.add()
@@ -248,7 +226,6 @@ async def test_it_rests_while_nothing_happens() -> None:
         assert machine.reached.due == float("inf")
 
 
-@in_no_time
 async def test_systemd_oomd_notes_kills_on_the_group() -> None:
     async with running() as bench:
         machine = bench.add()
@@ -263,7 +240,6 @@ async def test_systemd_oomd_notes_kills_on_the_group() -> None:
         assert bench.story.take() == []
 
 
-@in_no_time
 async def test_systemd_oomd_may_have_had_no_time_to_note_how_many() -> None:
     async with running() as bench:
         machine = bench.add()
@@ -279,7 +255,6 @@ def verdict(**counters: int) -> Verdict:
     return Verdict(result="oom-kill", exited_at=Timestamp(1, 1), accounting=Accounting(**counters))
 
 
-@in_no_time
 async def test_what_only_others_know_is_told_at_the_end() -> None:
     async with running() as bench:
         machine = bench.add()
@@ -298,7 +273,6 @@ async def test_what_only_others_know_is_told_at_the_end() -> None:
         assert bench.story.take() == []
 
 
-@in_no_time
 async def test_another_group_of_the_same_name_is_not_the_machines() -> None:
     async with running() as bench:
         machine = bench.add()
@@ -310,7 +284,6 @@ async def test_another_group_of_the_same_name_is_not_the_machines() -> None:
         assert bench.story.take() == []
 
 
-@in_no_time
 async def test_it_is_tried_again_where_no_watch_is_left() -> None:
     async with running() as bench:
         real = bench.faults.check
@@ -327,7 +300,6 @@ async def test_it_is_tried_again_where_no_watch_is_left() -> None:
         assert bench.story.take() == [{"by": "kernel", "count": 1, "controlGroup": GROUP}]
 
 
-@in_no_time
 async def test_what_has_ended_is_watched_no_more() -> None:
     async with running() as bench:
         machine = bench.add()

@@ -593,7 +593,7 @@ async def test_a_connection_that_has_ended_is_no_work_for_the_collector(
     caplog.set_level(logging.WARNING, "moorage")  # a line that is kept keeps the exception that it is about
 
     def links() -> int:
-        return sum(isinstance(each, Link) for each in gc.get_objects())
+        return sum(type(each) is Link for each in gc.get_objects())
 
     gc.collect()
     before = links()
