@@ -5,7 +5,7 @@ import os
 import subprocess
 
 import pytest
-from moored import OURS, SOCKET, THEIRS, Processes, connect, control_group, process_of, register, until
+from moored import OURS, SOCKET, THEIRS, USER, Processes, connect, control_group, process_of, register, until
 
 pytestmark = pytest.mark.system_instance("how a reply is written does not depend on an instance", runs=True)
 
@@ -36,7 +36,13 @@ def test_what_a_helper_wrote_last_is_readable_for_varlinkctl(spawn: Processes) -
     assert "end" in done.stdout + done.stderr, (done.stdout, done.stderr)
 
 
-UNSHARED = ("unshare", "--pid", "--fork", "--mount-proc")
+UNSHARED = (
+    "unshare",
+    *(("--user", "--map-current-user") if USER else ()),
+    "--pid",
+    "--fork",
+    "--mount-proc",
+)
 
 
 async def test_a_bare_pid_of_another_pid_namespace_is_refused(spawn: Processes) -> None:
