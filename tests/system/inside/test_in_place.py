@@ -290,10 +290,26 @@ def ends(name: str) -> None:
     trio.run(lambda: until(lambda: name not in machines("moorctl"), "it has ended"))
 
 
+def journal(name: str, unit: str) -> str:
+    """What the journal in a container has of a unit there; nothing as long as it cannot be read."""
+    argv = ["journalctl", "-M", name, f"--unit={unit}", "--output=cat"]
+    return subprocess.run(argv, check=False, capture_output=True, text=True).stdout
+
+
+def unit_is_there(name: str) -> bool:
+    return show(name, "ActiveState") == {"ActiveState": "active"}
+
+
 def test_a_container_that_comes_later(place: int) -> None:
     with booted("second") as first:
         assert machines("machinectl") == {"box", "second"}
         assert runs_in("second")
+        assert run("machinectl", "show", "second", "-P", "Service") == "systemd-nspawn\n"
+        assert run("systemctl", "-M", "second", "show", "-P", "Virtualization") == "systemd-nspawn\n"
+        speaks = ("systemd-run", "-M", "second", "--quiet", "--wait", "--unit=speaks", "echo", "from inside")
+        run(*speaks)
+        trio.run(lambda: until(lambda: "from inside" in journal("second", "speaks"), "its journal says it"))
+        assert "systemd-nspawn" in shell("second", "/usr/bin/systemd-detect-virt").stdout
         run("machinectl", "reboot", "second")
 
         def again() -> bool:
@@ -302,8 +318,10 @@ def test_a_container_that_comes_later(place: int) -> None:
             return leader.isdigit() and int(leader) != first
 
         trio.run(lambda: until(again, "it boots again"))
-        run("machinectl", "kill", "--signal=SIGKILL", "second")
+        trio.run(lambda: until(lambda: shell("second", "/bin/true").returncode == 0, "it has booted again"))
+        run("machinectl", "poweroff", "second")
         ends("second")
+        trio.run(lambda: until(lambda: not unit_is_there("nspawn-second.service"), "nspawn has ended"))
     assert machines("machinectl") == {"box"}
 
 

@@ -1,7 +1,8 @@
-"""What systemd's own test of machined asks of it about machines, asked of moored in machined's place.
+"""What systemd's own tests of machined ask of it about machines, asked of moored in machined's place.
 
-The script is read from Debian's package of systemd's tests. What it does with images is left out, of which moored has
-none: its containers are started by their units. So is what it does with machined's own log.
+The scripts are read from Debian's package of systemd's tests. What they do with images is left out, of which moored
+has none: their containers are started by their units. So is what they do with machined's own log, and with containers
+that systemd-nspawn starts for a user (docs/in-place-of-machined.md says why).
 """
 
 import re
@@ -18,6 +19,10 @@ TEMPLATE = Path("/usr/share/TEST-13-NSPAWN-container-template")
 """Where the script looks for the root directory of its containers."""
 PROGRAMS = ("env", "ip", "sleep", "touch", "timeout", "mkdir", "cat", "rm", "ls")
 SECONDS = 50.0
+UNPRIVILEGED = SCRIPT.with_name("TEST-13-NSPAWN.unpriv.sh")
+HER_UID = 4711
+"""Of testuser in systemd's images, which that script takes for granted."""
+RULES = Path("/etc/polkit-1/rules.d/registermachinetest.rules")
 BIND = "testcase_machinectl_bind"
 STOP = "systemctl stop 'systemd-nspawn@*.service'; rm -f /run/systemd/system/systemd-nspawn@.service.d/debug.conf"
 GETTY = Path("/etc/systemd/system/container-getty@.service")
@@ -48,6 +53,17 @@ def parts(text: str) -> dict[str, str]:
         "varlinkctl": text[rest + len(BEGINS_VARLINK) : text.index(ENDS_VARLINK)],
         "bind": bind(),
     }
+
+
+def unprivileged() -> str:
+    """Cut the script of what users without privileges try: what they may register, and what they learn by it."""
+    text = UNPRIVILEGED.read_text()
+    rule = text.index("# Install a PK rule")
+    rest = text.index("run0 -u testuser mkdir -p .config/systemd/nspawn/")
+    begin = text.index("(! run0 -u testuser \\\n    busctl call")
+    end = text.index("run0 -u testuser mkdir /var/tmp/image-tar")
+    head = 'set -eux\nset -o pipefail\n. "$(dirname "$0")"/util.sh\n'
+    return f"{head}{text[rule:rest]}{text[begin:end]}"
 
 
 def bind() -> str:
@@ -99,12 +115,47 @@ def test_what_systemd_asks_of_machined(in_place: None, template: None, tmp_path:
     text = text.replace("ip link add hoge type dummy", ":").replace("hoge", "host0")
     found = parts(text.replace('@"', "@").replace('".service', ".service"))
     lines = [line for line in f"{found['prepare']}\n{found[part]}".splitlines() if not LEFT_OUT.search(line)]
-    subprocess.run(["useradd", "--create-home", "testuser"], check=False, capture_output=True)
-    shutil.copy(TESTS / "util.sh", tmp_path)
-    if (TESTS / "test-control.sh").exists():
-        shutil.copy(TESTS / "test-control.sh", tmp_path)
-    script = tmp_path / SCRIPT.name
-    script.write_text("\n".join([*lines, STOP, ": all of it\n"]))
+    runs(tmp_path, SCRIPT.name, [*lines, STOP])
+
+
+@pytest.fixture
+def testuser() -> Generator[None]:
+    """The user of these scripts goes when they are over."""
+    yield
+    RULES.unlink(missing_ok=True)
+    subprocess.run(["loginctl", "disable-linger", "testuser"], check=True)
+    subprocess.run(["systemctl", "stop", f"user@{HER_UID}.service"], check=True)
+
+
+AS_OF_ZURPS = """
+run0 -u testuser systemd-run --unit zurps.service --user sleep infinity
+zurps_pid="$(run0 -u testuser systemctl show --user -P MainPID zurps.service)"
+run0 -u testuser varlinkctl call /run/systemd/machine/io.systemd.Machine io.systemd.Machine.Register \\
+    "{\\"name\\":\\"zurps\\", \\"class\\":\\"container\\", \\"leader\\": $zurps_pid}"
+machinectl status zurps
+machinectl status zurps | grep "UID:" | grep "$(id -u testuser)"
+machinectl status zurps | grep "Unit: user@" | grep "$(id -u testuser)"
+machinectl status zurps | grep "Subgroup: app.slice/zurps.service"
+machinectl terminate zurps
+timeout 30 bash -c 'while run0 -u testuser systemctl is-active --user zurps.service; do sleep 0.1; done'
+"""
+"""What the script asks about a container that systemd-nspawn runs for a user, which it cannot in a sandbox, of a
+service of that user."""
+
+
+def test_what_users_try_with_machined(in_place: None, testuser: None, tmp_path: Path) -> None:
+    runs(tmp_path, UNPRIVILEGED.name, [*unprivileged().splitlines(), *AS_OF_ZURPS.splitlines()])
+
+
+def runs(directory: Path, name: str, lines: list[str]) -> None:
+    """Run a script to its end."""
+    add = ["useradd", "--create-home", f"--uid={HER_UID}", "testuser"]
+    subprocess.run(add, check=False, capture_output=True)  # it is there by the second script
+    for each in ("util.sh", "test-control.sh"):
+        if (TESTS / each).exists():
+            shutil.copy(TESTS / each, directory)
+    script = directory / name
+    script.write_text("\n".join([*lines, ": all of it\n"]))
     done = subprocess.run(
         ["bash", str(script)],
         check=False,
