@@ -53,6 +53,7 @@ _BIG: Final = ord("B")
 _PROTOCOL_VERSION: Final = 1
 _FIXED_HEADER: Final = {_LITTLE: struct.Struct("<BBBBIII"), _BIG: struct.Struct(">BBBBIII")}
 _UINT32: Final = {_LITTLE: struct.Struct("<I"), _BIG: struct.Struct(">I")}
+_UINT64: Final = {_LITTLE: struct.Struct("<Q"), _BIG: struct.Struct(">Q")}
 
 
 class Violation(Exception):
@@ -172,21 +173,22 @@ class BusSignal:
         """What a PropertiesChanged says about a property that is a word; empty if it says nothing."""
         return (self.changed(name, "s") or b"").decode("ascii", "replace")
 
-    def changed_number(self, name: str) -> int | None:
-        """What a PropertiesChanged says about a property that is an unsigned number of 32 bits."""
-        found = self._changed(name, "u")
+    def changed_number(self, name: str, signature: Literal["u", "t"] = "u") -> int | None:
+        """What a PropertiesChanged says about a property that is an unsigned number, of 32 bits or of 64."""
+        found = self._changed(name, signature)
         return None if found is None else found[0]
 
-    def _changed(self, name: str, signature: Literal["s", "ay", "u"]) -> tuple[int, int] | None:
-        """Return the first 32 bits of a value, and where they are."""
+    def _changed(self, name: str, signature: Literal["s", "ay", "u", "t"]) -> tuple[int, int] | None:
+        """Return the first number of a value, of 64 bits for "t" and else of 32, and where it is."""
         received = self._received
         key = _key(name, signature, received.endian)
         at = received.data.find(key, received.body_at + 4)
         if at < 0:
             return None
-        at = at + len(key) + 3 & ~3
+        number = (_UINT64 if signature == "t" else _UINT32)[received.endian]
+        at = at + len(key) + number.size - 1 & -number.size
         try:
-            return _UINT32[received.endian].unpack_from(received.data, at)[0], at
+            return number.unpack_from(received.data, at)[0], at
         except struct.error:
             return None
 

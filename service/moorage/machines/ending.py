@@ -57,11 +57,13 @@ class Known(msgspec.Struct, frozen=True):
         invocation_id: of it.
         active_state: of it.
         result: of it, if it has ended.
+        by_itself: it has ended, and was active until then.
     """
 
     invocation_id: str
     active_state: str
     result: str = "success"
+    by_itself: bool = False
 
 
 Unit: TypeAlias = NotAsked | Removed | Absent | Known
@@ -113,10 +115,12 @@ class Ended(msgspec.Struct, frozen=True):
         kept: the manager keeps the unit, and what it has last read of its counters.
         reset: the unit has failed, and holds its name until that is reset.
         stays: the unit goes on without it, and so would what is bound to the unit.
+        by_itself: the manager has told that the unit was active until it had ended.
     """
 
     result: str | None
     kept: bool = False
+    by_itself: bool = False
     reset: bool = False
     stays: bool = False
 
@@ -148,7 +152,12 @@ def judge(seen: Seen, unit: Unit) -> Judgement:
         case Seen(populated=True), Known(active_state="inactive" | "failed"):
             return Lingering(unit.result)
         case Seen(populated=False), Known(active_state="inactive" | "failed" as state):
-            return Ended(seen.result or unit.result, kept=True, reset=state == "failed" and seen.allocated)
+            return Ended(
+                seen.result or unit.result,
+                kept=True,
+                by_itself=unit.by_itself,
+                reset=state == "failed" and seen.allocated,
+            )
         case Seen(populated=False, allocated=False), Known():
             return Ended(
                 "success", stays=unit.active_state != "deactivating"

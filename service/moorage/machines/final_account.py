@@ -1,9 +1,10 @@
 """The final account of each machine: what is seen of it while it lives, and what is found out once it has ended.
 
-The service manager removes the control group of a scope that ends, often before anybody else is scheduled, and forgets
-the scope. What is known then comes from four places: what was read of the group while it was there, what became of the
-leader, what the service manager signalled, and what it wrote to the journal. The last one comes late, or never: so the
-name of the machine is free at once, and its account is completed a moment after.
+The service manager removes the control group of a scope that ends, often before anybody else is scheduled, and
+forgets the scope. What is known then comes from four places: what was read of the group while it was there, what
+became of the leader, what the service manager tells of the unit, and what it wrote to the journal. The last one comes
+late, or never: it is read only where the others leave something open, and then the name of the machine is free at
+once, and its account is completed a moment after.
 
 :mod:`moorage.machines.verdicts` decides what follows from it.
 """
@@ -75,7 +76,14 @@ class _Account:
     """One that is still to be completed."""
 
     def __init__(
-        self, machine: Machine, facts: verdicts.Facts, leader: Leader | None, seconds: float, *, silent: bool
+        self,
+        machine: Machine,
+        facts: verdicts.Facts,
+        leader: Leader | None,
+        seconds: float,
+        *,
+        told_of: bool,
+        silent: bool,
     ) -> None:
         """Open an account.
 
@@ -84,13 +92,14 @@ class _Account:
             facts: what is known of its end.
             leader: of the machine, if it was watched; belongs to this object from now on.
             seconds: how long to wait for the manager's word in the journal.
+            told_of: that may add something.
             silent: the manager may have nothing to say.
         """
         self.machine = machine
         self.facts = facts
         self.leader = leader
         self.invocation_id = machine.record.invocation_id
-        self.told_of = facts.whole and bool(self.invocation_id)  # of a part the manager knows nothing
+        self.told_of = told_of
         self.waits = True  # for a look at the journal
         self.silent = silent
         self.until = trio.current_time() + seconds
@@ -160,7 +169,10 @@ class FinalAccounts:
         if machine.was_emptied(now(self._clock)):
             final = self.sample(machine)
             machine.was_read(machine.counters, final=final)
-            self._limits.read_last(machine)
+            # While a group is removed, the kernel may say 0 of its CPU time.
+            machine.accounted = (
+                self._limits.read_last(machine) and final and bool(machine.counters.cpu_usage_nsec)
+            )
 
     def before_stop(self, machine: Machine) -> None:
         """Read the counters of a machine that is about to be stopped, and tell what has not been told of them."""
@@ -175,6 +187,8 @@ class FinalAccounts:
         try:
             counters = self.counters(placement.control_group)
             whole = self._hierarchy.identity(placement.control_group) == placement.control_group_id
+            # Its files go before it does, this one after those of its controllers (cgroup_destroy_locked() of Linux).
+            whole = whole and self._hierarchy.events(placement.control_group) is not None
         except OSError:  # no file descriptor is left: what was read before stays
             return False
         machine.was_read(
@@ -204,12 +218,15 @@ class FinalAccounts:
 
     # When it has ended
 
-    def close(self, machine: Machine, result: str | None) -> None:
+    def close(self, machine: Machine, result: str | None) -> bool:
         """Give a machine that has ended the verdict that is known at once, and open its final account.
 
         Args:
             machine: with no process left.
             result: of its unit; None where the manager has forgotten it.
+
+        Returns:
+            Whether that verdict is complete.
         """
         self._close_counters(machine)
         record, leader, attested = machine.record, machine.take_leader(), machine.attested
@@ -227,6 +244,9 @@ class FinalAccounts:
             deactivating=machine.deactivating
             or (attested is not None and attested.stopped and not record.asked),
             late=record.late,
+            by_itself=machine.by_itself,
+            bonded=any(helper.on_failure is HelperFailure.stop_machine for helper in record.helpers),
+            accounted=machine.accounted,
             accounting=verdicts.merged(machine.counters, _told_kills(machine)),
             final=machine.final,
             leader_ended=True if gone or (leader is not None and group is None) else None,
@@ -234,13 +254,20 @@ class FinalAccounts:
             leader_group=group,
             oom_group=None if machine.reached is None else machine.reached.group,
         )
+        # Of a part of a unit the manager knows nothing.
+        told_of = facts.whole and bool(record.invocation_id) and not verdicts.is_conclusive(facts)
+        awaited = leader is not None and leader.ended and not leader.reaped.is_set()
+        if not told_of and not awaited and not (facts.bonded and verdicts.needs_the_helper(facts)):
+            self._conclude(machine, leader, facts)
+            return True
         end = End(**{name: getattr(facts, name) for name in End.__struct_fields__})
         machine.retire(verdicts.verdict_of(facts), end)
         # Of a unit that has ended well by itself a user's manager writes nothing.
         silent = self._user and not (record.asked or facts.deactivating or result not in {None, "success"})
         seconds = DEAF_SECONDS if silent or self._deaf else TOLD_SECONDS
-        self._open.append(_Account(machine, facts, leader, seconds, silent=silent))
+        self._open.append(_Account(machine, facts, leader, seconds, told_of=told_of, silent=silent))
         self._opened.set()
+        return False
 
     async def run(self, completed: Callable[[Machine], None]) -> None:
         """Complete accounts for ever.
@@ -306,18 +333,23 @@ class FinalAccounts:
             if leader.ended:
                 with trio.move_on_after(REAPED_SECONDS):
                     await leader.reaped.wait()
-            leader.close()
-            if leader.ended:
-                self._followers.happened(machine, Kind.leader_exited, end_of(leader.exit))
             facts = msgspec.structs.replace(facts, leader_exit=leader.exit)
         if verdicts.needs_the_helper(facts) and (helper := await self._helper(machine)) is not None:
             facts = msgspec.structs.replace(facts, helper=helper)
         self._open.remove(account)
+        self._conclude(machine, leader, facts)
+        completed(machine)
+
+    def _conclude(self, machine: Machine, leader: Leader | None, facts: verdicts.Facts) -> None:
+        """Give a machine its last verdict, and tell before that what was not told."""
+        if leader is not None:
+            leader.close()
+            if leader.ended:
+                self._followers.happened(machine, Kind.leader_exited, end_of(leader.exit))
         verdict = verdicts.verdict_of(facts)
         kernel, oomd = verdicts.killers(facts)
         self._limits.conclude(machine, verdict, kernel=bool(kernel), oomd=bool(oomd))
         machine.complete(verdict)
-        completed(machine)
 
     async def _helper(self, machine: Machine) -> HelperEnd | None:
         """Find the helper whose end had a machine stopped, with what it wrote last.

@@ -101,14 +101,20 @@ class LimitWatch(Follower):
             machine.reached = None
             self._watch.remove(machine.record.control_group)
 
-    def read_last(self, machine: Machine) -> None:
-        """Report the remaining counts of a machine that ends, or has ended."""
-        if machine.reached is not None:
-            try:
-                found = self._read(machine)
-            except OSError:  # no file descriptor is left: what others know is told by `conclude`
-                return
-            self._tell(machine, machine.reached, found, last=True)
+    def read_last(self, machine: Machine) -> bool:
+        """Report the remaining counts of a machine that ends, or has ended.
+
+        Returns:
+            Whether its group was there, and systemd-oomd has not set about it: how many it kills it notes later.
+        """
+        if machine.reached is None:
+            return False
+        try:
+            found = self._read(machine)
+        except OSError:  # no file descriptor is left: what others know is told by `conclude`
+            return False
+        self._tell(machine, machine.reached, found, last=True)
+        return found.oomd_ooms == 0
 
     def conclude(self, machine: Machine, verdict: Verdict, *, kernel: bool, oomd: bool) -> None:
         """Report what only the verdict knows: the service manager may remove a group before it has been read.

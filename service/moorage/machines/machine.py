@@ -168,6 +168,8 @@ class Machine:
         emptied_at: when its last process was seen to be gone; None while it has any.
         counters: the last of its control group that were read.
         final: they were read when the last process had gone.
+        accounted: nobody knows more of what it has consumed, and of who was killed.
+        by_itself: by the word of the service manager nobody had its unit stopped. Written by `Watching`.
         deactivating: its unit was seen to be stopped before this service was asked to stop it.
         frozen: its control group was, when that was last read.
         helpers_frozen: some of its helpers were, or are, by a call to this service.
@@ -186,8 +188,10 @@ class Machine:
     __slots__ = (
         "_stopping",
         "_work",
+        "accounted",
         "asking",
         "attested",
+        "by_itself",
         "completed",
         "control_socket",
         "counters",
@@ -223,6 +227,8 @@ class Machine:
         self.emptied_at: Timestamp | None = None
         self.counters = Accounting()
         self.final = False
+        self.accounted = False
+        self.by_itself = False
         self.deactivating = False
         self.frozen = False
         self.helpers_frozen = False
@@ -309,7 +315,7 @@ class Machine:
         if self.told is not None:
             self.told.empty = False
         if emptied is not None:
-            self.final = False
+            self.final = self.accounted = False
         return emptied is not None
 
     def was_emptied(self, at: Timestamp) -> bool:
@@ -391,8 +397,9 @@ class Machine:
         self.gone.set()
 
     def complete(self, verdict: Verdict) -> None:
-        """Set the last verdict."""
+        """End with the last verdict, if it has not ended with another one before."""
         self._change(end=None, verdict=verdict)
+        self.gone.set()
         self.completed.set()
 
     def _change(self, **fields: object) -> None:

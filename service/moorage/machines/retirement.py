@@ -73,13 +73,16 @@ class Retirement:
             machine: one of the registry's.
             result: of its unit; None where the manager has forgotten it.
         """
-        self._accounts.close(machine, result)
+        complete = self._accounts.close(machine, result)
         self._agenda.drop(machine)
         self._remove_records(self._registry.retire(machine))
         # Before its unit is let go: should this process end before the verdict is complete, nobody else knows.
-        self._save(machine, msgspec.structs.replace(machine.record, verdict=None))
+        record = machine.record
+        self._save(machine, record if complete else msgspec.structs.replace(record, verdict=None))
         self._kept.set()
         self._followers.ended(machine)
+        if complete:
+            self._told(machine)
 
     def keep(self, machine: Machine) -> None:
         """Keep a machine that has ended, with the verdict that its record has; it was found after a restart."""
@@ -88,9 +91,12 @@ class Retirement:
 
     def complete(self, machine: Machine) -> None:
         """Store a verdict that is complete; should we end before, the next instance finds it out again."""
+        self._save(machine, machine.record)
+        self._told(machine)
+
+    def _told(self, machine: Machine) -> None:
         assert machine.record.verdict is not None
         _log.debug("Machine %s exited: %s.", machine.name, described(machine.record.verdict))
-        self._save(machine, machine.record)
         self._followers.changed(machine)
 
     def forget(self, machine: Machine) -> None:

@@ -50,6 +50,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         deactivating: its unit was seen to be stopped before this service was asked to.
         late: this service had its unit stopped when it was ending already, so that what the service manager tells of
             a stop is no reason.
+        by_itself: nobody had its unit stopped, by the signal of the service manager about its end.
+        bonded: it has helpers whose end has it stopped.
+        accounted: the service manager has nothing to add to its counters, nor to who was killed.
         accounting: the last counters of its control group.
         final: they were read when the last process had gone.
         leader_ended: None where that is not known.
@@ -68,6 +71,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     asked: Cause | None = None
     deactivating: bool = False
     late: bool = False
+    by_itself: bool = False
+    bonded: bool = False
+    accounted: bool = False
     accounting: Accounting = Accounting()
     final: bool = False
     leader_ended: bool | None = None
@@ -104,6 +110,19 @@ def verdict_of(facts: Facts) -> Verdict:
         helper_result=helper.result,
         log=helper.log,
     )
+
+
+def is_conclusive(facts: Facts) -> bool:
+    """Whether the verdict can be given without the journal: what the service manager writes there is known already.
+
+    That is the result, who was killed for lack of memory, the counters, and whether a job has stopped the unit, which
+    matters where this service was not asked to, or where a helper may be the reason.
+    """
+    if not (facts.whole and facts.watched and facts.final and facts.accounted):
+        return False
+    if facts.result in {None, FORGOTTEN}:
+        return False
+    return facts.by_itself if facts.asked is None else not facts.bonded
 
 
 def killers(facts: Facts) -> tuple[bool | None, bool | None]:

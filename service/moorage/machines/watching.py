@@ -52,12 +52,16 @@ _UNIT_COUNTERS = {
     "IOWriteBytes": "io_write_bytes",
     "IOReadOperations": "io_read_operations",
     "IOWriteOperations": "io_write_operations",
-    "IPIngressBytes": "ip_ingress_bytes",
-    "IPEgressBytes": "ip_egress_bytes",
+    "MemorySwapPeak": "memory_swap_peak",
 }
 """What the manager knows of a unit's consumption when its control group is gone."""
 
-_ONLY_BY_THE_MANAGER = {"ip_ingress_bytes", "ip_egress_bytes"}
+_IP_COUNTERS = {
+    "IPIngressBytes": "ip_ingress_bytes",
+    "IPIngressPackets": "ip_ingress_packets",
+    "IPEgressBytes": "ip_egress_bytes",
+    "IPEgressPackets": "ip_egress_packets",
+}
 """What no file of the control group tells."""
 
 _TIMES: Final = ("ActiveExitTimestampMonotonic", "InactiveEnterTimestamp", "InactiveEnterTimestampMonotonic")
@@ -250,10 +254,16 @@ class Watching:
         if judgement.kept:
             # Before the machine is gone: then its unit's name may be a successor's.
             machine.unit_ended(judgement.result or FORGOTTEN)
-            with contextlib.suppress(ManagerError):  # without them the account is not whole, that is all
+            try:
                 self._accounts.consumed(machine, await self._unit_counters(machine))
+                machine.accounted |= self._manager.version >= OOM_KILLS_SINCE
                 if not machine.watched and has_scope(machine):
                     await self._look_back(machine)
+            except ManagerError:  # without them the account is not whole, that is all
+                machine.accounted = False
+            # Removed by the manager: it was empty. One that is stopped with KillMode=none is left with its processes.
+            gone = self._hierarchy.identity(machine.record.control_group) is None
+            machine.by_itself = judgement.by_itself and gone
             if judgement.reset and self._is_kept(machine):
                 with contextlib.suppress(ManagerError):
                     await self._manager.reset_failed(machine.unit, deadline=_soon())
@@ -266,16 +276,13 @@ class Watching:
         What a group did not count when it was read at its end, or before it was stopped, it does not count at all.
         What it does is asked for even if it was read: while a group is removed, the kernel may say 0 of its CPU time.
         """
-        names = dict(_UNIT_COUNTERS)
-        if self._manager.version >= OOM_KILLS_SINCE:
+        names = {} if machine.accounted else dict(_UNIT_COUNTERS)
+        if names and self._manager.version >= OOM_KILLS_SINCE:
             names |= {"OOMKills": "oom_kills", "ManagedOOMKills": "managed_oom_kills"}
         read = machine.counters if machine.final or machine.record.asked is not None else Accounting()
         if read.cpu_usage_nsec is not None:
-            names = {
-                theirs: ours
-                for theirs, ours in names.items()
-                if ours in _ONLY_BY_THE_MANAGER or getattr(read, ours) is not None
-            }
+            names = {theirs: ours for theirs, ours in names.items() if getattr(read, ours) is not None}
+        names |= _IP_COUNTERS
         values = await self._manager.properties(machine.unit, tuple(names), deadline=_soon())
         return Accounting(**{names[name]: value for name, value in values.items() if isinstance(value, int)})
 
@@ -310,10 +317,10 @@ def _ended(hint: UnitHint | None) -> ending.Unit | None:
     """Return what is known of a unit that has ended by what the manager said of it; None if it is to be asked."""
     if hint is None or not hint.invocation_id or not hint.result:
         return None
-    return _known(hint.invocation_id, hint.active_state, hint.result)
+    return _known(hint.invocation_id, hint.active_state, hint.result, by_itself=hint.by_itself)
 
 
-def _known(invocation_id: str, active_state: str, result: str) -> ending.Known:
+def _known(invocation_id: str, active_state: str, result: str, *, by_itself: bool = False) -> ending.Known:
     if active_state == "failed" and result == "success":
         result = FORGOTTEN  # it ended before a reload of the manager, which forgets the result
-    return ending.Known(invocation_id, active_state, result)
+    return ending.Known(invocation_id, active_state, result, by_itself)

@@ -271,11 +271,10 @@ class UnitHint(msgspec.Struct, frozen=True):
             "connected" (anything may have been missed since the last "disconnected") are about all of them.
         unit: its name; empty for the kinds that are about all.
         active_state: what a "changed" says of the unit's state; empty if it says nothing.
-        sub_state: what it says of that.
-        invocation_id: what it says of that, 32 hexadecimal digits; empty if it says nothing.
+        sub_state, invocation_id: what it says of those; empty if it says nothing.
         result: what a "main" says of the service's result, or a "changed" of a scope's; empty if it says nothing.
-        main_pid: the PID of its main process, 0 for none.
-        restarts: how often a service was restarted by itself (NRestarts); of a "main".
+        main_pid, restarts: of a "main": the PID of its main process, 0 for none; NRestarts.
+        by_itself: a "changed" says that it has ended, and was active until then: nobody had it stopped.
     """
 
     kind: Literal["changed", "main", "removed", "reloaded", "connected", "disconnected"]
@@ -286,6 +285,7 @@ class UnitHint(msgspec.Struct, frozen=True):
     result: str = ""
     main_pid: int = 0
     restarts: int = 0
+    by_itself: bool = False
 
 
 class PropertyTypes(Protocol):

@@ -173,7 +173,17 @@ class Pid1:
             pid = 0 if unit.main is None else unit.main.pid
             self._send(UnitHint("main", unit.name, result=unit.result, main_pid=pid, restarts=unit.restarts))
         result = unit.result if unit.kind == "scope" else ""
-        self._send(UnitHint("changed", unit.name, unit.active, unit.sub, unit.invocation, result))
+        self._send(
+            UnitHint(
+                "changed",
+                unit.name,
+                unit.active,
+                unit.sub,
+                unit.invocation,
+                result,
+                by_itself=unit.by_itself,
+            )
+        )
 
     def changed(self, unit: Unit) -> None:
         """Note that there is something to be signalled of a unit."""
@@ -252,6 +262,9 @@ class Pid1:
     def enter(self, unit: Unit, active: str, sub: str) -> None:
         """Change the state of a unit, with all that follows (``unit_notify()``)."""
         before, unit.active, unit.sub = unit.active, active, sub
+        unit.by_itself = (
+            active in DOWN and before in {"active", *DOWN} and (before == "active" or unit.by_itself)
+        )
         self.changed(unit)
         job, unexpected = unit.job, True
         if job is not None and job.kind == "start":

@@ -53,6 +53,7 @@ class Unit:
         active: its state.
         sub: the finer state of its kind.
         result: why it ended.
+        by_itself: it has ended, and was active until then.
         transient: it was made by a call.
         invocation: of its last start, 32 hexadecimal digits.
         group: its control group; empty while it has none.
@@ -75,6 +76,7 @@ class Unit:
         self.kind = name.rpartition(".")[2]
         self.properties: dict[str, object] = {}
         self.active, self.sub, self.result = "inactive", "dead", "success"
+        self.by_itself = False
         self.transient = False
         self.fragment = ""
         self.invocation = ""

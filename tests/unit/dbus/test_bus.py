@@ -491,6 +491,9 @@ def test_what_a_change_says() -> None:
             assert changed.changed("ActiveState", "s") == state.encode()
             items.insert(position, ("InvocationID", ("ay", bytes(range(16)))))
             assert change("org.example.Unit", dict(items)).changed("InvocationID", "ay") == bytes(range(16))
+            items.insert(position, ("Timestamp", ("t", 1 << 63)))
+            assert change("org.example.Unit", dict(items)).changed_number("Timestamp", "t") == 1 << 63
+            assert change("org.example.Unit", dict(items)).changed_number("B") == 1
     assert change("org.example.Unit", values).changed("ActiveState", "s") is None
     assert change("org.example.Unit", {}).changed("ActiveState", "s") is None
     assert not change("org.example.Units", values).is_change_of("org.example.Unit")

@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 import subprocess
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from fakes.journal import FakeJournal
 from fakes.played import PlayedManager
 
 from moorage.api.moorage_machine.wording import Wording
@@ -43,6 +44,7 @@ from moorage.machines.model import (
 )
 from moorage.machines.store import CHANGE, Store
 from moorage.pid1 import journal
+from moorage.pid1.journal import Journal, UnitEnd
 from moorage.pid1.manager import (
     Job,
     ManagerRefused,
@@ -54,9 +56,9 @@ from moorage.pid1.manager import (
 )
 from moorage.pid1.references import BusReferences
 
-IP = {"IPIngressBytes", "IPEgressBytes"}
+IP = {"IPIngressBytes", "IPIngressPackets", "IPEgressBytes", "IPEgressPackets"}
 COUNTERS = {
-    "CPUUsageNSec", "MemoryPeak",
+    "CPUUsageNSec", "MemoryPeak", "MemorySwapPeak",
     "IOReadBytes", "IOWriteBytes", "IOReadOperations", "IOWriteOperations",
 }  # fmt: skip
 """What a manager of version 257 counts for a unit."""
@@ -90,7 +92,10 @@ class Groups(Cgroupfs):
 
 @asynccontextmanager
 async def running(
-    manager: PlayedManager, directory: Path, groups: dict[str, tuple[int, bool]] | None = None
+    manager: PlayedManager,
+    directory: Path,
+    groups: dict[str, tuple[int, bool]] | None = None,
+    journal: Journal = journal,
 ) -> AsyncGenerator[Core]:
     """A core that runs."""
     readiness = Readiness()
@@ -503,6 +508,61 @@ async def test_the_manager_is_asked_only_for_what_the_control_group_counts(tmp_p
             with trio.fail_after(10):
                 await web.gone.wait()
             assert (name, manager.read) == (name, wanted)
+
+
+class Consulted(FakeJournal):
+    """A journal that knows which units it was asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = trio.Event()
+
+    def ends(self, invocations: Sequence[str], *, user: bool, wait: float) -> dict[str, UnitEnd]:
+        """See `Journal`."""
+        trio.from_thread.run_sync(self.asked.set)
+        return super().ends(invocations, user=user, wait=wait)
+
+
+@pytest.mark.parametrize(
+    ("version", "by_itself", "asked", "group", "conclusive"),
+    [
+        (262, True, None, None, True),
+        (262, False, Cause.stopped, None, True),
+        # Somebody else has stopped it: the journal tells whether a job did.
+        (262, False, None, None, False),
+        # Not removed by the manager: it may have been left there with its processes.
+        (262, True, None, (7, False), False),
+        # Nobody has counted who was killed.
+        (257, True, None, None, False),
+    ],
+)
+async def test_the_journal_is_asked_only_where_it_can_add_something(
+    tmp_path: Path,
+    version: int,
+    by_itself: bool,
+    asked: Cause | None,
+    group: tuple[int, bool] | None,
+    conclusive: bool,
+) -> None:
+    manager = PlayedManager()
+    manager.version = version
+    consulted = Consulted()
+    groups = {"/web": (7, True)}
+    async with running(manager, tmp_path, groups, consulted) as core:
+        web = made.machine(
+            "web", control_group="/web", control_group_id=7, invocation_id="1" * 32, asked=asked
+        )
+        enter(core, web)
+        manager.set(web.unit, active_state="inactive", result="success", invocation_id="1" * 32)
+        manager.values[web.unit] = {"CPUUsageNSec": 1, "OOMKills": 0, "ManagedOOMKills": 0}
+        groups.pop("/web")
+        if group is not None:
+            groups["/web"] = group
+        hint = UnitHint("changed", web.unit, "failed", "failed", "1" * 32, "timeout", by_itself=by_itself)
+        manager.tell(hint)
+        with trio.fail_after(10):
+            await (web.completed if conclusive else consulted.asked).wait()
+        assert consulted.asked.is_set() is not conclusive
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from moorage.kernel.process import Exit
 from moorage.machines.accounting import Accounting
 from moorage.machines.model import Cause, HelperEnd, Timestamp
-from moorage.machines.verdicts import Facts, Told, described, merged, needs_the_helper, verdict_of
+from moorage.machines.verdicts import (
+    Facts,
+    Told,
+    described,
+    is_conclusive,
+    merged,
+    needs_the_helper,
+    verdict_of,
+)
 
 AT = Timestamp(1000, 100)
 LATER = Timestamp(2000, 200)
@@ -162,6 +170,51 @@ ALL = st.builds(
     leader_group=st.none() | st.just("/a"), told=st.just(Told()) | TOLDS,
     helper=st.none() | st.just(HelperEnd("fs", "signal")),
 )  # fmt: skip
+
+CONCLUSIVE = Facts(
+    found_at=AT, result="success", watched=True, final=True, accounted=True, by_itself=True,
+    accounting=COUNTED, leader_ended=True, leader_exit=KILL,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "doubt",
+    [
+        {"result": None},
+        {"result": "forgotten"},
+        {"watched": False},
+        {"whole": False},
+        {"final": False},
+        {"accounted": False},
+        {"by_itself": False},
+        {"asked": Cause.stopped, "bonded": True},
+    ],
+)
+@pytest.mark.parametrize("asked", [None, Cause.stopped])
+def test_the_journal_is_needed_where_there_is_a_doubt(doubt: dict[str, object], asked: Cause | None) -> None:
+    facts = msgspec.structs.replace(CONCLUSIVE, asked=asked)
+    assert is_conclusive(facts)
+    doubtful = is_conclusive(msgspec.structs.replace(facts, **doubt))
+    assert doubtful is (doubt == {"by_itself": False} and asked is not None)
+
+
+@given(
+    st.sampled_from([Accounting(), COUNTED, KILLED]),
+    st.sampled_from(["success", "timeout", "oom-kill"]),
+    st.none() | st.sampled_from([Exit(0), KILL, SEGV]),
+    st.none() | st.just("/a"),
+    st.none() | st.sampled_from([Cause.stopped, Cause.lease_ended]),
+)
+def test_a_conclusive_verdict_is_the_one_with_the_journal(
+    accounting: Accounting, result: str, leader: Exit | None, group: str | None, asked: Cause | None
+) -> None:
+    facts = msgspec.structs.replace(
+        CONCLUSIVE, accounting=accounting, result=result, leader_exit=leader, leader_group=group, asked=asked
+    )
+    assert is_conclusive(facts)
+    oom = bool(accounting.oom_kills)
+    told = Told(result, LATER, stopped=asked is not None, oom=oom, accounting=accounting)
+    assert verdict_of(msgspec.structs.replace(facts, told=told)) == verdict_of(facts)
 
 
 @given(ALL)

@@ -109,6 +109,7 @@ def hint(unit: str, signal: BusSignal, result: str = "") -> UnitHint | None:
             sub_state=signal.changed_text("SubState"),
             invocation_id=(signal.changed("InvocationID", "ay") or b"").hex(),
             result=result,
+            by_itself=_ended_by_itself(signal),
         )
     if signal.is_change_of(SERVICE):
         main_pid = signal.changed_number("MainPID")
@@ -121,6 +122,18 @@ def hint(unit: str, signal: BusSignal, result: str = "") -> UnitHint | None:
                 restarts=signal.changed_number("NRestarts") or 0,
             )
     return None
+
+
+def _ended_by_itself(signal: BusSignal) -> bool:
+    """Whether a unit was active until it had ended: both times are those of one change (`unit_notify()`).
+
+    One that is stopped is deactivating in between, also where no signal says so: many changes may come as one.
+    """
+    active, ended = (
+        signal.changed_number(name, "t")
+        for name in ("ActiveExitTimestampMonotonic", "InactiveEnterTimestampMonotonic")
+    )
+    return bool(active) and active == ended
 
 
 def translated(error: CallFailed, unit: str, sent: Sequence[Sent] = ()) -> ManagerError:
