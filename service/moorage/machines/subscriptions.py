@@ -6,6 +6,7 @@ leaves the log before it was told is counted. Nothing runs here while nothing ha
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,10 @@ TOLD_AT_ONCE = 16
 GATHER_SECONDS = 0.001
 """How long a first event waits for those that come with it, s. The caller who made it happen has its reply by then: it
 would come after one write for each subscriber."""
+
+FEW = 4
+"""Subscriptions that are told at once, if that was not done a moment ago: writing to them takes 0.1 ms, a tenth of
+what they would wait for."""
 
 PAUSE = 3.0
 """For how long nobody is told after everybody was, as a multiple of the time that it took: a burst of events is told
@@ -197,9 +202,11 @@ class Subscriptions:
 
     async def run(self) -> None:
         """Send events to the subscribers, for ever."""
+        told_at = -math.inf
         while True:
             await self._news.wait()
-            await trio.sleep(GATHER_SECONDS)
+            since = told_at if len(self._waiting) <= FEW else trio.current_time()
+            await trio.sleep_until(since + GATHER_SECONDS)
             self._news = trio.Event()
             took = 0.0
             waiting, self._waiting = self._waiting, {}
@@ -210,4 +217,5 @@ class Subscriptions:
                     took += time.perf_counter() - begun
                 if number % TOLD_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
+            told_at = trio.current_time()
             await trio.sleep(PAUSE * took)

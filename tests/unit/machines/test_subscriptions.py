@@ -8,7 +8,14 @@ import trio
 import trio.testing
 
 from moorage.machines.events import EVENTS_MAX, SEGMENTS_MAX, CursorExpired, Entry, EventLog, Kind, cursor_of
-from moorage.machines.subscriptions import MESSAGES_MAX, Filter, Subscription, Subscriptions
+from moorage.machines.subscriptions import (
+    FEW,
+    GATHER_SECONDS,
+    MESSAGES_MAX,
+    Filter,
+    Subscription,
+    Subscriptions,
+)
 
 BOOT = "0123456789abcdef" * 2
 MUCH = 1 << 30
@@ -146,6 +153,36 @@ def test_nothing_is_lost_that_nobody_wanted() -> None:
         told.happens(100, name="b")
     told.happens(1, name="a")
     assert picky.take(MUCH) == [b"%d" % told.log.last]
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(FEW, 0.0), (FEW + 1, GATHER_SECONDS)])
+def test_few_are_told_at_once_but_once_in_a_while(count: int, seconds: float) -> None:
+    told = Told()
+    woken: list[float] = []
+
+    def begin() -> None:
+        subscription = told.begin()
+        subscription.woken = lambda: woken.append(trio.current_time())
+        subscription.take(MUCH)
+
+    async def main() -> float:
+        begun = trio.current_time()
+        for _ in range(count):
+            begin()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(told.subscriptions.run)
+            told.happens()
+            await trio.sleep(GATHER_SECONDS / 2)
+            begin()
+            told.happens()
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+        return begun
+
+    begun = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert woken[:count] == [begun + seconds] * count
+    assert len(woken) == count + 1
+    assert begun + GATHER_SECONDS <= woken[-1] < begun + 10
 
 
 async def test_those_who_wait_are_woken_once_and_the_others_not() -> None:
