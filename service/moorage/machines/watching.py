@@ -281,6 +281,10 @@ class Watching:
         What a group did not count when it was read at its end, or before it was stopped, it does not count at all.
         What it does is asked for even if it was read: while a group is removed, the kernel may say 0 of its CPU time.
         """
+        if machine.accounted:  # most units count no traffic, which one question tells
+            found = await self._manager.properties(machine.unit, ("IPIngressBytes",), deadline=_soon())
+            if found.get("IPIngressBytes") is None:
+                return Accounting()
         names = {} if machine.accounted else dict(_UNIT_COUNTERS)
         if names and self._manager.version >= OOM_KILLS_SINCE:
             names |= {"OOMKills": "oom_kills", "ManagedOOMKills": "managed_oom_kills"}

@@ -511,6 +511,27 @@ async def test_the_manager_is_asked_only_for_what_the_control_group_counts(tmp_p
             assert (name, manager.read) == (name, wanted)
 
 
+@pytest.mark.parametrize("traffic", [None, 5])
+async def test_the_manager_is_asked_for_traffic_alone_where_the_rest_was_read(
+    tmp_path: Path, traffic: int | None
+) -> None:
+    manager = PlayedManager()
+    async with running(manager, tmp_path) as core:
+        web = made.machine("web", invocation_id="1" * 32)
+        enter(core, web)
+        web.was_emptied(Timestamp(1, 1))
+        web.was_read(Accounting(cpu_usage_nsec=1), final=True)
+        web.accounted = True
+        manager.values[web.unit] = {"IPIngressBytes": traffic, "IPEgressPackets": traffic}
+        manager.tell(UnitHint("changed", web.unit, "failed", "failed", "1" * 32, "timeout", by_itself=True))
+        with trio.fail_after(10):
+            await web.completed.wait()
+        assert manager.read == ({"IPIngressBytes"} if traffic is None else IP)
+        assert web.record.verdict is not None
+        wanted = Accounting(cpu_usage_nsec=1, ip_ingress_bytes=traffic, ip_egress_packets=traffic)
+        assert web.record.verdict.accounting == wanted
+
+
 async def test_callers_get_their_turn_between_the_ends_of_machines(tmp_path: Path) -> None:
     manager = PlayedManager()
     async with running(manager, tmp_path) as core:
