@@ -120,9 +120,9 @@ class Ended(msgspec.Struct, frozen=True):
 
     result: str | None
     kept: bool = False
-    by_itself: bool = False
     reset: bool = False
     stays: bool = False
+    by_itself: bool = False
 
 
 Judgement: TypeAlias = (

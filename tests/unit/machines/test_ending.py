@@ -62,6 +62,11 @@ def seen(**values: object) -> Seen:
         (seen(), Known(ID, "inactive", "success"), Lingering("success")),
         (seen(), Known(ID, "failed", "timeout"), Lingering("timeout")),
         (seen(populated=False), Known(ID, "inactive", "success"), Ended("success", kept=True)),
+        (
+            seen(populated=False),
+            Known(ID, "inactive", "success", by_itself=True),
+            Ended("success", kept=True, by_itself=True),
+        ),
         (seen(populated=False), Known(ID, "failed", "oom-kill"), Ended("oom-kill", kept=True, reset=True)),
         (seen(populated=False, result="timeout"), Known(ID, "failed", FORGOTTEN), Ended("timeout", True, True)),
         (seen(populated=False), ACTIVE, StopEmpty()),
