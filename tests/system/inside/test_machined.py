@@ -14,7 +14,7 @@ import pytest
 import trio
 from authority import ALICE, CHALLENGED, DENIED, acting_as, at_home, rules, wait_for
 from hostile import ask, encode
-from moored import OURS, SOCKET, THEIRS, Processes, assert_nothing_left, run, until
+from moored import OURS, SOCKET, THEIRS, Processes, assert_nothing_left, run, show, until
 
 pytestmark = pytest.mark.system_instance("the instance of a user has nothing to do with machined")
 
@@ -228,6 +228,35 @@ def test_a_part_of_a_unit_ends_with_its_leader_here_and_with_the_unit_there(noth
                 assert not Path("/sys/fs/cgroup/system.slice/passing.service").exists()
         finally:
             subprocess.run(["systemctl", "stop", "passing.service"], check=False, capture_output=True)
+
+
+BOOTED = """
+group=/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)/payload/init.scope
+mkdir -p $group && echo $$ >$group/cgroup.procs && systemd-notify --ready && exec sleep infinity
+"""
+"""What a systemd in a container does with the group that it is given."""
+
+
+def test_one_that_is_registered_late_is_where_its_leader_is(nothing_left: None) -> None:
+    places: list[Any] = []
+    for path in (SOCKET, MACHINED):
+        service = ("--unit=late", "--collect", "--property=Type=notify", "--property=NotifyAccess=all")
+        plain = ("--expand-environment=no", "--property=Delegate=yes")
+        run("systemd-run", "--quiet", *service, *plain, "sh", "-c", BOOTED)
+        try:
+            leader = int(show("late.service", "MainPID")["MainPID"])
+            named = {"name": "late", "class": "container", "leader": leader}
+            (registered,) = asks(path, f"{THEIRS}Register", named)
+            assert registered is not None
+            assert "error" not in registered
+            (reply,) = asks(path, f"{THEIRS}List", {"name": "late"})
+            assert reply is not None
+            places.append([reply["parameters"].get(name) for name in ("unit", "subgroup")])
+            assert asks(path, f"{THEIRS}Unregister", {"name": "late"}) == [{"parameters": {}}]
+        finally:
+            run("systemctl", "stop", "late.service")
+    assert places[0] == ["late.service", "payload/init.scope"]
+    assert places[1] == (places[0] if SYSTEMD >= NEWEST else ["late.service", None])
 
 
 # What is told to users about what is inside
