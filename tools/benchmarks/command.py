@@ -29,7 +29,10 @@ What is measured, and against whom:
             subscribers that read and without, in turns.
   inside    Open, OpenRootDirectory, BindMount, CopyTo, MapFrom and MapTo of io.systemd.Machine, the same calls to
             moored and to machined, which both have the same container: one that systemd-nspawn has booted. A shell is
-            there with its first output, the others with the reply.
+            there with its first output, the others with the reply. Then, with moored in machined's place and with
+            machined, by turns: GetUserRecord of io.systemd.UserDatabase, by number and by name, and ResolveRecord of
+            io.systemd.Resolve.Hook, on a connection that is kept and, as nss-systemd does, on one for each; one after
+            the other, and after a pause, when nothing is remembered.
   capacity  machines until a call is refused, file descriptors of the main process and its memory (smaps_rollup; of
             its PSS the client, the same Python, bears a share, RSS counts all). machined is counted with the limit
             of open files of its own unit; everywhere else it gets as many as moored.

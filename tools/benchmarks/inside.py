@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
-from benchmarks import events, helpers, metrics, reaching, rows, running
+from benchmarks import events, helpers, lookups, metrics, reaching, rows, running
 from benchmarks.apart import OtherCaller
 from benchmarks.machines import (
     PREFIX,
@@ -345,13 +345,19 @@ class Bench:
         """Measure what reaches into a container."""
         peers = self.installed("inside", (MOORED, MACHINED))
         with self.guarded("inside", MOORED), reaching.containers() as root:
-            for turn in self.rounds("inside", peers):
-                for peer in turn:
-                    settle()
-                    with self.guarded("inside", peer):
-                        for key, value in reaching.figures(peer, root):
-                            self.sample(key, peer, value)
+            self.turns("inside", peers, partial(reaching.figures, root=root))
+        with self.guarded("inside", MOORED), lookups.container() as leader:
+            self.turns("inside", peers, partial(lookups.figures, leader=leader))
         MOORED.stop()
+
+    def turns(self, group: str, peers: Sequence[Peer], figures: Callable[[Peer], rows.Figures]) -> None:
+        """Take samples of all peers in turn."""
+        for turn in self.rounds(group, peers):
+            for peer in turn:
+                settle()
+                with self.guarded(group, peer):
+                    for key, value in figures(peer):
+                        self.sample(key, peer, value)
 
     def metrics(self) -> None:
         """Measure scrapes, and what they cost another caller."""

@@ -82,19 +82,28 @@ def containers() -> Generator[Path]:
         _boot(stack)
         pid = int(_output("machinectl", "show", BOX, "-P", "Leader"))
         _register(stack, MOORED, BOX, pid)
-        shifted = subprocess.Popen(["unshare", "--user", "sleep", "infinity"])
-        stack.callback(shifted.wait)
-        stack.callback(shifted.kill)
-        _until(lambda: os.readlink(f"/proc/{shifted.pid}/ns/user") != os.readlink("/proc/self/ns/user"))
-        for kind in "ug":
-            Path(f"/proc/{shifted.pid}/{kind}id_map").write_text(f"0 {FIRST_UID} 65536\n")
-        _register(stack, MOORED, SHIFTED, shifted.pid)
-        _register(stack, MACHINED, SHIFTED, shifted.pid)
+        leader = stack.enter_context(shifted())
+        _register(stack, MOORED, SHIFTED, leader)
+        _register(stack, MACHINED, SHIFTED, leader)
         stack.callback(SOURCE.unlink, missing_ok=True)
         with SOURCE.open("wb") as file:
             for _ in range(COPY_MIB):
                 file.write(os.urandom(1 << 20))
         yield Path(f"/proc/{pid}/root")
+
+
+@contextmanager
+def shifted(*options: str) -> Generator[int]:
+    """Have a process with users of its own, by options of unshare(1) with more than that; yields its PID."""
+    process = subprocess.Popen(["unshare", "--user", *options, "sleep", "infinity"])
+    try:
+        until(lambda: os.readlink(f"/proc/{process.pid}/ns/user") != os.readlink("/proc/self/ns/user"))
+        for kind in "ug":
+            Path(f"/proc/{process.pid}/{kind}id_map").write_text(f"0 {FIRST_UID} 65536\n")
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _boot(stack: ExitStack) -> None:
@@ -110,7 +119,7 @@ def _boot(stack: ExitStack) -> None:
     )  # fmt: skip
     stack.callback(subprocess.run, ["systemctl", "stop", "bench-nspawn.service"], check=False)
     argv = ["machinectl", "--quiet", "shell", BOX, "/bin/true"]
-    _until(
+    until(
         lambda: (
             subprocess.run(argv, check=False, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
         )
@@ -136,7 +145,12 @@ def _output(*argv: str) -> str:
     return done.stdout
 
 
-def _until(true: Callable[[], bool]) -> None:
+def until(true: Callable[[], bool]) -> None:
+    """Wait until something is true.
+
+    Raises:
+        Unmeasurable: it is not within BOOT_SECONDS.
+    """
     deadline = time.monotonic() + BOOT_SECONDS
     while not true():
         if time.monotonic() > deadline:

@@ -6,9 +6,9 @@ A sample is one figure of one peer in one round; a row compares the medians of t
 import operator
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 GROUPS = {
     "wire": "GetInfo: latency on a kept and on a fresh connection, throughput at 1 to 120 connections",
@@ -58,6 +58,9 @@ SCRAPED = 1000
 SCRAPE_MS, EXPORT_MS, WAIT_MS = 200, 500, 10
 MEMORY_KIB = 60 * 1024
 MEMORY_EACH_KIB = 8
+
+Figures: TypeAlias = Iterator[tuple[str, float]]
+"""Keys of samples, and their values."""
 
 _OPERATORS = {"<=": operator.le, ">=": operator.ge}
 
@@ -341,6 +344,18 @@ def _inside() -> list[Quantity]:
             ("copy", "CopyTo of 100 MiB", "<=1.0"),
             ("map-from", "MapFrom", "<=1.0"),
             ("map-to", "MapTo", "<=1.0"),
+        )
+    ] + [
+        Quantity("inside", f"lookup/{key}", f"{name} (µs)", MACHINED, target)
+        for key, name, target in (
+            ("uid", "A container's user by number", "<=1.0"),
+            ("uid/apart", "A container's user by number, after a pause", None),
+            ("uid/fresh", "A container's user by number, fresh connection", None),
+            ("name", "A container's user by name", "<=1.0"),
+            ("name/apart", "A container's user by name, after a pause", None),
+            ("name/fresh", "A container's user by name, fresh connection", None),
+            ("resolve", "ResolveRecord of a container's name", "<=1.0"),
+            ("resolve/apart", "ResolveRecord of a container's name, after a pause", "<=1.0"),
         )
     ]
 
