@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -122,7 +122,9 @@ class ForkServer:
         )
         asked = msgspec.json.encode(question)
         own = self._accounts.setdefault(account.name, trio.Semaphore(CHILDREN_PER_ACCOUNT_MAX))
-        async with own, self._users if account.of_user else nullcontext(), self._all:
+        with ExitStack() as places:
+            for each in (own, self._users, self._all) if account.of_user else (own, self._all):
+                await _enter(each, places)
             answer = await self._ask(request, leader, asked)
             while answer.said == BUSY:
                 await trio.sleep(AGAIN_SECONDS)
@@ -148,7 +150,8 @@ class ForkServer:
         return Answer(said, fds)
 
     async def _send(self, request: bytes, descriptors: list[int]) -> None:
-        async with self._sending:
+        with ExitStack() as turn:
+            await _enter(self._sending, turn)
             while True:
                 control = self._control
                 if control is None:
@@ -196,6 +199,15 @@ class ForkServer:
         except BaseException:
             ours.close()
             raise
+
+
+async def _enter(what: trio.Semaphore | trio.Lock, stack: ExitStack) -> None:
+    """Acquire something, to be released with a stack; without a turn of the scheduler where nobody has it."""
+    try:
+        what.acquire_nowait()
+    except trio.WouldBlock:
+        await what.acquire()
+    stack.callback(what.release)
 
 
 def _received(connected: socket.socket) -> tuple[bytes, list[int]]:

@@ -23,7 +23,7 @@ from moorage.pid1.fork_server import ForkServer, TookTooLong, _received
 from moorage.pid1.manager import ServiceSpec, UnitExists
 from moorage.pid1.oneshot import Account, ProbeFailed
 from moorage.probes import inside as program
-from moorage.probes.fork_server import CHILDREN_PER_ACCOUNT_MAX, REQUEST_MAX, parse
+from moorage.probes.fork_server import CHILDREN_PER_ACCOUNT_MAX, REQUEST_MAX, get_ready, parse
 from moorage.probes.handing import BUSY, LATE
 
 SECONDS = 20.0
@@ -126,6 +126,27 @@ def test_each_has_a_child(server: Server) -> None:
     assert [answer(server.ask()) for _ in range(3)] == [b"0"] * 3
     together = [server.ask(account=f"a{number}") for number in range(8)]
     assert [answer(each) for each in together] == [b"0"] * 8
+    assert server.close() == ""
+
+
+def test_a_child_gets_ready_without_a_trace() -> None:
+    def seen() -> list[str]:
+        rights = [
+            line
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith(("Uid", "Gid", "Groups", "Cap"))
+        ]
+        namespaces = sorted(os.readlink(each) for each in Path("/proc/self/ns").iterdir())
+        return [*rights, *namespaces, os.getcwd(), str(len(os.listdir("/proc/self/fd")))]
+
+    before = seen()
+    get_ready()
+    assert seen() == before
+
+
+def test_a_child_that_is_ready_does_its_task() -> None:
+    server = Server("-c", IMPATIENT.replace("IDLE_SECONDS = 0.05", "READY_SECONDS = 0.0"))
+    assert [answer(server.ask()) for _ in range(3)] == [b"0"] * 3
     assert server.close() == ""
 
 
