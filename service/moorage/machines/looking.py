@@ -15,10 +15,8 @@ from moorage.machines.effective import InForce, in_force_of
 from moorage.machines.final_account import FinalAccounts, now
 from moorage.machines.machine import Machine, Work
 from moorage.machines.metadata import (
-    Address,
     Metadata,
     acquire,
-    acquire_addresses,
     acquire_os_release,
     acquire_uid_shift,
 )
@@ -187,15 +185,6 @@ class Looking:
             ManagerError: as the manager says.
         """
         return await acquire(machine.record, self._manager, graceful=graceful)
-
-    async def addresses(self, machine: Machine) -> tuple[Address, ...]:
-        """Look for the addresses of a machine only.
-
-        Raises:
-            MetadataError: they cannot be had.
-            ManagerError: as the manager says.
-        """
-        return await acquire_addresses(machine.record, self._manager)
 
     async def os_release(self, machine: Machine) -> list[str]:
         """Look for the OS release of a machine only: "KEY=VALUE" strings.

@@ -142,13 +142,15 @@ async def acquire(machine: Record, manager: Manager, *, graceful: bool) -> Metad
     return Metadata(_or_none(found.addresses), _or_none(found.os_release), _or_none(found.uid_shift))
 
 
-async def acquire_addresses(machine: Record, manager: Manager) -> tuple[Address, ...]:
-    """Look for the addresses of a machine, whatever else can be had.
+async def addresses_of_host() -> tuple[Address, ...]:
+    """Return the addresses of this host.
 
     Raises:
         MetadataError: they cannot be had.
     """
-    return _or_raise((await _look_in_time(machine, manager)).addresses)
+    # The kernel's lock on addresses may make us wait: not in the loop.
+    found = await in_thread(_addresses_around, abandon_on_cancel=True)
+    return _or_raise(found)
 
 
 async def acquire_os_release(machine: Record, manager: Manager) -> list[str]:
@@ -323,19 +325,21 @@ def _open_leader(machine: Record) -> int:
         raise Unreadable(f"leader: {exc}", _number(exc)) from exc
 
 
-def _look_around() -> _Found:
-    addresses: tuple[Address, ...] | MetadataError
-    os_release: list[str] | MetadataError
+def _addresses_around() -> tuple[Address, ...] | MetadataError:
     try:
-        addresses = tuple(Address(*each) for each in namespace_probe.local_addresses())
+        return tuple(Address(*each) for each in namespace_probe.local_addresses())
     except OSError as exc:
-        addresses = _addresses_error(exc.errno or errno.EIO)
+        return _addresses_error(exc.errno or errno.EIO)
+
+
+def _look_around() -> _Found:
+    os_release: list[str] | MetadataError
     try:
         content = namespace_probe.os_release()
         os_release = _caught(lambda: parse_os_release(content))
     except OSError as exc:
         os_release = _os_release_error(exc.errno or errno.EIO)
-    return _Found(addresses, os_release, 0)
+    return _Found(_addresses_around(), os_release, 0)
 
 
 async def _look_into(machine: Record, leader: int, manager: Manager) -> _Found:

@@ -1,4 +1,4 @@
-"""Addresses of containers, for whoever looks their names up.
+"""Addresses of machines, for whoever looks their names up, or asks for them over the bus.
 
 Anybody may ask, and as often as he likes, and each look is a process: so there is one look for all who wait, and what
 it has found is kept for a moment.
@@ -24,6 +24,7 @@ from moorage.machines.metadata import (
     NoPrivateNetworking,
     NotAvailable,
     Unreadable,
+    addresses_of_host,
 )
 from moorage.machines.model import MachineClass, Record
 from moorage.pid1.fork_server import ForkServer
@@ -66,6 +67,8 @@ class Networks:
         Raises:
             MetadataError: they cannot be had.
         """
+        if machine.record.class_ is MachineClass.host:
+            return await _of_host()
         if machine.record.class_ is not MachineClass.container:
             raise NotAvailable("a virtual machine does not tell")
         key = f"{machine.record.invocation_id}/{machine.name}"
@@ -77,7 +80,7 @@ class Networks:
         with trio.move_on_after(LOOK_SECONDS):
             await look.done.wait()
         if not look.done.is_set():
-            raise Unreadable(f"it took longer than {LOOK_SECONDS:.0f} s", errno.ETIMEDOUT)
+            raise _slow()
         if isinstance(look.found, MetadataError):
             raise look.found
         return look.found
@@ -92,7 +95,7 @@ class Networks:
             with trio.fail_after(LOOK_SECONDS):
                 look.found = await _ask(self._server, record)
         except trio.TooSlowError:
-            look.found = Unreadable(f"it took longer than {LOOK_SECONDS:.0f} s", errno.ETIMEDOUT)
+            look.found = _slow()
         except MetadataError as error:
             look.found = error
         except Exception as error:  # noqa: BLE001 - whoever waits is told that it went wrong
@@ -115,6 +118,18 @@ async def _ask(server: ForkServer, record: Record) -> tuple[Address, ...]:
     if isinstance(found, int):
         raise _error(found)
     return tuple(Address(index, family, bytes.fromhex(address)) for index, family, address in found)
+
+
+async def _of_host() -> tuple[Address, ...]:
+    try:
+        with trio.fail_after(LOOK_SECONDS):
+            return await addresses_of_host()
+    except trio.TooSlowError:
+        raise _slow() from None
+
+
+def _slow() -> MetadataError:
+    return Unreadable(f"it took longer than {LOOK_SECONDS:.0f} s", errno.ETIMEDOUT)
 
 
 def _error(number: int) -> MetadataError:

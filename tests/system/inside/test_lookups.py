@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Generator
@@ -317,6 +318,22 @@ def getent(*argv: str) -> str | None:
         ["getent", *argv], capture_output=True, text=True, check=False, timeout=UNTIL_SECONDS
     )
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def test_addresses_over_the_bus_start_no_unit(place: dict[str, Leader]) -> None:
+    call = ("busctl", "--json=short", "call", "org.freedesktop.machine1", "/org/freedesktop/machine1")
+    member = ("org.freedesktop.machine1.Manager", "GetMachineAddresses", "s")
+
+    def jobs_of_a_call() -> int:
+        before = int(run("systemctl", "show", "--property=NInstalledJobs", "--value"))
+        found = json.loads(run(*call, *member, "shifted"))["data"][0]
+        addresses = [socket.inet_ntop(family, bytes(address)) for family, address in found]
+        assert addresses == ["10.1.2.3", "10.1.2.4", "fd00::1"]
+        return int(run("systemctl", "show", "--property=NInstalledJobs", "--value")) - before
+
+    # The first one starts the unit that all have in common; others here may have jobs as well, but not all the time.
+    assert 0 in [jobs_of_a_call() for _ in range(5)]
+    assert json.loads(run(*call, *member, ".host"))["type"] == "a(iay)"
 
 
 def test_the_c_library_knows_users(place: dict[str, Leader]) -> None:

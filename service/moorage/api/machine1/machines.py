@@ -92,7 +92,7 @@ class Machines:
             # machined asks nobody here; we start a process inside the machine.
             await self._may_look(request, machine, ADDRESSES, {"name": machine.name})
         with translated(REFUSALS):
-            found = await self._looking.addresses(machine)
+            found = await self._theirs.services.networks.addresses(machine)
         return ([(address.family, address.address) for address in found],)
 
     async def _os_release(self, request: Request, machine: Machine) -> Body:
