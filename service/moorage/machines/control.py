@@ -27,7 +27,7 @@ from moorage.machines.model import Cause, HelperEnd, KillWhom
 from moorage.machines.registry import Registry
 from moorage.machines.renewal import is_renewed
 from moorage.machines.store import Store
-from moorage.machines.thawing import is_frozen, thaw_helpers
+from moorage.machines.thawing import is_frozen, naming_the_slice, thaw_helpers
 from moorage.machines.vital import BOND_SECONDS, is_left_to_us, lost
 from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, ManagerTimeout, NoSuchUnit
 
@@ -233,7 +233,7 @@ class Control:
 
     async def _thaw(self, machine: Machine) -> None:
         if is_frozen(machine.record.control_group, self._hierarchy):
-            with contextlib.suppress(NoSuchUnit):
+            with contextlib.suppress(NoSuchUnit), naming_the_slice(machine.record, self._hierarchy):
                 await self._manager.thaw(machine.unit, deadline=trio.current_time() + ASK_SECONDS)
 
     def note_asked(self, machine: Machine, *, insist_by: int) -> None:
@@ -281,8 +281,8 @@ class Control:
         deadline = trio.current_time() + STOP_SECONDS
         stopped = False
         try:
-            with work:
-                record, manager = machine.record, self._manager
+            record, manager = machine.record, self._manager
+            with work, naming_the_slice(record, self._hierarchy):
                 await thaw_helpers(record, record.helpers, manager, self._hierarchy, deadline=deadline)
                 if frozen:
                     await manager.thaw(machine.unit, deadline=deadline)

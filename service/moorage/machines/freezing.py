@@ -25,9 +25,11 @@ from moorage.machines.registry import Registry
 from moorage.machines.renewal import is_renewed
 from moorage.machines.thawing import (
     freezer_above,
+    frozen_with,
     helper_group,
     is_frozen,
     is_to_freeze,
+    naming_the_slice,
     thaw_helpers,
 )
 from moorage.pid1.manager import Manager, ManagerError, ManagerTimeout, NoSuchUnit, UnitBusy
@@ -90,8 +92,8 @@ class Freezing:
             timeout: in seconds.
 
         Raises:
-            MachineBusy: also if a slice that it is in is frozen. It will run when that is thawed.
-            PartOfUnit, UnitBusy, MachineGone, TooMuchUnderWay, ManagerError, OSError: as for :meth:`freeze`.
+            UnitBusy: also if a slice that it is in is frozen. It will run when that is thawed.
+            PartOfUnit, MachineBusy, MachineGone, TooMuchUnderWay, ManagerError, OSError: as for :meth:`freeze`.
         """
         deadline = trio.current_time() + timeout
         await self._detached.shielded(partial(self._thaw, machine, deadline))
@@ -146,16 +148,14 @@ class Freezing:
         with machine.under_way(Work.thaw), self._translated(machine):
             async with self._thaws.of(machine.name, f"thaw of {machine.unit}", deadline=deadline):
                 await self._check(machine, "Thaw")
-                try:
+                with naming_the_slice(machine.record, self._hierarchy):
                     await self._thaw_all(machine, deadline)
-                except UnitBusy:
-                    if (above := freezer_above(group, self._hierarchy)) is not None:
-                        raise _frozen(above) from None
-                    raise
                 self._check_there(machine)
                 if is_frozen(group, self._hierarchy):
                     above = freezer_above(group, self._hierarchy)
-                    raise _frozen(above) if above else MachineBusy("the machine was frozen meanwhile")
+                    if above is None:
+                        raise MachineBusy("the machine was frozen meanwhile")
+                    raise frozen_with(machine.record, above)
                 machine.was_frozen(frozen=False)
 
     async def _thaw_all(self, machine: Machine, deadline: float) -> None:
@@ -199,7 +199,3 @@ class Freezing:
             if machine.phase is not Phase.running:
                 raise MachineBusy(f"the machine is {machine.phase.value}") from None
             raise
-
-
-def _frozen(above: str) -> MachineBusy:
-    return MachineBusy(f"{above} is frozen, and the machine with it")

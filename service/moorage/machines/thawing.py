@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Final
 
 import trio
@@ -20,7 +20,7 @@ from moorage.machines.helpers.status import GONE, HelperStates
 from moorage.machines.leftovers import stop_thawed
 from moorage.machines.machine import Machine
 from moorage.machines.model import Helper, Record
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, NoSuchUnit
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, NoSuchUnit, UnitBusy
 
 STOP_SECONDS: Final = 200.0
 """Deadline for the stop of a helper: two times DefaultTimeoutStopUSec=90s, and a little."""
@@ -62,6 +62,27 @@ def freezer_above(control_group: str, hierarchy: Hierarchy) -> str | None:
         if is_to_freeze(group, hierarchy):
             return group.rpartition("/")[2]
     return None
+
+
+@contextlib.contextmanager
+def naming_the_slice(record: Record, hierarchy: Hierarchy) -> Generator[None]:
+    """Name the slice where the manager does not thaw a machine because of one that is frozen above.
+
+    Raises:
+        UnitBusy: as the manager says, with what stands in the way.
+        OSError: no file descriptor is left, or no memory.
+    """
+    try:
+        yield
+    except UnitBusy:
+        if (above := freezer_above(record.control_group, hierarchy)) is None:
+            raise
+        raise frozen_with(record, above) from None
+
+
+def frozen_with(record: Record, above: str) -> UnitBusy:
+    """Return the refusal for a machine that is frozen with a slice above it."""
+    return UnitBusy(record.unit, f"{above} is frozen, and the machine with it")
 
 
 def _above(control_group: str) -> Iterator[str]:

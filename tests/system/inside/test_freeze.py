@@ -140,11 +140,16 @@ async def test_a_slice_that_is_frozen_above(spawn: Processes) -> None:
         run("systemctl", "freeze", "vms.slice")
         try:
             assert (await describe(client, "web"))["freezer"] == "frozen"
-            for method in ("Thaw", "Stop"):
+            orders: list[tuple[str, dict[str, Any]]] = [
+                ("Thaw", {}),
+                ("Stop", {}),
+                ("Kill", {"signal": signal.SIGTERM}),
+                ("Kill", {"signal": signal.SIGTERM, "whom": "leader"}),
+            ]
+            for method, parameters in orders:
                 with pytest.raises(Busy) as caught:
-                    await client.call(f"{OURS}{method}", {"name": "web"})
-                if method == "Thaw":
-                    assert caught.value.operation == "vms.slice is frozen, and the machine with it"
+                    await client.call(f"{OURS}{method}", {"name": "web", **parameters})
+                assert caught.value.operation == "vms.slice is frozen, and the machine with it"
             await order(client, "Freeze")
             run("systemctl", "thaw", "vms.slice")
             assert frozen(group)
