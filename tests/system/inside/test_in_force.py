@@ -21,6 +21,7 @@ from moored import (
     scopes,
     show,
     units,
+    verdict,
 )
 
 from moorage.errors import HelperFailed, InvalidProperty, ProcessGone
@@ -213,6 +214,23 @@ async def test_addresses_that_are_denied_are_out_of_reach(spawn: Processes) -> N
         assert reached() == ["EPERM", "ok"]
         await change(client, {"IPAddressDeny": [], "IPAccounting": True})
         assert reached() == ["ok", "ok"]
+
+
+@BPF
+@pytest.mark.parametrize("how", ["Stop", "leader"])
+async def test_traffic_is_told_after_the_end(spawn: Processes, how: str) -> None:
+    async with await connect() as client:
+        process = doer(spawn)
+        await register(client, "web", process, properties={"IPAccounting": True})
+        assert [does(process, "send", "127.0.0.1") for _ in range(3)] == ["ok"] * 3
+        if how == "Stop":
+            await client.call(f"{OURS}Stop", {"name": "web"})
+        else:
+            process.kill()
+        counters = (await verdict(client, "web"))["accounting"]
+        assert {name: value for name, value in counters.items() if name.startswith("ip")} == {
+            "ipIngressBytes": 384, "ipIngressPackets": 3, "ipEgressBytes": 384, "ipEgressPackets": 3,
+        }  # fmt: skip
 
 
 @BPF
