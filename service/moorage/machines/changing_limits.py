@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import trio
 from msgspec.structs import asdict
 
-from moorage.machines import effective
+from moorage.machines import effective, shares
 from moorage.machines.alone import Alone
 from moorage.machines.compared.bpf import MORE_PROGRAMS, RULES
 from moorage.machines.detached import Detached
@@ -134,7 +134,7 @@ class ChangingLimits:
             self._check(machine)
             target = await self._target(machine, properties, helper, deadline)
             types = await self._manager.property_types(target.kind, deadline=deadline)
-            converted = types.convert(properties)
+            converted = shares.absolute(types.convert(properties))
             self._check(machine)
             before = use(properties, Group(target.control_group))
             await self._set_on(machine, target, converted, deadline, dry_run=dry_run)

@@ -94,6 +94,26 @@ async def test_set_and_kept_whatever_is_restarted(spawn: Processes) -> None:
         assert shown(SCOPE, "TasksMax") == ["98"]
 
 
+@pytest.mark.parametrize("helper", [None, "fs"])
+async def test_a_size_replaces_a_share(spawn: Processes, helper: str | None) -> None:
+    """The manager writes both to drop-ins of their own, and reads that of the share last."""
+    names = ("MemoryLow", "MemoryMax", "TasksMax")
+    unit = SERVICE if helper else SCOPE
+    half = {f"{name}Scale": 2**31 for name in names}
+    async with await connect() as client:
+        as_registered = (await register(client, "half", spawn(), properties=half))["machine"]["unit"]
+        await register(client, "web", spawn(), helpers=[HELPER])
+        to = {"helper": helper} if helper else {}
+        await change(client, {"MemoryLowScale": 0}, **to)
+        await change(client, half, **to)
+        # What the manager makes of a share itself.
+        assert shown(unit, *names) == shown(as_registered, *names)
+        await change(client, {"MemoryLow": MIB, "MemoryMax": 512 * MIB, "TasksMax": "infinity"}, **to)
+        for command in ("daemon-reload", "daemon-reexec"):
+            run("systemctl", command)
+            assert shown(unit, *names) == [str(MIB), str(512 * MIB), "infinity"]
+
+
 async def test_helpers(spawn: Processes) -> None:
     async with await connect() as client:
         done = {"name": "done", "type": "oneshot", "execStart": ["/bin/true"]}
