@@ -64,12 +64,7 @@ def _backing(path: str) -> "int | None":
 
     There every subvolume has one (st_dev), and the mount another one: the file's mount is found by its ID.
     """
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
-            mount = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
-    finally:
-        os.close(descriptor)
+    mount = _mount(path)
     # Only a newline ends a line: the kernel escapes no carriage return.
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         line = next((each for each in file if each.startswith(f"{mount} ")), "")
@@ -84,6 +79,16 @@ def _backing(path: str) -> "int | None":
         if os.path.isdir(devices) and name in (members := os.listdir(devices)):
             return found if len(members) == 1 else None
     return None
+
+
+def _mount(path: str) -> str:
+    """Return the ID of the mount that a path is on (``mnt_id`` of proc_pid_fdinfo(5))."""
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+            return next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(descriptor)
 
 
 def whole_disk(number: int) -> "str | None":

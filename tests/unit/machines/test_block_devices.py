@@ -60,23 +60,30 @@ def test_the_whole_disk_below(numbers: str, disk: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "source", "disk"),
+    ("device", "mount", "system", "disk"),
     [
-        (PARTITION, "/dev/sda1", DISK),
-        (VOLUME, "/dev/mapper/root", DISK),
-        ("0:42", "/dev/sda1", DISK),  # btrfs has numbers of its own
-        ("0:43", "/dev/sda1", None),  # not mounted here
-        ("0:42", "tmpfs", None),
+        (PARTITION, "30", "ext4 /dev/sda1", DISK),
+        (VOLUME, "30", "ext4 /dev/mapper/root", DISK),
+        # btrfs has a number for each subvolume, which no mount has
+        ("0:42", "31", "btrfs /dev/sda1", DISK),
+        ("0:42", "31", "btrfs /dev/loop0", None),  # with a second device
+        ("0:42", "32", "btrfs /dev/sda1", None),  # not mounted here
+        ("0:42", "31", "tmpfs tmpfs", None),
+        ("0:42", "31", "overlay /dev/sda1", None),
     ],
 )
 def test_the_disk_that_a_file_is_on(
-    monkeypatch: pytest.MonkeyPatch, device: str, source: str, disk: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, mount: str, system: str, disk: str | None
 ) -> None:
-    mounted = f"30 1 0:42 / /srv\\040a rw shared:1 - btrfs {source} rw\n"
+    mounted = f"31 1 0:40 / /srv\\040a rw shared:1 - {system} rw\n"
     found = {
         "/srv/image": SimpleNamespace(st_mode=stat.S_IFREG, st_dev=number(device)),
         "/dev/sda1": SimpleNamespace(st_mode=stat.S_IFBLK, st_rdev=number(PARTITION)),
+        "/dev/loop0": SimpleNamespace(st_mode=stat.S_IFBLK, st_rdev=number(LOOP)),
     }
+    for name in ("one/devices/sda1", "two/devices/loop0", "two/devices/dm-1"):
+        (tmp_path / "btrfs" / name).mkdir(parents=True)
+    (tmp_path / "btrfs/features").mkdir()
 
     def opened(*_arguments: object, **_options: object) -> StringIO:
         return StringIO(mounted)
@@ -87,7 +94,12 @@ def test_the_disk_that_a_file_is_on(
     def status(path: str) -> SimpleNamespace:
         return found[path]
 
+    def mount_of(_path: str) -> str:
+        return mount
+
     monkeypatch.setattr(effective, "open", opened, raising=False)
     monkeypatch.setattr(effective, "_read", read)
+    monkeypatch.setattr(effective, "_mount", mount_of)
+    monkeypatch.setattr(effective, "_BTRFS", str(tmp_path / "btrfs"))
     monkeypatch.setattr(effective, "os", SimpleNamespace(**{**vars(os), "stat": status}))
     assert effective.device("/srv/image") == ("file", disk)
