@@ -36,6 +36,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse a run that would not keep the tests of a group together, as that of pytest-xdist 3.8 under pytest 9.2.
+
+    Raises:
+        pytest.UsageError: the ID of a test does not name its group. Nothing else is known where work is handed out.
+    """
+    if session.config.getoption("loadgroup", default=False):
+        for item in session.items:
+            group = item.get_closest_marker("xdist_group")
+            if group and not item.nodeid.endswith(f"@{group.args[0]}"):
+                raise pytest.UsageError(f"{item.nodeid} is not kept together with {group.args[0]}")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print what was not tested over the instance of a user, and why: the reasons, each with its tests' modules."""
     left_out: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
