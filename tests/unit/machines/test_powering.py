@@ -91,6 +91,7 @@ def replying(path: Path, reply: Callable[[socket.socket], None]) -> Generator[li
         (b"", {"refused": "it hung up without a reply"}),
         (b"x" * (3 * control.REPLY_MAX), {"refused": "what it replies is too long"}),
     ],
+    ids=range(11),  # pytest has the name of a test in the environment, in which the longest has no room
 )  # fmt: skip
 def test_a_reply(tmp_path: Path, reply: bytes, answer: dict[str, Any]) -> None:
     def send(connected: socket.socket) -> None:
