@@ -302,6 +302,10 @@ async def test_one_unit_does_it_and_another_one_when_it_has_ended(started: Start
             nursery.start_soon(opened, server, leader, Account(f"user-{number}", of_user=bool(number % 3)))
     assert started.units == ["moored-inside-0.service"]
     started.end()
+    # A child that has only just been forked has the socket as well for a moment, and nobody reads from it.
+    assert server._control is not None
+    with trio.fail_after(10):
+        await trio.lowlevel.wait_readable(server._control)
     started.taken = {"moored-inside-0.service"}
     await opened(server, leader)
     assert started.units[1:] == ["moored-inside-1.service"]
