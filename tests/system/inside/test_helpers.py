@@ -46,6 +46,7 @@ from moored import (
 )
 
 from moorage.errors import (
+    Busy,
     HelperFailed,
     InvalidProperty,
     NoSuchHelper,
@@ -474,7 +475,8 @@ async def test_a_helper_that_is_added_to_a_machine_that_ends_does_not_keep_the_n
 ) -> None:
     """Its start pulls in the scope, which has ended just before, and with it the helpers that came with that.
 
-    Where the helper comes so late that it is added to the next machine of the name, that one's end is its end.
+    Where the helper comes so late that it is added to the next machine of the name, that one's end is its end, or that
+    one is being stopped by then.
     """
     slow = helper("slow", type="oneshot")  # never ready
     async with await connect() as client:
@@ -484,8 +486,10 @@ async def test_a_helper_that_is_added_to_a_machine_that_ends_does_not_keep_the_n
             async with await connect() as other, trio.open_nursery() as nursery:
 
                 async def add(other: Client = other) -> None:
-                    with pytest.raises((HelperFailed, NoSuchMachine, UnitNameTaken)):
+                    with pytest.raises((Busy, HelperFailed, NoSuchMachine, UnitNameTaken)) as caught:
                         await other.call(f"{OURS}AddHelpers", {"name": "web", "helpers": [slow]})
+                    if isinstance(caught.value, Busy):
+                        assert caught.value.operation == "the machine is stopping"
 
                 signal_moored(signal.SIGSTOP)
                 try:

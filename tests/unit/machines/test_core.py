@@ -25,12 +25,12 @@ from moorage.kernel.poller import Readiness
 from moorage.kernel.process import ProcessGone, ProcessId, boot_id, process_id
 from moorage.kernel.system import Cgroupfs, system
 from moorage.machines.accounting import Accounting
-from moorage.machines.errors import MachineGone, NameTaken, NoSuchHelper, NoSuchSubgroup
+from moorage.machines.errors import MachineBusy, MachineGone, NameTaken, NoSuchHelper, NoSuchSubgroup
 from moorage.machines.event_files import EventFiles
 from moorage.machines.grace import INSIST_SECONDS
 from moorage.machines.helpers import changes
 from moorage.machines.helpers.units import Change, RuntimeDirectories
-from moorage.machines.machine import Machine
+from moorage.machines.machine import Machine, Work
 from moorage.machines.model import (
     Cause,
     Helper,
@@ -53,6 +53,7 @@ from moorage.pid1.manager import (
     NoSuchUnit,
     ScopeSpec,
     ServiceSpec,
+    UnitBusy,
     UnitHint,
 )
 from moorage.pid1.references import BusReferences
@@ -199,6 +200,24 @@ async def test_helpers_are_not_added_to_a_successor(tmp_path: Path) -> None:
         web.with_helpers((Helper("fs", "machine-web-fs.service", HelperFailure.ignore, ()),), None)
         with pytest.raises(MachineGone):
             await core.services.changing.remove(web, "fs")
+    assert not any(name.startswith(".change-") for name in os.listdir(tmp_path))
+
+
+async def test_no_helper_is_added_to_a_machine_that_is_being_stopped(tmp_path: Path) -> None:
+    """The manager has a job for its scope; its words for that are about transactions."""
+    manager, web = PlayedManager(), machine("web")
+
+    async def start(spec: ServiceSpec) -> None:
+        await trio.lowlevel.checkpoint()
+        raise UnitBusy(spec.unit, "the transaction is destructive")
+
+    manager.starting = start
+    async with running(manager, tmp_path) as core:
+        enter(core, web)
+        with pytest.raises(UnitBusy, match="destructive"):
+            await added(core, web)
+        with web.under_way(Work.stop), pytest.raises(MachineBusy, match="the machine is stopping"):
+            await added(core, web)
     assert not any(name.startswith(".change-") for name in os.listdir(tmp_path))
 
 

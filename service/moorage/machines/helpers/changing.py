@@ -11,7 +11,7 @@ import trio
 
 from moorage.machines import effective
 from moorage.machines.detached import Detached
-from moorage.machines.errors import NoSuchHelper, NotWhole, RegisteredByUser
+from moorage.machines.errors import MachineBusy, NoSuchHelper, NotWhole, RegisteredByUser
 from moorage.machines.events import Kind
 from moorage.machines.followers import Followers
 from moorage.machines.gather import gather
@@ -23,10 +23,10 @@ from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.latest import Latest
 from moorage.machines.limits import Difference
 from moorage.machines.machine import Machine, Work
-from moorage.machines.model import Helper, HelperSpec, HelperStatus, Record
+from moorage.machines.model import Helper, HelperSpec, HelperStatus, Phase, Record
 from moorage.machines.properties import check_helper
 from moorage.names import UnitNames
-from moorage.pid1.manager import Manager, ManagerRefused, NoSuchUnit
+from moorage.pid1.manager import Manager, ManagerRefused, NoSuchUnit, UnitBusy
 
 HELPERS_SECONDS = 90.0
 """Default deadline for helpers that are added or reloaded: the manager's DefaultTimeoutStartSec=."""
@@ -101,6 +101,7 @@ class Changing:
             NotWhole: the machine is a part of a unit.
             RegisteredByUser: it is in the hands of somebody without the rights of the manager.
             MachineGone: it has ended meanwhile, or was forgotten.
+            MachineBusy: it is being stopped.
             InvalidHelper, InvalidProperty: as :meth:`check` says.
             HelperFailed, UnitNameTaken, JobFailed: as the start says. The machine has none of them.
             ManagerError: as the manager says.
@@ -119,7 +120,12 @@ class Changing:
                 async with self._changes.alone(machine.name):
                     staying = await self._changes.staying(machine, specs, deadline=deadline)
                     await self.check(specs, machine.name, staying)
-                    news.set(await self._changes.add(machine, specs, news.set, deadline=deadline))
+                    try:
+                        news.set(await self._changes.add(machine, specs, news.set, deadline=deadline))
+                    except UnitBusy:
+                        if machine.phase is Phase.running:
+                            raise
+                        raise MachineBusy(f"the machine is {machine.phase.value}") from None
 
         done = await self._detached.begin(add)
         async for statuses in news:
