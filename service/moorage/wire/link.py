@@ -16,8 +16,8 @@ log otherwise.
 # many callers at once. Each call on a task of its own costs two turns of trio's scheduler and two epoll_ctl(2). With
 # the same Connection and handlers below serve_listeners(), and none of the limits, a GetInfo takes 1.4 times the CPU
 # time on one connection and 2.1 times on 64 (Python 3.11, two cores, 2026-11). That factor is most of the margin over
-# machined, which answers one connection at a time in C: at 64 and 120 connections moored replies to 118,000 and
-# 114,000 GetInfo a second, 6.0 and 9.8 times as many (docs/performance.md).
+# machined, which answers one connection at a time in C: at 64 and 120 connections moored replies to 81,000 and
+# 80,000 GetInfo a second, 4.2 and 7.4 times as many (docs/performance.md).
 #
 # What keeps the callbacks readable: a link never waits, all of its states are in one table, everything that does wait
 # runs in an ordinary trio task, and no code outside of kernel.poller, this module and wire.server knows that there is
