@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
-from xml.sax.saxutils import quoteattr
 
 NAME: Final = "org.freedesktop.machine1"
 MANAGER: Final = f"{NAME}.Manager"
@@ -221,6 +220,9 @@ def introspection(interfaces: Iterable[str], children: Iterable[str]) -> str:
         interfaces: names of those that it has.
         children: names of the nodes below it.
     """
+    # Not with the others: who is not asked for a description starts without it.
+    from xml.sax.saxutils import quoteattr
+
     lines = ["<node>"]
     for name in interfaces:
         described = INTERFACES[name]
