@@ -171,8 +171,7 @@ class Intents:
         """
         for name, found in self._store.found(CHANGE, decode_change):
             if isinstance(found, Change):
-                with contextlib.suppress(
-                    FileNotFoundError
-                ):  # only versions before wrote one for each machine
+                # Versions before wrote one for each machine. If it keeps its name, it is gone on with once more.
+                with contextlib.suppress(OSError):
                     self._store.rename(CHANGE + name, _file(found))
             yield name, found
