@@ -53,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.authz.polkit", "moorage.probes.namespaces", "moorage.probes.control",
         "moorage.probes.terminal", "moorage.probes.handing", "moorage.probes.root", "moorage.probes.copy",
         "moorage.probes.mount", "moorage.probes.fork_server", "moorage.probes.inside", "moorage.probes.network",
+        "moorage.probes.child", "moorage.probes.apart",
         "moorage.wire.sockets", "moorage.wire.deadlines", "moorage.wire.disposal",
         "moorage.steps",
     ),

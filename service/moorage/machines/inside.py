@@ -46,7 +46,7 @@ class Task(msgspec.Struct, frozen=True):
     """What is done inside a machine.
 
     Attributes:
-        name: of `moorage.probes.fork_server.TASKS`.
+        name: of `moorage.probes.child.TASKS`.
         seconds: how long it may take.
     """
 

@@ -18,6 +18,7 @@ from moorage.pid1.fork_server import ForkServer
 OPEN_SECONDS: Final = 25.0
 """For a terminal and for what runs at it, s. It takes a tenth of one; a bus in there may have to be started."""
 
+_ALONE: Final = Task("tty", OPEN_SECONDS)
 _TASK: Final = Task("terminal", OPEN_SECONDS)
 
 _BUS: Final = "/run/dbus/system_bus_socket"
@@ -111,7 +112,17 @@ class Terminals:
             raise InsideFailed(errno.EOPNOTSUPP)
         on_host = machine.class_ is MachineClass.host
         question = {"bus": _PRIVATE if on_host else _BUS, "hello": not on_host, "start": start}
-        answer = await do(self._server, machine, _TASK, question)
+        if start is None:
+            try:
+                return await self._ask(machine, _ALONE, None)
+            except InsideFailed as error:
+                # What a user namespace serves (fuse(4)) can be found by those only who are inside.
+                if error.number != errno.EACCES:
+                    raise
+        return await self._ask(machine, _TASK, question)
+
+    async def _ask(self, machine: Record, task: Task, question: object) -> Terminal:
+        answer = await do(self._server, machine, task, question)
         try:
             said = msgspec.json.decode(answer.said, type=_Said)
             if said.failed is None and said.number is not None and answer.descriptors:

@@ -27,7 +27,12 @@ from moorage.pid1.oneshot import (
     sandbox,
 )
 from moorage.probes import inside as program
-from moorage.probes.fork_server import CAPABILITIES, CHILDREN_MAX, CHILDREN_PER_ACCOUNT_MAX
+from moorage.probes.fork_server import (
+    CAPABILITIES,
+    CHILDREN_MAX,
+    CHILDREN_PER_ACCOUNT_MAX,
+    CHILDREN_WAITING_MAX,
+)
 from moorage.probes.handing import BUSY, LATE
 
 UNITS_MAX: Final = 4
@@ -106,7 +111,7 @@ class ForkServer:
         """Have something done inside a machine, within the deadline of the caller's task.
 
         Args:
-            task: of `moorage.probes.fork_server.TASKS`.
+            task: of `moorage.probes.child.TASKS`.
             leader: pidfd.
             question: what is told to the child, for JSON.
             account: whose it is.
@@ -231,7 +236,9 @@ def _properties() -> dict[str, Json]:
         "TimeoutStartUSec": round(START_SECONDS * 1e6),
         "TimeoutStopUSec": round(PROBE_STOP_SECONDS * 1e6),
         "MemoryMax": MEMORY_MAX,
-        "TasksMax": 2 + CHILDREN_MAX,  # itself, and the child that waits for its task
+        "TasksMax": 1
+        + CHILDREN_WAITING_MAX
+        + 2 * CHILDREN_MAX,  # itself; a child may have a thread (tasks here)
         "LimitNOFILE": PROBE_NOFILE,
         # One child that has too much is to go, not all.
         "OOMPolicy": "continue",

@@ -24,7 +24,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from moorage.probes.handing import ANSWER_FD, LEADER_FD, QUESTION_MAX
+from moorage.probes.handing import ANSWER_FD, LEADER_FD, receive_question
 from moorage.probes.namespaces import open_root
 
 DEPTH_MAX: Final = 1024
@@ -247,7 +247,7 @@ def copy(leader: int, *, from_container: bool, host: str, container: str, replac
 def main() -> None:
     """Copy, and say how that went."""
     answer = socket.socket(fileno=ANSWER_FD)
-    question = json.loads(answer.recv(QUESTION_MAX))
+    question = json.loads(receive_question(answer))
     number = 0
     os.umask(0)
     try:

@@ -13,6 +13,9 @@ look into it or its children, also not in the namespaces that they enter (PR_SET
 its task, its three standard descriptors and these two, and nothing of what another one has. It is killed with all that
 it may have started when its time is over.
 
+A child that has entered a machine ends with its task. One that has not, and has read nothing that is of a guest
+(`Task.lasting`), waits for another one of the same kind: it has no other rights any more, and nothing of the last one.
+
 Only the standard library and what is as plain: it is run without site-packages.
 """
 
@@ -21,43 +24,18 @@ import functools
 import gc
 import json
 import os
-import resource
 import select
 import signal
 import socket
-import sys
-from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
-from moorage.probes import copy, mount, network, root, terminal
-from moorage.probes.capabilities import (
-    CAP_CHOWN,
-    CAP_DAC_OVERRIDE,
-    CAP_DAC_READ_SEARCH,
-    CAP_FOWNER,
-    CAP_FSETID,
-    CAP_KILL,
-    CAP_MKNOD,
-    CAP_SETGID,
-    CAP_SETUID,
-    CAP_SYS_ADMIN,
-    CAP_SYS_CHROOT,
-    CAP_SYS_PTRACE,
-    be_closed_to_others,
-    keep,
-)
-from moorage.probes.handing import ANSWER_FD, BUSY, LATE, LEADER_FD, send_descriptors
-from moorage.probes.namespaces import enter_network, find_inside, open_root
+from moorage.probes.capabilities import CAP_KILL, be_closed_to_others, keep
+from moorage.probes.child import DONE, REQUEST_MAX, TASKS, be_child, complain
+from moorage.probes.handing import BUSY, LATE
 
 CONTROL_FD: Final = 3
 """Where requests come from: the first of the descriptors that are passed (``SD_LISTEN_FDS_START``)."""
-
-LINK_FD: Final = 3
-"""Where a child is told its task; it has nothing else of the server's."""
-
-REQUEST_MAX: Final = 4096
-"""Bytes of a request, without its question."""
 
 IDLE_SECONDS: Final = 60.0
 """Without a request and without a child, until it ends, s: its start takes a tenth of one, and 10 MiB are not kept for
@@ -66,9 +44,8 @@ a copy a day."""
 SPARE_SECONDS: Final = 0.05
 """Without a request, until a child is made for the next one, s."""
 
-READY_SECONDS: Final = 0.005
-"""Without a task, until that child gets ready for one, s. It takes 0.5 ms of CPU time, for which nobody is to wait who
-asks again at once."""
+LASTING_MAX: Final = 2
+"""Children that wait for another task of one kind: one for who asks again at once, one for who asks meanwhile."""
 
 SECONDS_MAX: Final = 3600.0
 """The longest that a child may be told to take, s."""
@@ -78,49 +55,14 @@ CHILDREN_PER_ACCOUNT_MAX: Final = 4
 that looks at its files for as long as it likes: a process that waits for a file server (fuse(4)) is not to be killed.
 So many may stay, and nobody else waits for them."""
 
+CHILDREN_WAITING_MAX: Final = 1 + LASTING_MAX * sum(task.lasting for task in TASKS.values())
+"""Children that wait for a task, in all: one for any."""
+
 CHILDREN_OF_USERS_MAX: Final = 128
 """Of CHILDREN_MAX, children on accounts of users: those of 32 who have all of theirs kept. The others are root's."""
 
 CHILDREN_MAX: Final = 256
 """Children in all. One that waits has less than 1 MiB of its own."""
-
-CHILD_DATA_MAX: Final = 128 * 1024 * 1024
-"""Bytes of a child's own memory; ten times what it needs (RLIMIT_DATA)."""
-
-
-class Task(NamedTuple):
-    """What a child does.
-
-    Attributes:
-        main: does it; finds the leader at LEADER_FD, and question and answer at ANSWER_FD.
-        capabilities: what it needs, by their bits.
-    """
-
-    main: Callable[[], None]
-    capabilities: int
-
-
-TASKS: Final = {
-    "addresses": Task(network.main, CAP_SYS_PTRACE | CAP_SYS_ADMIN),
-    "root": Task(root.main, CAP_SYS_PTRACE | CAP_DAC_READ_SEARCH),
-    "copy": Task(
-        copy.main,
-        CAP_SYS_PTRACE
-        | CAP_DAC_OVERRIDE
-        | CAP_DAC_READ_SEARCH
-        | CAP_CHOWN
-        | CAP_FOWNER
-        | CAP_FSETID
-        | CAP_MKNOD,
-    ),
-    "bind": Task(
-        mount.main,
-        CAP_SYS_PTRACE | CAP_SYS_ADMIN | CAP_SYS_CHROOT | CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH,
-    ),
-    "terminal": Task(
-        terminal.main, CAP_SYS_CHROOT | CAP_SYS_PTRACE | CAP_SYS_ADMIN | CAP_SETUID | CAP_SETGID
-    ),
-}
 
 CAPABILITIES: Final = functools.reduce(int.__or__, (task.capabilities for task in TASKS.values()), CAP_KILL)
 """What its unit must have: for the tasks, and for itself CAP_KILL, to end children that have become other users."""
@@ -149,11 +91,25 @@ class Child(NamedTuple):
         request: what it does.
         until: deadline, on the monotonic clock.
         answer: socket on which is told that it was too late.
+        link: where it is told its tasks, if it may have another one.
     """
 
     request: Request
     until: float
     answer: int
+    link: socket.socket | None
+
+
+class Waiting(NamedTuple):
+    """A child that waits for a task.
+
+    Attributes:
+        pidfd: its own.
+        link: where it is told.
+    """
+
+    pidfd: int
+    link: socket.socket
 
 
 def parse(data: bytes) -> Request:
@@ -186,16 +142,22 @@ class Parent:
         self._pids: dict[int, int] = {}  # of all children, by their pidfds; each is that of a group, too
         self._children: dict[int, Child] = {}  # those at work
         self._late: set[int] = set()
-        self._spare: tuple[int, socket.socket] | None = None  # its pidfd, and where it is told its task
+        self._links: dict[int, int] = {}  # pidfds of children that may have another task, by their links
+        self._spare: Waiting | None = None
+        self._lasting: dict[str, list[Waiting]] = {}  # by the tasks that they have had
 
     def run(self) -> None:
         """Serve until nothing is asked any more, and all children have ended."""
         while self._listening or self._children:
             events = [fd for fd, _ in self._poll.poll(self._patience())]
-            for fd in events:
+            for fd in reversed(
+                events
+            ):  # requests last: who has done a task by then has time for another one
                 if fd == self._control.fileno():
                     self._take()
-                else:
+                elif fd in self._links:
+                    self._note_done(self._links[fd])
+                elif fd in self._pids:
                     self._reap(fd)
             self._end_late()
             if self._spare is None:
@@ -229,7 +191,7 @@ class Parent:
             leader, answer = fds
             self._begin(parse(data), leader, answer)
         except (ValueError, TypeError, LookupError, RecursionError) as error:
-            _complain(error)
+            complain(error)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -239,21 +201,73 @@ class Parent:
             _tell(answer, BUSY)
             return
         try:
-            pidfd, link = self._spare or self._fork()
+            pidfd, link = self._waiting_for(request.task)
         except OSError:  # EAGAIN, ENOMEM
             _tell(answer, BUSY)
             return
-        self._spare = None
-        with link:
-            try:
-                socket.send_fds(link, [request.task.encode()], [leader, answer])
-            except OSError:  # somebody has killed it
-                _tell(answer, BUSY)
-                return
-        self._children[pidfd] = Child(request, monotonic() + request.seconds, os.dup(answer))
+        try:
+            socket.send_fds(link, [request.task.encode()], [leader, answer])
+        except OSError:  # somebody has killed it
+            self._hang_up(link)
+            _tell(answer, BUSY)
+            return
+        lasting = TASKS[request.task].lasting
+        until = monotonic() + request.seconds
+        self._children[pidfd] = Child(request, until, os.dup(answer), link if lasting else None)
+        if not lasting:
+            link.close()
+        elif link.fileno() not in self._links:
+            self._links[link.fileno()] = pidfd
+            self._poll.register(link, select.POLLIN)
 
-    def _fork(self) -> tuple[int, socket.socket]:
-        """Fork a child that waits for its task; return its pidfd, and where it is told.
+    def _waiting_for(self, task: str) -> Waiting:
+        """Return a child that has time for a task; nobody else gets it.
+
+        Raises:
+            OSError: there is no place or no memory for one.
+        """
+        if lasting := self._lasting.get(task):
+            return lasting.pop()
+        found, self._spare = self._spare, None
+        return found or self._fork()
+
+    def _note_done(self, pidfd: int) -> None:
+        """Note that a child has done its task, and may have another one, unless there are enough of its kind."""
+        child = self._children.get(pidfd)
+        if child is None or child.link is None:
+            self._forget_waiting(pidfd)
+            return
+        try:
+            done = child.link.recv(len(DONE), socket.MSG_DONTWAIT) == DONE
+        except OSError:
+            done = False
+        if not done or pidfd in self._late:  # it ends
+            self._poll.unregister(child.link)
+            return
+        del self._children[pidfd]
+        os.close(child.answer)
+        others = self._lasting.setdefault(child.request.task, [])
+        if len(others) < LASTING_MAX:
+            others.append(Waiting(pidfd, child.link))
+        else:
+            self._hang_up(child.link)
+
+    def _forget_waiting(self, pidfd: int) -> None:
+        """Have no task for a child any more."""
+        for waiting in self._lasting.values():
+            for each in [each for each in waiting if each.pidfd == pidfd]:
+                waiting.remove(each)
+                self._hang_up(each.link)
+
+    def _hang_up(self, link: socket.socket) -> None:
+        """Close a link to a child, which ends then."""
+        if self._links.pop(link.fileno(), None) is not None:
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(link)
+        link.close()
+
+    def _fork(self) -> Waiting:
+        """Fork a child that waits for its task.
 
         Raises:
             OSError: there is no place or no memory for it.
@@ -263,7 +277,7 @@ class Parent:
             try:
                 pid = os.fork()
                 if pid == 0:
-                    _be_child(theirs)
+                    be_child(theirs)
                 with contextlib.suppress(OSError):  # whoever is first; both need it to be so
                     os.setpgid(pid, pid)
                 pidfd = os.pidfd_open(pid)
@@ -272,7 +286,7 @@ class Parent:
                 raise
         self._pids[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
-        return pidfd, ours
+        return Waiting(pidfd, ours)
 
     def _has_place(self, request: Request) -> bool:
         others = [child.request for child in self._children.values()]
@@ -289,11 +303,14 @@ class Parent:
         os.waitpid(pid, 0)
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        if self._spare is not None and self._spare[0] == pidfd:
-            self._spare[1].close()
+        if self._spare is not None and self._spare.pidfd == pidfd:
+            self._hang_up(self._spare.link)
             self._spare = None
+        self._forget_waiting(pidfd)
         child = self._children.pop(pidfd, None)
         if child is not None:
+            if child.link is not None:
+                self._hang_up(child.link)
             if pidfd in self._late:
                 self._late.remove(pidfd)
                 _tell(child.answer, LATE)
@@ -316,73 +333,6 @@ def _tell(answer: int, what: bytes) -> None:
     # Whoever asked may be gone, or have more to read than fits.
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(answer)) as connected:
         connected.send(what, socket.MSG_DONTWAIT)
-
-
-def _be_child(link: socket.socket) -> NoReturn:
-    """Wait for a task, do it, and end."""
-    status = 1
-    try:
-        os.setpgid(0, 0)
-        os.dup2(link.fileno(), LINK_FD)
-        # What the server has, of others as well.
-        os.closerange(LINK_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        resource.setrlimit(resource.RLIMIT_DATA, (CHILD_DATA_MAX, CHILD_DATA_MAX))
-        with socket.socket(fileno=LINK_FD) as own:
-            if not select.select([own], [], [], READY_SECONDS)[0]:
-                with contextlib.suppress(OSError):  # it is slower then, and that is all
-                    get_ready()
-            name, fds, _, _ = socket.recv_fds(own, REQUEST_MAX, 2)
-        if name:
-            leader, answer = fds
-            _move(leader, LEADER_FD)
-            _move(answer, ANSWER_FD)
-            task = TASKS[name.decode()]
-            if os.geteuid() == 0:
-                keep(task.capabilities)
-            task.main()
-        status = 0
-    except BaseException as error:  # noqa: BLE001  # whatever it is, this is not to go on as the server
-        _complain(error)
-    finally:
-        os._exit(status)
-
-
-def get_ready() -> None:
-    """Do to this process itself what tasks do first to others, and nothing to anybody else.
-
-    After a fork the first access to each page of memory takes longer than what is done with it, and those of a short
-    task are half of its time. They are behind this process then.
-
-    Raises:
-        OSError: there is no file descriptor or no memory left.
-    """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        found: list[int] = []
-        try:
-            found.append(os.pidfd_open(os.getpid()))
-            found.append(open_root(found[0], os.O_RDONLY))
-            found.append(find_inside(b"/"))
-            enter_network(found[0])
-            send_descriptors(ours, b'{"text": ["", 0, null, false]}', found[:2])
-            data, fds, _, _ = socket.recv_fds(theirs, REQUEST_MAX, 2)
-            found += fds
-            json.dumps(json.loads(data)).encode()
-        finally:
-            for fd in found:
-                os.close(fd)
-
-
-def _move(fd: int, to: int) -> None:
-    if fd != to:
-        os.dup2(fd, to)
-        os.close(fd)
-
-
-def _complain(error: BaseException) -> None:
-    # Without the lines of the program, which would be looked for in the files of the machine.
-    sys.stderr.write(f"{type(error).__name__}: {error}\n")
-    sys.stderr.flush()
 
 
 def main() -> None:

@@ -27,6 +27,12 @@ CROWDED_SECONDS: Final = 5.0
 _PAUSE_SECONDS: Final = 0.02
 
 
+def receive_question(connected: socket.socket) -> bytes:
+    """Receive a question, with no more memory than it needs."""
+    size = connected.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
+    return connected.recv(min(size, QUESTION_MAX))
+
+
 def send_descriptors(connected: socket.socket, data: bytes, descriptors: Sequence[int]) -> int:
     """Send file descriptors, as soon as not too many are on their way.
 

@@ -6,8 +6,8 @@ Done by a child of `moorage.probes.fork_server`, which finds one JSON object at 
 
 and answers with an errno as text, 0 if all is well.
 
-The copy of the mount is made on the host; then it enters the mount namespace and the root directory of the leader, and
-puts it there in the place of what is mounted (``bind_mount_in_namespace()`` of systemd).
+The copy of the mount is made on the host; then a thread of its own enters the mount namespace and the root directory
+of the leader, and puts it there in the place of what is mounted (``bind_mount_in_namespace()`` of systemd).
 
 Only the standard library and what is as plain: it is run without site-packages.
 """
@@ -20,11 +20,11 @@ import os
 import socket
 import stat
 import struct
-import sys
-from typing import Final
+from typing import Any, Final
 
-from moorage.probes.handing import ANSWER_FD, LEADER_FD, QUESTION_MAX
-from moorage.probes.namespaces import find_inside, open_root
+from moorage.probes.apart import in_thread
+from moorage.probes.handing import ANSWER_FD, LEADER_FD, receive_question
+from moorage.probes.namespaces import find_inside, open_root, pid_of
 
 # Of linux/mount.h, linux/fcntl.h and linux/sched.h, and of every architecture's table of system calls that Debian has.
 _SYS_OPEN_TREE: Final = 428
@@ -56,7 +56,7 @@ def bind(leader: int, *, source: str, destination: str, read_only: bool, mkdir: 
         OSError: EINVAL if it has no mount namespace of its own; others as the kernel says.
     """
     root = open_root(leader, os.O_PATH)
-    ours, its = (os.stat(f"/proc/{which}/ns/mnt") for which in ("self", _pid_of(leader)))
+    ours, its = (os.stat(f"/proc/{which}/ns/mnt") for which in ("self", pid_of(leader)))
     if os.path.samestat(ours, its):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     found = os.open(source, os.O_PATH | os.O_CLOEXEC)
@@ -111,19 +111,16 @@ def _put(mount: int, destination: bytes) -> None:
     _checked(_libc.syscall(_SYS_MOVE_MOUNT, mount, b"", _AT_FDCWD, destination, _MOVE_MOUNT_F_EMPTY_PATH))
 
 
-def _pid_of(pidfd: int) -> int:
-    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
-        return next(int(line[4:]) for line in file if line.startswith(b"Pid:"))
-
-
 def main() -> None:
     """Mount, and say how that went."""
-    answer = socket.socket(fileno=ANSWER_FD)
-    question = json.loads(answer.recv(QUESTION_MAX))
-    # What is not loaded by now would be the container's.
-    sys.meta_path.clear()
-    number = 0
-    os.umask(0o022)
+    with socket.socket(fileno=ANSWER_FD) as answer:
+        question = json.loads(receive_question(answer))
+        os.umask(0o022)
+        in_thread(lambda: answer.send(str(_number(question)).encode()))
+
+
+def _number(question: Any) -> int:
+    """Mount; return the errno that says how that went."""
     try:
         bind(
             LEADER_FD,
@@ -133,5 +130,5 @@ def main() -> None:
             mkdir=question["mkdir"],
         )
     except OSError as exc:
-        number = exc.errno or errno.EIO
-    answer.send(str(number).encode())
+        return exc.errno or errno.EIO
+    return 0

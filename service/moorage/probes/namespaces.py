@@ -16,6 +16,7 @@ PID namespace, where processes of the container could find it; and once inside, 
 Only the standard library and what is as plain: it is run by its path, without site-packages.
 """
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -25,7 +26,7 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
 if __name__ == "__main__":  # run by its path, it finds nothing of this package by itself
@@ -78,11 +79,15 @@ _NAMESPACES: Final = {"mnt": _CLONE_NEWNS, "user": _CLONE_NEWUSER, "net": _CLONE
 _SYS_OPENAT2: Final = 437
 _OPEN_HOW: Final = struct.Struct("=QQQ")
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RESOLVE_IN_ROOT: Final = 0x10
 _AT_FDCWD: Final = -100
 
 _ROOT: Final = 0
 _NOBODY: Final = 65534
 """Has no rights but those of everybody, on every Linux (``overflowuid``)."""
+
+_NO_ID: Final = 0xFFFFFFFF
+"""Nobody; setfsuid(2) tells with it who it is now."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -227,16 +232,27 @@ def _open_path(path: bytes) -> int:
     return os.open(path, os.O_PATH | os.O_CLOEXEC)
 
 
-def find_inside(path: bytes) -> int:
-    """Find a file, without the links of /proc that lead to what others have open, wherever that is (openat2(2))."""
-    how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_MAGICLINKS)
-    number = _libc.syscall(_SYS_OPENAT2, _AT_FDCWD, path, how, len(how))
+def find_inside(path: bytes, root: int | None = None) -> int:
+    """Find a file, without the links of /proc that lead to what others have open, wherever that is (openat2(2)).
+
+    Args:
+        path: absolute.
+        root: what is the root directory for it, and for all links on the way; None for that of this process.
+    """
+    resolve = _RESOLVE_NO_MAGICLINKS | (_RESOLVE_IN_ROOT if root is not None else 0)
+    how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, resolve)
+    number = _libc.syscall(_SYS_OPENAT2, _AT_FDCWD if root is None else root, path, how, len(how))
     if number < 0:
         raise capabilities.last_error()
     return number
 
 
-def _pid_of(pidfd: int) -> int:
+def pid_of(pidfd: int) -> int:
+    """Return the PID that a pidfd stands for (proc_pid_fdinfo(5)).
+
+    Raises:
+        OSError: ESRCH if the process is gone.
+    """
     with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
         for line in file:
             if line.startswith(b"Pid:") and int(line[4:]) > 0:
@@ -270,6 +286,40 @@ def _identity(pid: int) -> tuple[int, int] | None:
     return found[0], found[1]
 
 
+@contextlib.contextmanager
+def files_as_root_of(pidfd: int) -> Generator[None]:
+    """Have the rights to files, for a moment, that the root of a process's container has, without entering it.
+
+    Raises:
+        OSError: EACCES if this process cannot be that user, or the container has no root; ESRCH if it is gone.
+    """
+    pid = pid_of(pidfd)
+    ids = [_root_of(pid, name) for name in ("uid_map", "gid_map")]
+    _check_lives(pidfd)  # or they may be those of another process that has the number now
+    changes = (_libc.setfsgid, _libc.setfsuid)
+    own = [change(_NO_ID) for change in changes]
+    wanted = ids[::-1]
+    try:
+        for change, number in zip(changes, wanted, strict=True):
+            change(number)
+        if [change(_NO_ID) for change in changes] != wanted:  # they tell no error
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        yield
+    finally:
+        for change, number in zip(reversed(changes), reversed(own), strict=True):
+            change(number)
+
+
+def _root_of(pid: int, name: str) -> int:
+    """Return the ID on the host of the root of a container."""
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        for line in file:
+            inside, outside, _ = map(int, line.split())
+            if inside == _ROOT:
+                return outside
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def _become(uid: int, gid: int) -> None:
     """Take another identity, and keep the right to change the root directory."""
     capabilities.keep_when_changing_users()
@@ -288,7 +338,7 @@ def open_root(pidfd: int, access: int) -> int:
     Raises:
         OSError: ESRCH if it is gone.
     """
-    root = os.open(f"/proc/{_pid_of(pidfd)}/root", access | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = os.open(f"/proc/{pid_of(pidfd)}/root", access | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check_lives(pidfd)  # or it may be that of another process that has the number now
     except OSError:
@@ -319,7 +369,7 @@ def enter(pidfd: int, *, as_root: bool = False) -> tuple[bool, int | None]:
     Raises:
         OSError: it is gone, or it does not let us in.
     """
-    pid = _pid_of(pidfd)
+    pid = pid_of(pidfd)
     flags = 0
     for name, flag in _NAMESPACES.items():
         # Only those that are not ours: a user namespace cannot be entered twice, the others only with CAP_SYS_ADMIN.
@@ -352,7 +402,7 @@ def enter_network(pidfd: int) -> bool:
     Raises:
         OSError: ESRCH if it is gone.
     """
-    pid = _pid_of(pidfd)
+    pid = pid_of(pidfd)
     private = not os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net"))
     # By the pidfd, which fails where what was looked at may be another process that has the number now.
     if private and _libc.setns(pidfd, _CLONE_NEWNET) < 0:

@@ -12,7 +12,8 @@ import os
 import socket
 from typing import Final
 
-from moorage.probes.handing import ANSWER_FD, LEADER_FD, QUESTION_MAX
+from moorage.probes.apart import in_thread
+from moorage.probes.handing import ANSWER_FD, LEADER_FD, receive_question
 from moorage.probes.namespaces import enter_network, local_addresses
 
 ADDRESSES_MAX: Final = 1024
@@ -21,14 +22,14 @@ ADDRESSES_MAX: Final = 1024
 
 def main() -> None:
     """Enter the namespace, and tell what is there."""
-    answer = socket.socket(fileno=ANSWER_FD)
-    answer.recv(QUESTION_MAX)
-    try:
-        told: object = _look()
-    except OSError as exc:
-        # What is not found in /proc is a process that is not there.
-        told = errno.ESRCH if exc.errno == errno.ENOENT else exc.errno or errno.EIO
-    answer.send(json.dumps(told).encode())
+    with socket.socket(fileno=ANSWER_FD) as answer:
+        receive_question(answer)
+        try:
+            told: object = in_thread(_look)
+        except OSError as exc:
+            # What is not found in /proc is a process that is not there.
+            told = errno.ESRCH if exc.errno == errno.ENOENT else exc.errno or errno.EIO
+        answer.send(json.dumps(told).encode())
 
 
 def _look() -> list[tuple[int, int, str]]:

@@ -1,6 +1,7 @@
 """A pseudo terminal of a container or of the host, and a login or a shell at it, by the service manager in there.
 
-Done by a child of `moorage.probes.fork_server`, which finds one JSON object at its socket, the question:
+Done by a child of `moorage.probes.fork_server`, which finds one JSON object at its socket, the question, which is
+null where nothing is to run:
 
     {"bus": PATH, "hello": BOOL, "start": null, "getty" or {"user", "path", "args", "environment"}}
 
@@ -10,6 +11,9 @@ and answers with one JSON object and, if the terminal could be opened, its contr
 
 It is the root of the container in there, without a capability (`moorage.probes.namespaces`): the terminal belongs to
 that root, and the bus takes it for that. What the bus says is read here, and not where it could do harm.
+
+A terminal alone needs less (`main_alone`): it is found below the root directory of the container from outside, with
+the rights to files of that root, and nothing of the container is read.
 
 Only the standard library and what is as plain: it is run without site-packages.
 """
@@ -38,8 +42,8 @@ from moorage.dbus.message import (
     message_size,
     parse,
 )
-from moorage.probes.handing import ANSWER_FD, LEADER_FD, QUESTION_MAX, send_descriptors
-from moorage.probes.namespaces import change_root, enter, find_inside
+from moorage.probes.handing import ANSWER_FD, LEADER_FD, receive_question, send_descriptors
+from moorage.probes.namespaces import change_root, enter, files_as_root_of, find_inside, open_root
 
 BUS_SECONDS: Final = 20.0
 """For all that the bus in there has to say; it may have to be started for it. sd-bus waits for 25 s."""
@@ -119,11 +123,12 @@ class Failed(Exception):
         self.number = number
 
 
-def open_terminal(descriptors: int) -> tuple[int, int]:
-    """Open a pseudo terminal below this root directory.
+def open_terminal(descriptors: int, root: int | None = None) -> tuple[int, int]:
+    """Open a pseudo terminal below a root directory.
 
     Args:
         descriptors: the directory of this process's own descriptors, /proc/self/fd of the host.
+        root: which; None for that of this process.
 
     Returns:
         Its controlling end, and its number in /dev/pts.
@@ -131,7 +136,7 @@ def open_terminal(descriptors: int) -> tuple[int, int]:
     Raises:
         OSError: there is none to be had.
     """
-    found = find_inside(b"/dev/ptmx")
+    found = find_inside(b"/dev/ptmx", root)
     try:
         status = os.fstat(found)
         if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(_MAJOR, _MINOR):
@@ -305,8 +310,8 @@ def _start(question: Any, terminal: int, number: int, descriptors: int) -> None:
 def main() -> None:
     """Enter the container, open a terminal, start what is to run at it, and hand it over."""
     answer = socket.socket(fileno=ANSWER_FD)
-    question = json.loads(answer.recv(QUESTION_MAX))
-    descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    question = json.loads(receive_question(answer))
+    descriptors = _own_descriptors()
     # What is not loaded by now would be the container's.
     sys.meta_path.clear()
     number: int | None = None
@@ -325,5 +330,32 @@ def main() -> None:
         terminals.append(terminal)
     except Failed as exc:
         failed = (exc.step, exc.number)
-    told = json.dumps({"number": number, "failed": failed}).encode()
-    send_descriptors(answer, told, terminals)
+    _tell(answer, number, failed, terminals)
+
+
+def main_alone() -> None:
+    """Open a terminal of the container from outside, and hand it over. EACCES may be because it is outside."""
+    number: int | None = None
+    terminals: list[int] = []
+    failed: tuple[str, int] | None = None
+    with socket.socket(fileno=ANSWER_FD) as answer:
+        receive_question(answer)
+        try:
+            descriptors = _own_descriptors()
+            root = open_root(LEADER_FD, os.O_PATH)
+            with files_as_root_of(LEADER_FD):
+                terminal, number = open_terminal(descriptors, root)
+            terminals.append(terminal)
+        except OSError as exc:
+            failed = ("terminal", exc.errno or errno.EIO)
+        _tell(answer, number, failed, terminals)
+
+
+def _own_descriptors() -> int:
+    return os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _tell(
+    answer: socket.socket, number: int | None, failed: tuple[str, int] | None, terminals: list[int]
+) -> None:
+    send_descriptors(answer, json.dumps({"number": number, "failed": failed}).encode(), terminals)

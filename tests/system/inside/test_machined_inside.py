@@ -145,8 +145,8 @@ def shells() -> str:
     return run("systemctl", "list-units", "--no-legend", "container-shell@*")
 
 
-@pytest.mark.parametrize("name", ["box", ".host"])
-def test_a_terminal_is_the_machines(box: int, name: str) -> None:
+@pytest.mark.parametrize("name", ["box", "shifted", ".host"])
+def test_a_terminal_is_the_machines(box: int, shifted: None, name: str) -> None:
     inside = Path(f"/proc/{box}/root" if name == "box" else "/")
     seen: list[Any] = []
     for path in BOTH:
@@ -156,6 +156,7 @@ def test_a_terminal_is_the_machines(box: int, name: str) -> None:
         seen.append((reply, status.st_uid, status.st_gid, oct(status.st_mode)))
         os.close(terminal)
     assert seen[0] == seen[1]
+    assert seen[0][1] == (SHIFTED[0] if name == "shifted" else 0)
 
 
 def test_moorctl_has_a_shell(box: int) -> None:

@@ -23,7 +23,8 @@ from moorage.pid1.fork_server import ForkServer, TookTooLong, _received
 from moorage.pid1.manager import ServiceSpec, UnitExists
 from moorage.pid1.oneshot import Account, ProbeFailed
 from moorage.probes import inside as program
-from moorage.probes.fork_server import CHILDREN_PER_ACCOUNT_MAX, REQUEST_MAX, get_ready, parse
+from moorage.probes.child import LINK_FD, REQUEST_MAX, get_ready
+from moorage.probes.fork_server import CHILDREN_PER_ACCOUNT_MAX, LASTING_MAX, parse
 from moorage.probes.handing import BUSY, LATE
 
 SECONDS = 20.0
@@ -32,7 +33,7 @@ SECONDS = 20.0
 IMPATIENT = f"""\
 import sys
 sys.path.append({str(Path(program.__file__).parents[2])!r})
-from moorage.probes import fork_server
+from moorage.probes import child, fork_server
 fork_server.IDLE_SECONDS = 0.05
 fork_server.main()
 """
@@ -110,12 +111,17 @@ def answer(asked: socket.socket) -> bytes:
     return said
 
 
+def children(process: subprocess.Popen[bytes]) -> set[int]:
+    """Return the children of a server."""
+    return set(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+
 def waiting(process: subprocess.Popen[bytes]) -> list[int]:
     """Return the children of a server that have nothing to do yet, once there are any."""
     until = monotonic() + SECONDS
     while monotonic() < until:
-        found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        lives = [int(pid) for pid in found if "(sleeping)" in Path(f"/proc/{pid}/status").read_text()]
+        found = children(process)
+        lives = [pid for pid in found if "(sleeping)" in Path(f"/proc/{pid}/status").read_text()]
         if lives:
             return lives
         sleep(0.01)
@@ -145,7 +151,7 @@ def test_a_child_gets_ready_without_a_trace() -> None:
 
 
 def test_a_child_that_is_ready_does_its_task() -> None:
-    server = Server("-c", IMPATIENT.replace("IDLE_SECONDS = 0.05", "READY_SECONDS = 0.0"))
+    server = Server("-c", IMPATIENT.replace("fork_server.IDLE_SECONDS = 0.05", "child.READY_SECONDS = 0.0"))
     assert [answer(server.ask()) for _ in range(3)] == [b"0"] * 3
     assert server.close() == ""
 
@@ -185,6 +191,47 @@ def test_it_ends_when_nothing_is_asked() -> None:
     server.process.wait(SECONDS)
     with pytest.raises(BrokenPipeError):
         server.ask()
+    assert server.close() == ""
+
+
+def test_a_child_that_enters_nothing_has_further_tasks_of_its_kind(server: Server) -> None:
+    assert answer(server.ask()) == b"0"
+    before = children(server.process)
+    assert [answer(server.ask(account=f"a{number}")) for number in range(9)] == [b"0"] * 9
+    stayed = before & children(server.process)
+    assert stayed
+    # It has nothing left of its tasks: but for the standard ones, the descriptor where it is told the next one.
+    until = monotonic() + SECONDS
+    while not all(descriptors(pid) <= {0, 1, 2, LINK_FD} for pid in stayed):
+        assert monotonic() < until
+        sleep(0.01)
+    assert server.close() == ""
+
+
+def descriptors(pid: int) -> set[int]:
+    return {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def test_no_more_children_wait_than_are_needed(server: Server) -> None:
+    for _ in range(4):
+        asked = [server.ask(account=f"a{number}") for number in range(12)]
+        assert [answer(each) for each in asked] == [b"0"] * 12
+    until = monotonic() + SECONDS
+    while len(children(server.process)) > LASTING_MAX + 1:  # and one for any task
+        assert monotonic() < until
+        sleep(0.01)
+    assert server.close() == ""
+
+
+def test_one_that_waits_for_another_task_is_replaced_when_it_was_killed(server: Server) -> None:
+    for _ in range(3):
+        assert answer(server.ask()) == b"0"
+        for pid in waiting(server.process):
+            os.kill(pid, signal.SIGKILL)
+        said = b""
+        while said != b"0":  # nobody knows yet
+            said = answer_or_none(server.ask())
+            assert said in {b"0", BUSY, b""}
     assert server.close() == ""
 
 
@@ -334,6 +381,8 @@ async def test_what_takes_too_long_is_said_to(started: Started, leader: int) -> 
         os.kill(pid, signal.SIGSTOP)
     with pytest.raises(TookTooLong):
         await server.ask("root", leader, None, account=ROOT, seconds=0.1)
+    for pid in children(process):
+        os.kill(pid, signal.SIGCONT)
     await opened(server, leader)
 
 
