@@ -1,4 +1,4 @@
-"""moored: the daemon's command line."""
+"""moored: how the daemon starts."""
 # ruff: noqa: E402 - the imports come after what makes them faster
 
 from __future__ import annotations
@@ -8,24 +8,24 @@ import gc
 # Nothing of what is imported is ever garbage, and looking for some takes a tenth of the start. See app.run().
 gc.disable()
 
-import argparse
 import logging
-import math
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
+import msgspec
 import trio
 
-from moorage import __version__, activation
+from moorage import activation
 from moorage.addresses import CONTROL, SYSTEM_METRICS, USER_METRICS
 from moorage.app import NoRecords, run
 from moorage.configuration.current import Configuration
 from moorage.configuration.files import locations
 from moorage.configuration.loading import Given, load
-from moorage.configuration.settings import LEVELS, Settings
+from moorage.configuration.settings import Settings
 from moorage.kernel.cgroup import NotUnified, check_unified
 from moorage.pid1.manager import ManagerUnavailable
 from moorage.running import Options
@@ -57,55 +57,27 @@ class _Formatter(logging.Formatter):
         return "\n".join(prefix + line for line in text.splitlines())
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, from which the man page is made as well."""
-    parser = argparse.ArgumentParser(
-        prog="moored", description="Registers machines and gives them scopes, over varlink."
-    )
-    parser.add_argument("--version", action="version", version=f"moored {__version__}")
-    parser.add_argument("--user", action="store_true", help="ask the service manager of the calling user")
-    parser.add_argument(
-        "--link",
-        choices=("auto", "private", "bus"),
-        default="auto",
-        help="how to talk to the service manager (default: its private socket, else the bus)",
-    )
-    parser.add_argument(
-        "--listen", metavar="PATH", help="listen there instead of on sockets that were passed"
-    )
-    parser.add_argument(
-        "--state-directory", metavar="PATH", help="where records are kept (default: below /run)"
-    )
-    parser.add_argument(
-        "--idle-timeout",
-        metavar="SECONDS",
-        type=_seconds,
-        help="exit after so long with nothing to do; 0 for never (default: idleTimeout of moored.conf(5))",
-    )
-    parser.add_argument(
-        "--log-level",
-        metavar="LEVEL",
-        type=_level,
-        help="of syslog(3), its name or number (default: logLevel of moored.conf(5))",
-    )
-    return parser
+class Arguments(msgspec.Struct, frozen=True):
+    """What the command line says; its options are in :mod:`moorage.command_line`."""
+
+    user: bool = False
+    link: Literal["auto", "private", "bus"] = "auto"
+    listen: str | None = None
+    state_directory: str | None = None
+    idle_timeout: float | None = None
+    log_level: int | None = None
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < math.inf:
-        raise ValueError(text)
-    return seconds
+def _arguments(argv: Sequence[str]) -> Arguments:
+    if not argv:
+        return Arguments()
+    # The system's service manager gives it none, and argparse takes as long as ten modules of ours.
+    from moorage.command_line import parser
+
+    return Arguments(**vars(parser().parse_args(argv)))
 
 
-def _level(text: str) -> int:
-    for number, name in enumerate(LEVELS):
-        if text in {name, str(number)}:
-            return number
-    raise ValueError(text)
-
-
-def _given(arguments: argparse.Namespace) -> dict[str, Given]:
+def _given(arguments: Arguments) -> dict[str, Given]:
     """Return what the command line says of the configuration."""
     given: dict[str, Given] = {}
     if arguments.idle_timeout is not None:
@@ -140,7 +112,7 @@ def _fail(error: BaseException) -> int:
 
 def main() -> int:
     """Run the daemon; return its exit status."""
-    arguments = parser().parse_args(sys.argv[1:])
+    arguments = _arguments(sys.argv[1:])
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(journal="JOURNAL_STREAM" in os.environ))
     logging.basicConfig(handlers=[handler])

@@ -15,6 +15,12 @@ USER_METRICS: Final = "systemd/report/io.moorage.Machine"
 """Where io.systemd.Metrics is served while the service runs, and where systemd-report(1) looks; below
 $XDG_RUNTIME_DIR."""
 
+MACHINED: Final = "/run/systemd/machine/io.systemd.Machine"
+"""Where the system's machined listens, or this service in its place."""
+
+MACHINED_FILES: Final = "/run/systemd/machines"
+"""Where machined keeps a file for each of its machines."""
+
 CONTROL: Final = "moorage/control"
 """Directory of the control sockets of machines, below /run or $XDG_RUNTIME_DIR."""
 

@@ -9,33 +9,21 @@ import resource
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
 from moorage import __version__, activation
+from moorage.addresses import MACHINED
 from moorage.api.calls import Authority
-from moorage.api.machine1.door import Door
 from moorage.api.machine_instance.handlers import MachineInstance
 from moorage.api.machine_instance.sockets import ControlSockets, share
-from moorage.api.metrics.handlers import Metrics
-from moorage.api.metrics.service import Insides
 from moorage.api.moorage_machine.handlers import MoorageMachine
 from moorage.api.moorage_machine.wording import Wording
-from moorage.api.resolve_hook.handlers import ResolveHook
-from moorage.api.resolve_hook.names import Names
 from moorage.api.systemd_machine.handlers import SystemdMachine
 from moorage.api.systemd_service import GenericService
-from moorage.api.user_database.handlers import UserDatabase
 from moorage.authz.policy import Policy
 from moorage.authz.polkit import Polkit
-from moorage.beside.adopting import Adopting
-from moorage.beside.directory import ADDRESS, FILES, Directory
-from moorage.beside.following import Beside, Watch
-from moorage.beside.notes import Notes
-from moorage.beside.peer import Peer
-from moorage.beside.publishing import Publishing
-from moorage.beside.traces import Traces
 from moorage.configuration.current import Configuration
 from moorage.configuration.reloading import reload_at_hangup
 from moorage.configuration.settings import Settings
@@ -98,10 +86,17 @@ from moorage.pid1.manager import Manager
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 from moorage.pid1.references import BusReferences, References
-from moorage.place.state_files import StateFiles
 from moorage.running import Options, wait_for_signal, wait_until_idle
 from moorage.wire.server import Server
 from moorage.wire.service import Interface, Service
+
+if TYPE_CHECKING:
+    from moorage.api.machine1.door import Door
+    from moorage.beside.following import Beside
+    from moorage.parts.in_place import Shown
+
+# What is not there at each start is in moorage.parts, and imported by whoever wants it, below: the first caller waits
+# for every module that is imported before it is answered.
 
 DRAIN_SECONDS = 5.0
 """For how long calls under way may go on after SIGTERM, s. What has reached the service manager is found again by the
@@ -112,9 +107,6 @@ NOTED_AT_ONCE = 4
 
 FIRST_SECONDS = 0.5
 """For how long the first calls wait for machines that machined has already, s, which takes a tenth of that."""
-
-USERS, NAMES = "/run/systemd/userdb/io.systemd.Machine", "/run/systemd/resolve.hook/io.systemd.Machine"
-"""Where machined is asked for users of containers, and for addresses of machines."""
 
 HER_ADDRESS = "systemd/machine/io.systemd.Machine"
 """Where the machined of a user listens, below the user's runtime directory."""
@@ -133,14 +125,13 @@ class Core:
         services: what interfaces call.
         followers: who is told of machines; more may join before it runs.
         leases: what holds machines.
-        names: names of machines, for those who look them up; None unless it is in machined's place.
+        shown: the machines as machined would show them; None unless it is in machined's place.
     """
 
     _beside: Beside | None = None
     _sockets: ControlSockets | None = None
     _writer: JournalWriter | None = None
-    _files: StateFiles | None = None
-    names: Names | None = None
+    shown: Shown | None = None
 
     def __init__(
         self, manager: Manager, store: Store, files: EventFiles, scribe: Scribe,
@@ -155,7 +146,7 @@ class Core:
         registry, hints, intents = Registry(trusted, settings.bounds), Hints(manager), Intents(store)
         self._states = states = HelperStates(manager, hints, processes, journal, user=directories.user)
         watcher = StartWatcher(states, hints, system, journal, user=directories.user)
-        self._processes = processes
+        self._manager, self._system = manager, system
         self._leftovers = leftovers = Leftovers(manager, hints, hierarchy, intents.marks)
         started = StartedUnits(manager, hints, leftovers, references)
         scopes = Scopes(manager, hints, leftovers, started, states, watcher, directories, system)
@@ -183,11 +174,10 @@ class Core:
             registry, agenda, observer, accounts, retirement, control, changes, states, followers, manager,
             system, detached)  # fmt: skip
         self.leases = leases = Leases(control, followers, detached, settings.lease_grace_usec / 1e6)
-        starts = Starts(registry, store, intents, agenda, observer, scopes, followers, system)
+        self._starts = starts = Starts(registry, store, intents, agenda, observer, scopes, followers, system)
         registrar = Registrar(
             registry, intents, Holders(registry, agenda, manager, system), scopes, states, directories, starts,
             leases, Places(trusted), references, followers, manager, system, detached)  # fmt: skip
-        self._adopting = Adopting(registry, registrar, starts, leftovers, manager, system)
         self._recovery = Recovery(
             registry, store, intents, agenda, observer, retirement, left, starts, leases, leftovers, states,
             followers, manager, hierarchy, references)  # fmt: skip
@@ -204,36 +194,21 @@ class Core:
             Networks(inside, detached))  # fmt: skip
 
     def stand_beside(
-        self, machined: Peer, watch: Watch, store: Store, sockets: ControlSockets, settings: Settings
+        self, bus: str, readiness: Readiness, store: Store, sockets: ControlSockets, settings: Settings
     ) -> None:
-        """Be in step with machined once it runs.
+        """Be in step with machined once it runs; the arguments are those of :func:`parts.beside.stand_beside`."""
+        from moorage.parts.beside import Rooms, stand_beside
 
-        Args:
-            machined: is called.
-            watch: begins to watch what machined shows of itself.
-            store: keeps account of what machined has, and is not to be adopted.
-            sockets: make the addresses that machined is told.
-            settings: what is to be done.
-        """
-        registry, followers, notes = self.services.registry, self.followers, Notes(store)
-        self._leftovers.elsewhere = traces = Traces(FILES)
-        publishing = Publishing(
-            registry, notes, machined, traces, followers, self._processes, sockets.address,
-            wanted=settings.publish,
-        )  # fmt: skip
-        self._beside = Beside(
-            registry, notes, machined, watch, publishing, self._adopting, self._retirement, self._detached,
-            adopt=settings.adopt,
-        )  # fmt: skip
-        followers.join(self._beside)
+        rooms = Rooms(
+            self.services, self._starts, self._leftovers, self.followers, self._detached, self._manager,
+            self._system)  # fmt: skip
+        self._beside = stand_beside(rooms, bus, readiness, store, sockets, settings)
 
     def stand_in_place(self) -> None:
         """Show the machines to the rest of the system as machined would, for as long as its place is ours."""
-        place = activation.identity_of(ADDRESS)
-        registry = self.services.registry
-        self._files = StateFiles(FILES, registry, lambda: activation.identity_of(ADDRESS) == place)
-        self.names = Names(registry)
-        self.followers.join(self._files, self.names)
+        from moorage.parts.in_place import Shown
+
+        self.shown = Shown(self.services.registry, self.followers)
 
     def listen(self, sockets: ControlSockets) -> None:
         """Have each machine controlled at a socket of its own."""
@@ -258,8 +233,8 @@ class Core:
                 self._chronicle.open()
                 self._recovery.restore()
                 self._chronicle.opened()
-                if self._files is not None:
-                    self._files.sweep()
+                if self.shown is not None:
+                    self.shown.files.sweep()
                 await self._watching.look()
                 self._states.miss()
                 await nursery.start(self._states.run)
@@ -274,8 +249,8 @@ class Core:
                 nursery.start_soon(self._retirement.run)
                 if self._writer is not None:
                     nursery.start_soon(self._writer.run)
-                if self.names is not None:
-                    nursery.start_soon(self.names.run)
+                if self.shown is not None:
+                    nursery.start_soon(self.shown.names.run)
                 if self._sockets is not None:
                     await nursery.start(self._sockets.run)
                 if self._beside is not None:
@@ -347,12 +322,10 @@ async def serve(
     store = _open_store(options.state_directory)
     readiness = Readiness(NOTED_AT_ONCE)
     settings = configuration.settings
-    files = EventFiles(options.events_directory, boot_id(), settings.events)
-    directories = _directories(options, settings)
     core = Core(
-        manager, store, files, Wording(), directories, references, system(readiness), journal, settings
-    )
-    core.keep_diary(JournalWriter(), user=directories.user)
+        manager, store, EventFiles(options.events_directory, boot_id(), settings.events), Wording(),
+        _directories(options, settings), references, system(readiness), journal, settings)  # fmt: skip
+    core.keep_diary(JournalWriter(), user=options.user is not None)
     theirs = SystemdMachine(core.services, authority, configuration)
     service = _service(theirs, core, authority, manager, configuration)
     server = _server(configuration, listeners, service)
@@ -360,10 +333,8 @@ async def serve(
     if (in_place := _in_place(options, listeners)) and options.user is None:
         core.stand_in_place()
     elif options.user is None and (settings.publish or settings.adopt):
-        machined, watch = Peer(ADDRESS, endpoints.bus), partial(Directory, readiness)
-        core.stand_beside(machined, watch, store, sockets, settings)
-    core.followers.join(door := Door(endpoints.bus if in_place else None, theirs))
-    _offer_metrics(offers, options, core, authority, manager, server, service)
+        core.stand_beside(endpoints.bus, readiness, store, sockets, settings)
+    door = _door(endpoints.bus, core, theirs) if in_place else None
     _collect_what_comes()
     async with trio.open_nursery() as background:
         await background.start(manager.run)
@@ -374,8 +345,11 @@ async def serve(
             await background.start(polkit.run)
         await background.start(server.serve)
         core.serve()
-        _offer_lookups(offers, core, authority, server)
-        await background.start(door.run)
+        if core.shown is not None:
+            _offer_lookups(offers, core, core.shown, authority, server)
+        if door is not None:
+            await background.start(door.run)
+        _offer_metrics(offers, options, core, authority, manager, server, service)
         background.start_soon(activation.feed_watchdog, notifier)
         await background.start(reload_at_hangup, configuration, notifier)
         background.start_soon(keep_small)
@@ -389,25 +363,24 @@ async def serve(
 
 def _in_place(options: Options, listeners: Sequence[socket.socket]) -> bool:
     """Whether this service is called where machined is otherwise, that of the system or of the same user."""
-    place = ADDRESS
+    place = MACHINED
     if options.user is not None:  # as machined --user has it
         place = f"{os.environ.get('XDG_RUNTIME_DIR', '')}/{HER_ADDRESS}"
     return any(listener.getsockname() == place for listener in listeners)
 
 
-def _offer_lookups(offers: ExitStack, core: Core, authority: Authority, server: Server) -> None:
-    """Answer who looks up users and machines in machined's place. Not before: who waits may be the message bus."""
-    services = core.services
-    if core.names is None:
-        return
-    interfaces = {
-        USERS: UserDatabase(services.registry, services.id_maps, authority),
-        NAMES: ResolveHook(core.names, services.networks, authority),
-    }
-    for path, interface in interfaces.items():
-        listener = offers.enter_context(activation.offered(path, interface.name))
-        if listener is not None:
-            server.listen(listener, _named(interface), aside=True)
+def _door(bus: str, core: Core, theirs: SystemdMachine) -> Door:
+    from moorage.parts.in_place import open_door
+
+    return open_door(bus, theirs, core.followers)
+
+
+def _offer_lookups(
+    offers: ExitStack, core: Core, shown: Shown, authority: Authority, server: Server
+) -> None:
+    from moorage.parts.in_place import offer_lookups
+
+    offer_lookups(offers, core.services, shown.names, authority, server, _named)
 
 
 def _open_store(path: str) -> Store:
@@ -449,10 +422,10 @@ def _offer_metrics(
     offers: ExitStack, options: Options, core: Core, authority: Authority, manager: DBusManager, server: Server,
     service: Service,
 ) -> None:  # fmt: skip
-    listener = offers.enter_context(activation.offered(options.metrics_address, "metrics"))
-    if listener is not None:
-        insides = Insides(core.services, server, service.tally, manager.latency)
-        server.listen(listener, _named(Metrics(core.services, authority, insides)), aside=True)
+    from moorage.parts.metrics import offer_metrics
+
+    offer_metrics(
+        offers, options.metrics_address, core.services, authority, manager, server, service.tally, _named)  # fmt: skip
 
 
 def _control_sockets(options: Options, core: Core, authority: Authority, server: Server) -> ControlSockets:
@@ -484,14 +457,17 @@ def _tell_ready(notifier: activation.Notifier, core: Core, manager: DBusManager)
     _log.debug("Serving over the %s link of systemd %d.", manager.link_kind, manager.version)
 
 
-async def _end(notifier: activation.Notifier, core: Core, door: Door, server: Server) -> None:
+async def _end(notifier: activation.Notifier, core: Core, door: Door | None, server: Server) -> None:
     notifier.notify("STOPPING=1")
     core.end()
-    await door.end()
+    if door is not None:
+        await door.end()
     await server.drain(DRAIN_SECONDS)
 
 
-async def _until_the_end(configuration: Configuration, server: Server, door: Door, core: Core) -> None:
+async def _until_the_end(
+    configuration: Configuration, server: Server, door: Door | None, core: Core
+) -> None:
     async with trio.open_nursery() as until:
         until.start_soon(wait_for_signal, until.cancel_scope)
         until.start_soon(wait_until_idle, configuration, server, door, lambda: core.idle, until.cancel_scope)

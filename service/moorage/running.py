@@ -6,14 +6,16 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import trio
 
-from moorage.api.machine1.door import Door
 from moorage.configuration.current import Configuration
 from moorage.wire.server import Server
+
+if TYPE_CHECKING:
+    from moorage.api.machine1.door import Door
 
 IDLE_CHECK_SECONDS = 1.0
 """How often it is asked whether there is anything left to do, s."""
@@ -57,7 +59,7 @@ async def wait_for_signal(end: trio.CancelScope) -> None:
 async def wait_until_idle(
     configuration: Configuration,
     server: Server,
-    door: Door,
+    door: Door | None,
     idle: Callable[[], bool],
     end: trio.CancelScope,
 ) -> None:
@@ -66,7 +68,7 @@ async def wait_until_idle(
     Args:
         configuration: says for how long.
         server: knows who is connected.
-        door: knows who calls on the message bus.
+        door: knows who calls on the message bus; None where nobody can.
         idle: whether there is nothing else to do.
         end: of all.
     """
@@ -75,8 +77,9 @@ async def wait_until_idle(
         usec = configuration.settings.idle_timeout_usec
         timeout = math.inf if usec is None else usec / 1e6
         await trio.sleep(min(timeout, IDLE_CHECK_SECONDS))
-        quiet = trio.current_time() - max(server.last_activity, door.last_activity)
-        if not server.connections and not door.busy and idle() and quiet >= timeout:
+        busy, latest = (False, -1.0) if door is None else (door.busy, door.last_activity)
+        quiet = trio.current_time() - max(server.last_activity, latest)
+        if not server.connections and not busy and idle() and quiet >= timeout:
             _log.debug("Nothing to do, exiting.")
             end.cancel()
             return

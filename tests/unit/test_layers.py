@@ -90,7 +90,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 4: interfaces served
     ("moorage.api", "moorage.activation", "moorage.configuration"),
     # 5: programs
-    ("moorage.__main__", "moorage.app", "moorage.cli", "moorage.exporter", "moorage.running"),
+    (
+        "moorage.__main__", "moorage.app", "moorage.command_line", "moorage.parts", "moorage.running",
+        "moorage.cli", "moorage.exporter",
+    ),
 )  # fmt: skip
 """A name stands for a module or package and all below it. Imports within a layer are allowed, cycles are not."""
 
@@ -116,6 +119,7 @@ PACKAGES_ONLY = (
     "moorage.dbus",
     "moorage.exporter",
     "moorage.kernel",
+    "moorage.parts",
     "moorage.place",
     "moorage.probes",
     "moorage.steps",

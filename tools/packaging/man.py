@@ -126,8 +126,8 @@ def interface() -> str:
 
 def pages() -> dict[str, str]:
     """Return the source of each man page by its file name, such as moored.8."""
-    from moorage.__main__ import parser
     from moorage.cli import commands as cli
+    from moorage.command_line import parser
     from moorage.exporter.options import parser as exporter
 
     found = {path.stem: path.read_text() for path in sorted(SOURCES.glob("*.rst"))}

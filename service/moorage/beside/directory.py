@@ -30,12 +30,6 @@ SOCKETS = "machine"
 SOCKET = "io.systemd.Machine"
 MACHINES = "machines"
 
-ADDRESS = f"{PARENT}/{SOCKETS}/{SOCKET}"
-"""Where the system's machined listens."""
-
-FILES = f"{PARENT}/{MACHINES}"
-"""Where it keeps a file for each of its machines."""
-
 _CAME, _WENT = IN_CREATE | IN_MOVED_TO, IN_DELETE | IN_MOVED_FROM
 
 

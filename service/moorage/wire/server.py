@@ -155,7 +155,8 @@ class Server:
         """Serve until :meth:`stop` or the end of :meth:`drain`.
 
         Args:
-            task_status: started once connections are accepted.
+            task_status: started once connections are accepted, and those that were there already had a turn: whatever
+                comes after it at a start is nothing that the first caller waits for.
         """
         self.last_activity = trio.current_time()
         self._reserve = _open_reserve()
@@ -178,6 +179,7 @@ class Server:
                 tasks.start_soon(self._poller.run)
                 tasks.start_soon(self._crowd.run, self._fairness.pause)
                 tasks.start_soon(self._deadlines.run)
+                self._poller.poll()
                 task_status.started()
                 await self._stopped.wait()
                 tasks.cancel_scope.cancel()

@@ -14,7 +14,7 @@ with :func:`~moorage.wire.method.method`::
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -41,12 +41,11 @@ class Interface:
     Attributes:
         name: its name, from the description.
         description: the text.
-        methods: handlers, by the method's name without the interface.
         described: names of all methods in the description.
 
     Raises:
         ValueError: the description names no interface.
-        TypeError: a handler is for a method that is not described, or its annotations do not fit.
+        TypeError: a handler is for a method that is not described.
     """
 
     def __init__(self, description: str) -> None:
@@ -58,15 +57,22 @@ class Interface:
         self.name: str = match.group(1)
         self.description = description
         self.described = frozenset(_METHOD.findall(bare))
-        self.methods: Mapping[str, Method] = dict(self._handlers())
-        unknown = self.methods.keys() - self.described
+        self._handlers = {mark.name: (attribute, mark) for attribute, mark in marked(type(self))}
+        unknown = self._handlers.keys() - self.described
         if unknown:
             raise TypeError(f"{self.name} does not describe {', '.join(sorted(unknown))}")
 
-    def _handlers(self) -> Iterator[tuple[str, Method]]:
-        for attribute, mark in marked(type(self)):
-            function = getattr(self, attribute)
-            yield mark.name, Method(f"{self.name}.{mark.name}", function, requires_more=mark.requires_more)
+    def handler(self, name: str) -> Method | None:
+        """Return the handler of a method, None if there is none; name: without the interface.
+
+        Raises:
+            TypeError: its annotations are not those of a handler.
+        """
+        found = self._handlers.get(name)
+        if found is None:
+            return None
+        attribute, mark = found
+        return Method(f"{self.name}.{name}", getattr(self, attribute), requires_more=mark.requires_more)
 
 
 class GetInfoReply(Reply, omit_defaults=False):
@@ -154,11 +160,8 @@ class Service:
         )
         self.interfaces = own.interfaces
         self.tally = Tally()
-        self._methods = {
-            handler.name: handler
-            for interface in self.interfaces.values()
-            for handler in interface.methods.values()
-        }
+        # Each is made for its first call: making all takes as long as five modules do at the start of the service.
+        self._methods: dict[str, Method] = {}
 
     def find(self, name: str) -> Method:
         """Return the handler of a method.
@@ -170,6 +173,7 @@ class Service:
             InterfaceNotFound: the service has no such interface.
             MethodNotFound: the interface has no such method.
             MethodNotImplemented: it has, but there is no handler.
+            TypeError: the annotations of the handler are not those of one.
         """
         found = self._methods.get(name)
         if found is not None:
@@ -178,6 +182,9 @@ class Service:
         interface = self.interfaces.get(prefix)
         if interface is None:
             raise InterfaceNotFound(prefix or name)
+        if (made := interface.handler(member)) is not None:
+            self._methods[name] = made
+            return made
         if member in interface.described:
             raise MethodNotImplemented(name)
         raise MethodNotFound(name)

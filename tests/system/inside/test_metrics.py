@@ -187,9 +187,10 @@ async def test_scrapes_that_hang_keep_nobody_from_anything(spawn: Processes) -> 
 
 
 async def started() -> Client:
-    """Have moored started by a call of who does not only look on."""
+    """Have moored started by a call of who does not only look on; metrics come after its answer."""
     async with await connect() as client:
         await client.call("org.varlink.service.GetInfo")
+    await until(lambda: show("moored.service", "ActiveState") == {"ActiveState": "active"})
     return client
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from moorage.wire import fairness, link
 from moorage.wire.answering import REPLIES_PER_TURN
 from moorage.wire.link import MESSAGES_PER_TURN, OUTPUT_HIGH_WATER, Link
-from moorage.wire.server import Limits
+from moorage.wire.server import Limits, Server
 from moorage.wire.service import Service
 
 if TYPE_CHECKING:
@@ -1013,3 +1013,19 @@ async def test_who_calls(serve: Serve, read_messages: ReadMessages) -> None:
         with running.connect() as raw:
             raw.send(call("Who"))
             assert await read_messages(raw, 1) == [b'{"parameters":{"uid":%d}}' % os.getuid()]
+
+
+async def test_who_was_there_first_is_answered_before_the_start_goes_on(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    server, service = Server(), Service(vendor="", product="Tests", version="", url="")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as raw:
+        listener.bind(path)
+        listener.listen()
+        server.listen(listener, service)
+        raw.connect(path)
+        raw.sendall(GET_INFO)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve)
+            reply = raw.recv(65536, socket.MSG_DONTWAIT)
+            server.stop()
+    assert json.loads(reply[:-1])["parameters"]["product"] == "Tests"

@@ -11,7 +11,7 @@ from msgspec import Meta, Raw
 from moorage.api.descriptions import load_description
 from moorage.wire.call import Call
 from moorage.wire.errors import InterfaceNotFound, InvalidParameter, MethodNotFound, MethodNotImplemented
-from moorage.wire.method import Kind, method
+from moorage.wire.method import Kind, Method, method
 from moorage.wire.service import Interface, Service
 from moorage.wire.types import Empty, Int, Last, Parameters, Reply, WithFds
 
@@ -68,10 +68,19 @@ class Kinds(Interface):
         return WithFds(Out(number=1), [])
 
 
+def plain() -> Method:
+    found = Kinds().handler("Plain")
+    assert found is not None
+    return found
+
+
 def test_handlers_are_what_their_annotations_say() -> None:
-    methods = Kinds().methods
+    kinds = Kinds()
+    handlers = {name: kinds.handler(name) for name in sorted(kinds.described)}
     assert {
-        name: (found.kind, found.reply_type, found.requires_more) for name, found in methods.items()
+        name: (found.kind, found.reply_type, found.requires_more)
+        for name, found in handlers.items()
+        if found is not None
     } == {
         "Plain": (Kind.PLAIN, Empty, False),
         "Gen": (Kind.GENERATOR, Out, False),
@@ -80,7 +89,7 @@ def test_handlers_are_what_their_annotations_say() -> None:
         "PlainStream": (Kind.GENERATOR, Out, False),
         "Fds": (Kind.PLAIN, Out, False),
     }
-    assert methods["Plain"].parameters_type is Everything
+    assert plain().parameters_type is Everything
 
 
 @pytest.mark.parametrize(
@@ -139,24 +148,24 @@ def test_methods_that_are_not_there(name: str, error: Exception) -> None:
 )
 def test_the_field_that_is_wrong_is_named(parameters: bytes, field: str) -> None:
     with pytest.raises(InvalidParameter) as caught:
-        Kinds().methods["Plain"].decode(Raw(parameters))
+        plain().decode(Raw(parameters))
     assert caught.value.parameter == field
 
 
 def test_an_integer_may_be_written_as_sd_json_reads_it() -> None:
-    decoded = Kinds().methods["Plain"].decode(Raw(b'{"name":"1","leader":{"pid":"65","start":66.0}}'))
+    decoded = plain().decode(Raw(b'{"name":"1","leader":{"pid":"65","start":66.0}}'))
     assert decoded == Everything(name="1", leader=Process(pid=65, start=66))
 
 
 def test_the_largest_integers() -> None:
     for number in (2**63 - 1, -(2**63)):
         text = msgspec.json.encode({"name": "a", "leader": {"pid": number}})
-        decoded = Kinds().methods["Plain"].decode(Raw(text))
+        decoded = plain().decode(Raw(text))
         assert isinstance(decoded, Everything)
         assert decoded.leader == Process(pid=number)
 
 
-def test_bugs_of_an_interface_are_found_when_it_is_made() -> None:
+def test_bugs_of_an_interface_are_found() -> None:
     with pytest.raises(ValueError, match="interface"):
         Interface("method Nope() -> ()")
 
@@ -172,14 +181,14 @@ def test_bugs_of_an_interface_are_found_when_it_is_made() -> None:
         def nope(self, call: Call, params: Empty) -> int: ...
 
     with pytest.raises(TypeError, match="Struct"):
-        NoStruct("interface a.b\nmethod Nope() -> ()")
+        NoStruct("interface a.b\nmethod Nope() -> ()").handler("Nope")
 
     class NoParameters(Interface):
         @method("Nope")
         def nope(self, call: Call) -> None: ...
 
     with pytest.raises(TypeError, match="parameters"):
-        NoParameters("interface a.b\nmethod Nope() -> ()")
+        NoParameters("interface a.b\nmethod Nope() -> ()").handler("Nope")
 
 
 def test_an_interface_twice_is_refused() -> None:
