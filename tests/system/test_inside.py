@@ -21,7 +21,7 @@ TOGETHER = (
         "test_place", "test_polkit", "test_freeze", "test_crash",
     ),
     (
-        "test_properties", "test_pty", "test_register", "test_set_properties", "test_stop_command",
+        "test_properties", "test_pty", "test_register", "test_set_properties", "test_drop_ins", "test_stop_command",
         "test_unit_files",
     ),
     ("test_names", "test_run"),

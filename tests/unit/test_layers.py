@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.beside.directory", "moorage.beside.notes", "moorage.beside.traces",
         "moorage.machines.store", "moorage.machines.intents", "moorage.machines.event_files",
         "moorage.machines.in_force", "moorage.machines.foreseen", "moorage.machines.in_use", "moorage.machines.shares",
+        "moorage.machines.drop_ins",
         "moorage.authz.polkit", "moorage.probes.namespaces", "moorage.probes.control",
         "moorage.probes.terminal", "moorage.probes.handing", "moorage.probes.root", "moorage.probes.copy",
         "moorage.probes.mount", "moorage.probes.fork_server", "moorage.probes.inside", "moorage.probes.network",

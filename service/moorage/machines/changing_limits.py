@@ -13,9 +13,9 @@ from functools import partial
 from typing import Final, NamedTuple
 
 import trio
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
-from moorage.machines import effective, shares
+from moorage.machines import drop_ins, effective, shares
 from moorage.machines.alone import Alone
 from moorage.machines.compared.bpf import MORE_PROGRAMS, RULES
 from moorage.machines.detached import Detached
@@ -134,10 +134,13 @@ class ChangingLimits:
             self._check(machine)
             target = await self._target(machine, properties, helper, deadline)
             types = await self._manager.property_types(target.kind, deadline=deadline)
-            converted = shares.absolute(types.convert(properties))
+            converted = types.convert(properties)
+            there = await self._drop_ins(machine, target, deadline)
+            lasting = shares.lasting(converted, {path.rpartition("/")[2] for path in there})
+            undone = drop_ins.undone(properties, converted, there)
             self._check(machine)
             before = use(properties, Group(target.control_group))
-            await self._set_on(machine, target, converted, deadline, dry_run=dry_run)
+            await self._set_on(machine, target, lasting.sent, deadline, dry_run=dry_run)
         group = None if dry_run else target.control_group
         unit = effective.Unit(properties, group, helper, target.main_pid, before=before)
         slice_ = machine.record.placement.slice
@@ -148,6 +151,7 @@ class ChangingLimits:
             found = await effective.compare(self._manager, [unit], slice_, user=self._user)
             # Of a helper in a user's manager also what it lacks in any case is told, which was told when it started.
             different = [each for each in found if each.property in properties]
+            different += [replace(each, helper=helper) for each in (*lasting.differences, *undone)]
             return different
         finally:
             if not dry_run:
@@ -171,8 +175,21 @@ class ChangingLimits:
         *,
         dry_run: bool,
     ) -> None:
-        try:
+        with self._there(machine, target):
             await self._manager.set_properties(target.unit, converted, check=dry_run, deadline=deadline)
+
+    async def _drop_ins(self, machine: Machine, target: _Target, deadline: float) -> list[str]:
+        """Return the paths of the drop-ins that the unit has."""
+        with self._there(machine, target):
+            found = await self._manager.properties(target.unit, ["DropInPaths"], deadline=deadline)
+        paths = found.get("DropInPaths")
+        return [path for path in paths if isinstance(path, str)] if isinstance(paths, list) else []
+
+    @contextlib.contextmanager
+    def _there(self, machine: Machine, target: _Target) -> Generator[None]:
+        """Raise what is known of the machine where its unit has ended."""
+        try:
+            yield
         except NoSuchUnit:
             self._check(machine)
             raise MachineBusy(f"{target.unit} has ended") from None

@@ -336,6 +336,7 @@ class FakeManager:
                 "InvocationID": list(bytes.fromhex(found.invocation)),
                 "TimeoutStopUSec": round(self.pid1.stop_seconds * 1e6),
                 "SendSIGKILL": True,
+                "DropInPaths": [],
             }
             kept: dict[str, Any] = found.properties
             values.update({name: kept[name] for name in names if name in kept})
