@@ -18,7 +18,7 @@ TOGETHER = (
     ),
     (
         "test_launch", "test_machined", "test_moorctl_events", "test_own_slice", "test_peers", "test_pid1",
-        "test_place", "test_polkit", "test_freeze", "test_crash",
+        "test_place", "test_polkit", "test_freeze", "test_frozen_slices", "test_crash",
     ),
     (
         "test_properties", "test_pty", "test_register", "test_set_properties", "test_drop_ins", "test_stop_command",

@@ -137,9 +137,10 @@ class Core:
         """Stop a machine, as the handler of Stop does; return whether it is gone."""
         await self._services.registrar.wait(machine.name)
         control, grace = self._services.control, self._services.grace
-        if not grace.begin(machine, power_off=power_off, insist_after=None):
+        given = grace.begin(machine, power_off=power_off, insist_after=None)
+        if given is None:
             return await control.begin_stop(machine, wait=seconds)
-        await grace.wait(machine, timeout=seconds)
+        await grace.wait(machine, given, timeout=seconds)
         return True
 
     def await_stop(self, machine: Machine, seconds: float) -> Feed[AwaitStopOut]:

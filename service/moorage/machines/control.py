@@ -27,9 +27,9 @@ from moorage.machines.model import Cause, HelperEnd, KillWhom
 from moorage.machines.registry import Registry
 from moorage.machines.renewal import is_renewed
 from moorage.machines.store import Store
-from moorage.machines.thawing import is_frozen, naming_the_slice, thaw_helpers
+from moorage.machines.thawing import freezer_above, is_frozen, naming_the_slice, thaw_helpers
 from moorage.machines.vital import BOND_SECONDS, is_left_to_us, lost
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, ManagerTimeout, NoSuchUnit
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, ManagerTimeout, NoSuchUnit, UnitBusy
 
 STOP_SECONDS = 200.0
 """Default deadline of a stop: two times DefaultTimeoutStopUSec=90s (SIGTERM, then SIGKILL) and a little."""
@@ -168,7 +168,7 @@ class Control:
                         await self.stop(machine, cause=Cause.helper_ended, without=lost_helper)
                 except (ManagerError, TooMuchUnderWay) as error:
                     _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
-                    await trio.sleep(ASK_SECONDS)
+                    await self.pause(machine)
 
     async def kill(
         self, machine: Machine, whom: KillWhom, signal: int, *, subgroup: str | None = None
@@ -236,6 +236,20 @@ class Control:
             with contextlib.suppress(NoSuchUnit), naming_the_slice(machine.record, self._hierarchy):
                 await self._manager.thaw(machine.unit, deadline=trio.current_time() + ASK_SECONDS)
 
+    def is_held(self, machine: Machine) -> bool:
+        """Whether a machine is known to be frozen with a slice above it: nothing in it can react to anything then."""
+        group = machine.record.control_group
+        try:
+            return is_frozen(group, self._hierarchy) and freezer_above(group, self._hierarchy) is not None
+        except OSError:  # no file descriptor is left
+            return False
+
+    @staticmethod
+    async def pause(machine: Machine) -> None:
+        """Wait a while, until a stop that failed is tried again; the machine is stopping meanwhile."""
+        with machine.under_way(Work.insist):
+            await trio.sleep(ASK_SECONDS)
+
     def note_asked(self, machine: Machine, *, insist_by: int) -> None:
         """Take note that a machine is asked to end by itself, and stopped if it has not.
 
@@ -299,6 +313,10 @@ class Control:
                     machine.unit_stops()
         except NoSuchUnit:
             machine.unit_stops()  # it went by itself
+        except UnitBusy:
+            if machine.record.asked is Cause.stopped and machine.record.insist_by is None:
+                self._asking.spare(machine)  # nothing was done, and its caller is told so
+            raise
         finally:
             # Of a unit that is stopped and gone the manager tells by itself, a moment later.
             self._agenda.mark(machine, ask=not stopped)

@@ -22,12 +22,12 @@ from moorage.machines.control import Control
 from moorage.machines.detached import Detached
 from moorage.machines.errors import NotStoppable, Refused, TooMuchUnderWay
 from moorage.machines.followers import Follower
-from moorage.machines.machine import UNDER_WAY_MAX, Machine, Period
+from moorage.machines.machine import UNDER_WAY_MAX, Machine, Period, either
 from moorage.machines.model import Phase
 from moorage.machines.powering import Power, Powering, control_path
 from moorage.machines.registry import Registry
 from moorage.machines.store import Store
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, ManagerTimeout
+from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, ManagerTimeout, UnitBusy
 
 INSIST_SECONDS: Final = 90.0
 """For how long a guest that was asked to power off may take, if the caller does not say: the manager's
@@ -116,7 +116,7 @@ class Grace(Follower):
         if period is not None and not (machine.waiting or period.power_off or self._closed):
             period.shorten(trio.current_time())
 
-    def begin(self, machine: Machine, *, power_off: bool, insist_after: float | None) -> bool:
+    def begin(self, machine: Machine, *, power_off: bool, insist_after: float | None) -> Period | None:
         """Begin to stop a machine that is given time first; if it has time already, it may get less.
 
         Args:
@@ -126,7 +126,8 @@ class Grace(Follower):
                 least counts.
 
         Returns:
-            Whether it has time. If not, nothing was done.
+            Its time; None if it has none, and nothing was done: also if it is frozen with a slice above it, so that
+            it could do nothing in that time.
 
         Raises:
             GuestUnreachable: its guest cannot be asked; nothing was done.
@@ -136,16 +137,16 @@ class Grace(Follower):
         if (period := machine.period) is not None:
             if insist_after is not None:
                 period.shorten(trio.current_time() + insist_after)
-            return insist_after != 0
+            return period if insist_after != 0 else None
         seconds = self.seconds(machine, power_off=power_off, insist_after=insist_after)
-        if seconds == 0 or not self._runs(machine):
-            return False
+        if seconds == 0 or not self._runs(machine) or self._control.is_held(machine):
+            return None
         insist_by = self._clock.monotonic() + round(seconds * 1e6)
         self._control.note_asked(machine, insist_by=insist_by)
-        self._give(machine, seconds, insist_by, power_off=power_off)
+        period = self._give(machine, seconds, insist_by, power_off=power_off)
         for waiter in machine.waiting:
             waiter.wake()
-        return True
+        return period
 
     async def before_shutdown(self) -> None:
         """Give time to machines that the manager is about to stop, and wait until all that have time had it.
@@ -185,14 +186,17 @@ class Grace(Follower):
     def _runs(self, machine: Machine) -> bool:
         return self._registry.get(machine.name) is machine and machine.phase is Phase.running
 
-    async def wait(self, machine: Machine, *, timeout: float) -> None:
+    async def wait(self, machine: Machine, period: Period, *, timeout: float) -> None:
         """Wait until a machine is gone that :meth:`begin` has given time.
 
         Raises:
+            UnitBusy: when its time was over, it could not be stopped. It is as soon as that is possible.
             ManagerTimeout: it is not gone yet.
         """
         with trio.move_on_after(timeout):
-            await machine.gone.wait()
+            await either(machine.gone, period.refused)
+            if period.refusal is not None and not machine.gone.is_set():
+                raise period.refusal
             return
         raise ManagerTimeout(f"stop of {machine.unit}")
 
@@ -208,10 +212,11 @@ class Grace(Follower):
         for waiter in machine.waiting:
             waiter.wake()
 
-    def _give(self, machine: Machine, seconds: float, insist_by: int, *, power_off: bool) -> None:
+    def _give(self, machine: Machine, seconds: float, insist_by: int, *, power_off: bool) -> Period:
         period = Period(trio.current_time() + seconds, insist_by, power_off=power_off)
         machine.period = period
         self._detached.start(self._see_through, machine, period)
+        return period
 
     async def _see_through(self, machine: Machine, period: Period) -> None:
         async with trio.open_nursery() as nursery:
@@ -230,7 +235,9 @@ class Grace(Follower):
                 _log.warning("Failed to stop machine %s: %s", machine.name, error)
                 if not machine.record.placement.is_whole:
                     return  # it is asked once, and nothing insists
-                await trio.sleep(ASK_SECONDS)
+                if isinstance(error, UnitBusy):
+                    period.refuse(error)
+                await self._control.pause(machine)
 
     async def _ask(self, machine: Machine, period: Period) -> None:
         """Ask the guest, or at least thaw the machine, so that it can end; if that fails, its time is over."""

@@ -21,7 +21,7 @@ from moorage.machines.events import Kind
 from moorage.machines.followers import Followers
 from moorage.machines.machine import Machine, Work
 from moorage.machines.model import Cause
-from moorage.pid1.manager import ASK_SECONDS, ManagerError
+from moorage.pid1.manager import ManagerError
 
 LEASE_GRACE_SECONDS = 5.0
 """Grace period for leases inherited from a previous instance. A live launcher sees its connection drop, and registers
@@ -115,6 +115,6 @@ class Leases:
                 await self._control.stop(machine, cause=Cause.lease_ended)
             except (ManagerError, TooMuchUnderWay, OSError) as error:
                 _log.warning("Failed to stop machine %s, trying again: %s", machine.name, error)
-                await trio.sleep(ASK_SECONDS)
+                await self._control.pause(machine)
             except NotStoppable:
                 return

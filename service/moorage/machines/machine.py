@@ -33,7 +33,7 @@ from moorage.machines.model import (
     Verdict,
 )
 from moorage.machines.reached import Reached
-from moorage.pid1.manager import UnitHint
+from moorage.pid1.manager import UnitBusy, UnitHint
 
 UNDER_WAY_MAX = 64
 """Stops of one machine that are under way at once, and as many leases, changes of its helpers, and calls to freeze or
@@ -41,12 +41,13 @@ to thaw it: they go on without their callers, so that who hangs up and calls aga
 
 
 class Work(StrEnum):
-    """Kinds of what goes on with a machine without its caller."""
+    """Kinds of what goes on with a machine without its caller; `insist`: it was not stopped, and is in a while."""
 
     stop = "stop"
     stop_without = "stop without a helper"
     lease = "lease"
     change = "change"
+    insist = "insist"
     freeze = "freeze"
     thaw = "thaw"
 
@@ -69,6 +70,8 @@ class Period:
         insist_by: the same, µs since boot.
         power_off: its guest is asked to power off.
         ended: it is over, or its machine is gone.
+        refusal: what the manager said to the stop that came after it; None if it has said nothing.
+        refused: it has said something.
     """
 
     def __init__(self, deadline: float, insist_by: int, *, power_off: bool) -> None:
@@ -76,6 +79,8 @@ class Period:
         self.insist_by = insist_by
         self.power_off = power_off
         self.ended = trio.Event()
+        self.refusal: UnitBusy | None = None
+        self.refused = trio.Event()
         self._shortened = trio.Event()
 
     def shorten(self, deadline: float) -> None:
@@ -84,14 +89,24 @@ class Period:
             self.deadline = deadline
             self._shortened.set()
 
+    def refuse(self, refusal: UnitBusy) -> None:
+        """Take note that the manager does not stop the machine now."""
+        self.refusal = refusal
+        self.refused.set()
+
     async def over(self, gone: trio.Event) -> None:
         """Wait until it is over, or its machine is gone."""
         while not gone.is_set() and trio.current_time() < self.deadline:
             self._shortened = trio.Event()
             with trio.move_on_at(self.deadline):
-                async with trio.open_nursery() as nursery:
-                    for event in (gone, self._shortened):
-                        nursery.start_soon(_wait, event, nursery.cancel_scope)
+                await either(gone, self._shortened)
+
+
+async def either(*events: trio.Event) -> None:
+    """Wait until one of some events has happened."""
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(_wait, event, nursery.cancel_scope)
 
 
 async def _wait(event: trio.Event, over: trio.CancelScope) -> None:
@@ -276,7 +291,7 @@ class Machine:
         if self.result is not None and self.is_there:
             return Phase.lingering
         asked = self.asking is not None or self.period is not None
-        stopping = asked or self._work[Work.stop] or self._stopping
+        stopping = asked or self._work[Work.stop] or self._work[Work.insist] or self._stopping
         return Phase.stopping if stopping or not self.is_there else Phase.running
 
     def has_under_way(self, kind: Work) -> bool:
@@ -290,7 +305,7 @@ class Machine:
         Raises:
             TooMuchUnderWay: there is too much of it.
         """
-        if self._work[kind] >= UNDER_WAY_MAX:
+        if self._work[kind] >= UNDER_WAY_MAX and kind is not Work.insist:  # these go on in any case
             raise TooMuchUnderWay
         self._work[kind] += 1
         try:

@@ -80,6 +80,17 @@ def naming_the_slice(record: Record, hierarchy: Hierarchy) -> Generator[None]:
         raise frozen_with(record, above) from None
 
 
+def check_above(record: Record, hierarchy: Hierarchy) -> None:
+    """Check that no slice above a machine is frozen: the manager starts nothing in it, and does not say why.
+
+    Raises:
+        UnitBusy: one is.
+        OSError: no file descriptor is left, or no memory.
+    """
+    if (above := freezer_above(record.control_group, hierarchy)) is not None:
+        raise frozen_with(record, above)
+
+
 def frozen_with(record: Record, above: str) -> UnitBusy:
     """Return the refusal for a machine that is frozen with a slice above it."""
     return UnitBusy(record.unit, f"{above} is frozen, and the machine with it")

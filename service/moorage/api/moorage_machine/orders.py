@@ -56,10 +56,13 @@ class Orders(Handlers):
         with translated(REFUSALS):
             given = grace.begin(machine, power_off=power_off, insist_after=insist_after)
             if call.more:
-                if not given:
+                if given is None:
                     await control.begin_stop(machine, wait=0)
                 yield wire.MachineOut(machine=self.shown(call, machine))
-            await (grace.wait if given else control.stop)(machine, timeout=timeout)
+            if given is None:
+                await control.stop(machine, timeout=timeout)
+            else:
+                await grace.wait(machine, given, timeout=timeout)
         yield Last(wire.MachineOut(machine=self.shown(call, machine)))
 
     @method("Freeze")

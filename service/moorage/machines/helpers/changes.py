@@ -36,7 +36,7 @@ from moorage.machines.registry import Registry
 from moorage.machines.started import UNDO_SECONDS
 from moorage.machines.store import BadRecord, Store
 from moorage.names import UnitNames
-from moorage.pid1.manager import ASK_SECONDS, ManagerError, ManagerTimeout, ManagerUnavailable
+from moorage.pid1.manager import ASK_SECONDS, ManagerError, ManagerTimeout, ManagerUnavailable, UnitBusy
 
 _log = logging.getLogger(__name__)
 
@@ -154,14 +154,14 @@ class Changes:
 
         Raises:
             MachineGone: and the helper with it.
-            ManagerError: as the manager says.
+            UnitBusy, ManagerError: as the manager says; nothing was changed if it is the first.
             OSError: the intent or the record could not be written.
         """
         change = self._change(machine, (helper,), removes=True)
         self._intents.intend_change(change)
         begun = False
         try:
-            self._spare(machine, helper)
+            self._have(machine, _spared(helper))
             begun = True
             await self._remove(machine, helper, deadline)
         except Exception as error:  # not at our own end: the next instance goes on from there
@@ -170,15 +170,15 @@ class Changes:
                 self._unfinished[helper.unit] = change
                 self._detached.start(self._finish, helper.unit, change)
             else:
+                if begun and isinstance(error, UnitBusy):  # it was not stopped
+                    with contextlib.suppress(OSError):
+                        self._have(machine, helper)
                 self._intents.withdraw_change(change)
             raise
         self._intents.withdraw_change(change)
 
-    def _spare(self, machine: Machine, helper: Helper) -> None:
-        """Have a machine go on without a helper, even should it be there for a while yet."""
-        spared = msgspec.structs.replace(helper, on_failure=HelperFailure.ignore)
-        helpers = tuple(spared if each.name == helper.name else each for each in machine.record.helpers)
-        self._save(machine, helpers, machine.record.runtime_directory)
+    def _have(self, machine: Machine, helper: Helper) -> None:
+        self._save(machine, _with(machine.record, helper), machine.record.runtime_directory)
 
     async def _remove(self, machine: Machine, helper: Helper, deadline: float) -> None:
         marks = self._intents.marks_of(machine.name)
@@ -265,7 +265,7 @@ class Changes:
         there = {helper.name for helper in machine.record.helpers}
         for helper in change.helpers:
             if change.removes and helper.name in there:
-                self._spare(machine, helper)
+                self._have(machine, _spared(helper))
                 await self._remove(machine, helper, trio.current_time() + UNDO_SECONDS)
         if not change.removes and not there.issuperset(helper.name for helper in change.helpers):
             mark = self._intents.mark(change)
@@ -341,3 +341,13 @@ class Changes:
         machine.with_helpers(helpers, directory)
         if is_kept:
             self._followers.changed(machine)
+
+
+def _spared(helper: Helper) -> Helper:
+    """Return a helper that a machine goes on without, even should it be there for a while yet."""
+    return msgspec.structs.replace(helper, on_failure=HelperFailure.ignore)
+
+
+def _with(record: Record, helper: Helper) -> tuple[Helper, ...]:
+    """Return the helpers of a machine, of which one is replaced."""
+    return tuple(helper if each.name == helper.name else each for each in record.helpers)

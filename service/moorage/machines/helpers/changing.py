@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import trio
 
+from moorage.kernel.cgroup import Hierarchy
 from moorage.machines import effective
 from moorage.machines.detached import Detached
 from moorage.machines.errors import MachineBusy, NoSuchHelper, NotWhole, RegisteredByUser
@@ -25,6 +26,7 @@ from moorage.machines.limits import Difference
 from moorage.machines.machine import Machine, Work
 from moorage.machines.model import Helper, HelperSpec, HelperStatus, Phase, Record
 from moorage.machines.properties import check_helper
+from moorage.machines.thawing import check_above, naming_the_slice
 from moorage.names import UnitNames
 from moorage.pid1.manager import Manager, ManagerRefused, NoSuchUnit, UnitBusy
 
@@ -44,6 +46,7 @@ class Changing:
         states: HelperStates,
         followers: Followers,
         manager: Manager,
+        hierarchy: Hierarchy,
         directories: RuntimeDirectories,
         detached: Detached,
     ) -> None:
@@ -51,6 +54,7 @@ class Changing:
         self._states = states
         self._followers = followers
         self._manager = manager
+        self._hierarchy = hierarchy
         self._directories = directories
         self._detached = detached
         # These users could ask the service manager directly: there is nothing to keep from them.
@@ -102,6 +106,7 @@ class Changing:
             RegisteredByUser: it is in the hands of somebody without the rights of the manager.
             MachineGone: it has ended meanwhile, or was forgotten.
             MachineBusy: it is being stopped.
+            UnitBusy: a slice that it is in is frozen.
             InvalidHelper, InvalidProperty: as :meth:`check` says.
             HelperFailed, UnitNameTaken, JobFailed: as the start says. The machine has none of them.
             ManagerError: as the manager says.
@@ -121,7 +126,9 @@ class Changing:
                     staying = await self._changes.staying(machine, specs, deadline=deadline)
                     await self.check(specs, machine.name, staying)
                     try:
-                        news.set(await self._changes.add(machine, specs, news.set, deadline=deadline))
+                        check_above(record, self._hierarchy)
+                        with naming_the_slice(record, self._hierarchy):
+                            news.set(await self._changes.add(machine, specs, news.set, deadline=deadline))
                     except UnitBusy:
                         if machine.phase is Phase.running:
                             raise
@@ -149,7 +156,8 @@ class Changing:
                     if helper is None:
                         raise NoSuchHelper(name)
                     deadline = trio.current_time() + REMOVE_SECONDS
-                    await self._changes.remove(machine, helper, deadline=deadline)
+                    with naming_the_slice(machine.record, self._hierarchy):
+                        await self._changes.remove(machine, helper, deadline=deadline)
 
         await self._detached.shielded(remove)
 
