@@ -32,7 +32,7 @@ from moorage.wire.client import Client
 from moorage.wire.server import Server
 from moorage.wire.service import Service
 
-EVENTS = 100_000
+EVENTS = EVENTS_MAX + EVENTS_MAX // 8
 AT_ONCE = 100
 READ_SECONDS = 60.0
 
