@@ -99,8 +99,13 @@ def tells_of_reaping() -> bool:
     return _pidfd_inodes_are_unique()
 
 
-def _read(path: str) -> bytes:
-    # What is read here is a page at most; pathlib and a buffered file cost as much again as the kernel's answer.
+def proc_file(path: str) -> bytes:
+    """Read a file of /proc, of which a page is enough.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # Pathlib and a buffered file cost as much again as the kernel's answer.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(descriptor, _PROC_FILE_MAX)
@@ -117,15 +122,15 @@ def _lines(path: str) -> list[bytes]:
     Raises:
         OSError: it cannot be read.
     """
-    return _read(path).split(b"\n")
+    return proc_file(path).split(b"\n")
 
 
 def _is_kernel_thread(pid: int) -> bool:
     # Threads of the kernel have no memory (proc_pid_statm(5)), but who has ended has none either.
-    if not _read(f"/proc/{pid}/statm").startswith(b"0 "):
+    if not proc_file(f"/proc/{pid}/statm").startswith(b"0 "):
         return False
     # The second field of proc_pid_stat(5), the command, may hold anything: what counts starts after its last ')'.
-    text = _read(f"/proc/{pid}/stat")
+    text = proc_file(f"/proc/{pid}/stat")
     return bool(int(text[text.rindex(b")") + 2 :].split()[6]) & _PF_KTHREAD)
 
 
@@ -300,7 +305,7 @@ def control_group(pid: int) -> str:
         NotAProcess: it is in no unified hierarchy.
     """
     try:
-        text = _read(f"/proc/{pid}/cgroup")
+        text = proc_file(f"/proc/{pid}/cgroup")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
     # Each hierarchy has a line, and the kernel escapes newlines in the names of groups.
@@ -323,7 +328,7 @@ def _is_zombie(pid: int) -> bool:
     """
     try:
         # After the last ')', as what comes before it may hold anything (proc_pid_stat(5)).
-        return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] in (b"Z", b"X")
+        return proc_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] in (b"Z", b"X")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
 
@@ -335,7 +340,7 @@ def numbers_like_us(pid: int) -> bool:
         ProcessGone: it does not exist.
     """
     try:
-        text = _read(f"/proc/{pid}/status")
+        text = proc_file(f"/proc/{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
     # The kernel escapes newlines in the name of a process, which comes first.
@@ -351,7 +356,7 @@ def parent(pid: int) -> int:
         ProcessGone: the process does not exist.
     """
     try:
-        text = _read(f"/proc/{pid}/stat")
+        text = proc_file(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
     return int(text[text.rindex(b")") + 2 :].split()[1])
@@ -392,7 +397,7 @@ def shares_our_ids(pid: int) -> bool:
         ProcessGone: it does not exist.
     """
     try:
-        return _read(f"/proc/{pid}/uid_map") == _read("/proc/self/uid_map")
+        return proc_file(f"/proc/{pid}/uid_map") == proc_file("/proc/self/uid_map")
     except FileNotFoundError:
         if os.path.exists("/proc/self/uid_map"):
             raise ProcessGone(pid) from None

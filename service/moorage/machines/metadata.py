@@ -11,13 +11,12 @@ import errno
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 import trio
 
-from moorage.kernel.process import NotAProcess, ProcessGone, has_exited, open_process, pid_of
+from moorage.kernel.process import NotAProcess, ProcessGone, has_exited, open_process, pid_of, proc_file
 from moorage.kernel.threads import in_thread
 from moorage.machines.model import MachineClass, Record
 from moorage.pid1.manager import Manager
@@ -423,7 +422,7 @@ def uid_shift_of(leader: int) -> int:
 def _only_mapping(pid: int, name: str) -> tuple[int, int, int] | None:
     """First ID inside, first ID outside, number of IDs (user_namespaces(7)); None without such a file."""
     try:
-        text = Path(f"/proc/{pid}/{name}").read_text(encoding="ascii")
+        text = proc_file(f"/proc/{pid}/{name}")
     except FileNotFoundError:
         return None
     lines = text.splitlines()

@@ -86,8 +86,11 @@ _ROOT: Final = 0
 _NOBODY: Final = 65534
 """Has no rights but those of everybody, on every Linux (``overflowuid``)."""
 
-_NO_ID: Final = 0xFFFFFFFF
-"""Nobody; setfsuid(2) tells with it who it is now."""
+_ID: Final = 0xFFFFFFFF
+"""The bits of a number of a user or a group."""
+
+_PAGE: Final = 4096
+"""Bytes; the kernel gives no more of such a file at a time."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -247,16 +250,27 @@ def find_inside(path: bytes, root: int | None = None) -> int:
     return number
 
 
+def _read(path: str) -> bytes:
+    """Read a file of /proc, without a buffer, which would cost more than the rest."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces: list[bytes] = []
+        while piece := os.read(file, _PAGE):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(file)
+
+
 def pid_of(pidfd: int) -> int:
     """Return the PID that a pidfd stands for (proc_pid_fdinfo(5)).
 
     Raises:
         OSError: ESRCH if the process is gone.
     """
-    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
-        for line in file:
-            if line.startswith(b"Pid:") and int(line[4:]) > 0:
-                return int(line[4:])
+    for line in _read(f"/proc/self/fdinfo/{pidfd}").splitlines():
+        if line.startswith(b"Pid:") and int(line[4:]) > 0:
+            return int(line[4:])
     raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
@@ -278,8 +292,7 @@ def _identity(pid: int) -> tuple[int, int] | None:
     """Return the UID and GID to have in a process's user namespace, which is not ours."""
     found: list[int] = []
     for name in ("uid_map", "gid_map"):
-        with open(f"/proc/{pid}/{name}", "rb") as file:
-            wanted = _harmless(file.read())
+        wanted = _harmless(_read(f"/proc/{pid}/{name}"))
         if wanted is None:
             return None
         found.append(wanted)
@@ -296,27 +309,26 @@ def files_as_root_of(pidfd: int) -> Generator[None]:
     pid = pid_of(pidfd)
     ids = [_root_of(pid, name) for name in ("uid_map", "gid_map")]
     _check_lives(pidfd)  # or they may be those of another process that has the number now
-    changes = (_libc.setfsgid, _libc.setfsuid)
-    own = [change(_NO_ID) for change in changes]
-    wanted = ids[::-1]
+    uid, gid = ids
+    own_uid, own_gid = os.geteuid(), os.getegid()
     try:
-        for change, number in zip(changes, wanted, strict=True):
-            change(number)
-        if [change(_NO_ID) for change in changes] != wanted:  # they tell no error
+        # They return who it was before, as a signed number, and no error.
+        _libc.setfsgid(gid)
+        _libc.setfsuid(uid)
+        if (_libc.setfsuid(uid) & _ID, _libc.setfsgid(gid) & _ID) != (uid, gid):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         yield
     finally:
-        for change, number in zip(reversed(changes), reversed(own), strict=True):
-            change(number)
+        _libc.setfsuid(own_uid)
+        _libc.setfsgid(own_gid)
 
 
 def _root_of(pid: int, name: str) -> int:
     """Return the ID on the host of the root of a container."""
-    with open(f"/proc/{pid}/{name}", "rb") as file:
-        for line in file:
-            inside, outside, _ = map(int, line.split())
-            if inside == _ROOT:
-                return outside
+    for line in _read(f"/proc/{pid}/{name}").splitlines():
+        inside, outside, _ = map(int, line.split())
+        if inside == _ROOT:
+            return outside
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
