@@ -11,10 +11,11 @@ import json
 import os
 import secrets
 import signal
+import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -49,6 +50,8 @@ TRANSIENT = RUNTIME / "systemd/transient"
 """Unit files that the service manager has made itself."""
 ALONE = RUNTIME / "moorage/moored.conf.d/alone.conf"
 """Says that moored has nothing to do with machined."""
+GRACE = Path.home() / ".config/moorage/user.conf.d/grace.conf" if USER else ALONE.with_name("grace.conf")
+"""Says how long launchers have to take their leases again."""
 NOTE = ".beside-"
 """What the names of notes of what machined has begin with, among the records."""
 DROP_IN = UNIT_FILES / "moored.service.d/test.conf"
@@ -373,6 +376,57 @@ def configure(*options: str) -> None:
     else:
         DROP_IN.unlink(missing_ok=True)
     run("systemctl", "daemon-reload")
+
+
+def set_grace(seconds: float | None) -> None:
+    """Give launchers so long to take their leases again, from the next start of moored on; None: the default."""
+    if seconds is not None:
+        GRACE.parent.mkdir(parents=True, exist_ok=True)
+        GRACE.write_text(f'leaseGrace = "{round(seconds * 1000)}ms"\n')
+    else:
+        GRACE.unlink(missing_ok=True)
+    run("systemctl", "stop", "moored.service")
+
+
+LOST = "nobody-takes-it-again"
+
+
+@contextlib.contextmanager
+def lost_lease() -> Generator[Callable[[], set[str]]]:
+    """Hold the lease of a machine that nobody takes again when its connection has ended with the service.
+
+    Those of other machines, which are to be left alone, would end at the same moment: so nobody has to wait until
+    nothing has happened.
+
+    Yields:
+        Whose leases have ended since, as far as is known by now.
+    """
+    with (
+        subprocess.Popen(["sleep", "infinity"]) as leader,
+        socket.socket(socket.AF_UNIX) as launcher,
+    ):
+        wanted = {"name": LOST, "class": "vm", "leader": {"pid": leader.pid}, "lease": True}
+        try:
+            launcher.connect(SOCKET)
+            launcher.sendall(
+                json.dumps({"method": f"{OURS}Register", "parameters": wanted}).encode() + b"\0"
+            )
+            with launcher.makefile("rb") as replies:
+                reply = b""
+                while not reply.endswith(b"\0"):
+                    reply += replies.read(1)
+            assert "error" not in json.loads(reply[:-1]), reply
+            yield _leases_lost
+        finally:
+            leader.kill()
+
+
+def _leases_lost() -> set[str]:
+    events = [json.loads(line) for line in run("moorctl", "events", "--json").splitlines()]
+    begin = max(
+        n for n, each in enumerate(events) if (each["event"], each.get("name")) == ("machineNew", LOST)
+    )
+    return {each["name"] for each in events[begin:] if each["event"] == "leaseLost"}
 
 
 async def assert_nothing_left(descriptors_before: int | None = None) -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from sandboxes import CHECKOUT, RUN_SECONDS, Sandbox
 
-from moorage.machines.leases import LEASE_GRACE_SECONDS
-
 EXAMPLES = CHECKOUT / "examples"
 COMPILE_SECONDS = 60.0
 
@@ -30,8 +28,19 @@ systemctl list-units --all "machine-$1*"
 exit 1
 """
 
-
-UNTIL_GRACE_IS_OVER = f"sleep {round(LEASE_GRACE_SECONDS) + 2}"
+RESTART = """
+import sys, time
+sys.path[:0] = ["/moorage/tests/support"]
+from moored import LOST, UNTIL_SECONDS, lost_lease, run
+with lost_lease() as leases_lost:
+    run("systemctl", "restart", "moored.service")
+    deadline = time.monotonic() + UNTIL_SECONDS
+    while LOST not in (lost := leases_lost()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert lost == {LOST}, lost
+"""
+"""It lasts until the new instance ends machines whose launchers have not come back."""
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +101,7 @@ def test_launchers_outlive_an_upgrade(sandbox: Sandbox, place: str) -> None:
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-        sandbox.run(["systemctl", "restart", "moored.service"])
-        # Longer than the new instance waits for a launcher that does not come back.
-        sandbox.run(["sh", "-c", UNTIL_GRACE_IS_OVER], timeout=RUN_SECONDS)
+        sandbox.run(["python3", "-c", RESTART])
         for launcher, process in zip(names, processes, strict=True):
             assert process.communicate("there\n", timeout=RUN_SECONDS)[0] == "there\n", launcher
             assert process.returncode == 5, launcher

@@ -19,6 +19,7 @@ from moored import (
     logged,
     main_pid,
     run,
+    set_grace,
     start_listening,
     stay_alone,
     stored,
@@ -28,6 +29,8 @@ from sandboxes import BECAUSE, SYSTEM_ONLY
 
 SETTLED_SECONDS = 3.0
 """For a service that has just started; one without a message bus has no references."""
+
+GRACE_SECONDS = 3.0
 
 ALL = "MOORAGE_TEST_ALL" in os.environ
 """Leave out what cannot run over the instance of a user, but not what would say no more there."""
@@ -81,6 +84,17 @@ def beside(moored: None) -> Generator[None]:
     yield
     stay_alone()
     run("systemctl", "stop", "moored.service")
+
+
+@pytest.fixture(scope="module")
+def grace(moored: None) -> Generator[float]:
+    """Have a moored that gives launchers less time to take their leases again: the seconds.
+
+    The tests that need it wait until it is over; on a loaded machine many launchers take a second.
+    """
+    set_grace(GRACE_SECONDS)
+    yield GRACE_SECONDS
+    set_grace(None)
 
 
 @pytest.fixture(scope="session")

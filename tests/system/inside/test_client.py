@@ -13,9 +13,11 @@ import pytest
 import trio
 from flavours import FLAVOURS, Flavour, done, within
 from moored import (
+    LOST,
     SOCKET,
     Processes,
     control_group,
+    lost_lease,
     main_pid,
     messages,
     run,
@@ -37,16 +39,12 @@ from moorage.client import (
     Subscribe,
     events,
 )
-from moorage.machines.leases import LEASE_GRACE_SECONDS
 
 pytestmark = [
     pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda each: each.name),
-    pytest.mark.usefixtures("everything_gone"),
+    pytest.mark.usefixtures("everything_gone", "grace"),
     pytest.mark.system_instance("a library, which sees no more of an instance than its socket", runs=True),
 ]
-
-GRACE_OVER = LEASE_GRACE_SECONDS + 1.5
-"""Seconds after which a lease that nobody has taken again would have ended its machine."""
 
 ECHO = Helper("echo", ["/usr/bin/sleep", "infinity"], sockets=[HelperSocket("echo.sock")])
 
@@ -152,12 +150,14 @@ def test_moored_ends_and_is_back(flavour: Flavour, how: str) -> None:
         async with within(machine) as web:
             await done(web.run(PROGRAM, fds={0: read}))
             pid = main_pid()
-            if how == "killed":
-                signal_moored(signal.SIGKILL)
-            else:
-                run("systemctl", "restart", "moored.service")
-            await flavour.until(lambda: main_pid() not in {0, pid})
-            await flavour.pause(GRACE_OVER)  # what does not happen has no event
+            with lost_lease() as leases_lost:
+                if how == "killed":
+                    signal_moored(signal.SIGKILL)
+                else:
+                    run("systemctl", "restart", "moored.service")
+                await flavour.until(lambda: main_pid() not in {0, pid})
+                await flavour.until(lambda: LOST in leases_lost())
+                assert leases_lost() == {LOST}
             async with within(await done(flavour.client.Client.connect())) as moored:
                 found = (await done(moored.call(Describe("web")))).machine
             assert (found.phase, found.invocation_id) == ("running", web.machine.invocation_id)

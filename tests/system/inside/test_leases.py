@@ -13,6 +13,7 @@ import pytest
 import trio
 from cli_battery import RUN_SECONDS, Moorctl
 from moored import (
+    LOST,
     MOORCTL,
     RECORDS,
     SOCKET,
@@ -20,6 +21,7 @@ from moored import (
     connect,
     for_us,
     listed,
+    lost_lease,
     main_pid,
     register,
     run,
@@ -28,11 +30,10 @@ from moored import (
     until,
 )
 
-from moorage.machines.leases import LEASE_GRACE_SECONDS
 from moorage.wire.errors import Disconnected
 
 pytestmark = [
-    pytest.mark.usefixtures("beside"),
+    pytest.mark.usefixtures("beside", "grace"),
     pytest.mark.system_instance(
         "a lease is a connection, whoever holds it; test_run and test_verdict have the rest", runs=True
     ),
@@ -63,9 +64,6 @@ except BlockingIOError:
 time.sleep(1000)
 """
 """A stranger's connection: what it asks for fills the socket, and it never reads an answer."""
-
-GRACE_OVER = LEASE_GRACE_SECONDS + 1.5
-"""Seconds after which a lease that nobody has taken again would have ended its machine."""
 
 Running = subprocess.Popen[str]
 
@@ -159,12 +157,14 @@ async def test_the_order_to_end_ends_no_lease(
         async with await connect() as client:
             before = {name: machine["invocationId"] for name, machine in (await listed(client)).items()}
         assert len(before) == 2 * LAUNCHERS
-        async with under_way(spawn, "slow"):
-            pid = main_pid()
-            await trio.run_process(for_us("systemctl", "restart", "moored.service"))
-            assert main_pid() != pid
-        await until(lambda: min(taken.values()) > 1, "the leases are taken again")
-        await trio.sleep(GRACE_OVER)  # what does not happen has no event
+        with lost_lease() as leases_lost:
+            async with under_way(spawn, "slow"):
+                pid = main_pid()
+                await trio.run_process(for_us("systemctl", "restart", "moored.service"))
+                assert main_pid() != pid
+            await until(lambda: min(taken.values()) > 1, "the leases are taken again")
+            await until(lambda: LOST in leases_lost(), "the grace is over")
+            assert leases_lost() == {LOST}
         async with await connect() as client:
             found = await listed(client)
             assert {name: found[name]["invocationId"] for name in before} == before
@@ -189,24 +189,28 @@ async def test_a_lease_that_ended_before_the_order_to_end_has_ended(spawn: Proce
     await until(lambda: main_pid() not in {0, pid}, "the next one is there")
 
 
-async def test_launchers_are_given_time_in_which_they_are_listened_to(spawn: Processes) -> None:
+async def test_launchers_are_given_time_in_which_they_are_listened_to(
+    spawn: Processes, grace: float
+) -> None:
     """A service that stands still as soon as it has been started again hears nobody: that is no time to come back."""
     leaders = {f"m{number}": spawn() for number in range(LAUNCHERS)}
     clients = [await connect() for _ in leaders]
     try:
         for client, (name, leader) in zip(clients, leaders.items(), strict=True):
             await register(client, name, leader, lease=True)
-        run("systemctl", "restart", "moored.service")
-        signal_moored(signal.SIGSTOP)
-        for client in clients:
-            client.close()
-        clients = [await connect() for _ in leaders]
-        async with trio.open_nursery() as nursery:
-            for client, (name, leader) in zip(clients, leaders.items(), strict=True):
-                nursery.start_soon(partial(register, client, name, leader, lease=True))
-            await trio.sleep(GRACE_OVER)
-            signal_moored(signal.SIGCONT)
-        await trio.sleep(GRACE_OVER)  # what does not happen has no event
+        with lost_lease() as leases_lost:
+            run("systemctl", "restart", "moored.service")
+            signal_moored(signal.SIGSTOP)
+            for client in clients:
+                client.close()
+            clients = [await connect() for _ in leaders]
+            async with trio.open_nursery() as nursery:
+                for client, (name, leader) in zip(clients, leaders.items(), strict=True):
+                    nursery.start_soon(partial(register, client, name, leader, lease=True))
+                await trio.sleep(grace + 1.5)  # to stand still for so long is what it is about
+                signal_moored(signal.SIGCONT)
+            await until(lambda: LOST in leases_lost(), "the grace is over")
+            assert leases_lost() == {LOST}
         assert [leader.poll() for leader in leaders.values()] == [None] * LAUNCHERS
     finally:
         for client in clients:

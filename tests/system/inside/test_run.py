@@ -14,11 +14,14 @@ from cli_battery import RUN_SECONDS, Moorctl, a_name, refused
 from moored import (
     DIRECTORIES,
     ELSEWHERE,
+    LOST,
     MANAGER,
     MOORCTL,
     RECORDS,
+    TURN_SECONDS_MAX,
     cursor,
     logged,
+    lost_lease,
     run,
     scopes,
     show,
@@ -32,8 +35,6 @@ from unit_file_settings import (
     SERVICE_DEFAULTS,
     in_force,
 )
-
-from moorage.machines.leases import LEASE_GRACE_SECONDS
 
 moorctl = Moorctl(MOORCTL)
 GROUP = f"/sys/fs/cgroup{ELSEWHERE}"
@@ -271,6 +272,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + RUN_SECONDS
     while not condition():
         assert time.monotonic() < deadline
+        time.sleep(TURN_SECONDS_MAX)
 
 
 def test_a_command_that_is_stopped_by_others(start: Starter) -> None:
@@ -291,14 +293,16 @@ def test_the_service_may_be_gone_in_between(start: Starter) -> None:
     assert units(name) == []
 
 
+@pytest.mark.usefixtures("grace")
 @pytest.mark.parametrize("how", [["restart"], ["kill", "--signal=KILL"]], ids=["restarted", "killed"])
 def test_the_lease_is_taken_again(start: Starter, how: list[str]) -> None:
     name = a_name()
     process = start("--name", name, "--", "sh", "-c", "echo ready; exec sleep infinity")
     assert line_of(process) == "ready"
-    run("systemctl", *how, "moored.service")
-    before = time.monotonic()
-    wait_for(lambda: time.monotonic() > before + LEASE_GRACE_SECONDS + 1)
+    with lost_lease() as leases_lost:
+        run("systemctl", *how, "moored.service")
+        wait_for(lambda: LOST in leases_lost())
+        assert leases_lost() == {LOST}
     assert show(f"machine-{name}.scope", "ActiveState") == {"ActiveState": "active"}
     process.kill()
     wait_for(lambda: units(name) == [])
