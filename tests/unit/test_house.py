@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -68,7 +69,12 @@ class Sized(NamedTuple):
 
 
 KNOWN = {name.removeprefix("moorage."): path for name, path in layers.modules(PACKAGE).items()}
-TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in KNOWN.items()}
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Return what is in each module. Not at the import of this one: each worker imports it, and one runs its tests."""
+    return {name: ast.parse(path.read_text(), str(path)) for name, path in KNOWN.items()}
 
 
 def lines(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -93,7 +99,7 @@ def within(module: str, tree: ast.AST, path: str = "") -> Iterator[Sized]:
 def sizes() -> Iterator[Sized]:
     for module, path in KNOWN.items():
         yield Sized(module, len(path.read_text().splitlines()), MODULE_LINES)
-        yield from within(module, TREES[module])
+        yield from within(module, trees()[module])
 
 
 def test_nothing_grows_over_the_bars() -> None:
@@ -105,7 +111,7 @@ def test_only_the_registry_has_tables_of_machines() -> None:
     table = re.compile(r"(dict|Counter|defaultdict)\[(Machine|tuple\[Machine)")
     tables = [
         f"{module}:{node.lineno}"
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         if module != "machines.registry"
         for node in ast.walk(tree)
         if isinstance(node, ast.Subscript) and table.match(ast.unparse(node))
@@ -116,7 +122,7 @@ def test_only_the_registry_has_tables_of_machines() -> None:
 def services() -> dict[str, str]:
     """Classes that live, by name: those of the rooms of layer 3, and of machines' pure rooms with state."""
     found: dict[str, str] = {}
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         if SERVICES.match(f"moorage.{module}"):
             for node in tree.body:
                 if isinstance(node, ast.ClassDef) and not node.bases and not node.name.startswith("_"):
@@ -128,7 +134,7 @@ def test_services_are_built_in_one_place() -> None:
     known = services()
     built = [
         f"{module}:{node.lineno} makes a {node.func.id}"
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         if module != "app" and not module.startswith("parts.")
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
@@ -146,7 +152,7 @@ def test_every_module_of_the_layers_exists() -> None:
 def test_every_method_of_the_manager_has_a_caller() -> None:
     protocol = next(
         node
-        for node in TREES["pid1.manager"].body
+        for node in trees()["pid1.manager"].body
         if isinstance(node, ast.ClassDef) and node.name == "Manager"
     )
     methods = {
@@ -154,7 +160,7 @@ def test_every_method_of_the_manager_has_a_caller() -> None:
     }
     used = {
         node.attr
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         if not module.startswith(("pid1.over_dbus", "pid1.manager"))
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
@@ -180,7 +186,7 @@ OF_HELPERS = {
 def test_each_front_door_has_a_line_for_each_refusal(door: str) -> None:
     named = {
         node.id if isinstance(node, ast.Name) else node.attr
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         if module.startswith(f"api.{door}")
         for node in ast.walk(tree)
         if isinstance(node, ast.Name | ast.Attribute)
