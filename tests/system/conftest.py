@@ -1,6 +1,7 @@
 """The order of the system tests."""
 
 from collections import defaultdict
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -26,13 +27,23 @@ LONGEST = (
 """How the names of tests begin that take half a minute or more."""
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest first: otherwise one worker has minutes left when the others are through."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+    """Run the longest first: otherwise one worker has minutes left when the others are through.
+
+    Tests that share a sandbox are given to one worker. Each of the others would boot one of its own, which takes eight
+    of root's inotify instances (128 in all sandboxes together, by default) until the worker is through.
+    """
 
     def place(item: pytest.Item) -> int:
         return next((n for n, name in enumerate(LONGEST) if item.name.startswith(name)), len(LONGEST))
 
+    for item in items:
+        if isinstance(item, pytest.Function) and "sandbox" in item.fixturenames:
+            parameters = item.callspec.params
+            which = parameters.get("system", parameters.get("suite"))
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{which}"))
+    yield
     items.sort(key=place)
 
 
