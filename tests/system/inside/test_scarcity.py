@@ -7,6 +7,7 @@ of the call.
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import count
@@ -17,6 +18,7 @@ import pytest
 from moored import (
     OURS,
     RECORDS,
+    TURN_SECONDS,
     UNTIL_SECONDS,
     Processes,
     assert_everything_gone,
@@ -52,11 +54,10 @@ SCOPE = "/machine.slice/machine-web.scope"
 # Of which calls, with which error, in a life with helpers (slower by far) or without; the first that is refused, and
 # after how many more the next one is. Of those that are made most often each test has a part.
 REFUSALS = [
-    ("openat", "EMFILE", False, 1, 3),
-    ("openat", "EMFILE", False, 2, 3),
-    ("openat", "EMFILE", False, 3, 3),
-    # A life with helpers takes a second, and asks the same of each of them.
-    ("openat", "ENOMEM", True, 1, 4),
+    *(("openat", "EMFILE", False, first, 5) for first in range(1, 6)),
+    # A life with helpers takes a second, and asks the same of each of them: each fourth call, in two parts.
+    ("openat", "ENOMEM", True, 1, 8),
+    ("openat", "ENOMEM", True, 5, 8),
     ("pidfd_open", "EMFILE", False, 1, 1),
     ("fcntl", "EMFILE", False, 1, 1),
     ("inotify_add_watch", "ENOSPC", False, 1, 1),
@@ -86,6 +87,7 @@ def refused(calls: str, error: str, when: str) -> Generator[list[str]]:
         attached = f"/proc/{main_pid()}/status"
         while f"TracerPid:\t{strace.pid}\n" not in _text(attached):
             assert strace.poll() is None
+            time.sleep(TURN_SECONDS)
         try:
             yield seen
         finally:
