@@ -41,10 +41,16 @@ SHOWN: Final = (
     "IODeviceWeight", "IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax",
     "IODeviceLatencyTargetUSec", "MemoryMin", "MemoryLow", "MemoryHigh", "MemoryMax", "MemorySwapMax",
     "MemoryZSwapMax", "EffectiveMemoryHigh", "EffectiveMemoryMax", "TasksMax", "EffectiveTasksMax", "DevicePolicy",
-    "DeviceAllow", "OOMPolicy", "Delegate", "KillMode", "TimeoutStopUSec",
-    "RuntimeMaxUSec",
+    "DeviceAllow", "IPAddressAllow", "IPAddressDeny", "OOMPolicy", "Delegate", "DelegateControllers", "KillMode",
+    "TimeoutStopUSec", "RuntimeMaxUSec",
 )  # fmt: skip
 """Properties of a scope that are shown of a machine."""
+
+_OF_BLOCK_DEVICES: Final = frozenset({
+    "IOWeight", "StartupIOWeight", "IODeviceWeight", "IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax",
+    "IOWriteIOPSMax", "IODeviceLatencyTargetUSec",
+})  # fmt: skip
+"""Properties with which the kernel counts the traffic of block devices anyway."""
 
 
 def for_scope(
@@ -76,6 +82,9 @@ def for_scope(
     # A container manager divides its control group among its payload; a VMM has no use for that (seed 000).
     if class_ is MachineClass.container and "DelegateControllers" not in asked:
         defaults["Delegate"] = True
+    # The manager remembers what a group that it removes has read and written only if it was told to count that.
+    if asked.keys() & _OF_BLOCK_DEVICES and "IOAccounting" not in asked:
+        defaults["IOAccounting"] = True
     return {**defaults, **asked}
 
 

@@ -33,7 +33,10 @@ class Kernel:
 
 
 def effective(
-    own: Mapping[str, str], *above: Mapping[str, str], recursive: bool = True, **configured: Json
+    own: Mapping[str, str],
+    *above: Mapping[str, str],
+    recursive: bool = True,
+    configured: Mapping[str, Json] = {},
 ) -> dict[str, Json]:
     facts = Facts(
         kernel=Kernel(own, *above), scope=True, user=False, properties=configured, recursive=recursive
@@ -79,7 +82,27 @@ def test_the_lowest_of_the_limits_is_in_force(
 
 @pytest.mark.parametrize(("policy", "expected"), [("continue", {"OOMPolicy": "continue"}), ("kill", {})])
 def test_the_kernel_tells_two_policies_for_oom_from_another(policy: str, expected: dict[str, Json]) -> None:
-    assert effective({"memory.oom.group": "0"}, OOMPolicy=policy) == expected
+    assert effective({"memory.oom.group": "0"}, configured={"OOMPolicy": policy}) == expected
+
+
+@pytest.mark.parametrize(
+    ("configured", "expected"),
+    [
+        (
+            {"Delegate": True, "DelegateControllers": ["cpu", "cpuset", "memory", "bpf-devices"]},
+            ["cpu", "memory"],
+        ),
+        ({"Delegate": True, "DelegateControllers": []}, []),
+        ({"Delegate": False, "DelegateControllers": ["cpu"]}, None),
+        ({"Delegate": False}, None),
+    ],
+)
+def test_the_controllers_that_are_delegated_are_those_that_are_there(
+    configured: dict[str, Json], expected: list[str] | None
+) -> None:
+    found = effective({"cgroup.controllers": "cpu memory pids"}, configured=configured)
+    assert found.get("DelegateControllers") == expected
+    assert configured.keys() <= set(SHOWN)
 
 
 NULL = "/dev/null rwm"

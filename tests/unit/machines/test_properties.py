@@ -31,6 +31,13 @@ from moorage.pid1.manager import InvalidProperty, Json
         ),
         (MachineClass.vm, {"TasksMax": 5}, {"TasksMax": 5}),
         (MachineClass.vm, {"TasksMaxScale": 5}, {"TasksMaxScale": 5}),
+        # What is limited is counted, so that it is in the verdict however fast the group goes.
+        (MachineClass.vm, {"IOWeight": 5}, {"TasksMax": 16384, "IOWeight": 5, "IOAccounting": True}),
+        (
+            MachineClass.vm,
+            {"IOReadBandwidthMax": [], "IOAccounting": False},
+            {"TasksMax": 16384, "IOReadBandwidthMax": [], "IOAccounting": False},
+        ),
     ],
 )
 def test_defaults_of_scopes(class_: MachineClass, asked: dict[str, Json], expected: dict[str, Json]) -> None:

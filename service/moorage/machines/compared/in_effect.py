@@ -92,6 +92,17 @@ def _oom_policy(facts: Facts) -> Json:
     return "kill" if text == "1" else configured if configured in ("stop", "continue") else None
 
 
+def _delegated(facts: Facts) -> Json:
+    """Return the controllers that a machine may use for groups of its own."""
+    if facts.properties.get("Delegate") is not True:
+        return None
+    asked = facts.properties.get("DelegateControllers")
+    there = facts.kernel.read("cgroup.controllers")
+    if there is None or not isinstance(asked, list):
+        return None
+    return [controller for controller in there.split() if controller in asked]
+
+
 _READ: Final[Mapping[str, _Reading]] = {
     "CPUWeight": weight_in_force,
     "CPUQuotaPerSecUSec": _quota,
@@ -110,6 +121,7 @@ _READ: Final[Mapping[str, _Reading]] = {
     "MemoryZSwapMax": _ceiling("memory.zswap.max"),
     "TasksMax": _ceiling("pids.max"),
     "OOMPolicy": _oom_policy,
+    "DelegateControllers": _delegated,
 }
 
 PER_DEVICE: Final = (*RATES, "IODeviceWeight", "IODeviceLatencyTargetUSec")

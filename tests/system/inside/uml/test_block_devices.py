@@ -89,9 +89,7 @@ async def test_a_rate_slows_a_writer(spawn: Processes) -> None:
     """A limit gives the least time that something takes, however slow the machine is."""
     async with await connect() as client:
         process = transfers(spawn, "writev")
-        # The manager keeps the last figures of what it was told to count only.
-        asked = {"IOWriteBandwidthMax": [[DISK, MIB]], "IOAccounting": True}
-        reply = await register(client, "web", process, properties=asked)
+        reply = await register(client, "web", process, properties={"IOWriteBandwidthMax": [[DISK, MIB]]})
         assert reply["differences"] == []
         group = reply["machine"]["controlGroup"]
         assert kernel(group, "io.max") == f"{NUMBERS} rbps=max wbps={MIB} riops=max wiops=max"
@@ -134,6 +132,16 @@ async def test_a_number_of_operations_slows_a_reader(spawn: Processes) -> None:
         assert await change(client, {"IOReadIOPSMax": [[DISK, 8]], "IOWriteIOPSMax": [[DISK, 99]]}) == []
         assert kernel(group, "io.max") == f"{NUMBERS} rbps=max wbps=max riops=8 wiops=99"
         assert transfer(process, 16) >= 0.8  # two seconds' worth
+
+
+async def test_what_was_written_is_told_however_fast_it_ends(spawn: Processes) -> None:
+    async with await connect() as client:
+        for _ in range(10):
+            process = transfers(spawn, "writev")
+            await register(client, "web", process, properties={"IOWriteBandwidthMax": [[DISK, 64 * MIB]]})
+            transfer(process, 4)
+            process.kill()
+            assert (await verdict(client, "web"))["accounting"].get("ioWriteBytes") == 4 * CHUNK
 
 
 async def test_rules_for_block_devices(spawn: Processes) -> None:
