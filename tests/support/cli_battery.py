@@ -283,7 +283,6 @@ class Battery:
             "Stop it without asking its guest: moorctl",
             f" stop {name}\n",
         )
-        refused(moorctl("stop", name, "--insist-after", "5s"), 2, "--power-off")
         moorctl.output("stop", name)
         name, leader = a_name(), leaders()
         moorctl.output("register", name, "--leader", str(leader.pid), "--class", "container")

@@ -242,6 +242,15 @@ def test_a_command_that_fails_has_the_machine_stopped_at_once(start: Starter) ->
         refused(moorctl("run", "--name", name, *options, "--", "true"), 2)
 
 
+def test_a_stop_may_insist_before_a_command_has_shut_the_guest_down(start: Starter) -> None:
+    name = a_name()
+    running = start("--name", name, "--on-stop", "sleep 1000", "--", "sh", "-c", GUEST, "/none")
+    assert line_of(running) == "ready"
+    moorctl.output("stop", name, "--insist-after", "0")
+    running.communicate(timeout=RUN_SECONDS)
+    assert running.returncode == 9
+
+
 def test_a_second_signal_kills(start: Starter) -> None:
     name = a_name()
     process = start(

@@ -16,6 +16,7 @@ from moorage.cli.commands.options import (
     chosen,
     finite_span,
     parsed,
+    span_from_now,
 )
 from moorage.quantities import parse_signal
 
@@ -67,9 +68,10 @@ def kill(choice: Choice, name: str, signal: int, whom: str, subgroup: str | None
 @click.option("--power-off", is_flag=True, help="Ask the guest to power off first, as poweroff does.")
 @click.option(
     "--insist-after",
-    callback=parsed(finite_span),
+    callback=parsed(span_from_now),
     metavar="SPAN",
-    help="With --power-off: stop the machine all the same after so long.  [default: 90s]",
+    help="Stop the machine all the same after so long, where its guest or its launcher is given time to end it."
+    "  [default: 90s, or what the launcher has asked for]",
 )
 @click.option(
     "--timeout",
@@ -92,8 +94,6 @@ def stop(
 
     It has ended when all of its processes are gone.
     """
-    if insist_after is not None and not power_off:
-        raise click.UsageError("--insist-after needs --power-off.")
     address = choice.resolve()
     from moorage.cli import service, views
 

@@ -59,6 +59,18 @@ def finite_span(text: str) -> int:
     return usec
 
 
+def span_from_now(text: str) -> int:
+    """Parse the time until something is done, in µs; 0 is at once.
+
+    Raises:
+        ValueError: the text is not a span of time, or it has no end.
+    """
+    usec = parse_span(text)
+    if usec is None:
+        raise ValueError(f"{text!r} is not a time to wait: it must be finite, such as 30s")
+    return usec
+
+
 def _choose_user(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     choice = ctx.ensure_object(Choice)
     choice.user = choice.user or value
