@@ -58,9 +58,10 @@ class Person:
 
     def read(self, until: str) -> str:
         """Read until a text appears, and return what came before it."""
-        while (at := self._seen.find(until.encode())) < 0:
+        end = until.encode()
+        while (at := self._seen.find(end)) < 0:
             assert self._more(RUN_SECONDS), f"no {until!r} in {self._seen!r}"
-        before, self._seen = self._seen[:at], self._seen[at + len(until) :]
+        before, self._seen = self._seen[:at], self._seen[at + len(end) :]
         return before.decode()
 
     def _more(self, seconds: float) -> bool:

@@ -71,16 +71,16 @@ def _draw(machine: Machine, lines: Iterable[_Line], width: int) -> None:
     for line in lines:
         style = PHASE_COLOURS.get(machine.phase, "") if line.label == "Phase" else ""
         words = Text.assemble(f"{line.label:>{width}}: ", (printable(line.text), style))
-        if line.share is None:
-            console.print(words, soft_wrap=True)
-        else:
+        if line.share is not None:
             colour = "red" if line.share >= FULL else "green"
-            console.print(words, end="  ", soft_wrap=True)
-            console.print(
-                ProgressBar(
-                    1.0, min(line.share, 1.0), BAR_WIDTH, complete_style=colour, finished_style=colour
-                )
+            bar = ProgressBar(
+                1.0, min(line.share, 1.0), BAR_WIDTH, complete_style=colour, finished_style=colour
             )
+            # As words of the line: printed by itself, a bar has no end of a line.
+            words.append("  ")
+            for part in console.render(bar):
+                words.append(part.text, part.style)
+        console.print(words, soft_wrap=True)
 
 
 def _details(machine: Machine) -> Iterator[tuple[str, str]]:
@@ -170,8 +170,10 @@ def _usage(usage: Accounting, limits: Mapping[str, Any]) -> Iterator[_Line]:
 def _gauge(
     label: str, current: int | None, peak: int | None, limit: object, words: Callable[[int], str]
 ) -> Iterator[_Line]:
-    """Yield what is used now, of the limit in force if there is one."""
+    """Yield what is used now, of the limit in force if there is one; of what has ended, the peak."""
     if current is None:
+        if peak is not None:
+            yield _Line(label, f"peak {words(peak)}")
         return
     rest = "" if peak is None else f" (peak {words(peak)})"
     if not isinstance(limit, int) or isinstance(limit, bool) or limit <= 0:
@@ -214,6 +216,9 @@ _ENFORCED: Final = frozenset({
 })  # fmt: skip
 """Limits that the kernel has wherever they are in force."""
 
+_IDLE: Final = ("CPUWeight", 0)
+"""The only limit of 0 that is one without a limit elsewhere."""
+
 _CEILINGS: Final = (
     "CPUQuotaPerSecUSec", "IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax", "MemoryHigh",
     "MemoryMax", "MemorySwapMax", "MemoryZSwapMax", "TasksMax",
@@ -235,7 +240,7 @@ def _limits(limits: Mapping[str, Any], effective: Mapping[str, Any] | None) -> I
         if effective is not None and name in effective:
             in_force = limit_words(name, effective[name])
             words += "" if in_force == words else f" (in force: {in_force})"
-        elif effective is not None and name in _ENFORCED and value not in (0, None):
+        elif effective is not None and name in _ENFORCED and (value or (name, value) == _IDLE):
             words += " (not seen in force)"
         yield setting_name(name), words
     for name in _CEILINGS:

@@ -39,6 +39,9 @@ _ORDER: Final = {"CPU%": "cpu", "IO/S": "io"}
 
 _LEFT: Final = frozenset({"NAME", "STATE", "HOST"})
 
+_ELASTIC: Final = frozenset({"NAME", "HOST"})
+"""What may be cut off: as much of it as there is room for is shown."""
+
 KEYS: Final = {
     "c": "cpu",
     "m": "memory",
@@ -183,19 +186,21 @@ def _draw(meter: Meter | Meters, options: Options, console: Console) -> None:
 
     order, reverse, shown = options.order, options.reverse, 0
     # Before the window is taken, as ssh(1) may ask for a password.
-    looked = meter.look(whole=order == "pressure")
+    whole = order == "pressure"
+    looked = meter.look(whole=whole)
     found = looked or []
     with _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             begun = time.monotonic()
             if shown:
-                looked = meter.look(whole=order == "pressure")
+                whole = order == "pressure"
+                looked = meter.look(whole=whole)
                 found = found if looked is None else looked
             shown += 1
             end = begun + (RETRY_SECONDS if looked is None else options.delay)
             while True:
                 visible = sort(found, order, reverse=reverse)[: _lines(console)]
-                if looked is not None and order != "pressure":
+                if looked is not None and not whole:
                     visible = meter.complete(visible)
                 away = ["the service"] if looked is None else sorted(meter.failures)
                 summary = _summary(found, order, away)
@@ -267,25 +272,26 @@ def _screen(console: Console, summary: Text, visible: Sequence[Row], order: str)
     frame = Table.grid()
     frame.add_row(summary)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
-    for name in _columns(visible):
-        style = "bold reverse" if _ORDER.get(name, name.lower()) == order else "bold"
+    cells = [_cells(row) for row in visible]
+    columns = _columns(visible)
+    fitting = _fitting(columns, cells, console.width, order)
+    for column, width in fitting.items():
+        name = columns[column]
         table.add_column(
-            Text(name, style),
+            Text(name, "bold reverse" if _column_of(order) == name else "bold"),
             justify="left" if name in _LEFT else "right",
             no_wrap=True,
             overflow="ellipsis",
-            max_width=_NAME_MAX if name in {"NAME", "HOST"} and console.width < _WIDE else None,
+            max_width=width,
         )
-    for row in visible:
+    for row, words in zip(visible, cells, strict=True):
+        styles = {
+            "NAME": "bold",
+            "STATE": PHASE_COLOURS.get(row.phase, "") if row.freezer == "running" else "cyan",
+            "MEMORY": "red" if (row.memory_share or 0.0) >= 0.9 else "",
+        }
         # As Text, because rich would interpret markup in a str, and names come from outside.
-        name, state, *others = _cells(row)
-        share = row.memory_share or 0.0
-        styles = ["", "", "red" if share >= 0.9 else "", *[""] * (len(others) - 3)]
-        table.add_row(
-            Text(name, "bold"),
-            Text(state, PHASE_COLOURS.get(row.phase, "") if row.freezer == "running" else "cyan"),
-            *(Text(cell, style) for cell, style in zip(others, styles, strict=True)),
-        )
+        table.add_row(*(Text(words[column], styles.get(columns[column], "")) for column in fitting))
     frame.add_row(table)
     frame.add_row(Text("sort: c m i t p s n   r: reverse   q: quit", "bright_black", no_wrap=True))
     return frame
@@ -297,9 +303,49 @@ _AROUND: Final = 3
 LINES_MAX: Final = 512
 """Machines in one window; the service is asked for so many by their names."""
 
-_WIDE: Final = 110
-_NAME_MAX: Final = 24
-"""Columns of a name where the window has less than _WIDE: the others need 55, and all is to fit into 80."""
+_NAME_MIN: Final = 12
+"""Columns of a name, or of a host, that are left of it where the window is narrow."""
+
+_LEAST_FIRST: Final = ("PRESSURE", "IO/S", "TASKS", "OF", "STATE", "HOST", "MEMORY", "CPU%")
+"""What is left out, in this order, where the window is too narrow: half a number would be another one."""
+
+
+def _column_of(order: str) -> str:
+    """Return the heading of the column that an order is by."""
+    return next(name for name in COLUMNS if _ORDER.get(name, name.lower()) == order)
+
+
+def _fitting(
+    columns: Sequence[str], cells: Iterable[Sequence[str]], width: int, order: str
+) -> dict[int, int]:
+    """Return the indices of the columns that fit into a window, with their widths.
+
+    Args:
+        columns: their headings.
+        cells: of all rows.
+        width: columns of the window.
+        order: its column is shown whatever is left out.
+    """
+    from rich.cells import cell_len
+
+    needed = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    least = [
+        min(each, _NAME_MIN) if name in _ELASTIC else each
+        for name, each in zip(columns, needed, strict=True)
+    ]
+    shown = list(range(len(columns)))
+    for name in _LEAST_FIRST:
+        if sum(least[column] + 1 for column in shown) <= width + 1:
+            break
+        if name in columns and name != _column_of(order):
+            shown.remove(columns.index(name))
+    left = width + 1 - sum(least[column] + 1 for column in shown)
+    widths: dict[int, int] = {}
+    for column in shown:
+        more = max(0, min(needed[column] - least[column], left))
+        left -= more
+        widths[column] = least[column] + more
+    return widths
 
 
 def _summary(found: Sequence[Row], order: str, away: Sequence[str]) -> Text:

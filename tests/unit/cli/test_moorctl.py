@@ -52,6 +52,8 @@ class TestOverTheFake(Battery):
         for text in (shown, plain):
             assert "Service: [red]x[/red]" in re.sub(r"\x1b\[[0-9;]*m", "", text)
             assert "━━━━━━━━━━" in text
+            # A bar ends its line.
+            assert not [line for line in lines_of(text) if len(re.findall(r"\b[A-Z][\w ]*: ", line)) > 1]
         assert "\x1b[32m" in shown
         assert not re.search(r"\x1b\[[0-9;]*3[0-9]", plain)
 
@@ -97,6 +99,11 @@ class TestOverTheFake(Battery):
                 timeout=RUN_SECONDS, check=False,
             )  # fmt: skip
         assert (done.returncode, done.stderr) == (1, b"Error: Failed to write: No space left on device\n")
+
+
+def lines_of(shown: str) -> list[str]:
+    """What a terminal has shown, without its colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
 
 
 def on_a_terminal(moorctl: Moorctl, *arguments: str, **variables: str) -> str:

@@ -138,6 +138,20 @@ def test_lines_fit_into_eighty_columns(watch: Watch, fake: Fake) -> None:
     assert person.end()[0] == 0
 
 
+def test_no_number_is_cut_off_where_the_window_is_narrow(watch: Watch, name: str) -> None:
+    person = watch("--delay", "50ms", NO_COLOR="1")
+    person.read(name[:8])
+    person.resize(24, 40)
+    person.read("by c…")  # the summary has no room either
+    person.read("by c…")
+    shown = person.read(WRITTEN)
+    for whole in ("NAME", "CPU%", " 50.0 ", "MEMORY", "3.0M"):
+        assert whole in shown
+    assert "PRESSURE" not in shown
+    person.type("p")
+    person.read("PRESSURE")  # what they are sorted by stays
+
+
 def test_one_table_without_a_terminal(fake: Fake, name: str) -> None:
     heading, row = fake.moorctl.output("top", "--delay", "10ms").splitlines()
     assert heading.split() == ["NAME", "STATE", "CPU%", "MEMORY", "OF", "IO/S", "TASKS", "PRESSURE"]

@@ -142,8 +142,19 @@ def test_limits(capsys: pytest.CaptureFixture[str]) -> None:
         "CPUQuota: 150%", "TimeoutStopSec: 1min 30s", "MemoryMax: 1.0M", "TasksMax: infinity",
         "EffectiveMemoryHigh: 1.5G",
         "MemoryHigh: infinity", "Delegate: yes", "AllowedCPUs: 0-3 9", "DelegateControllers: cpu io",
-        "KillMode: mixed", 'IODeviceWeight: [["/dev/vda",5]]',
+        "KillMode: mixed", 'IODeviceWeight: /dev/vda 5',
     ]  # fmt: skip
+
+
+def test_the_peaks_of_what_has_ended_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = {"result": "oom-kill", "exitedAt": {}, "accounting": {}}
+    lines = status(
+        capsys,
+        {"phase": "exited", "verdict": verdict},
+        {"memoryPeak": 30 << 20, "memorySwapPeak": 0, "tasksPeak": 3},
+    )
+    for line in ("Memory: peak 30.0M", "Swap: peak 0B", "Tasks: peak 3"):
+        assert line in lines
 
 
 def test_use_is_shown_beside_what_is_in_force(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,8 +178,23 @@ def test_what_differs_from_the_limits_is_shown(capsys: pytest.CaptureFixture[str
     assert lines[lines.index("MemoryMax: 1.0G (in force: 1.0M)") :] == [
         "MemoryMax: 1.0G (in force: 1.0M)", "TasksMax: 99", "CPUWeight: 200 (not seen in force)",
         "DevicePolicy: strict (in force: auto)", "MemoryLow: 0B", "AllowedCPUs: 0-1 (in force: 0)", "KillMode: mixed",
-        "CPUQuota: not set (in force: 50%)", 'IOReadBandwidthMax: not set (in force: [["/dev/vda",5]])',
+        "CPUQuota: not set (in force: 50%)", 'IOReadBandwidthMax: not set (in force: /dev/vda 5)',
         r"Devices: /dev/null rwm, char-pts rw\x1b",
+    ]  # fmt: skip
+
+
+def test_limits_are_shown_in_the_words_that_set_them(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = {
+        "CPUWeight": 0, "StartupCPUWeight": 0, "IODeviceLatencyTargetUSec": [["/dev/vda", 25000]],
+        "IOReadBandwidthMax": [["/dev/vda", 5_000_000], ["/dev/vdb", 7]], "IOReadIOPSMax": [["/dev/vda", None]],
+        "IPAddressDeny": [[2, [127, 0, 0, 2], 32], [10, [0] * 16, 0]], "IPAddressAllow": [[2, [300], 1]],
+    }  # fmt: skip
+    assert status(capsys, {}, limits=limits, effective={})[-7:] == [
+        "CPUWeight: idle (not seen in force)", "StartupCPUWeight: idle",
+        "IODeviceLatencyTargetSec: /dev/vda 25ms (not seen in force)",
+        "IOReadBandwidthMax: /dev/vda 5M, /dev/vdb 7 (not seen in force)",
+        "IOReadIOPSMax: /dev/vda infinity (not seen in force)",
+        "IPAddressDeny: 127.0.0.2/32 ::/0", "IPAddressAllow: [[2,[300],1]]",
     ]  # fmt: skip
 
 

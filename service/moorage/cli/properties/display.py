@@ -60,6 +60,35 @@ def _is_set(name: str, value: list[Any]) -> bool:
     )
 
 
+def _is_network(value: Any) -> bool:
+    match value:
+        case [int(), [*octets], int()]:
+            return len(octets) in {4, 16} and all(
+                isinstance(each, int) and 0 <= each < 256 for each in octets
+            )
+        case _:
+            return False
+
+
+def _network(value: list[Any]) -> str:
+    # What is hardly ever shown need not be there at each start of moorctl.
+    from ipaddress import ip_address
+
+    _, octets, prefix = value
+    return f"{ip_address(bytes(octets))}/{prefix}"
+
+
+def _is_of_device(value: Any) -> bool:
+    """Whether a value is that of one device, such as ["/dev/vda", 5]."""
+    match value:
+        case [str(), None]:
+            return True
+        case [str(), int(number)]:
+            return not isinstance(number, bool)
+        case _:
+            return False
+
+
 def _are_plain(words: list[Any]) -> bool:
     """Whether a list can be written as words without quotes."""
     return bool(words) and all(isinstance(word, str) and re.fullmatch(r"[\w@./-]+", word) for word in words)
@@ -77,6 +106,8 @@ def setting_name(name: str) -> str:
 def _writer(name: str) -> Callable[[int], str]:
     if name == "CPUQuotaPerSecUSec":
         return _quota
+    if name.endswith("CPUWeight"):
+        return _weight
     if name.endswith("USec"):
         return format_span
     if _is_size(name):
@@ -84,6 +115,11 @@ def _writer(name: str) -> Callable[[int], str]:
     if name.endswith("BandwidthMax"):
         return lambda size: format_exact_size(size, base=1000)
     return str
+
+
+def _weight(weight: int) -> str:
+    # CGROUP_WEIGHT_IDLE of systemd.
+    return "idle" if weight == 0 else str(weight)
 
 
 def _quota(usec: int) -> str:
@@ -118,6 +154,10 @@ def limit_words(name: str, value: Any) -> str:
             return format_set(numbers)
         case [*words] if all(isinstance(word, str) for word in words):
             return " ".join(words)
+        case [*networks] if name.startswith("IPAddress") and all(map(_is_network, networks)):
+            return " ".join(map(_network, networks))
+        case [*pairs] if all(_is_of_device(pair) for pair in pairs):
+            return ", ".join(f"{device} {limit_words(name, number)}" for device, number in pairs)
         case str():
             return value
         case _:
