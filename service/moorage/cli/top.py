@@ -351,10 +351,13 @@ def _fitting(
 def _summary(found: Sequence[Row], order: str, away: Sequence[str]) -> Text:
     from rich.text import Text
 
-    cpu = sum(row.cpu_percent or 0.0 for row in found)
-    memory = sum(row.memory_current or 0 for row in found)
-    count = f"{len(found)} machine{'' if len(found) == 1 else 's'}"
-    words = f"{count}, CPU {cpu:.1f}%, memory {format_size(memory)}, by {order}"
+    # Of what nobody tells there is no sum either.
+    cpu = [row.cpu_percent for row in found if row.cpu_percent is not None]
+    memory = [row.memory_current for row in found if row.memory_current is not None]
+    words = f"{len(found)} machine{'' if len(found) == 1 else 's'}"
+    words += f", CPU {sum(cpu):.1f}%" if cpu else ""
+    words += f", memory {format_size(sum(memory))}" if memory else ""
+    words += f", by {order}"
     if away:
         gone = f"  away: {', '.join(map(printable, away))}"
         return Text.assemble(words, (gone, "red"), no_wrap=True, overflow="ellipsis")

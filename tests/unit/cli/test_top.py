@@ -81,6 +81,7 @@ def watch(fake: Fake) -> Generator[Watch]:
 
 def test_a_table_that_is_drawn_again_until_ctrl_c(watch: Watch, name: str) -> None:
     person = watch("--delay", "50ms")
+    assert "CPU" not in person.read("memory 3.0M, by cpu")  # that takes two looks
     person.read("CPU 50.0%, memory 3.0M")
     shown = person.read(WRITTEN)
     assert name in shown
