@@ -182,3 +182,21 @@ def test_names_of_bonds(machine: str) -> None:
 @pytest.mark.parametrize("unit", ["machine-web.service", "moored.service", "machine--x.service", ""])
 def test_names_of_others(unit: str) -> None:
     assert machine_of_helper(unit) is None
+
+
+@pytest.mark.parametrize(
+    ("case", "stopped"),
+    [("it ended well", False), ("it failed", False), ("it was stopped, after the machine", True)],
+)
+def test_whether_it_was_stopped(case: str, stopped: bool) -> None:
+    entries, _ = CASES[case]
+    culprit = journal._culprit(reversed(stamped([*BEGUN, *entries])), "UNIT", BONDS, "m", None)
+    assert culprit is not None
+    assert culprit.stopped is stopped
+
+
+def test_a_stop_that_follows_from_the_machines_is_no_reason() -> None:
+    entries = [end("a"), job("a", "stop", 11), job("a-bond", "stop", 9), job("m", "stop", 10), end("m")]
+    culprit = journal._culprit(reversed(stamped([*BEGUN, *entries])), "UNIT", BONDS, "m", None)
+    assert culprit is not None
+    assert culprit.stopped is False

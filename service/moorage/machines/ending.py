@@ -57,13 +57,13 @@ class Known(msgspec.Struct, frozen=True):
         invocation_id: of it.
         active_state: of it.
         result: of it, if it has ended.
-        by_itself: it has ended, and was active until then.
+        by_itself: it has ended, and was active until then; None where that was not told.
     """
 
     invocation_id: str
     active_state: str
     result: str = "success"
-    by_itself: bool = False
+    by_itself: bool | None = None
 
 
 Unit: TypeAlias = NotAsked | Removed | Absent | Known
@@ -115,14 +115,14 @@ class Ended(msgspec.Struct, frozen=True):
         kept: the manager keeps the unit, and what it has last read of its counters.
         reset: the unit has failed, and holds its name until that is reset.
         stays: the unit goes on without it, and so would what is bound to the unit.
-        by_itself: the manager has told that the unit was active until it had ended.
+        by_itself: the unit was active until it had ended; None where the manager has not told.
     """
 
     result: str | None
     kept: bool = False
     reset: bool = False
     stays: bool = False
-    by_itself: bool = False
+    by_itself: bool | None = None
 
 
 Judgement: TypeAlias = (

@@ -234,6 +234,8 @@ class FinalAccounts:
         group = None if leader is None else leader.elsewhere(record.control_group)
         if group is not None:
             _log.warning("The leader of machine %s has left it, and lives in %s.", machine.name, group)
+        # Its group was removed by the manager: it was empty. With KillMode=none processes are left.
+        gone_with_it = self._hierarchy.identity(record.control_group) != record.placement.control_group_id
         facts = verdicts.Facts(
             result=result,
             found_at=attested.at if attested else machine.emptied_at or now(self._clock),
@@ -244,7 +246,7 @@ class FinalAccounts:
             deactivating=machine.deactivating
             or (attested is not None and attested.stopped and not record.asked),
             late=record.late,
-            by_itself=machine.by_itself,
+            by_itself=machine.by_itself and gone_with_it,
             bonded=any(helper.on_failure is HelperFailure.stop_machine for helper in record.helpers),
             accounted=machine.accounted,
             accounting=verdicts.merged(machine.counters, _told_kills(machine)),
@@ -334,8 +336,9 @@ class FinalAccounts:
                 with trio.move_on_after(REAPED_SECONDS):
                     await leader.reaped.wait()
             facts = msgspec.structs.replace(facts, leader_exit=leader.exit)
-        if verdicts.needs_the_helper(facts) and (helper := await self._helper(machine)) is not None:
-            facts = msgspec.structs.replace(facts, helper=helper)
+        if verdicts.needs_the_helper(facts):
+            helper, stopped = await self._helper(machine)
+            facts = msgspec.structs.replace(facts, helper=helper, helper_stopped=stopped)
         self._open.remove(account)
         self._conclude(machine, leader, facts)
         completed(machine)
@@ -351,8 +354,8 @@ class FinalAccounts:
         self._limits.conclude(machine, verdict, kernel=bool(kernel), oomd=bool(oomd))
         machine.complete(verdict)
 
-    async def _helper(self, machine: Machine) -> HelperEnd | None:
-        """Find the helper whose end had a machine stopped, with what it wrote last.
+    async def _helper(self, machine: Machine) -> tuple[HelperEnd | None, bool | None]:
+        """Find the helper whose end had a machine stopped, with what it wrote last, and whether a job had stopped it.
 
         Where the service manager did not stop it for any, it is the one for which this service did.
         """
@@ -363,31 +366,31 @@ class FinalAccounts:
             if helper.on_failure is HelperFailure.stop_machine
         }
         if not units:
-            return None
+            return None, None
         bonds = {UnitNames(machine.name).bond(name): unit for unit, name in units.items()}
         boot_id, journal = self._boot_id(), self._journal
         lost = record.lost if record.asked is Cause.helper_ended else None
         otherwise = next((unit for unit, name in units.items() if lost and name == lost.name), None)
 
-        def look() -> HelperEnd | None:
+        def look() -> tuple[HelperEnd | None, bool | None]:
             found = journal.culprit(
                 bonds, machine.unit, otherwise=otherwise, boot_id=boot_id, user=self._user
             )
             if found is not None:
-                unit, since, result = found.unit, found.began_usec, found.result
+                unit, since, result, stopped = found.unit, found.began_usec, found.result, found.stopped
             elif lost is not None and otherwise is not None:
                 # The service manager's word is not in the journal yet, but the helper's own words may be.
-                unit, since, result = otherwise, record.timestamp.monotonic, lost.result
+                unit, since, result, stopped = otherwise, record.timestamp.monotonic, lost.result, None
             else:
-                return lost
+                return lost, None
             logs = journal.read([unit], since_usec=since, boot_id=boot_id, user=self._user, wait=0)
-            return HelperEnd(units[unit], result, tuple(logs[unit].lines))
+            return HelperEnd(units[unit], result, tuple(logs[unit].lines)), stopped
 
         try:
             return await in_thread(look, abandon_on_cancel=True, limiter=self._looks)
         except OSError as error:
             _log.warning("Failed to read the journal, ignoring: %s", error)
-            return lost
+            return lost, None
 
 
 def _told_kills(machine: Machine) -> Accounting:

@@ -184,7 +184,8 @@ class Machine:
         counters: the last of its control group that were read.
         final: they were read when the last process had gone.
         accounted: nobody knows more of what it has consumed, and of who was killed.
-        by_itself: by the word of the service manager nobody had its unit stopped. Written by `Watching`.
+        by_itself: its unit was active until it had ended, by the word of the service manager. Written by
+            `Observer` and `Watching`.
         deactivating: its unit was seen to be stopped before this service was asked to stop it.
         frozen: its control group was, when that was last read.
         helpers_frozen: some of its helpers were, or are, by a call to this service.

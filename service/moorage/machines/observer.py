@@ -191,6 +191,8 @@ class Observer(Follower):
         if hint.kind == "removed":
             self._agenda.mark(machine, removed=True)
             return
+        if hint.by_itself and hint.invocation_id == machine.record.invocation_id:
+            machine.by_itself = has_scope(machine)
         if hint.active_state == "deactivating" and machine.unit_stops(begins=True):
             self._followers.happened(machine, Kind.stopping, {"by": "manager"})
         if hint.active_state == "failed" or (

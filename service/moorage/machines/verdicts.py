@@ -50,7 +50,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         deactivating: its unit was seen to be stopped before this service was asked to.
         late: this service had its unit stopped when it was ending already, so that what the service manager tells of
             a stop is no reason.
-        by_itself: nobody had its unit stopped, by the signal of the service manager about its end.
+        by_itself: nobody had its unit stopped: by the word of the service manager it was active until it had ended.
         bonded: it has helpers whose end has it stopped.
         accounted: the service manager has nothing to add to its counters, nor to who was killed.
         accounting: the last counters of its control group.
@@ -60,6 +60,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         leader_group: the other control group in which its leader lives.
         told: by the service manager.
         helper: whose end had it stopped.
+        helper_stopped: a job had stopped that one; None where that is not known.
         oom_group: the control group for whose limit of memory processes of it were killed.
     """
 
@@ -81,6 +82,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     leader_group: str | None = None
     told: Told = Told()
     helper: HelperEnd | None = None
+    helper_stopped: bool | None = None
     oom_group: str | None = None
 
 
@@ -175,7 +177,7 @@ def _cause(facts: Facts, result: str | None, *, killed: bool, managed: bool, att
     if result == "oom-kill" or ((killed or managed) and by_kill):
         return Cause.oomd_killed if managed else Cause.oom_killed
     if facts.helper is not None:
-        return Cause.helper_ended
+        return None if _ended_together(facts, facts.helper.result) else Cause.helper_ended
     if facts.asked is not None:
         return facts.asked
     if facts.leader_group is not None:
@@ -190,9 +192,19 @@ def _cause(facts: Facts, result: str | None, *, killed: bool, managed: bool, att
     return Cause.leader_ended if facts.leader_ended and sure else None
 
 
+def _ended_together(facts: Facts, result: str | None) -> bool:
+    """Whether a machine may have been about to end when its helper did, and nobody can know it.
+
+    A VMM that ends hangs up on its helpers first. They end well then, and have it stopped if they are quicker than its
+    own end, of which the signal makes no difference to its status.
+    """
+    by_itself = facts.leader_exit is not None and facts.leader_exit.status is not None
+    return result == "success" and facts.helper_stopped is False and facts.asked is None and by_itself
+
+
 def _stopped(facts: Facts) -> bool:
-    """Whether somebody else had the unit stopped."""
-    return facts.told.stopped and not facts.late
+    """Whether somebody else had the unit stopped: what had ended by then was stopped by no job that came too late."""
+    return facts.told.stopped and not facts.late and not facts.by_itself
 
 
 def described(verdict: Verdict) -> str:

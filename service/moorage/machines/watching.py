@@ -261,13 +261,9 @@ class Watching:
             try:
                 self._accounts.consumed(machine, await self._unit_counters(machine))
                 machine.accounted |= self._manager.version >= OOM_KILLS_SINCE
-                if not machine.watched and has_scope(machine):
-                    await self._look_back(machine)
+                machine.by_itself = await self._look_back(machine, judgement)
             except ManagerError:  # without them the account is not whole, that is all
                 machine.accounted = False
-            # Removed by the manager: it was empty. One that is stopped with KillMode=none is left with its processes.
-            gone = self._hierarchy.identity(machine.record.control_group) is None
-            machine.by_itself = judgement.by_itself and gone
             if judgement.reset and self._is_kept(machine):
                 with contextlib.suppress(ManagerError):
                     await self._manager.reset_failed(machine.unit, deadline=_soon())
@@ -295,18 +291,28 @@ class Watching:
         values = await self._manager.properties(machine.unit, tuple(names), deadline=_soon())
         return Accounting(**{names[name]: value for name, value in values.items() if isinstance(value, int)})
 
-    async def _look_back(self, machine: Machine) -> None:
-        """Query when a scope ended that nobody has watched, and whether it was being stopped before.
+    async def _look_back(self, machine: Machine, judgement: ending.Ended) -> bool:
+        """Return whether a unit was active until it had ended; query that where no signal has told it.
 
-        One that ends by itself is active until then: both times are those of the same change (`unit_notify()`).
+        So it is where a question was answered sooner than the signal came, as by the end of a helper at the same time,
+        and where nobody has watched. One that ends by itself is active until then: both times are those of the same
+        change (`unit_notify()`).
 
         Raises:
             ManagerError: as the manager says.
         """
+        told = judgement.by_itself
+        if not has_scope(machine) or (machine.watched and (told is not None or machine.record.asked)):
+            return bool(told)
         values = await self._manager.properties(machine.unit, _TIMES, deadline=_soon())
         active, realtime, monotonic = (values.get(name) for name in _TIMES)
-        if isinstance(active, int) and isinstance(realtime, int) and isinstance(monotonic, int) and active:
+        if not (
+            isinstance(active, int) and isinstance(realtime, int) and isinstance(monotonic, int) and active
+        ):
+            return bool(told)
+        if not machine.watched:
             machine.attested = Attested(Timestamp(realtime, monotonic), stopped=active < monotonic)
+        return active == monotonic
 
     def _look_later(self, machine: Machine, seconds: float) -> None:
         self._agenda.look_later(machine, trio.current_time() + seconds)
@@ -329,7 +335,9 @@ def _ended(hint: UnitHint | None) -> ending.Unit | None:
     return _known(hint.invocation_id, hint.active_state, hint.result, by_itself=hint.by_itself)
 
 
-def _known(invocation_id: str, active_state: str, result: str, *, by_itself: bool = False) -> ending.Known:
+def _known(
+    invocation_id: str, active_state: str, result: str, *, by_itself: bool | None = None
+) -> ending.Known:
     if active_state == "failed" and result == "success":
         result = FORGOTTEN  # it ended before a reload of the manager, which forgets the result
     return ending.Known(invocation_id, active_state, result, by_itself)

@@ -149,11 +149,13 @@ class Culprit(msgspec.Struct):
         unit: its name.
         result: how it ended.
         began_usec: when it had been started, µs since boot.
+        stopped: a job had stopped it.
     """
 
     unit: str
     result: str
     began_usec: int
+    stopped: bool = False
 
 
 class Journal(Protocol):
@@ -234,6 +236,7 @@ def _culprit(
     settled = set[str]()  # those of which the last job of the bond was seen
     ends: dict[str, Culprit] = {}  # the last ones
     begun = set[str]()  # units of which the beginning of the last run was seen
+    stops: dict[str, int] = {}  # the first jobs that were to stop those that may be it
     silent = about == "USER_UNIT"  # of ends with success
     for entry in entries:
         unit, kind = entry.get(about, ""), _kind(entry)
@@ -247,6 +250,8 @@ def _culprit(
                 # Where others have ended as well: this is the first of them.
                 blamed, job = bonds[unit], _job(entry)
             settled.add(bonds[unit])
+        elif entry.get("JOB_TYPE") == "stop" and unit not in begun:
+            stops[unit] = _job(entry)
         elif kind in _ENDS and unit not in ends:
             ends[unit] = Culprit(unit, str(entry.get("UNIT_RESULT", "success")), _moment(entry)[1])
         elif silent and kind == _UNIT_STARTED and unit not in ends:
@@ -259,6 +264,8 @@ def _culprit(
         if kind in {_UNIT_STARTED, _UNIT_STARTING}:
             begun.add(unit)
         found = found if found is not None and found.unit == blamed else ends.get(blamed or "")
+    if found is not None:
+        found.stopped = 0 < stops.get(found.unit, 0) < job
     return found
 
 

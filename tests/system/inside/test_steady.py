@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,23 @@ peer, _ = listener.accept()
 while data := peer.recv(99): peer.send(data)
 """
 """A service for one client: it ends well when that hangs up, as virtiofsd does."""
+
+CLIENT = """
+import os, signal, socket, sys
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+peer = socket.socket(socket.AF_UNIX)
+sys.stdin.readline()
+peer.connect(sys.argv[1])
+peer.send(b"word")
+assert peer.recv(9) == b"word"
+if sys.argv[2] == "last":
+    peer.close()
+    while not told:
+        signal.sigtimedwait((), 0.01)
+os._exit(7)
+"""
+"""A VMM that connects to its helper when it is told to, and then ends: with the connection, or some time after it."""
 
 TRUE = [["/usr/bin/true", ["true"], False]]
 SERVICE, SOCKET_UNIT, SCOPE = "machine-web-fs.service", "machine-web-fs.socket", "machine-web.scope"
@@ -232,6 +250,38 @@ async def test_a_helper_that_has_done_its_work_has_not_ended(spawn: Processes) -
         assert state(SERVICE) == state(SCOPE) == "active"
         kill(leader)
         assert (await verdict(client, "web"))["cause"] == "leaderEnded"
+
+
+async def ended_with(spawn: Processes, last: str) -> dict[str, Any]:
+    """Return the verdict of a machine whose leader ends by itself, after its helper or with it."""
+    leader = spawn(
+        ["/usr/bin/python3", "-c", CLIENT, str(DIRECTORIES / "web" / "s"), last], stdin=subprocess.PIPE
+    )
+    wanted = helper(["/usr/bin/python3", "-c", ECHO], sockets=[{"name": "s"}])
+    async with await connect() as client:
+        await register(client, "web", leader, helpers=[wanted])
+        assert leader.stdin is not None
+        leader.stdin.close()
+        assert await trio.to_thread.run_sync(leader.wait) == 7
+        found = await verdict(client, "web")
+    await assert_everything_gone()
+    assert (found["result"], found["leaderStatus"]) == ("success", 7), found
+    return found
+
+
+@pytest.mark.parametrize("number", range(5))
+async def test_a_helper_that_ends_with_its_client_is_not_its_end(spawn: Processes, number: int) -> None:
+    """A guest powers off: its VMM ends, and its helpers by themselves."""
+    found = await ended_with(spawn, "first")
+    assert found.get("cause") in {"leaderEnded", None}, (
+        found
+    )  # None: it was being stopped in its last moment
+
+
+async def test_who_was_first_is_not_told_where_nobody_can_know(spawn: Processes) -> None:
+    """A helper is quicker than the rest of its client's end, and has that stopped."""
+    found = await ended_with(spawn, "last")
+    assert (found.get("cause"), found["helper"], found["helperResult"]) == (None, "fs", "success")
 
 
 @pytest.mark.parametrize("restart", ["no", "always"])

@@ -25,6 +25,8 @@ KILLED = msgspec.structs.replace(COUNTED, oom_kills=1)
 UNCOUNTED = Accounting(cpu_usage_nsec=1, memory_peak=2)
 TOLD = Told(result="success", ended_at=LATER)
 KILL, SEGV = Exit(signal=9), Exit(signal=11)
+TOGETHER = Facts(found_at=AT, leader_exit=Exit(0), helper=HelperEnd("fs", "success"), helper_stopped=False)
+"""A helper was quicker than the rest of its machine's end, or the reason for it."""
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,21 @@ KILL, SEGV = Exit(signal=9), Exit(signal=11)
         (Facts(found_at=AT, leader_ended=True, deactivating=True, told=Told("timeout", LATER)), None),
         (Facts(found_at=AT, deactivating=True, helper=HelperEnd("fs")), Cause.helper_ended),
         (Facts(found_at=AT, asked=Cause.stopped, deactivating=True, helper=HelperEnd("fs")), Cause.helper_ended),
+        # It may have hung up on its helper, which then ended: nobody can know.
+        (TOGETHER, None),
+        (msgspec.structs.replace(TOGETHER, helper=HelperEnd("fs", "exit-code")), Cause.helper_ended),
+        (msgspec.structs.replace(TOGETHER, helper_stopped=True), Cause.helper_ended),
+        (msgspec.structs.replace(TOGETHER, helper_stopped=None), Cause.helper_ended),
+        (msgspec.structs.replace(TOGETHER, leader_exit=KILL), Cause.helper_ended),
+        (msgspec.structs.replace(TOGETHER, leader_exit=None), Cause.helper_ended),
+        (msgspec.structs.replace(TOGETHER, asked=Cause.helper_ended), Cause.helper_ended),
+        # A job that was to stop it came when it had ended.
+        (
+            Facts(
+                found_at=AT, watched=True, leader_ended=True, by_itself=True, told=Told("success", LATER, stopped=True)
+            ),
+            Cause.leader_ended,
+        ),
         (Facts(found_at=AT, leader_group="/a"), Cause.leader_left),
         (Facts(found_at=AT, leader_group="/a", asked=Cause.stopped), Cause.stopped),
         (Facts(found_at=AT, result="oom-kill"), Cause.oom_killed),
