@@ -658,6 +658,32 @@ async def test_the_times_of_a_scope_tell_how_it_ended_while_nobody_watched(
         assert (web.record.verdict.exited_at == Timestamp(1000, 100)) is bool(active)
 
 
+@pytest.mark.parametrize(("active", "by_itself"), [(100, True), (99, False), (0, False)])
+async def test_an_answer_that_overtakes_the_signal_leaves_nothing_open(
+    tmp_path: Path, active: int, by_itself: bool
+) -> None:
+    manager, consulted = PlayedManager(), Consulted()
+    manager.version = 262
+    groups = {"/web": (7, True)}
+    async with running(manager, tmp_path, groups, consulted) as core:
+        web = made.machine("web", control_group="/web", control_group_id=7, invocation_id="1" * 32)
+        enter(core, web)
+        groups.clear()
+        manager.set(web.unit, active_state="inactive", result="success", invocation_id="1" * 32)
+        manager.values[web.unit] = {
+            **{"CPUUsageNSec": 1, "OOMKills": 0, "ManagedOOMKills": 0},
+            "ActiveExitTimestampMonotonic": active,
+            "InactiveEnterTimestamp": 1000,
+            "InactiveEnterTimestampMonotonic": 100,
+        }
+        manager.tell(UnitHint("reloaded"))
+        with trio.fail_after(10):
+            await web.gone.wait()
+            await (web.completed if by_itself else consulted.asked).wait()
+        assert web.by_itself is by_itself
+        assert consulted.asked.is_set() is not by_itself
+
+
 async def test_what_was_seen_of_an_end_outlives_a_service_that_ends_before_the_verdict_is_complete(
     tmp_path: Path,
 ) -> None:
