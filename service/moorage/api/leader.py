@@ -98,6 +98,27 @@ async def open_leader(
     return Leader(leader, pidfd, owner, None if caller == leader else caller)
 
 
+def check_leader(call: Call, given: ProcessId, field: str) -> None:
+    """Check a process that is to lead a machine as far as that needs nobody else; it may be gone a moment later.
+
+    Args:
+        call: the call.
+        given: the process as the parameters name it.
+        field: name of the parameter to blame.
+
+    Raises:
+        ProcessGone, ForeignNumber, InvalidParameter, OSError: as :func:`open_leader`.
+    """
+    check_number(call, given)
+    try:
+        pidfd, leader = process.open_and_name(given.pid, given.pidfdId, given.bootId)
+    except process.NotAProcess:
+        raise InvalidParameter(field) from None
+    os.close(pidfd)
+    if leader.pid == 1:
+        raise InvalidParameter(field)
+
+
 class ForeignNumber(Exception):
     """A process is named only by its PID, by a peer in another PID namespace."""
 

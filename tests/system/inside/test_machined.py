@@ -98,7 +98,7 @@ BOTH: list[tuple[str, Parameters | None]] = [
         ("id", "x"), ("id", 5), ("id", "1" * 31), ("service", 5), ("rootDirectory", "x"), ("rootDirectory", "a/b"),
         ("ifIndices", 5), ("ifIndices", [0]), ("ifIndices", [-1]), ("vSockCid", 0), ("vSockCid", 1), ("vSockCid", 2),
         ("vSockCid", -1), ("vSockCid", 2**32), ("sshAddress", 5), ("sshPrivateKeyPath", "x"),
-        ("sshPrivateKeyPath", 5),
+        ("sshPrivateKeyPath", 5), ("sshAddress", ""), ("service", ""),
     )),
     *((f"{THEIRS}Kill", parameters) for parameters in (
         {}, {"signal": 9}, {"name": "xy"}, {"name": "xy", "signal": 9}, {"name": ".host", "signal": 9},
@@ -122,6 +122,32 @@ BOTH: list[tuple[str, Parameters | None]] = [
 @pytest.mark.parametrize(("method", "parameters"), BOTH, ids=ascii)
 def test_the_same(method: str, parameters: Parameters | None) -> None:
     assert asks(SOCKET, method, parameters) == asks(MACHINED, method, parameters)
+
+
+LEADERS: list[Parameters] = [
+    *({"leader": pid} for pid in (-1, 0, 1, 2**33, GONE, "x", {"pid": 1})),
+    *({"leaderProcessId": pid} for pid in (
+        {"pid": -1}, {"pid": 0}, {"pid": 1}, {"pid": GONE}, {"pid": 1, "pidfdId": 5}, 1, "x",
+    )),
+]  # fmt: skip
+"""What cannot lead a machine, and nobody is asked about."""
+
+
+@pytest.mark.parametrize("leader", LEADERS, ids=ascii)
+@pytest.mark.parametrize("unit", [False, True])
+def test_a_user_is_told_the_same_of_a_leader(leader: Parameters, unit: bool) -> None:
+    named = {"name": "xy", "class": "vm", "allocateUnit": unit, **leader}
+    # Before 258 polkit knows no such action.
+    for path in (SOCKET, MACHINED) if SYSTEMD >= NEWEST else (SOCKET,):
+        with acting_as(ALICE):
+            (reply,) = asks(path, f"{THEIRS}Register", named)
+        assert reply is not None
+        (field,) = leader
+        assert (path, reply["error"], reply["parameters"]["parameter"].split(".")[0]) == (
+            path,
+            INVALID,
+            field,
+        )
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ handler are answered with MethodNotImplemented.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import contextmanager
 
 from moorage import names
 from moorage.api.calls import authorize, permit
 from moorage.api.identity import identity
-from moorage.api.leader import ForeignNumber, open_leader
+from moorage.api.leader import ForeignNumber, check_leader, open_leader
 from moorage.api.refusals import translated
 from moorage.api.systemd_machine.errors import REFUSALS, NoSuchMachine
 from moorage.api.systemd_machine.host import host
@@ -53,9 +54,13 @@ class SystemdMachine(Inside):
             raise InvalidParameter("name")
         if params.class_ is model.MachineClass.host:
             raise InvalidParameter("class")
+        for field in ("service", "sshAddress"):
+            if getattr(params, field) == "":  # nothing, as machined has it
+                setattr(params, field, None)
         about = identity(params)
         if params.controlAddress is not None and not texts.is_path(params.controlAddress):
             raise InvalidParameter("controlAddress")
+        given, blamed = _named_leader(call, params)
         await authorize(
             call,
             self.authority,
@@ -64,16 +69,9 @@ class SystemdMachine(Inside):
             interactive=params.allowInteractiveAuthentication,
         )
         settings = self.configuration.settings
-        given, blamed = params.leaderProcessId, "leaderProcessId"
-        if given is None:
-            blamed = "leader"
-            given = None if params.leader is None else ProcessId(pid=params.leader)
-        elif params.leader not in {None, given.pid}:
-            raise InvalidParameter("leader")
         try:
-            leader = await open_leader(call, self.services.registrar, given, None, blamed)
-        except (process.ProcessGone, ForeignNumber):
-            raise InvalidParameter(blamed) from None
+            with _there_or(blamed):
+                leader = await open_leader(call, self.services.registrar, given, None, blamed)
         except NotOwned:
             raise PermissionDenied from None
         wanted = model.Registration(
@@ -191,3 +189,26 @@ class SystemdMachine(Inside):
             subgroup=record.placement.relative_subgroup,
             UID=record.registrant,
         )
+
+
+def _named_leader(call: Call, params: RegisterIn) -> tuple[ProcessId | None, str]:
+    """Return the leader that the parameters name, None for the caller, and the parameter to blame."""
+    given, blamed = params.leaderProcessId, "leaderProcessId"
+    if given is None:
+        blamed = "leader"
+        given = None if params.leader is None else ProcessId(pid=params.leader)
+    elif params.leader not in {None, given.pid}:
+        raise InvalidParameter("leader")
+    if given is not None:
+        with _there_or(blamed):
+            check_leader(call, given, blamed)
+    return given, blamed
+
+
+@contextmanager
+def _there_or(blamed: str) -> Generator[None]:
+    """Blame a parameter for a process that is not there."""
+    try:
+        yield
+    except (process.ProcessGone, ForeignNumber):
+        raise InvalidParameter(blamed) from None
