@@ -76,6 +76,7 @@ def test_the_kernel_is_asked(leaders: list[subprocess.Popen[bytes]]) -> None:
 async def test_what_is_found_is_looked_at_again(
     monkeypatch: pytest.MonkeyPatch, leaders: list[subprocess.Popen[bytes]]
 ) -> None:
+    """Without a leader that is watched each time, else once it may be old."""
     kernel, registry = Maps(monkeypatch), Registry()
     web, pid = container(registry, "web", sleep(leaders)), leaders[0].pid
     maps = IdMaps(registry)
@@ -146,3 +147,89 @@ def test_our_own_numbers_are_nobodys(
     assert maps.is_ready("uid")
     with pytest.raises(NoSuchId):
         maps.from_host("uid", os.getuid() + 70_000)
+
+
+class Watched:
+    """A leader that is watched, and lives until it is said to have ended."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+
+def watched(registry: Registry, name: str, pid: int) -> Machine:
+    made = container(registry, name, pid)
+    made.leader = Watched()  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+async def test_a_map_that_was_just_read_is_not_read_again(
+    monkeypatch: pytest.MonkeyPatch, leaders: list[subprocess.Popen[bytes]]
+) -> None:
+    monkeypatch.setattr(id_maps, "REMEMBERED_SECONDS", 1000.0)
+    monkeypatch.setattr(id_maps, "FRESH_SECONDS", 1000.0)
+    kernel, registry = Maps(monkeypatch), Registry()
+    web, pid = watched(registry, "web", sleep(leaders)), leaders[0].pid
+    maps = IdMaps(registry)
+    kernel.texts[pid] = "0 100000 1000"
+    for number in (7, 8, 7):
+        assert await find(maps, "uid", 100_000 + number) == (web, number)
+        assert maps.to_host(web, "uid", number) == 100_000 + number
+    assert kernel.reads == 1
+    web.leader.ended = True  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    with pytest.raises(NoSuchId):
+        await find(maps, "uid", 100_007)
+    with pytest.raises(InsideFailed):
+        maps.to_host(web, "uid", 7)
+
+
+async def test_one_whose_number_is_known_is_found_without_a_look_at_the_others(
+    monkeypatch: pytest.MonkeyPatch, leaders: list[subprocess.Popen[bytes]]
+) -> None:
+    monkeypatch.setattr(id_maps, "REMEMBERED_SECONDS", 1000.0)
+    monkeypatch.setattr(id_maps, "FRESH_SECONDS", 0.0)
+    kernel, registry = Maps(monkeypatch), Registry()
+    made = [watched(registry, f"c{number}", sleep(leaders)) for number in range(3)]
+    for number, leader in enumerate(leaders):
+        kernel.texts[leader.pid] = f"0 {100_000 + 1000 * number} 1000"
+    maps = IdMaps(registry)
+    assert await find(maps, "uid", 102_007) == (made[2], 7)
+    kernel.reads = 0
+    assert await find(maps, "uid", 102_007) == (made[2], 7)
+    assert kernel.reads == 1  # its own
+    # It has moved elsewhere, and another one has its numbers.
+    kernel.texts[leaders[2].pid] = "0 300000 1000"
+    with pytest.raises(NoSuchId):
+        await find(maps, "uid", 102_007)
+    registry.remove(made[2])
+    other = watched(registry, "c2", leaders[2].pid)
+    kernel.texts[leaders[2].pid] = "0 102000 1000"
+    assert await find(maps, "uid", 102_007) == (other, 7)
+
+
+async def test_an_unmapped_container_is_looked_at_each_time(
+    monkeypatch: pytest.MonkeyPatch, leaders: list[subprocess.Popen[bytes]]
+) -> None:
+    """Its leader may be about to get users."""
+    monkeypatch.setattr(id_maps, "FRESH_SECONDS", 1000.0)
+    kernel, registry = Maps(monkeypatch), Registry()
+    web, pid = watched(registry, "web", sleep(leaders)), leaders[0].pid
+    maps = IdMaps(registry)
+    with pytest.raises(NoSuchId):
+        maps.to_host(web, "uid", 7)
+    kernel.texts[pid] = "0 100000 1000"
+    assert maps.to_host(web, "uid", 7) == 100_007
+
+
+async def test_what_is_remembered_of_those_who_are_gone_is_let_go(
+    monkeypatch: pytest.MonkeyPatch, leaders: list[subprocess.Popen[bytes]]
+) -> None:
+    kernel, registry = Maps(monkeypatch), Registry()
+    pid = sleep(leaders)
+    kernel.texts[pid] = "0 100000 1000"
+    maps = IdMaps(registry)
+    for number in range(3 * id_maps.AT_ONCE):
+        made = container(registry, f"c{number}", pid)
+        maps.to_host(made, "uid", 7)
+        registry.remove(made)
+        made.gone.set()
+    assert len(maps._remembered["uid"]) <= id_maps.AT_ONCE + 1
