@@ -671,7 +671,9 @@ async def test_an_answer_that_overtakes_the_signal_leaves_nothing_open(
         groups.clear()
         manager.set(web.unit, active_state="inactive", result="success", invocation_id="1" * 32)
         manager.values[web.unit] = {
-            **{"CPUUsageNSec": 1, "OOMKills": 0, "ManagedOOMKills": 0},
+            "CPUUsageNSec": 1,
+            "OOMKills": 0,
+            "ManagedOOMKills": 0,
             "ActiveExitTimestampMonotonic": active,
             "InactiveEnterTimestamp": 1000,
             "InactiveEnterTimestampMonotonic": 100,
