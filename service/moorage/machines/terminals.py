@@ -21,6 +21,10 @@ OPEN_SECONDS: Final = 25.0
 _ALONE: Final = Task("tty", OPEN_SECONDS)
 _TASK: Final = Task("terminal", OPEN_SECONDS)
 
+_ONLY_FROM_OUTSIDE: Final = {errno.EACCES, errno.EAGAIN}
+"""Errors that may be because the terminal is looked for from outside: what a user namespace serves (fuse(4)) is shown
+to those only who are in it, and a link with ".." is not followed while others mount or rename (RESOLVE_IN_ROOT)."""
+
 _BUS: Final = "/run/dbus/system_bus_socket"
 _PRIVATE: Final = "/run/systemd/private"
 """The service manager's own socket: on the host no bus is needed."""
@@ -116,8 +120,7 @@ class Terminals:
             try:
                 return await self._ask(machine, _ALONE, None)
             except InsideFailed as error:
-                # What a user namespace serves (fuse(4)) can be found by those only who are inside.
-                if error.number != errno.EACCES:
+                if error.number not in _ONLY_FROM_OUTSIDE:
                     raise
         return await self._ask(machine, _TASK, question)
 
