@@ -84,6 +84,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.authz.ownership", "moorage.pid1.oneshot", "moorage.pid1.fork_server",
         "moorage.machines.effective", "moorage.machines.inspection",
         "moorage.wire.link", "moorage.wire.answering", "moorage.wire.server",
+        "moorage.wire.watched", "moorage.wire.conversation",
         "moorage.wire.outlet", "moorage.wire.fairness", "moorage.wire.exchange",
         "moorage.wire.client", "moorage.launch", "moorage.client",
         "moorage.beside.peer", "moorage.beside.publishing", "moorage.beside.following", "moorage.beside.adopting",

@@ -21,7 +21,7 @@ ROWS = {
 
 COMPLETE = (
     "wire.connection",
-    "wire.link",
+    "wire.conversation",
     "wire.message",
     "machines.registry",
     "machines.events",
@@ -33,6 +33,7 @@ COMPLETE = (
 """Modules of which every limit must be in the table."""
 
 NOT_FOR_CALLERS = {
+    "wire.conversation.KEPT_MAX",  # nothing is refused for it
     "wire.connection.QUEUE_MAX",  # of clients; a server never gets there
     "wire.message.AROUND_MAX",  # of a call that is refused anyway, but for one whose name has an escaped quote
 }

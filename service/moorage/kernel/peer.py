@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from functools import lru_cache
 
 import msgspec
 
@@ -14,8 +15,14 @@ from moorage.kernel.process import ProcessGone, ProcessId, pid_of, process_id
 _SO_PEERPIDFD = getattr(socket, "SO_PEERPIDFD", 77)
 _UCRED = struct.Struct("iII")
 
+_NUMBERS_MAX = 256
+"""Numbers of users and processes of which there is one object. Of a crowd each has many connections, and an object of
+32 bytes for each of them would be a tenth of what a connection takes."""
 
-class Peer(msgspec.Struct, frozen=True):
+_same = lru_cache(maxsize=_NUMBERS_MAX)(int)
+
+
+class Peer(msgspec.Struct, frozen=True, gc=False):
     """Who is at the other end of a Unix socket, as the kernel recorded it when the connection was made (unix(7)).
 
     Attributes:
@@ -74,7 +81,7 @@ class Peer(msgspec.Struct, frozen=True):
         return known
 
 
-class PinnedPeer(Peer, frozen=True):
+class PinnedPeer(Peer, frozen=True, gc=False):
     """A peer that somebody has pinned by a pidfd: a message bus, for those who are on it.
 
     The pidfd must stay open for as long as :meth:`Peer.pidfd` is of use.
@@ -113,5 +120,17 @@ def peer_of(connection: socket.socket) -> Peer:
 
     The connection must stay open for as long as :meth:`Peer.pidfd` is of use.
     """
-    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    pid, uid, gid = _credentials(connection)
     return Peer(pid, uid, gid, connection)
+
+
+def uid_of(connection: socket.socket) -> int:
+    """Return the effective uid of the peer of a connected Unix stream socket (SO_PEERCRED)."""
+    _, uid, _ = _credentials(connection)
+    return uid
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int, int]:
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(found)
+    return _same(pid), _same(uid), gid

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, Protocol, cast
@@ -51,18 +52,22 @@ class Turns(Caller, Owner, Protocol):
 
     Attributes:
         closed: whether the connection has ended.
-        high_water: bytes waiting to be written at which no further reply is made.
-        turn_ends: when the current turn has to end, in seconds of time.monotonic().
-        outlet: writes the replies.
     """
 
-    high_water: int
-    turn_ends: float
-
-    @property
-    def outlet(self) -> Outlet: ...  # noqa: D102  # see above
     @property
     def closed(self) -> bool: ...  # noqa: D102  # see above
+
+    def read(self) -> bool:
+        """Read once; return whether anything has come."""
+        ...
+
+    def move(self, event: Event) -> None:
+        """Note what has become of the call at hand."""
+        ...
+
+    def close(self) -> None:
+        """End the connection and the call at hand."""
+        ...
 
     def write(self) -> None:
         """Write the queued replies as far as possible, and the rest when the socket is ready."""
@@ -78,45 +83,48 @@ class Answering:
 
     Args:
         connection: the connection.
+        outlet: writes the replies.
+        high_water: bytes waiting to be written at which no further reply is made.
         service: has the handlers.
         fairness: has the slots of users for tasks.
         tasks: nursery for handlers that wait.
         give_way: gives turns to trusted peers that are ready.
+
+    Attributes:
+        high_water: see above.
+        stream: what makes the replies to the call at hand, if they need no waiting.
+        turn_ends: when the current turn has to end, in seconds of time.monotonic().
     """
 
     __slots__ = (
-        "_call",
-        "_connection",
-        "_fairness",
-        "_feed",
-        "_give_way",
-        "_held",
-        "_scope",
-        "_service",
-        "_stream",
-        "_tasks",
-    )
+        "_call", "_connection", "_fairness", "_feed", "_give_way", "_held", "_outlet", "_scope", "_service", "_tasks",
+        "high_water", "stream", "turn_ends",
+    )  # fmt: skip
 
     def __init__(
         self,
         connection: Connection,
+        outlet: Outlet,
+        high_water: int,
         service: Service,
         fairness: Fairness,
         tasks: trio.Nursery,
         give_way: Callable[[], object],
     ) -> None:
+        self.high_water = high_water
+        self.turn_ends = math.inf
         self._connection = connection
+        self._outlet = outlet
         self._service = service
         self._fairness = fairness
         self._tasks = tasks
         self._give_way = give_way
         self._call: Call | None = None
         self._scope: trio.CancelScope | None = None
-        self._stream: Iterator[Any] | None = None
+        self.stream: Iterator[Any] | None = None
         self._feed: Feed[Any] | None = None
-        self._held: Any = (
-            None  # the last reply of the stream: sent when it is known whether another one follows
-        )
+        # The last reply of the stream: sent when it is known whether another one follows.
+        self._held: Any = None
 
     @property
     def oneway(self) -> bool:
@@ -170,14 +178,14 @@ class Answering:
         if isinstance(reply, AsyncGenerator):
             stream = cast("AsyncGenerator[Any, None]", reply)
             return self._start_task(turns, call, handler, self._run_stream(turns, call, stream))
-        self._call, self._stream = call, reply
+        self._call, self.stream = call, reply
         return Event.STREAM
 
     def close(self) -> None:
         """End the call at hand, if there is one: the connection has ended."""
         if self._scope is not None:
             self._scope.cancel()
-        elif self._stream is not None:
+        elif self.stream is not None:
             self._end_stream()
         elif self._feed is not None:
             self._end_feed()
@@ -196,7 +204,7 @@ class Answering:
         assert feed is not None
         for _ in range(REPLIES_PER_TURN):
             try:
-                messages = feed.take(turns.high_water - connection.queued)
+                messages = feed.take(self.high_water - connection.queued)
             except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets an answer
                 self._end_with_error(turns, call, error)
                 self._end_feed()
@@ -204,9 +212,9 @@ class Answering:
             if not messages:
                 return False
             connection.send_prepared(messages)
-            if connection.queued >= turns.high_water and not turns.outlet.flush(turns):
+            if connection.queued >= self.high_water and not self._outlet.flush(turns):
                 break
-            if time.monotonic() > turns.turn_ends:
+            if time.monotonic() > self.turn_ends:
                 break
         return True
 
@@ -230,7 +238,7 @@ class Answering:
             HandlerError: the handler replied against the protocol.
             OSError: the peer is gone.
         """
-        call, stream, connection = self._call, self._stream, self._connection
+        call, stream, connection = self._call, self.stream, self._connection
         assert call is not None
         assert stream is not None
         for _ in range(REPLIES_PER_TURN):
@@ -250,9 +258,9 @@ class Answering:
                 return True
             self._send_held(call)
             self._held = reply
-            if connection.queued > turns.high_water and not turns.outlet.flush(turns):
+            if connection.queued > self.high_water and not self._outlet.flush(turns):
                 break
-            if time.monotonic() > turns.turn_ends:
+            if time.monotonic() > self.turn_ends:
                 break
         return False
 
@@ -262,7 +270,7 @@ class Answering:
             self._send_one_of_many(call, held)
 
     def _end_stream(self) -> None:
-        stream, self._stream = self._stream, None
+        stream, self.stream = self.stream, None
         call, self._call = self._call, None
         held, self._held = self._held, None
         if isinstance(held, WithFds):
@@ -322,8 +330,8 @@ class Answering:
                 self._send_one_of_many(call, reply, discard=turns.closed)
                 if self._connection.queued:
                     turns.write()
-                if self._connection.queued > turns.high_water:
-                    await turns.outlet.wait_written()
+                if self._connection.queued > self.high_water:
+                    await self._outlet.wait_written()
         raise HandlerError(f"{call.method} ended without a last reply")
 
     # -- messages

@@ -2,8 +2,8 @@
 
 A turn is a function that is called when the socket is ready. It reads once, answers what can be answered without
 waiting, and writes. One call is at hand at a time; further ones wait in the buffer or in the socket. The other
-direction is the
-same: while the peer does not read, no further reply is made. :mod:`moorage.wire.turns` has the states.
+direction is the same: while the peer does not read, no further reply is made. :mod:`moorage.wire.turns` has the
+states, :mod:`moorage.wire.conversation` what is done with calls.
 
 A peer that breaks the protocol loses its connection. That is logged at debug level only, since anyone could fill the
 log otherwise.
@@ -12,12 +12,12 @@ log otherwise.
 # Why our own epoll below trio
 #
 # A task for each connection and trio.serve_listeners(), which has about sixty lines of code, would do the same;
-# poller, turns and link have 650 lines, and callbacks, which trio exists to abolish. This is the price of answering
-# many callers at once. Each call on a task of its own costs two turns of trio's scheduler and two epoll_ctl(2). With
-# the same Connection and handlers below serve_listeners(), and none of the limits, a GetInfo takes 1.4 times the CPU
-# time on one connection and 2.1 times on 64 (Python 3.11, two cores, 2026-11). That factor is most of the margin over
-# machined, which answers one connection at a time in C: at 64 and 120 connections moored replies to 81,000 and
-# 80,000 GetInfo a second, 4.2 and 7.4 times as many (docs/performance.md).
+# poller, turns, watched, conversation and link have 900 lines, and callbacks, which trio exists to abolish. This is
+# the price of answering many callers at once. Each call on a task of its own costs two turns of trio's scheduler and
+# two epoll_ctl(2). With the same Connection and handlers below serve_listeners(), and none of the limits, a GetInfo
+# takes 1.4 times the CPU time on one connection and 2.1 times on 64 (Python 3.11, two cores, 2026-11). That factor is
+# most of the margin over machined, which answers one connection at a time in C: at 64 and 120 connections moored
+# replies to 81,000 and 80,000 GetInfo a second, 4.2 and 7.4 times as many (docs/performance.md).
 #
 # What keeps the callbacks readable: a link never waits, all of its states are in one table, everything that does wait
 # runs in an ordinary trio task, and no code outside of kernel.poller, this module and wire.server knows that there is
@@ -25,10 +25,8 @@ log otherwise.
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import logging
-import math
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -38,10 +36,11 @@ from typing import NamedTuple
 import msgspec
 import trio
 
-from moorage.kernel.peer import Peer
+from moorage.kernel.peer import Peer, peer_of
 from moorage.kernel.poller import Readiness
 from moorage.wire.answering import Answering
-from moorage.wire.connection import CALL_MAX, CLOSED, INPUT_MAX, NEED_DATA, Connection, Role, Wait
+from moorage.wire.connection import CALL_MAX, INPUT_MAX, Connection, Role
+from moorage.wire.conversation import Conversation, Kept
 from moorage.wire.deadlines import Deadlines
 from moorage.wire.disposal import Disposal
 from moorage.wire.errors import ProtocolError, System
@@ -49,21 +48,15 @@ from moorage.wire.fairness import LONG_INPUT, Fairness
 from moorage.wire.outlet import Outlet, Unwritten
 from moorage.wire.output import close_all
 from moorage.wire.service import Service
-from moorage.wire.sockets import Inlet
+from moorage.wire.sockets import Inlet, Rights
 from moorage.wire.turns import GONE, IN, OUT, TRANSITIONS, WATCHED, Event, State
+from moorage.wire.watched import Watched
 
 logger = logging.getLogger(__name__)
-
-MESSAGES_PER_TURN = 16
-"""Pipelined calls of one connection to answer before the others get their turn."""
 
 TURN_SECONDS = 0.001
 """How long a turn may last before it is cut short at the next call or reply. If the replies are long, or are read from
 many files, a turn of the figures above takes ten times as long, and everybody else waits for it."""
-
-UNFINISHED_SECONDS = 30.0
-"""How long a user may take to send the rest of a call. Programs write a call at once; a person at a keyboard has this
-long."""
 
 OUTPUT_HIGH_WATER = 256 * 1024
 """Bytes waiting to be written at which no further reply is made. It keeps every connection far below the limits of
@@ -72,6 +65,7 @@ OUTPUT_HIGH_WATER = 256 * 1024
 USER_HIGH_WATER = 16 * 1024
 """The same for the connection of a user; there may be thousands of those."""
 
+_SPENT = Rights.SPENT
 _READING, _STREAMING, _CLOSED = State.READING, State.STREAMING, State.CLOSED
 _AT_SOCKET = frozenset({_READING, _STREAMING})
 _FED = frozenset({State.FEEDING, State.DEAF})
@@ -89,6 +83,7 @@ class ServerContext(msgspec.Struct, frozen=True):
         disposal: closes files that peers have sent.
         fairness: decides whose turn it is.
         unwritten: bounds how much is left unread, and for how long.
+        kept: the conversations that are kept for the next call.
         tasks: nursery for handlers that wait.
         give_way: gives turns to trusted peers that are ready; one for all connections.
         ended: called with each connection that has ended.
@@ -100,6 +95,7 @@ class ServerContext(msgspec.Struct, frozen=True):
     disposal: Disposal
     fairness: Fairness
     unwritten: Unwritten
+    kept: Kept
     tasks: trio.Nursery
     give_way: Callable[[], object]
     ended: Callable[[Link], None]
@@ -117,68 +113,28 @@ class Door(NamedTuple):
     about: object
 
 
-class Watched(abc.ABC):
-    """A socket that is watched for what can be done with it next.
-
-    Args:
-        connected: the socket.
-        poller: watches it.
-    """
-
-    __slots__ = ("_interest", "_poller", "_socket")
-
-    def __init__(self, connected: socket.socket, poller: Readiness) -> None:
-        self._socket = connected
-        self._poller = poller
-        self._interest: int | None = None  # what the poller watches the socket for; None if it does not
-
-    @abc.abstractmethod
-    def ready(self, events: int) -> None:
-        """Take note of what epoll has seen of the socket."""
-
-    def __call__(self, events: int) -> None:
-        """Do the same: so the poller keeps no object more of each, of which there may be thousands."""
-        self.ready(events)
-
-    def _watch(self, interest: int | None) -> None:
-        if interest == self._interest:
-            return
-        fd = self._socket.fileno()
-        if interest is None:
-            self._poller.remove(fd)
-        elif self._interest is None:
-            self._poller.add(fd, interest, self)
-        else:
-            self._poller.modify(fd, interest)
-        self._interest = interest
-
-
 class Link(Watched):
     """One accepted connection.
 
     What it is made of does not refer back to it: thousands of connections may end at once, and their memory is free
-    then, without a pass of the garbage collector.
+    then, without a pass of the garbage collector. There may be as many on which nothing is under way: what only calls
+    need is in :mod:`moorage.wire.conversation`, and exists only then.
 
     Args:
         context: the server's part.
         door: what the calls are answered by, and about.
         connected: non-blocking socket; the link owns it.
-        peer: the process that made the connection.
+        uid: uid of the peer.
         refusal: answer to the first call, which then ends the connection; None to have calls handled.
 
     Attributes:
-        peer, refusal: see above.
-        about: what the calls are about.
-        outlet: writes the replies.
-        uid: uid of the peer.
+        uid, refusal: see above.
         trusted: whether the peer is trusted (:class:`~moorage.wire.fairness.Fairness`).
-        high_water: bytes waiting to be written at which no further reply is made.
-        turn_ends: when the current turn has to end, in seconds of time.monotonic().
     """
 
     __slots__ = (
-        "_answering", "_connection", "_context", "_finishing", "_gone", "_inlet", "_state", "_unfinished",
-        "about", "high_water", "outlet", "peer", "refusal", "trusted", "turn_ends", "uid",
+        "_context", "_conversation", "_door", "_finishing", "_gone", "_inlet", "_peer", "_state",
+        "refusal", "trusted", "uid",
     )  # fmt: skip
 
     def __init__(
@@ -186,31 +142,31 @@ class Link(Watched):
         context: ServerContext,
         door: Door,
         connected: socket.socket,
-        peer: Peer,
+        uid: int,
         refusal: System | None = None,
     ) -> None:
-        self.peer, self.about = peer, door.about
-        self.uid = peer.uid
-        self.trusted = context.fairness.trusts(peer.uid)
+        self.uid = uid
+        self.trusted = context.fairness.trusts(uid)
         super().__init__(connected, context.poller if self.trusted else context.crowd)
         self.refusal = refusal
-        self.high_water = OUTPUT_HIGH_WATER if self.trusted else USER_HIGH_WATER
-        self.turn_ends = math.inf
         self._context = context
+        self._door = door
         self._inlet = Inlet(connected, takes_fds=self.trusted)
-        self._connection = Connection(
-            Role.SERVER,
-            INPUT_MAX if self.trusted else CALL_MAX,
-            # None are received from users.
-            close_fds=partial(context.disposal.close, peer.uid) if self.trusted else close_all,
-        )
-        self.outlet = Outlet(self._connection, connected, context.unwritten)
-        self._answering = Answering(
-            self._connection, door.service, context.fairness, context.tasks, context.give_way)  # fmt: skip
+        self._conversation: Conversation | None = None  # never without one where a call is at hand
+        self._peer: Peer | None = None  # from the first call on
         self._state = _READING
         self._finishing = False  # close when everything is answered and written
-        self._unfinished = False  # the deadline for the rest of a call is set
         self._gone: trio.Event | None = None
+
+    @property
+    def peer(self) -> Peer:
+        """The process that made the connection."""
+        return self._peer or peer_of(self._socket)
+
+    @property
+    def about(self) -> object:
+        """What the calls are about."""
+        return self._door.about
 
     @property
     def closed(self) -> bool:
@@ -223,7 +179,8 @@ class Link(Watched):
 
         Who is fed has to be able to connect again anyway.
         """
-        state, stalled = self._state, self.outlet.stalled
+        state, conversation = self._state, self._conversation
+        stalled = conversation is not None and conversation.outlet.stalled
         return self._gone is None and (
             state is _READING or state in _FED or (state is _STREAMING and stalled)
         )
@@ -266,32 +223,32 @@ class Link(Watched):
         """End the connection and the call at hand. May be called again."""
         if self.closed:
             return
-        self._move(Event.CLOSE)
+        self.move(Event.CLOSE)
         self._watch(None)
-        self._connection.close()
         self._inlet.close(self.dispose)
-        self._answering.close()
+        context = self._context
+        if self._conversation is not None:
+            self._conversation.close(self)
+            context.kept.discard(self)
         if self._gone is not None:
             self._gone.set()
-        deadlines = self._context.deadlines
-        deadlines.clear((self, "rest"))
-        deadlines.clear((self, "unfinished"))
-        self.outlet.close(self)
-        self._context.ended(self)
+        context.deadlines.clear((self, "rest"))
+        context.ended(self)
 
     def fail(self, error: Exception) -> None:
         """End the connection because of an error of the peer, or of ours."""
         if isinstance(error, (ProtocolError, OSError)):
             logger.debug("Connection of process %d ended: %s", self.peer.pid, error)
-            if isinstance(error, ProtocolError) and not self.closed:
+            if isinstance(error, ProtocolError) and not self.closed and self._conversation is not None:
                 # Calls before the one that is wrong have been answered: those replies are still due.
                 with contextlib.suppress(OSError):
-                    self.outlet.flush(self)
+                    self._conversation.outlet.flush(self)
         else:
             logger.error("Failed to serve a connection, closing it:", exc_info=error)
         self.close()
 
-    def _move(self, event: Event) -> None:
+    def move(self, event: Event) -> None:
+        """Note what has become of the call at hand, or of the connection."""
         state = self._state = TRANSITIONS[self._state][event]
         if self.trusted:
             if state in _ANSWERED:
@@ -313,14 +270,18 @@ class Link(Watched):
                 self._watch(None)
                 self._context.deadlines.set((self, "rest"), rest, partial(self.ready, IN | OUT))
                 return
-        self.turn_ends = time.monotonic() + TURN_SECONDS
+        conversation = self._conversation
+        if conversation is not None:
+            conversation.answering.turn_ends = time.monotonic() + TURN_SECONDS
         try:
             if self._state in _AT_SOCKET:
                 self._turn(events)
-            elif self._state in _FED:
-                self._turn_fed(events)
             else:
-                self._turn_beside_task(events)
+                assert conversation is not None  # a call is at hand
+                if self._state in _FED:
+                    self._turn_fed(conversation, events)
+                else:
+                    self._turn_beside_task(conversation, events)
         except Exception as error:  # noqa: BLE001  # one connection must not take the others with it
             self.fail(error)
 
@@ -330,126 +291,140 @@ class Link(Watched):
 
     def answered(self) -> None:
         """Go on with the next call: the task of the last one has ended."""
-        self._move(Event.DONE)
+        self.move(Event.DONE)
         if not self.closed:
             self.ready(0)
 
     def _turn(self, events: int) -> None:
-        more = self._work(may_read=bool(events & ~OUT))
-        if self.closed:
+        may_read = bool(events & ~OUT)
+        conversation = self._conversation
+        if conversation is None:
+            conversation = self._first(may_read=may_read)
+            if conversation is None:
+                return
+            may_read = False
+        more = conversation.work(self, may_read=may_read)
+        if self._state is _CLOSED:
             return
-        more = self.outlet.end_turn(self, more=more)
-        if self._finishing and not more and self._state is _READING:
+        more = conversation.outlet.end_turn(self, more=more)
+        state = self._state
+        if (self._finishing or conversation.over) and not more and state is _READING:
             self.close()
             return
-        self._watch(WATCHED[self._state][more])
-        if self._state is _READING:
+        interest = WATCHED[state][more]
+        if interest != self._interest:
+            self._watch(interest)
+        if state is _READING:
             self._poller.expect()
-        if not self.trusted and (self._connection.buffered or self._unfinished):
-            self._watch_unfinished()
+            if not conversation.kept and conversation.at_rest:
+                conversation.kept = True
+                self._context.kept.add(self)
+        if not self.trusted and (conversation.connection.buffered or conversation.unfinished):
+            conversation.bound(self, waits=state is _READING and interest == IN)
 
-    def _work(self, *, may_read: bool) -> bool:
-        """Answer as much as is fair; return whether more can be done as soon as there is room."""
-        connection, answering = self._connection, self._answering
-        if connection.queued and not self.outlet.flush(self):
-            return True
-        if self._state is _STREAMING and not self._advance():
-            return True
-        for _ in range(MESSAGES_PER_TURN):
-            call = connection.next_call()
-            if call is NEED_DATA and may_read and self._read():
-                may_read = False
-                call = connection.next_call()
-            if isinstance(call, Wait):
-                self._finishing |= call is CLOSED
-                return False
-            if self.refusal is not None:
-                answering.refuse(self, call, self.refusal)
-                self._finishing = True
-                return False
-            if self._unfinished:
-                # What is in the buffer now is another call, with a time of its own.
-                self._unfinished = False
-                self._context.deadlines.clear((self, "unfinished"))
-            event = answering.answer(self, call)
-            if event is not Event.DONE:
-                self._move(event)
-                if event is Event.TASK:
-                    return False
-                if event is Event.FEED:
-                    return True
-                if not self._advance():
-                    return True
-            if connection.queued > self.high_water and not self.outlet.flush(self):
-                return True
-            if time.monotonic() > self.turn_ends:
-                break
-        return connection.buffered > 0
+    def _first(self, *, may_read: bool) -> Conversation | None:
+        """Begin a conversation with the first byte that comes."""
+        if may_read and self.read() and self._conversation is not None:
+            return self._conversation
+        if self._finishing:
+            self.close()
+        else:
+            self._watch(IN)
+            self._poller.expect()
+        return None
 
-    def _advance(self) -> bool:
-        """Make replies of the stream at hand; return whether it has ended."""
-        ended = self._answering.advance(self)
-        if ended:
-            self._move(Event.DONE)
-        return ended
-
-    def _turn_fed(self, events: int) -> None:
+    def _turn_fed(self, conversation: Conversation, events: int) -> None:
         if events & GONE:
             self.close()
             return
         if events & IN:
             # A call that nobody will answer, or the end of the stream; whoever has sent that may read on.
-            self._move(Event.INPUT)
-        more = not self.outlet.flush(self)
+            self.move(Event.INPUT)
+        more = not conversation.outlet.flush(self)
         if not more:
-            if (fed := self._answering.feed(self)) is None:
+            if (fed := conversation.answering.feed(self)) is None:
                 self.answered()
                 return
-            more = self.outlet.end_turn(self, more=fed)
+            more = conversation.outlet.end_turn(self, more=fed)
         if self._finishing and not more:
             self.close()
         else:
             self._watch(WATCHED[self._state][more])
 
-    def _turn_beside_task(self, events: int) -> None:
+    def _turn_beside_task(self, conversation: Conversation, events: int) -> None:
         if events & GONE:
-            if not self._answering.oneway:
+            if not conversation.answering.oneway:
                 self.close()
                 return
             # Most callers of a oneway call hang up at once. That is no reason not to do what they asked for; what is
             # still to be read is read when the task has ended.
-            self._move(Event.HANG_UP)
+            self.move(Event.HANG_UP)
             self._watch(None)
             return
         if events & IN:
             # A pipelined call, or the end of the stream.
-            self._move(Event.INPUT)
-        more = not self.outlet.flush(self)
+            self.move(Event.INPUT)
+        more = not conversation.outlet.flush(self)
         self._watch(WATCHED[self._state][more])
-
-    def _watch_unfinished(self) -> None:
-        """Bound the time that a user may take to send the rest of a call."""
-        unfinished = self._state is _READING and self._interest == IN and self._connection.buffered > 0
-        if unfinished == self._unfinished:
-            return
-        self._unfinished = unfinished
-        if unfinished:
-            self._context.deadlines.set((self, "unfinished"), UNFINISHED_SECONDS, self.close)
-        else:
-            self._context.deadlines.clear((self, "unfinished"))
 
     # -- the socket
 
-    def _read(self) -> bool:
-        if self._inlet.spent:
+    def read(self) -> bool:
+        """Read once; return whether anything has come.
+
+        Raises:
+            OSError: the peer is gone.
+            ProtocolError: the peer broke the protocol.
+        """
+        inlet = self._inlet
+        if inlet.rights is _SPENT:
             return False
         try:
-            self._inlet.receive(self._connection, self.dispose)
+            data, fds, truncated = inlet.receive(self.dispose)
         except BlockingIOError:
             return False
+        conversation = self._conversation
+        if conversation is None:
+            if not (data or fds or truncated):
+                self._finishing = True
+                return True
+            conversation = self._conversation = _begin(
+                self._context, self._door.service, self._socket, self.uid, trusted=self.trusted
+            )
+        connection = conversation.connection
+        try:
+            connection.receive_data(data, fds, truncated=truncated)
         finally:
-            if self._connection.buffered > LONG_INPUT and not self.trusted:
+            if connection.buffered > LONG_INPUT and not self.trusted:
                 self._context.fairness.note_long_input(self.uid)
-        # What has arrived by now is answered; file descriptors that were left in the socket are closed with it.
-        self._finishing |= self._inlet.spent
+        if self._peer is None:
+            self._peer = peer_of(self._socket)
+        if truncated:
+            # What has arrived by now is answered; file descriptors that were left in the socket are closed with it.
+            self._finishing |= self._inlet.rights is _SPENT
         return True
+
+    def let_go(self) -> None:
+        """Keep the conversation only while something is under way."""
+        conversation = self._conversation
+        assert conversation is not None
+        conversation.kept = False
+        if self._state is _READING and conversation.at_rest:
+            self._conversation = None
+
+
+def _begin(
+    context: ServerContext, service: Service, connected: socket.socket, uid: int, *, trusted: bool
+) -> Conversation:
+    connection = Connection(
+        Role.SERVER,
+        INPUT_MAX if trusted else CALL_MAX,
+        # None are received from users.
+        close_fds=partial(context.disposal.close, uid) if trusted else close_all,
+    )
+    outlet = Outlet(connection, connected, context.unwritten)
+    answering = Answering(
+        connection, outlet, OUTPUT_HIGH_WATER if trusted else USER_HIGH_WATER,
+        service, context.fairness, context.tasks, context.give_way)  # fmt: skip
+    answering.turn_ends = time.monotonic() + TURN_SECONDS
+    return Conversation(connection, outlet, answering, context.deadlines)

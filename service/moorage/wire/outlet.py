@@ -73,6 +73,11 @@ class Outlet:
         self._unwritten = unwritten
         self._written: trio.Event | None = None
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether it waits neither for the peer to read, nor for room to go on."""
+        return not (self.stalled or self._waits)
+
     def flush(self, owner: Owner) -> bool:
         """Write the queued replies; return whether nothing is left.
 
@@ -114,7 +119,7 @@ class Outlet:
             self._waits = True
             unwritten = self._unwritten
             unwritten.deadlines.set((owner, "room"), unwritten.stall_seconds, partial(owner.fail, UNREAD))
-        else:
+        elif self._waits:
             self._has_room(owner)
         return more
 

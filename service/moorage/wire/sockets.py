@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import fcntl
 import socket
 import termios
@@ -25,6 +26,27 @@ USER_SEND_BUFFER = 32 * 1024
 default of 208 KiB, a thousand connections whose peers never read would take 200 MiB."""
 
 
+Received = tuple[bytes, Sequence[int], bool]
+"""The result of one recvmsg(2), as `Connection.receive_data()` takes it in: the bytes; file descriptors, owned by
+whoever has this; and whether some were lost."""
+
+
+def _received(connected: socket.socket, close: Callable[[Iterable[int]], None]) -> Received:
+    """Read once, bytes and file descriptors. See :func:`receive`."""
+    data, ancillary, flags, _ = connected.recvmsg(READ_SIZE, _ANCILLARY_SIZE, _CMSG_CLOEXEC)
+    if not ancillary and not flags & _CTRUNC:
+        return data, (), False
+    fds = array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    if flags & _CTRUNC:
+        # We cannot know which ones were lost, so the indices of the others are unknown too.
+        close(fds)
+        return data, (), True
+    return data, fds.tolist(), False
+
+
 def receive(
     connected: socket.socket, connection: Connection, close: Callable[[Iterable[int]], None] = close_all
 ) -> None:
@@ -40,20 +62,29 @@ def receive(
         OSError: the peer is gone.
         ProtocolError: the peer broke the protocol.
     """
-    data, ancillary, flags, _ = connected.recvmsg(READ_SIZE, _ANCILLARY_SIZE, _CMSG_CLOEXEC)
-    if not ancillary and not flags & _CTRUNC:
-        connection.receive_data(data)
-        return
-    fds = array("i")
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    if flags & _CTRUNC:
-        # We cannot know which ones were lost, so the indices of the others are unknown too.
-        close(fds)
-        connection.receive_data(data, truncated=True)
-    else:
-        connection.receive_data(data, fds.tolist())
+    data, fds, truncated = _received(connected, close)
+    connection.receive_data(data, fds, truncated=truncated)
+
+
+class Rights(enum.Enum):
+    """What becomes of file descriptors that a peer sends.
+
+    Attributes:
+        TAKEN: they are received.
+        LEFT: they are left in the queue.
+        SEALED: the kernel keeps the peer from sending any; what it had sent before is left in the queue.
+        CLEAN: the same, and it had sent none.
+        SPENT: the next bytes have some that are left, so that nothing more can be read.
+    """
+
+    TAKEN = enum.auto()
+    LEFT = enum.auto()
+    SEALED = enum.auto()
+    CLEAN = enum.auto()
+    SPENT = enum.auto()
+
+
+_TAKEN, _CLEAN, _SPENT = Rights.TAKEN, Rights.CLEAN, Rights.SPENT
 
 
 class Inlet:
@@ -70,55 +101,51 @@ class Inlet:
         takes_fds: whether the peer may send file descriptors.
 
     Attributes:
-        spent: nothing more can be read, because the next bytes have file descriptors that are not accepted.
+        rights: what becomes of file descriptors that the peer sends.
     """
 
-    __slots__ = ("_clean", "_sealed", "_socket", "_takes_fds", "spent")
+    __slots__ = ("_socket", "rights")
 
     def __init__(self, connected: socket.socket, *, takes_fds: bool) -> None:
-        self.spent = False
         self._socket = connected
-        self._takes_fds = takes_fds
-        self._sealed = False  # the kernel keeps the peer from sending file descriptors
-        self._clean = False  # and the peer had not sent any before
-        if not takes_fds:
-            with contextlib.suppress(OSError):
-                connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, USER_SEND_BUFFER)
-                # Otherwise the next read drops a byte sent out of band, and with it the file descriptors.
-                connected.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-                connected.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)  # ENOPROTOOPT before Linux 6.16
-                self._sealed = True
+        if takes_fds:
+            self.rights = _TAKEN
+            return
+        self.rights = Rights.LEFT
+        with contextlib.suppress(OSError):
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, USER_SEND_BUFFER)
+            # Otherwise the next read drops a byte sent out of band, and with it the file descriptors.
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            connected.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)  # ENOPROTOOPT before Linux 6.16
+            self.rights = Rights.SEALED
 
-    def receive(self, connection: Connection, close: Callable[[Iterable[int]], None]) -> None:
-        """Read once, into a connection.
+    def receive(self, close: Callable[[Iterable[int]], None]) -> Received:
+        """Read once.
 
         Args:
-            connection: see :func:`receive`.
             close: closes file descriptors that cannot be used.
 
         Raises:
             BlockingIOError: there is nothing to read now.
             OSError: the peer is gone.
-            ProtocolError: the peer broke the protocol.
         """
-        if self._takes_fds:
-            receive(self._socket, connection, close)
-            return
-        if self._clean:
-            connection.receive_data(self._socket.recv(READ_SIZE))
-            return
+        rights = self.rights
+        if rights is _TAKEN:
+            return _received(self._socket, close)
+        if rights is _CLEAN:
+            return self._socket.recv(READ_SIZE), (), False
         try:
             data, _, flags, _ = self._socket.recvmsg(READ_SIZE, 0, _PEEK)
         except BlockingIOError:
-            self._clean = self._sealed
+            if rights is Rights.SEALED:
+                self.rights = _CLEAN
             raise
         if flags & _CTRUNC:
-            self.spent = True
-            connection.receive_data(data, truncated=True)
-            return
+            self.rights = _SPENT
+            return data, (), True
         if data:
             self._socket.recv(len(data))
-        connection.receive_data(data)
+        return data, (), False
 
     def close(self, dispose: Callable[[Iterable[int]], None]) -> None:
         """Close the socket.
@@ -126,7 +153,7 @@ class Inlet:
         Args:
             dispose: closes it if its queue may hold file descriptors, which are closed with it.
         """
-        if not self._clean and _may_hold_fds(self._socket):
+        if self.rights is not _CLEAN and _may_hold_fds(self._socket):
             dispose((self._socket.detach(),))
         else:
             self._socket.close()

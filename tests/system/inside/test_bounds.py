@@ -34,7 +34,7 @@ from moorage.errors import Busy
 from moorage.machines.machine import UNDER_WAY_MAX
 from moorage.wire.client import Client
 from moorage.wire.connection import CALL_MAX
-from moorage.wire.link import UNFINISHED_SECONDS
+from moorage.wire.conversation import UNFINISHED_SECONDS
 from moorage.wire.server import Limits
 
 pytestmark = pytest.mark.system_instance(

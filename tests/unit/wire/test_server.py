@@ -21,9 +21,10 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moorage.wire import fairness, link
+from moorage.wire import conversation, fairness, link
 from moorage.wire.answering import REPLIES_PER_TURN
-from moorage.wire.link import MESSAGES_PER_TURN, OUTPUT_HIGH_WATER, Link
+from moorage.wire.conversation import MESSAGES_PER_TURN
+from moorage.wire.link import OUTPUT_HIGH_WATER, Link
 from moorage.wire.server import Limits, Server
 from moorage.wire.service import Service
 
@@ -752,7 +753,7 @@ async def test_a_call_that_is_never_finished(
     read_until_end: ReadUntilEnd,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(link, "UNFINISHED_SECONDS", 0.1)
+    monkeypatch.setattr(conversation, "UNFINISHED_SECONDS", 0.1)
     async with serve(trusted=trusted) as running:
         with running.connect() as never, running.connect() as once:
             for raw in (never, once):
@@ -773,7 +774,7 @@ async def test_a_call_that_is_never_finished(
 async def test_a_call_that_came_in_pieces_may_take_its_time(
     serve: Serve, read_messages: ReadMessages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "UNFINISHED_SECONDS", 0.1)
+    monkeypatch.setattr(conversation, "UNFINISHED_SECONDS", 0.1)
     async with serve(trusted=False) as running:
         with running.connect() as never, running.connect() as pieces:
             message = call("Hold")
@@ -792,7 +793,7 @@ async def test_a_call_that_came_with_the_end_of_another_has_its_own_time(
     serve: Serve, read_messages: ReadMessages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever sends without a pause, and whose calls are cut anywhere, is not taken for one who never finishes."""
-    monkeypatch.setattr(link, "UNFINISHED_SECONDS", 0.1)
+    monkeypatch.setattr(conversation, "UNFINISHED_SECONDS", 0.1)
     async with serve(trusted=False) as running:
         with running.connect() as steady:
             steady.send(GET_INFO[:10])
