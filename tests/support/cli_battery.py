@@ -175,7 +175,7 @@ class Battery:
         assert isinstance(found["machines"], list)
         [machine] = found["machines"]
         assert (machine["name"], machine["unit"]) == (name, f"machine-{name}.scope")
-        assert f"── {name} machine-{name}.scope running\n" in moorctl.output("tree")
+        assert f"── {name} running machine-{name}.scope\n" in moorctl.output("tree")
         refused(moorctl("tree", name, "no-such"), 3, "There is no machine no-such.")
 
     def test_what_machines_use_is_shown(self, moorctl: Moorctl, leaders: Leaders) -> None:

@@ -170,7 +170,7 @@ def _draw(slices: Iterable[Slice]) -> None:
             branch = tree.add(line(*_words(machine)))
             add(branch, machine.processes, machine.leader)
             for helper in machine.helpers:
-                words = printable(f" {helper.unit} {helper.active_state}")
+                words = printable(f" {helper.active_state} {helper.unit}")
                 add(
                     branch.add(line("helper ", (printable(helper.name), "bold"), words)),
                     helper.processes,
@@ -181,5 +181,6 @@ def _draw(slices: Iterable[Slice]) -> None:
 
 def _words(machine: Branch) -> Iterator[str | tuple[str, str]]:
     yield printable(machine.name), "bold"
-    yield f" {printable(machine.unit)} "
+    yield " "
     yield printable(phase_words(machine.phase, machine.freezer)), PHASE_COLOURS.get(machine.phase, "")
+    yield f" {printable(machine.unit)}"  # at the end, where a narrow terminal cuts off what follows from the name

@@ -64,9 +64,9 @@ def test_processes_are_below_their_machine_and_its_helpers(
     show(leader, as_json=False)
     assert capsys.readouterr().out.splitlines() == [
         "machine.slice",
-        "└── web machine-web.scope running (frozen)",
+        "└── web running (frozen) machine-web.scope",
         rf"    ├── {leader} \x1b]0;owned\x07[red]\nx infinity",
-        "    └── helper fs machine-web-fs.service active",
+        "    └── helper fs active machine-web-fs.service",
         f"        └── {other} second infinity",
     ]
 
