@@ -150,9 +150,8 @@ class Parent:
         """Serve until nothing is asked any more, and all children have ended."""
         while self._listening or self._children:
             events = [fd for fd, _ in self._poll.poll(self._patience())]
-            for fd in reversed(
-                events
-            ):  # requests last: who has done a task by then has time for another one
+            # Requests last: a child that has done a task by then has time for another one.
+            for fd in reversed(events):
                 if fd == self._control.fileno():
                     self._take()
                 elif fd in self._links:
