@@ -40,6 +40,8 @@ SERVICES = re.compile(
 
 MAKERS = {
     "machines.observer": {"WatchedLeader"},  # one for each machine, not a service
+    "machines.machine": {"Once"},  # an event, not a service
+    "machines.leader": {"Once"},
     "machines.recovery": {"Machine"},
     "machines.left_units": {"Machine"},
     "machines.starts": {"Machine"},

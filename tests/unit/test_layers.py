@@ -25,7 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "moorage.wire.conformance", "moorage.wire.places", "moorage.wire.types", "moorage.wire.call",
         "moorage.wire.method",
         "moorage.wire.service", "moorage.wire.turns", "moorage.wire.result", "moorage.wire.tally",
-        "moorage.machines.machine", "moorage.machines.reached", "moorage.machines.registry", "moorage.machines.agenda",
+        "moorage.machines.machine", "moorage.machines.once",
+        "moorage.machines.reached", "moorage.machines.registry", "moorage.machines.agenda",
         "moorage.pid1.blame", "moorage.pid1.properties", "moorage.pid1.unit_files", "moorage.pid1.jobs",
         "moorage.pid1.latency",
         "moorage.authz.policy", "moorage.authz.allowed_properties",
@@ -139,7 +140,7 @@ class Arrow(NamedTuple):
 
 PURE = LAYERS[0] + LAYERS[1]
 
-HOLD_EVENTS = ("moorage.machines.machine", "moorage.machines.registry")
+HOLD_EVENTS = ("moorage.machines.machine", "moorage.machines.once", "moorage.machines.registry")
 """Pure modules that hold events of trio for others to wait for, and await nothing."""
 
 FORBIDDEN: tuple[Arrow, ...] = (

@@ -173,19 +173,7 @@ class PidfdProcesses:
 
     def watch(self, pidfd: int, ended: Callable[[], None], reaped: Callable[[], None]) -> None:
         """See `Processes`."""
-        seen = False
-
-        def ready(events: int) -> None:
-            nonlocal seen
-            if not seen:
-                seen = True
-                ended()
-            if events & select.EPOLLHUP or not process.tells_of_reaping():
-                reaped()
-            else:
-                self._readiness.modify(pidfd, 0)  # which leaves EPOLLHUP: it is a zombie
-
-        self._readiness.add(pidfd, select.EPOLLIN, ready)
+        self._readiness.add(pidfd, select.EPOLLIN, _End(pidfd, self._readiness, ended, reaped))
 
     def unwatch(self, pidfd: int) -> None:
         """See `Processes`."""
@@ -194,3 +182,27 @@ class PidfdProcesses:
     def send_signal(self, pidfd: int, number: int) -> None:
         """See `Processes`."""
         signals.pidfd_send_signal(pidfd, number)
+
+
+class _End:
+    """The end of a process, and its reaping, as its pidfd tells of them. There is one for each machine."""
+
+    __slots__ = ("_ended", "_pidfd", "_readiness", "_reaped", "_seen")
+
+    def __init__(
+        self, pidfd: int, readiness: Readiness, ended: Callable[[], None], reaped: Callable[[], None]
+    ) -> None:
+        self._pidfd = pidfd
+        self._readiness = readiness
+        self._ended = ended
+        self._reaped = reaped
+        self._seen = False
+
+    def __call__(self, events: int) -> None:
+        if not self._seen:
+            self._seen = True
+            self._ended()
+        if events & select.EPOLLHUP or not process.tells_of_reaping():
+            self._reaped()
+        else:
+            self._readiness.modify(self._pidfd, 0)  # which leaves EPOLLHUP: it is a zombie

@@ -72,6 +72,10 @@ class Accounting(msgspec.Struct, frozen=True, omit_defaults=True):
     managed_oom_kills: int | None = None
 
 
+NOTHING_COUNTED: Final = Accounting()
+"""Of a machine that was not read yet: one for all of them."""
+
+
 COUNTERS: Final = (
     "cpu_usage_nsec", "cpu_user_nsec", "cpu_system_nsec", "cpu_throttled_nsec",
     "io_read_bytes", "io_write_bytes", "io_read_operations", "io_write_operations",

@@ -214,7 +214,7 @@ class Chronicle(Follower):
             told = self._stories.pop(_key(machine), None)
             older = machine.record.timestamp.monotonic <= self._log.base
             if (told is None and older) or (told is not None and not told.whole):
-                helpers = {helper.name for helper in machine.record.helpers}
+                helpers = frozenset(helper.name for helper in machine.record.helpers)
                 told = Told(frozen=None, helpers=helpers, counts=None)
         if (before := self._ending.get(_key(machine))) is not None:
             # Nobody could tell what is told of the one from what is told of the other, in the same unit.

@@ -107,8 +107,8 @@ class Told(msgspec.Struct, omit_defaults=True):
     published: bool = False
     whole: bool = True
     ended: bool = False
-    helpers: set[str] = msgspec.field(default_factory=set[str])
-    failed: set[str] = msgspec.field(default_factory=set[str])
+    helpers: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
     counts: dict[str, int] | None = msgspec.field(default_factory=dict[str, int])
     record: Record | None = None
     since: int = -1
@@ -164,15 +164,15 @@ class Told(msgspec.Struct, omit_defaults=True):
             case Kind.exited | Kind.forgotten:
                 self.ended = True
             case Kind.machine_new | Kind.helper_started:
-                self.helpers.update(helpers)
-                self.failed.difference_update(helpers)
+                self.helpers |= set(helpers)
+                self.failed -= set(helpers)
             case Kind.helper_failed:
-                self.failed.update(helpers)
+                self.failed |= set(helpers)
             case Kind.helper_restarted:
-                self.failed.difference_update(helpers)
+                self.failed -= set(helpers)
             case Kind.helper_removed:
-                self.helpers.difference_update(helpers)
-                self.failed.difference_update(helpers)
+                self.helpers -= set(helpers)
+                self.failed -= set(helpers)
             case _:
                 pass
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import trio
-
 from moorage.kernel import process
 from moorage.kernel.processes import Processes
 from moorage.machines.machine import Machine
+from moorage.machines.once import Once
 
 
 def end_of(known: process.Exit | None) -> dict[str, object]:
@@ -43,7 +42,7 @@ class WatchedLeader:
             OSError: it cannot be watched; the pidfd stays the caller's.
         """
         self.exit: process.Exit | None = None
-        self.reaped = trio.Event()
+        self.reaped = Once()
         self._pidfd = pidfd
         self._processes = processes
         self._changed = changed

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from moorage.kernel.process import Exit
-from moorage.machines.accounting import Accounting
+from moorage.machines.accounting import NOTHING_COUNTED, Accounting
 from moorage.machines.errors import TooMuchUnderWay
 from moorage.machines.events import Told
 from moorage.machines.model import (
@@ -32,6 +32,7 @@ from moorage.machines.model import (
     Timestamp,
     Verdict,
 )
+from moorage.machines.once import Once
 from moorage.machines.reached import Reached
 from moorage.pid1.manager import UnitBusy, UnitHint
 
@@ -94,7 +95,7 @@ class Period:
         self.refusal = refusal
         self.refused.set()
 
-    async def over(self, gone: trio.Event) -> None:
+    async def over(self, gone: Once) -> None:
         """Wait until it is over, or its machine is gone."""
         while not gone.is_set() and trio.current_time() < self.deadline:
             self._shortened = trio.Event()
@@ -102,14 +103,14 @@ class Period:
                 await either(gone, self._shortened)
 
 
-async def either(*events: trio.Event) -> None:
+async def either(*events: trio.Event | Once) -> None:
     """Wait until one of some events has happened."""
     async with trio.open_nursery() as nursery:
         for event in events:
             nursery.start_soon(_wait, event, nursery.cancel_scope)
 
 
-async def _wait(event: trio.Event, over: trio.CancelScope) -> None:
+async def _wait(event: trio.Event | Once, over: trio.CancelScope) -> None:
     await event.wait()
     over.cancel()
 
@@ -118,7 +119,7 @@ class Leader(Protocol):
     """A leader that is watched, see :class:`moorage.machines.leader.WatchedLeader`."""
 
     exit: Exit | None
-    reaped: trio.Event
+    reaped: Once
 
     @property
     def ended(self) -> bool:
@@ -234,14 +235,14 @@ class Machine:
     def __init__(self, record: Record, *, watched: bool = True) -> None:
         self.record = record
         self.leader: Leader | None = None
-        self.gone = trio.Event()
-        self.completed = trio.Event()
+        self.gone = Once()
+        self.completed = Once()
         self.recheck: Recheck | None = None
         self.due = math.inf
         self.watched = watched
         self.attested: Attested | None = None
         self.emptied_at: Timestamp | None = None
-        self.counters = Accounting()
+        self.counters = NOTHING_COUNTED
         self.final = False
         self.accounted = False
         self.by_itself = False

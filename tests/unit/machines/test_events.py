@@ -142,8 +142,9 @@ def test_stories_are_those_of_machines_that_have_not_ended() -> None:
     )  # fmt: skip
     assert log.take_stories() == {
         ("web", "i"): Told(
-            registrant=1000, leader_exited=True, empty=True, stopping=True, lingering=True, helpers={"fs", "tpm"},
-            failed={"fs"}, since=0,
+            registrant=1000, leader_exited=True, empty=True, stopping=True, lingering=True,
+            helpers=frozenset({"fs", "tpm"}),
+            failed=frozenset({"fs"}), since=0,
         )
     }  # fmt: skip
 

@@ -23,6 +23,7 @@ from moorage.machines.helpers.units import (
 from moorage.machines.helpers.watch import StartWatch, StartWatcher
 from moorage.machines.leftovers import Leftovers
 from moorage.machines.model import Helper, HelperSpec, HelperStatus, Record
+from moorage.machines.once import Once
 from moorage.machines.started import UNDO_SECONDS, StartedUnits
 from moorage.names import UnitNames
 from moorage.pid1.manager import Job, Manager, ManagerError, ManagerTimeout, ServiceSpec
@@ -86,7 +87,7 @@ class HelperStarts:
         machine: MachineRef,
         specs: Sequence[HelperSpec],
         tell: Callable[[list[HelperStatus]], None],
-        gone: trio.Event,
+        gone: Once,
         *,
         with_directory: bool,
         deadline: float,
@@ -270,6 +271,6 @@ class HelperStarts:
             await self._leftovers.reset(bond, deadline=deadline)
 
 
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+async def _cancel_when(event: Once, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
