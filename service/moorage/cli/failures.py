@@ -128,7 +128,9 @@ _WORDS: Final[Mapping[str, _Words]] = {
         "There is no process in {subgroup} below the machine's control group.",
         hint="Show the path of that group: {moorctl} status {machine}",
     ),
-    _MACHINE + "Busy": _Words(Exit.REFUSED, "The service is busy: {operation}.", hint="Try again."),
+    _MACHINE + "Busy": _Words(
+        Exit.REFUSED, "The service is busy: {operation}.", hint="Try again when that is over."
+    ),
     _MACHINE + "NotSupported": _Words(Exit.REFUSED, "{what} is not supported: {reason}.", hint="{asking}"),
     _MACHINE + "Timeout": _Words(
         Exit.TIMED_OUT,
@@ -337,8 +339,10 @@ def _helper_field(parameter: str, helpers: Sequence[Mapping[str, Any]]) -> str:
         except (LookupError, TypeError):
             found = None
             break
-    given = "" if found is None else f": {_shown(found)}"
-    return f"{printable(match[2])} of helper {_shown(helper.get('name'))}{given}"
+    if match[2] == "name" and found is not None:
+        return f"{_shown(found)} as the name of a helper"
+    given = "the value of" if found is None else f"{_shown(found)} as"
+    return f"{given} {printable(match[2])} of helper {_shown(helper.get('name'))}"
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

@@ -140,11 +140,11 @@ def test_a_hint_can_be_pasted_into_a_shell() -> None:
     [
         (
             "helpers[1].execStart[0]",
-            "execStart[0] of helper tpm: /usr/bin/swtmp.\nIt must begin with the absolute path",
+            "/usr/bin/swtmp as execStart[0] of helper tpm.\nIt must begin with the absolute path",
         ),
-        ("helpers[0].name", "name of helper my fs: my fs.\nEach helper needs a unique name"),
-        ("helpers[0].sockets[0].name", "sockets[0].name of helper my fs: /run/s.\n"),
-        ("helpers[1].restart", "restart of helper tpm.\n"),
+        ("helpers[0].name", "my fs as the name of a helper.\nEach helper needs a unique name"),
+        ("helpers[0].sockets[0].name", "/run/s as sockets[0].name of helper my fs.\n"),
+        ("helpers[1].restart", "the value of restart of helper tpm.\n"),
         ("helpers[7].name", "the value of --helper or --helpers (helpers[7].name).\n"),
         ("helpers", "the value of --helper or --helpers.\n"),
     ],
