@@ -452,13 +452,19 @@ def test_check_tells_the_names_that_it_will_have(tmp_path: Path, start: Starter)
 @pytest.mark.parametrize(
     ("helper", "words"),
     [
-        ("[helpers.a]\nexecStart = ['/usr/bin/no-such-program']", "/usr/bin/no-such-program as execStart[0] of helper a"),
-        ("[helpers.'my fs']\nexecStart = ['/usr/bin/sleep']", "name of helper my fs"),
+        (
+            "[helpers.a]\nexecStart = ['/usr/bin/no-such-program']",
+            "/usr/bin/no-such-program as execStart[0] of helper a",
+        ),
+        ("[helpers.'my fs']\nexecStart = ['/usr/bin/sleep']", "my fs as the name of a helper"),
         (
             "[helpers.a]\nexecStart = ['/usr/bin/sleep']\nsockets = [{ name = '/run/fs.sock' }]",
             "/run/fs.sock",
         ),
-        ("[helpers.a]\nexecStart = ['/usr/bin/sleep']\nrestart = 'allways'", "allways as restart of helper a"),
+        (
+            "[helpers.a]\nexecStart = ['/usr/bin/sleep']\nrestart = 'allways'",
+            "allways as restart of helper a",
+        ),
         ("[helpers.a]\nexecStart = ['/usr/bin/sleep']\nproperties = { KillMode = 'odd' }", "KillMode"),
     ],
 )
