@@ -140,15 +140,17 @@ def crowd(stack: contextlib.ExitStack) -> list[socket.socket]:
 async def test_the_longest_calls(stranger: Session) -> None:
     pid = main_pid()
     first = memory(pid)
-    longest_calls(stranger, 1)
-    await until(lambda: memory(pid) <= first + DECODED, "no more is kept of one than the arenas it needed")
+    longest_calls(stranger, 20)
+    await until(
+        lambda: memory(pid) <= first + DECODED, "no more is kept of the first than the arenas they needed"
+    )
     before = memory(pid)
     longest_calls(stranger, 20)
     await until(lambda: memory(pid) <= before * 1.05, "what was needed to decode them is given back")
 
 
 DECODED = 4 * 1024 * 1024
-"""Bytes that the interpreter keeps once of the longest call: arenas for its objects, none of which becomes free."""
+"""Bytes that the interpreter keeps once of the longest calls: arenas for its objects, none of which becomes free."""
 
 
 def longest_calls(stranger: Session, count: int) -> None:
