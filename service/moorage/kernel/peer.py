@@ -120,17 +120,6 @@ def peer_of(connection: socket.socket) -> Peer:
 
     The connection must stay open for as long as :meth:`Peer.pidfd` is of use.
     """
-    pid, uid, gid = _credentials(connection)
-    return Peer(pid, uid, gid, connection)
-
-
-def uid_of(connection: socket.socket) -> int:
-    """Return the effective uid of the peer of a connected Unix stream socket (SO_PEERCRED)."""
-    _, uid, _ = _credentials(connection)
-    return uid
-
-
-def _credentials(connection: socket.socket) -> tuple[int, int, int]:
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, gid = _UCRED.unpack(found)
-    return _same(pid), _same(uid), gid
+    return Peer(_same(pid), _same(uid), gid, connection)

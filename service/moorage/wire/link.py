@@ -124,11 +124,12 @@ class Link(Watched):
         context: the server's part.
         door: what the calls are answered by, and about.
         connected: non-blocking socket; the link owns it.
-        uid: uid of the peer.
+        peer: the process that made the connection.
         refusal: answer to the first call, which then ends the connection; None to have calls handled.
 
     Attributes:
-        uid, refusal: see above.
+        refusal: see above.
+        uid: uid of the peer.
         trusted: whether the peer is trusted (:class:`~moorage.wire.fairness.Fairness`).
     """
 
@@ -142,18 +143,18 @@ class Link(Watched):
         context: ServerContext,
         door: Door,
         connected: socket.socket,
-        uid: int,
+        peer: Peer,
         refusal: System | None = None,
     ) -> None:
-        self.uid = uid
-        self.trusted = context.fairness.trusts(uid)
+        self.uid = peer.uid
+        self.trusted = context.fairness.trusts(peer.uid)
         super().__init__(connected, context.poller if self.trusted else context.crowd)
         self.refusal = refusal
         self._context = context
         self._door = door
         self._inlet = Inlet(connected, takes_fds=self.trusted)
         self._conversation: Conversation | None = None  # never without one where a call is at hand
-        self._peer: Peer | None = None  # from the first call on
+        self._peer: Peer | None = peer  # None while nothing is heard of it: it may be asked for again
         self._state = _READING
         self._finishing = False  # close when everything is answered and written
         self._gone: trio.Event | None = None
@@ -316,7 +317,7 @@ class Link(Watched):
             self._watch(interest)
         if state is _READING:
             self._poller.expect()
-            if not conversation.kept and conversation.at_rest:
+            if not (conversation.kept or more or conversation.connection.buffered):
                 conversation.kept = True
                 self._context.kept.add(self)
         if not self.trusted and (conversation.connection.buffered or conversation.unfinished):
@@ -329,6 +330,7 @@ class Link(Watched):
         if self._finishing:
             self.close()
         else:
+            self._peer = None
             self._watch(IN)
             self._poller.expect()
         return None

@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 import trio
 
-from moorage.kernel.peer import uid_of
+from moorage.kernel.peer import Peer, peer_of
 from moorage.kernel.poller import Readiness
 from moorage.wire.conversation import Kept
 from moorage.wire.deadlines import Deadlines
@@ -245,17 +245,17 @@ class Server:
     def _admit(self, connected: socket.socket, door: Door, refusal: System | None) -> None:
         try:
             connected.setblocking(False)  # noqa: FBT003  # its only argument
-            uid = uid_of(connected)
+            peer = peer_of(connected)
         except OSError as error:
             logger.debug("Failed to determine the peer of a connection, ignoring it: %s", error)
             self._discard(connected, NOBODY)
             return
         if refusal is None:
-            refusal = self._refusal(uid)
+            refusal = self._refusal(peer.uid)
         if refusal is not None and self._refused >= self.limits.refusals:
-            self._discard(connected, uid)
+            self._discard(connected, peer.uid)
             return
-        self._start(connected, door, uid, refusal)
+        self._start(connected, door, peer, refusal)
 
     def _refusal(self, uid: int) -> System | None:
         """Return why a user gets no further connection, or None; close an idle one of another user if need be."""
@@ -302,9 +302,9 @@ class Server:
             if self._reserve is None and not self._refused:
                 self._resume_listening()
 
-    def _start(self, connected: socket.socket, door: Door, uid: int, refusal: System | None) -> None:
+    def _start(self, connected: socket.socket, door: Door, peer: Peer, refusal: System | None) -> None:
         assert self._context is not None
-        link = Link(self._context, door, connected, uid, refusal)
+        link = Link(self._context, door, connected, peer, refusal)
         try:
             link.start()
         except OSError as error:
