@@ -57,7 +57,7 @@ def test_helpers_come_and_go(machine: str, tmp_path: Path) -> None:
         (
             ["add-helpers", "web", "--helper", "a=sleep 1", "--helper", "a=sleep 1", "--json"],
             1,
-            "name of helper a",
+            "a as the name of a helper",
         ),
         (["add-helpers", "other", "--helper", "a=sleep 1"], 3, "no machine other"),
         (["remove-helper", "web", "none"], 1, "no helper none"),

@@ -324,7 +324,7 @@ def test_the_lease_is_taken_again(start: Starter, how: list[str]) -> None:
         (["--property=KillMode=odd", "--", "true"], 125, "The value of property KillMode is refused"),
         (["--slice=../x", "--", "true"], 125, "the value of --slice"),
         (["--helper=a=/etc/passwd", "--", "true"], 2, "there is no program '/etc/passwd'"),
-        (["--helper=a=sleep 1", "--helper=a=sleep 2", "--", "true"], 125, "name of helper a"),
+        (["--helper=a=sleep 1", "--helper=a=sleep 2", "--", "true"], 125, "a as the name of a helper"),
         (["--subgroup=payload", "--", "true"], 125, "--class container"),
         (["--working-directory=/nowhere", "--", "true"], 125, "--working-directory: /nowhere: No such file"),
         (["--", "no-such-program"], 127, "Failed to execute no-such-program: No such file or directory."),
