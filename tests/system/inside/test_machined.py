@@ -344,7 +344,7 @@ def names(pid: int) -> Callable[[Any], Any]:
         if isinstance(value, dict):
             if value.get("pid") in places:
                 return (places[value["pid"]], sorted(value))
-            return {key: rename(each) for key, each in value.items()}
+            return {key: rename(each) for key, each in value.items() if key not in OURS_ALONE}
         return [rename(each) for each in value] if isinstance(value, list) else value
 
     return rename
@@ -354,8 +354,11 @@ FULL = {
     "id": "0123456789abcdef0123456789abcdef", "service": "test", "rootDirectory": "/srv/side", "ifIndices": [1],
     "vSockCid": 77, "sshAddress": "vsock/77", "sshPrivateKeyPath": "/key", "controlAddress": "/run/control",
 }  # fmt: skip
+OURS_ALONE: set[str] = set()
+"""What we say a moment after the registration, and machined does not know."""
 if SYSTEMD < NEWEST:
     del FULL["controlAddress"]
+    OURS_ALONE.add("controlAddress")
 
 SIGURG = 23
 """A signal that does nothing to those who do not wait for it."""

@@ -360,7 +360,7 @@ async def test_moored_is_killed_before_register() -> None:
 
 @pytest.mark.parametrize("ready", [True, False])
 async def test_moored_is_killed_while_it_registers(fate: str, ready: bool) -> None:
-    wanted = {**slow("notify"), "properties": {"TimeoutStartUSec": 20_000_000 if ready else 500_000}}
+    wanted = {**slow("notify"), "properties": {"TimeoutStartUSec": 20_000_000 if ready else 3_000_000}}
     place = cursor()
 
     async def wait(client: Client) -> None:
