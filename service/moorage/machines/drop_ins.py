@@ -24,7 +24,7 @@ from moorage.machines.compared.values import (
 from moorage.machines.limits import Difference
 from moorage.machines.shares import file_of
 from moorage.pid1.manager import Json, TypedProperty
-from moorage.quantities import parse_size
+from moorage.quantities import parse_boolean, parse_percent, parse_set, parse_size, parse_span
 
 _READ_MAX: Final = 64 * 1024
 """Bytes of a drop-in that are read; those of systemctl have a hundred."""
@@ -36,7 +36,10 @@ _SHARE: Final = "Scale"
 
 _AT_RELOAD: Final = "the next reload of the service manager"
 
-_SETTINGS: Final[Mapping[str, str]] = {"CPUQuotaPerSecUSec": "CPUQuota"}
+_QUOTA: Final = "CPUQuotaPerSecUSec"
+"""µs in each second; its setting is a percentage."""
+
+_SETTINGS: Final[Mapping[str, str]] = {_QUOTA: "CPUQuota"}
 """Settings that have another name in unit files, besides times, of which it ends in "Sec"."""
 
 
@@ -124,14 +127,28 @@ def _undone_by(path: str, wanted: _Set, assigned: list[str]) -> Iterator[Differe
 
 
 def _is_same(wanted: _Set, text: str) -> bool:
+    """Whether a drop-in has the value that is set, however it is written.
+
+    Raises:
+        ValueError: that cannot be told.
+    """
+    name, value, signature = wanted
     if text == _text(wanted):
         return True
-    if wanted.signature != "t" or wanted.name.endswith("USec"):
+    if signature == "b":
+        return parse_boolean(text) == value
+    if signature == "ay":
+        return parse_set(text) == set_of_bytes(value)
+    if signature != "t":
         return False
-    try:
-        return parse_size(text) == wanted_number(wanted.value)
-    except ValueError:
-        return False
+    number = wanted_number(value)
+    if not text:  # that takes back what came before
+        return number is None
+    if name == _QUOTA:
+        return number is not None and parse_percent(text) * 100 == number
+    if name.endswith("USec"):
+        return parse_span(text) == number
+    return not text.endswith("%") and parse_size(text) == number
 
 
 def _text(wanted: _Set) -> str:

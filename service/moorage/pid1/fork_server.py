@@ -236,9 +236,8 @@ def _properties() -> dict[str, Json]:
         "TimeoutStartUSec": round(START_SECONDS * 1e6),
         "TimeoutStopUSec": round(PROBE_STOP_SECONDS * 1e6),
         "MemoryMax": MEMORY_MAX,
-        "TasksMax": 1
-        + CHILDREN_WAITING_MAX
-        + 2 * CHILDREN_MAX,  # itself; a child may have a thread (tasks here)
+        # Threads count: the server itself, children that wait, and those at work, of which each may have one more.
+        "TasksMax": 1 + CHILDREN_WAITING_MAX + 2 * CHILDREN_MAX,
         "LimitNOFILE": PROBE_NOFILE,
         # One child that has too much is to go, not all.
         "OOMPolicy": "continue",
