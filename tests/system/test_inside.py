@@ -27,6 +27,7 @@ TOGETHER = (
     ("test_names", "test_run"),
     ("test_helpers", "test_restart", "test_metrics", "test_no_space"),
     ("test_steady", "test_pid1_manager"),
+    ("test_user_instance", "test_user_in_place"),
 )  # fmt: skip
 """Modules that share a sandbox, in their order; a row takes at most a minute and a half. The others are alone."""
 

@@ -120,7 +120,8 @@ class Choice:
                 return Address(user_address(environment), "systemctl --user")
             except KeyError:
                 raise click.UsageError(
-                    "$XDG_RUNTIME_DIR is not set: --user works only within a login session of that user."
+                    "$XDG_RUNTIME_DIR is not set: --user works only within a login session of that user, or, if "
+                    f"lingering is enabled (loginctl enable-linger), with XDG_RUNTIME_DIR=/run/user/{os.geteuid()}."
                 ) from None
         if environment.get(VARIABLE):
             return Address(environment[VARIABLE], None, asks=asks)

@@ -1,49 +1,32 @@
 """Going into the place of systemd-machined, and back.
 
-What is changed is written down before it is changed (`NOTE`), with what was there: whatever interrupts this, the same
-command again completes it, and the way back undoes what was done, and nothing else. What would break something that
-runs is refused before anything is changed.
+What is changed is written down before it is changed, with what was there: whatever interrupts this, the same command
+again completes it, and the way back undoes what was done, and nothing else. What would break something that runs is
+refused before anything is changed. It is the same for the system and for a user; their :class:`Whereabouts` differ.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-import re
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from moorage.cli import service
+from moorage.cli import objections, service
 from moorage.cli.address import Address
 from moorage.cli.failures import Exit, Failure
-from moorage.names import is_host_name
+from moorage.cli.objections import AGREE_SECONDS
+from moorage.cli.whereabouts import MACHINED_SERVICE, MACHINED_SOCKET, Whereabouts
 from moorage.quantities import printable
 
-NOTE: Final = Path("/etc/moorage/in-place.json")
-"""What was changed, and what was there before."""
-
-UNITS: Final = Path("/etc/systemd/system")
-MACHINES: Final = Path("/run/systemd/machines")
-"""Where machined has a file for each of its machines."""
-
-IMAGES: Final = Path("/var/lib/machines")
-
-MACHINED: Final = "systemd-machined.service"
-MACHINED_SOCKET: Final = "systemd-machined.socket"
 OURS: Final = "moored.service"
 SOCKET: Final = "moored-machined.socket"
-PLACE: Final = "/run/systemd/machine/io.systemd.Machine"
-
-SYSTEMCTL_SECONDS: Final = 120.0
-"""For one call of systemctl: as long as a service may take to stop, and a little."""
-
-AGREE_SECONDS: Final = 10.0
-"""For both services to have the same machines, which takes milliseconds each."""
 
 ATTEMPTS_MAX: Final = 20
 """Attempts to start a socket: it cannot be while the service runs, which any call may start again in between."""
@@ -53,13 +36,16 @@ class Note(msgspec.Struct):
     """What is noted.
 
     Attributes:
-        links: links below `UNITS` by their paths, and where they led before; None for those that were not there.
+        links: links to or among unit files by their paths, and where they led before; None for those that were not
+            there.
         active: units of machined's that were active.
+        directories: that were not there, outermost first.
         complete: all of it is done.
     """
 
     links: dict[str, str | None]
     active: list[str]
+    directories: list[str] = []
     complete: bool = False
 
 
@@ -83,141 +69,131 @@ class Step(msgspec.Struct, frozen=True):
         try:
             self.action()
         except PermissionError as error:
-            raise Failure(Exit.PERMISSION_DENIED, f"{self.words}: {error.strerror}") from None
+            raise Failure(Exit.PERMISSION_DENIED, f"{self.words}: {_reason(error)}") from None
         except OSError as error:
-            raise Failure(Exit.REFUSED, f"{self.words}: {error.strerror}") from None
+            raise Failure(Exit.REFUSED, f"{self.words}: {_reason(error)}") from None
 
 
-def systemctl(*arguments: str, check: bool = True) -> str:
-    """Call systemctl.
-
-    Raises:
-        Failure: it fails, or does not end.
-    """
-    try:
-        done = subprocess.run(
-            ["systemctl", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SYSTEMCTL_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Failure(Exit.NO_SERVICE, f"systemctl {' '.join(arguments)}: {error}") from None
-    if check and done.returncode != 0:
-        said = done.stderr.strip() or f"exit status {done.returncode}"
-        raise Failure(Exit.REFUSED, f"systemctl {' '.join(arguments)}: {printable(said)}")
-    return done.stdout
+def _reason(error: OSError) -> str:
+    return f"{error.strerror} ({printable(str(error.filename))})" if error.filename else str(error.strerror)
 
 
-def read_note() -> Note | None:
+def read_note(where: Whereabouts) -> Note | None:
     """Return what was noted, None if nothing is.
 
     Raises:
         Failure: it cannot be read.
     """
     try:
-        return msgspec.json.decode(NOTE.read_bytes(), type=Note)
+        return msgspec.json.decode(where.note.read_bytes(), type=Note)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:
-        raise Failure(Exit.REFUSED, f"{NOTE} cannot be read: {error}") from None
+        raise Failure(Exit.REFUSED, f"{where.note} cannot be read: {error}") from None
 
 
-def _write_note(note: Note) -> None:
-    NOTE.parent.mkdir(parents=True, exist_ok=True)
-    new = NOTE.with_name(f".{NOTE.name}.new")
+def _write_note(where: Whereabouts, note: Note) -> None:
+    where.note.parent.mkdir(parents=True, exist_ok=True)
+    new = where.note.with_name(f".{where.note.name}.new")
     new.write_text(json.dumps(msgspec.to_builtins(note), indent=2) + "\n")
-    new.replace(NOTE)
+    new.replace(where.note)
 
 
-def going_on(address: Address, *, images: bool) -> Iterator[Step]:
+def going_on(where: Whereabouts, *, images: bool) -> Iterator[Step]:
     """Look whether moored can go into the place of machined, and return what is to be done for that.
 
     Args:
-        address: where moored listens.
+        where: all of it is.
         images: it does not matter that images cannot be managed meanwhile.
 
     Raises:
         Failure: it cannot, or would break something.
     """
-    note = read_note()
+    objections.check_manager(where)
+    note = read_note(where)
     if note is None:
-        _check_nothing_breaks(address, images=images)
-        note = _planned()
+        objections.check_nothing_breaks(where, images=images)
+        note = _planned(where)
     noted = note
-    yield Step(f"write {NOTE}", lambda: _write_note(noted))
-    for path, target in _links().items():
+    yield Step(f"write {where.note}", lambda: _write_note(where, noted))
+    for path, target in _links(where).items():
         yield Step(f"ln -sf {target} {path}", lambda path=path, target=target: _link(Path(path), target))
-    yield from _taking_over()
-    yield Step("check that moored answers in the place of machined", lambda: _check_place(address))
+    yield _reload(where)
+    yield Step(
+        f"{where.manager} stop {OURS} && {where.manager} start {SOCKET}", lambda: _start_socket(where)
+    )
+    yield _start(where, OURS)
+    yield Step("check that moored answers in the place of machined", lambda: _check_place(where))
     noted_done = msgspec.structs.replace(note, complete=True)
-    yield Step(f"complete {NOTE}", lambda: _write_note(noted_done))
+    yield Step(f"complete {where.note}", lambda: _write_note(where, noted_done))
 
 
-def going_off(address: Address) -> Iterator[Step]:
+def going_off(where: Whereabouts, *, machines: bool) -> Iterator[Step]:
     """Return what is to be done to have machined where it was.
+
+    Args:
+        where: all of it is.
+        machines: it does not matter that machined does not have all of them.
 
     Raises:
         Failure: moored is not in its place by this command, or that would break something.
     """
-    note = read_note()
+    objections.check_manager(where)
+    note = read_note(where)
     if note is None:
-        if _masked():
-            words = f"{MACHINED} is masked, but not by this command: systemctl unmask it"
+        if objections.masked(where):
+            words = f"{MACHINED_SERVICE} is masked, but not by this command: {where.manager} unmask it"
             raise Failure(Exit.REFUSED, words)
         return
-    if note.complete:
-        _check_known_to_machined(address)
+    if note.complete and not machines:
+        objections.check_known_to_machined(where)
     begun = msgspec.structs.replace(note, complete=False)
-    yield Step(f"write {NOTE}", lambda: _write_note(begun))
+    yield Step(f"write {where.note}", lambda: _write_note(where, begun))
     for path, before in note.links.items():
         words = f"rm {path}" if before is None else f"ln -sf {before} {path}"
         yield Step(words, lambda path=path, before=before: _link(Path(path), before))
-    yield Step("systemctl daemon-reload", lambda: _done("daemon-reload"))
-    yield Step(f"systemctl stop {SOCKET} {OURS}", lambda: _done("stop", SOCKET, OURS))
+    yield _reload(where)
+    yield Step(f"{where.manager} stop {SOCKET} {OURS}", lambda: _call(where, "stop", SOCKET, OURS))
     if note.active:
-        units = sorted(note.active)
-        yield Step(f"systemctl start {' '.join(units)}", lambda: _done("start", *units))
-    yield Step(f"systemctl start {OURS}", lambda: _done("start", OURS))
-    yield Step("check that machined has the machines of moored", lambda: _check_published(address))
-    yield Step(f"rm {NOTE}", NOTE.unlink)
+        words = f"{where.manager} start {' '.join(sorted(note.active))}"
+        yield Step(words, lambda: _start_again(where, note.active))
+    yield _start(where, OURS)
+    if where.shared and not machines:
+        yield Step(
+            "check that machined has the machines of moored",
+            lambda: objections.check_published(where.address),
+        )
+    words = f"rm {where.note}"
+    if note.directories:
+        words += f" && rmdir --ignore-fail-on-non-empty {' '.join(reversed(note.directories))}"
+    yield Step(words, lambda: _forget(where, note))
 
 
-def is_on() -> bool:
+def is_on(where: Whereabouts) -> bool:
     """Return whether moored is in the place of machined, by this command and completely."""
-    note = read_note()
-    return note is not None and note.complete and _is_active(SOCKET)
+    note = read_note(where)
+    return note is not None and note.complete and where.is_active(SOCKET)
 
 
 # What there is
 
 
-def _fragment(unit: str) -> str:
-    return systemctl("show", "--value", "--property=FragmentPath", unit).strip()
+def _fragment(where: Whereabouts, unit: str) -> str:
+    return where.systemctl("show", "--value", "--property=FragmentPath", unit).strip()
 
 
-def _is_active(unit: str) -> bool:
-    return systemctl("is-active", unit, check=False).strip() == "active"
-
-
-def _masked() -> bool:
-    return systemctl("is-enabled", MACHINED, check=False).strip() == "masked"
-
-
-def _links() -> Mapping[str, str]:
+def _links(where: Whereabouts) -> Mapping[str, str]:
     """Return the links that put moored in place, and where they lead."""
-    ours, socket = _fragment(OURS), _fragment(SOCKET)
+    ours, socket = _fragment(where, OURS), _fragment(where, SOCKET)
     if not ours or not socket:
         raise Failure(
             Exit.REFUSED, f"{OURS} and {SOCKET} are not installed, or the service manager has not read them"
         )
     return {
-        str(UNITS / MACHINED): os.devnull,
-        str(UNITS / MACHINED_SOCKET): os.devnull,
-        str(UNITS / "dbus-org.freedesktop.machine1.service"): ours,
-        str(UNITS / "sockets.target.wants" / SOCKET): socket,
+        str(where.units / MACHINED_SERVICE): os.devnull,
+        str(where.units / MACHINED_SOCKET): os.devnull,
+        str(where.units / "dbus-org.freedesktop.machine1.service"): ours,
+        str(where.units / "sockets.target.wants" / SOCKET): socket,
     }
 
 
@@ -226,120 +202,56 @@ def _target(path: Path) -> str | None:
         return os.readlink(path)
     except FileNotFoundError:
         return None
-    except OSError:
-        raise Failure(Exit.REFUSED, f"{path} is a file of this host's own, which would be lost") from None
 
 
-def _planned() -> Note:
-    links = {path: _target(Path(path)) for path in _links()}
-    active = [unit for unit in (MACHINED, MACHINED_SOCKET) if _is_active(unit)]
-    return Note(links, active)
-
-
-def _machines_of_machined() -> dict[str, int]:
-    """Return the leaders of machined's machines, by its own files."""
-    found: dict[str, int] = {}
-    for path in MACHINES.glob("*"):
-        if path.name.startswith((".", "unit:")) or path.is_symlink():
-            continue
-        try:
-            leader = re.search(r"^LEADER=(\d+)$", path.read_text(errors="replace"), re.MULTILINE)
-        except OSError:
-            continue
-        if leader is not None and Path(f"/proc/{leader[1]}").exists():
-            found[path.name] = int(leader[1])
-    return found
-
-
-def _machines_of_moored(address: Address) -> dict[str, dict[str, Any]]:
-    listed = [msgspec.json.decode(reply)["machine"] for reply in service.list_machines(address)]
-    return {machine["name"]: machine for machine in listed}
-
-
-# What would break
-
-
-def _check_nothing_breaks(address: Address, *, images: bool) -> None:
-    if _masked():
-        raise Failure(
-            Exit.REFUSED,
-            f"{MACHINED} is masked already, which this command would undo later: systemctl unmask it first",
-        )
-    kept = [path.name for path in IMAGES.glob("*") if not path.name.startswith((".", "lost+found"))]
-    if kept and not images:
-        raise Failure(
-            Exit.REFUSED,
-            f"machined keeps {len(kept)} images in {IMAGES}, which nobody could manage meanwhile: "
-            "leave moored beside it, or use --without-images",
-        )
-    if (works := _under_way()) > 0:
-        raise Failure(
-            Exit.REFUSED,
-            f"machined is copying, or works on an image ({works} processes), and its end would be the end of that: "
-            "try again when it has finished",
-        )
-    wanted = _machines_of_machined()
-
-    def missing() -> list[str]:
-        ours = _machines_of_moored(address)
-        return [
-            name
-            for name, leader in wanted.items()
-            if ours.get(name, {}).get("leader", {}).get("pid") != leader
-        ]
-
-    if lost := _wait_until_empty(missing):
-        raise Failure(
-            Exit.REFUSED,
-            f"moored does not have what machined has as {', '.join(map(printable, sorted(lost)))}, and their "
-            "launchers would not find them any more: it adopts machines unless moored.conf says otherwise, or another "
-            "one has the name",
-        )
-
-
-def _under_way() -> int:
-    """Return how many processes machined has beside itself: each copies, or works on an image."""
-    group = systemctl("show", "--value", "--property=ControlGroup", MACHINED).strip()
-    if not group:
-        return 0
+def _replaced(where: Whereabouts, path: Path) -> str | None:
+    """Return where a link leads that is going to be replaced, None if it is not there."""
     try:
-        members = Path(f"/sys/fs/cgroup{group}/cgroup.procs").read_text().split()
-    except OSError:
-        return 0
-    return len(members) - 1
+        return _target(path)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            words = f"{path} is a file of {where.owner}, which would be lost"
+        else:
+            words = f"{path}: {error.strerror}"
+        raise Failure(Exit.REFUSED, words) from None
 
 
-def _check_known_to_machined(address: Address) -> None:
-    """Refuse to go where machines would not be known to whom launchers ask."""
-    if not _machines_of_moored(address):
-        return
-    if not _publishes(address):
-        raise Failure(
-            Exit.REFUSED,
-            "There are machines, and moored.conf says that they are not published: their launchers would ask machined "
-            "for machines that it does not have",
-        )
+def _missing(files: Iterable[Path]) -> list[str]:
+    """Return the directories that have to be made for some files, outermost first."""
+    found: dict[str, None] = {}
+    for directory in (parent for file in files for parent in reversed(file.parents)):
+        try:
+            if not stat.S_ISDIR(directory.stat().st_mode):
+                raise Failure(Exit.REFUSED, f"{directory} is no directory")
+        except FileNotFoundError:
+            if directory.is_symlink():
+                words = f"{directory} is a link to {os.readlink(directory)}, which is not there"
+                raise Failure(Exit.REFUSED, words) from None
+            found[str(directory)] = None
+        except OSError as error:
+            raise Failure(Exit.REFUSED, f"{directory}: {error.strerror}") from None
+    return list(found)
 
 
-def _publishes(address: Address) -> bool:
-    reply = msgspec.json.decode(service.call(address, "DescribeConfiguration", {}))
-    found = {option["name"]: option.get("value") for option in reply.get("options", [])}
-    return found.get("publish") != "false"
-
-
-def _wait_until_empty(names: Callable[[], list[str]]) -> list[str]:
-    """Wait a while until there is none left; return those that are."""
-    give_up = time.monotonic() + AGREE_SECONDS
-    while (left := names()) and time.monotonic() < give_up:
-        time.sleep(0.1)
-    return left
+def _planned(where: Whereabouts) -> Note:
+    links = {path: _replaced(where, Path(path)) for path in _links(where)}
+    active = [unit for unit in (MACHINED_SERVICE, MACHINED_SOCKET) if where.is_active(unit)]
+    return Note(links, active, _missing([where.note, *map(Path, links)]))
 
 
 # What is done
 
 
-def _done(*arguments: str) -> None:
-    systemctl(*arguments)
+def _call(where: Whereabouts, *arguments: str) -> None:
+    where.systemctl(*arguments)
+
+
+def _reload(where: Whereabouts) -> Step:
+    return Step(f"{where.manager} daemon-reload", lambda: _call(where, "daemon-reload"))
+
+
+def _start(where: Whereabouts, *units: str) -> Step:
+    return Step(f"{where.manager} start {' '.join(units)}", lambda: _call(where, "start", *units))
 
 
 def _link(path: Path, target: str | None) -> None:
@@ -355,40 +267,36 @@ def _link(path: Path, target: str | None) -> None:
     new.replace(path)
 
 
-def _taking_over() -> Iterator[Step]:
-    yield Step("systemctl daemon-reload", lambda: _done("daemon-reload"))
-    yield Step(f"systemctl stop {OURS} && systemctl start {SOCKET}", _start_socket)
-    yield Step(f"systemctl start {OURS}", lambda: _done("start", OURS))
+def _start_again(where: Whereabouts, units: Iterable[str]) -> None:
+    # What somebody has masked, or removed, meanwhile, cannot be started, nor can the socket of such a service: that is
+    # nothing to stop at.
+    there = [unit for unit in sorted(units) if where.load_state(unit) == "loaded"]
+    if there and where.load_state(MACHINED_SERVICE) == "loaded":
+        where.systemctl("start", *there)
 
 
-def _start_socket() -> None:
+def _forget(where: Whereabouts, note: Note) -> None:
+    where.note.unlink()
+    for directory in reversed(note.directories):
+        with contextlib.suppress(OSError):  # what is in use meanwhile stays
+            os.rmdir(directory)
+
+
+def _start_socket(where: Whereabouts) -> None:
     for attempt in range(ATTEMPTS_MAX):
-        if _is_active(SOCKET):
+        if where.is_active(SOCKET):
             return
         # The service is handed sockets when it starts, and only then.
-        systemctl("stop", OURS)
+        where.systemctl("stop", OURS)
         try:
-            systemctl("start", SOCKET)
+            where.systemctl("start", SOCKET)
         except Failure:
-            if attempt == ATTEMPTS_MAX - 1 or not _is_active(OURS):
+            if attempt == ATTEMPTS_MAX - 1 or not where.is_active(OURS):
                 raise
 
 
-def _check_place(address: Address) -> None:
-    told = service.information(Address(PLACE, None), timeout=AGREE_SECONDS)
+def _check_place(where: Whereabouts) -> None:
+    told = service.information(Address(str(where.socket), None), timeout=AGREE_SECONDS)
     if told.product != "moored":
-        raise Failure(Exit.REFUSED, f"{printable(told.product)} answers at {PLACE}")
-    _machines_of_moored(address)
-
-
-def _check_published(address: Address) -> None:
-    def unpublished() -> list[str]:
-        return [
-            name
-            for name, machine in _machines_of_moored(address).items()
-            if is_host_name(name) and not machine.get("published") and machine.get("phase") == "running"
-        ]
-
-    if left := _wait_until_empty(unpublished):
-        names = ", ".join(map(printable, sorted(left)))
-        raise Failure(Exit.REFUSED, f"machined does not have {names}, see docs/beside-machined.md")
+        raise Failure(Exit.REFUSED, f"{printable(told.product)} answers at {where.socket}")
+    objections.machines_of_moored(where.address)

@@ -15,6 +15,7 @@ import pytest
 import trio
 from authority import ALICE, BOB, DENIED, acting_as, asks, wait_for
 from authority import registers as registers_at
+from her_manager import RUNTIME, as_her, units
 from hostile import dial, encode
 from moored import (
     OURS,
@@ -31,13 +32,10 @@ from moored import (
 
 pytestmark = pytest.mark.system_instance("it becomes that user by itself, and looks at both instances")
 
-RUNTIME = Path(f"/run/user/{ALICE}")
 HERS = f"{RUNTIME}/moorage/io.moorage.Machine"
 HER_MANAGER = f"/user.slice/user-{ALICE}.slice/user@{ALICE}.service/"
 INSTANCE = "io.systemd.MachineInstance."
 SYSTEMD = int(run("systemctl", "--version").split()[1])
-NEWEST = 262
-"""The one whose machinectl has ``--user``."""
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +45,9 @@ def manager() -> Generator[None]:
     her_manager.stop()
 
 
-def as_her(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command as she would at her terminal."""
-    environment = {"PATH": os.environ["PATH"], "HOME": "/home/alice", "XDG_RUNTIME_DIR": str(RUNTIME)}
-    return subprocess.run(
-        argv, user=ALICE, group=ALICE, extra_groups=(), env=environment, cwd="/", capture_output=True, text=True,
-        input=stdin, timeout=UNTIL_SECONDS, check=False,
-    )  # fmt: skip
-
-
-def her_units(pattern: str) -> list[str]:
-    """Units that her manager has loaded."""
-    text = run(*her_manager.SYSTEMCTL, "list-units", "--all", "--plain", "--no-legend", pattern)
-    return [line.split()[0] for line in text.splitlines()]
-
-
 def her_scopes() -> list[str]:
     """Scopes of machines that her manager has loaded."""
-    return her_units("machine-*.scope")
+    return units("machine-*.scope")
 
 
 @pytest.fixture
@@ -74,7 +57,7 @@ def hers(spawn: Processes, manager: None) -> Generator[Processes]:
     spawn.bury()
 
     async def left() -> None:
-        await until(lambda: not her_units("machine-*"), "no unit of a machine in her manager")
+        await until(lambda: not units("machine-*"), "no unit of a machine in her manager")
         await until(lambda: not _living(), "no record in her runtime directory")
 
     trio.run(left)
@@ -462,7 +445,7 @@ def test_she_reaches_into_her_container(hers: Processes) -> None:
     for method, parameters in (("OpenRootDirectory", {}), ("Open", {"mode": "tty"})):
         reply = asks(ALICE, f"{THEIRS}{method}", {"name": "web", **parameters}, path=HERS)
         assert "error" not in reply, reply
-    assert her_units("moored-inside-*") == ["moored-inside-0.service"]
+    assert units("moored-inside-*") == ["moored-inside-0.service"]
     assert run("systemctl", "list-units", "--all", "--plain", "--no-legend", "moored-inside-*") == ""
     assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
 
@@ -475,76 +458,3 @@ def test_both_instances_keep_machines_of_one_name(hers: Processes) -> None:
     assert "error" not in asks(ALICE, f"{OURS}Stop", {"name": "web"}, path=HERS)
     assert system.poll() is None
     assert "error" not in asks(0, f"{OURS}Stop", {"name": "web"})
-
-
-# In the place of the machined of a user, which there is since 258
-
-HER_PLACE = RUNTIME / "systemd/machine/io.systemd.Machine"
-HER_UNITS = RUNTIME / "systemd/user"
-MACHINE1 = "org.freedesktop.machine1"
-HER_MACHINED = ("systemd-machined.service", "systemd-machined.socket")
-
-
-@pytest.fixture
-def in_her_place(hers: Processes) -> Generator[Processes]:
-    """Put hers in the place of her machined, as docs/in-place-of-machined.md says."""
-    link = HER_UNITS / f"dbus-{MACHINE1}.service"
-    run(*her_manager.SYSTEMCTL, "stop", "moored.service")
-    run(*her_manager.SYSTEMCTL, "mask", "--runtime", *HER_MACHINED)
-    if SYSTEMD >= 258:
-        run(*her_manager.SYSTEMCTL, "stop", *HER_MACHINED)
-    link.symlink_to("/usr/lib/systemd/user/moored.service")
-    run(*her_manager.SYSTEMCTL, "daemon-reload")
-    run(*her_manager.SYSTEMCTL, "start", "moored-machined.socket")
-    yield hers
-    run(*her_manager.SYSTEMCTL, "stop", "moored-machined.socket")
-    link.unlink()
-    run(*her_manager.SYSTEMCTL, "unmask", "--runtime", *HER_MACHINED)
-    run(*her_manager.SYSTEMCTL, "daemon-reload")
-
-
-def on_her_bus(member: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    call = ("busctl", "--user", "--json=short", "call", MACHINE1, "/org/freedesktop/machine1")
-    return as_her(*call, f"{MACHINE1}.Manager", member, *arguments)
-
-
-def named_on_her_bus() -> list[str]:
-    done = on_her_bus("ListMachines")
-    assert done.returncode == 0, done.stderr
-    return [each[0] for each in json.loads(done.stdout)["data"][0]]
-
-
-def test_hers_in_place_has_the_name_on_her_bus(in_her_place: Processes) -> None:
-    if SYSTEMD < 258:  # her bus starts nothing for that name
-        assert asks(ALICE, "io.systemd.service.Ping", path=str(HER_PLACE)) == {"parameters": {}}
-    assert named_on_her_bus() == []  # not even the host: that is the system's
-    nothing = on_her_bus("GetMachine", "s", ".host")
-    assert (nothing.returncode, "No machine '.host' known" in nothing.stderr) == (1, True), nothing
-
-    leader, other = in_her_place(user=ALICE), in_her_place(user=ALICE)
-    named = {"name": "web", "class": "vm", "leader": leader.pid, "allocateUnit": True}
-    assert "error" not in asks(ALICE, f"{THEIRS}Register", named, path=str(HER_PLACE))
-    created = on_her_bus("CreateMachine", "sayssusa(sv)", "box", "0", "", "vm", str(other.pid), "", "0")
-    assert created.returncode == 0, created.stderr
-    assert her_scopes() == ["machine-box.scope", "machine-web.scope"]
-    assert sorted(named_on_her_bus()) == ["box", "web"]
-    if SYSTEMD >= NEWEST:
-        assert {line.split()[0] for line in said("list", "--no-legend")} == {"box", "web"}
-        assert said("show", "web", "--property=Leader", "--value") == [str(leader.pid)]
-        said("terminate", "web")
-    else:
-        assert on_her_bus("TerminateMachine", "s", "web").returncode == 0
-    assert leader.wait(UNTIL_SECONDS) == -15
-    assert on_her_bus("KillMachine", "ssi", "box", "leader", "9").returncode == 0
-    assert other.wait(UNTIL_SECONDS) == -9
-
-    # The name goes with the place.
-    run(*her_manager.SYSTEMCTL, "stop", "moored-machined.socket")
-    wait_for(lambda: MACHINE1 not in as_her("busctl", "--user", "list", "--acquired").stdout)
-
-
-def said(*arguments: str) -> list[str]:
-    """Return the lines that her machinectl says."""
-    done = as_her("machinectl", "--user", *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()

@@ -10,6 +10,11 @@ from moorage.cli.failures import Exit
 
 COLOURS = {"ok": "green", "limited": "yellow", "bad": "red", "unknown": "bright_black"}
 
+NO_MACHINED = (
+    "There is no systemd-machined here (a user has one since systemd 258): nothing is replaced now. moored listens "
+    "where it would, and stays there when it comes."
+)
+
 
 @click.command()
 @JSON
@@ -70,27 +75,40 @@ def config(choice: Choice, as_json: bool) -> None:
 @click.option(
     "--without-images",
     is_flag=True,
-    help="Go into its place on a host that keeps images, which nobody can manage meanwhile.",
+    help="Go into its place although it keeps images, which nobody can manage meanwhile.",
+)
+@click.option(
+    "--without-machines",
+    is_flag=True,
+    help="Go out of its place although it does not get all machines, which launchers may ask it for.",
 )
 @addressed
 @chosen
-def in_place(choice: Choice, state: str, dry_run: bool, without_images: bool) -> int:
+def in_place(choice: Choice, state: str, dry_run: bool, without_images: bool, without_machines: bool) -> int:
     """Put moored in the place of systemd-machined, or machined back.
 
-    Machines go on running, and those of machined are moored's then. It is refused where something would break. What is
-    interrupted is completed by the same command, or undone by the other one.
+    With --user it is that of your own service manager. Machines go on running, and those of the system's machined are
+    moored's then. It is refused where something would break. What is interrupted is completed by the same command, or
+    undone by the other one.
     """
     address = choice.here("what it changes")
-    if address.manager != "systemctl":
-        raise click.UsageError("There is no such place but that of the system's service.")
+    if address.manager is None:
+        raise click.UsageError("There is no such place but those of the system's service and of a user's.")
     from moorage.cli import placing
+    from moorage.cli.whereabouts import Whereabouts
 
-    if state == "on" and placing.is_on():
+    where = Whereabouts.of(address)
+    if state == "on" and placing.is_on(where):
         click.echo("moored is in the place of systemd-machined already.")
         return Exit.OK
-    steps = placing.going_on(address, images=without_images) if state == "on" else placing.going_off(address)
+    if state == "on":
+        steps = placing.going_on(where, images=without_images)
+    else:
+        steps = placing.going_off(where, machines=without_machines)
     there_was = False
     for step in steps:
+        if not there_was and state == "on" and not choice.quiet and not where.has_machined():
+            click.echo(NO_MACHINED, err=True)
         there_was = True
         if dry_run or not choice.quiet:
             click.echo(step.words)
