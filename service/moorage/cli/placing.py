@@ -95,7 +95,10 @@ def read_note(where: Whereabouts) -> Note | None:
 def _write_note(where: Whereabouts, note: Note) -> None:
     where.note.parent.mkdir(parents=True, exist_ok=True)
     new = where.note.with_name(f".{where.note.name}.new")
-    new.write_text(json.dumps(msgspec.to_builtins(note), indent=2) + "\n")
+    with new.open("w") as file:
+        file.write(json.dumps(msgspec.to_builtins(note), indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     new.replace(where.note)
 
 

@@ -327,6 +327,26 @@ def test_it_is_noted_before_it_is_changed(host: Host) -> None:
     assert sum(map(os.path.lexists, links)) == 1
 
 
+def test_a_note_is_on_the_disk_before_it_has_its_name(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a host that loses its power then may come up with an empty one, which neither way goes on from."""
+    synced: list[int] = []
+    sync, replace = os.fsync, Path.replace
+
+    def noted(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    def renamed(path: Path, target: Path) -> Path:
+        if target == host.where.note:
+            assert path.stat().st_ino in synced
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "replace", renamed)
+    host.on()
+    host.off()
+
+
 def test_a_note_of_an_earlier_version(host: Host) -> None:
     host.on()
     note = json.loads(host.where.note.read_bytes())
