@@ -9,12 +9,23 @@ import fcntl
 import os
 import select
 import signal as signals
-from collections.abc import Callable
 from typing import Protocol
 
 from moorage.kernel import process
 from moorage.kernel.poller import Readiness
 from moorage.kernel.process import Exit, ProcessId
+
+
+class Watcher(Protocol):
+    """An object that wants to be told of the end of a process."""
+
+    def process_ended(self) -> None:
+        """Take note that the process has ended. It must not call :meth:`Processes.unwatch`."""
+        ...
+
+    def process_reaped(self) -> None:
+        """Take note that its parent has reaped it, and call :meth:`Processes.unwatch`."""
+        ...
 
 
 class Processes(Protocol):
@@ -53,13 +64,12 @@ class Processes(Protocol):
         """Close a pidfd."""
         ...
 
-    def watch(self, pidfd: int, ended: Callable[[], None], reaped: Callable[[], None]) -> None:
-        """Have functions called, once each, when a process has ended, and then when its parent has reaped it.
+    def watch(self, pidfd: int, watcher: Watcher) -> None:
+        """Tell an object, once each, when a process has ended, and then when its parent has reaped it.
 
         Args:
             pidfd: borrowed; :meth:`unwatch` comes before its end.
-            ended: must not call :meth:`unwatch`.
-            reaped: must. Called at once where the kernel does not tell of it.
+            watcher: told of the reaping at once where the kernel does not tell of that.
 
         Raises:
             OSError: the kernel refuses (ENOSPC, ENOMEM).
@@ -171,9 +181,9 @@ class PidfdProcesses:
         """See `Processes`."""
         os.close(pidfd)
 
-    def watch(self, pidfd: int, ended: Callable[[], None], reaped: Callable[[], None]) -> None:
+    def watch(self, pidfd: int, watcher: Watcher) -> None:
         """See `Processes`."""
-        self._readiness.add(pidfd, select.EPOLLIN, _End(pidfd, self._readiness, ended, reaped))
+        self._readiness.add(pidfd, select.EPOLLIN, _End(pidfd, self._readiness, watcher))
 
     def unwatch(self, pidfd: int) -> None:
         """See `Processes`."""
@@ -187,22 +197,19 @@ class PidfdProcesses:
 class _End:
     """The end of a process, and its reaping, as its pidfd tells of them. There is one for each machine."""
 
-    __slots__ = ("_ended", "_pidfd", "_readiness", "_reaped", "_seen")
+    __slots__ = ("_pidfd", "_readiness", "_seen", "_watcher")
 
-    def __init__(
-        self, pidfd: int, readiness: Readiness, ended: Callable[[], None], reaped: Callable[[], None]
-    ) -> None:
+    def __init__(self, pidfd: int, readiness: Readiness, watcher: Watcher) -> None:
         self._pidfd = pidfd
         self._readiness = readiness
-        self._ended = ended
-        self._reaped = reaped
+        self._watcher = watcher
         self._seen = False
 
     def __call__(self, events: int) -> None:
         if not self._seen:
             self._seen = True
-            self._ended()
+            self._watcher.process_ended()
         if events & select.EPOLLHUP or not process.tells_of_reaping():
-            self._reaped()
+            self._watcher.process_reaped()
         else:
             self._readiness.modify(self._pidfd, 0)  # which leaves EPOLLHUP: it is a zombie

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from moorage.kernel import process
 from moorage.kernel.processes import Processes
@@ -15,28 +15,44 @@ def end_of(known: process.Exit | None) -> dict[str, object]:
     return {} if known is None else {"status": known.status, "signal": known.signal}
 
 
+class LeaderWatcher(Protocol):
+    """An object that wants to be told of the ends of leaders."""
+
+    def leader_ended(self, machine: Machine) -> None:
+        """Take note that the leader of a machine has ended."""
+        ...
+
+    def leader_reaped(self, machine: Machine, known: process.Exit | None) -> None:
+        """Take note that its parent has reaped it, and of how it ended if the kernel tells that."""
+        ...
+
+
 class WatchedLeader:
     """One leader, watched by its pidfd until its parent has reaped it: only then does the kernel say how it ended.
+
+    There are as many as machines: it has neither a dictionary nor functions of its own.
 
     Attributes:
         exit: how; None while that is not known, and where the kernel does not tell it.
         reaped: set when nothing more will be known of its end.
     """
 
+    __slots__ = ("_ended", "_machine", "_pidfd", "_processes", "_watcher", "exit", "reaped")
+
     def __init__(
         self,
         pidfd: int,
         processes: Processes,
-        changed: Callable[[], None],
-        known: Callable[[process.Exit | None], None],
+        machine: Machine,
+        watcher: LeaderWatcher,
     ) -> None:
         """Watch a leader.
 
         Args:
             pidfd: of it; belongs to this object from now on.
             processes: of this host.
-            changed: called once, when it has ended.
-            known: called once, when its parent has reaped it, with how it ended if the kernel tells that.
+            machine: whose leader it is.
+            watcher: told once of each, its end and its reaping.
 
         Raises:
             OSError: it cannot be watched; the pidfd stays the caller's.
@@ -45,10 +61,10 @@ class WatchedLeader:
         self.reaped = Once()
         self._pidfd = pidfd
         self._processes = processes
-        self._changed = changed
-        self._known = known
+        self._machine = machine
+        self._watcher = watcher
         self._ended = False
-        processes.watch(pidfd, self._note_end, self._note_reaping)
+        processes.watch(pidfd, self)
 
     @property
     def ended(self) -> bool:
@@ -82,14 +98,16 @@ class WatchedLeader:
             self._processes.unwatch(self._pidfd)
             self._processes.close(self._pidfd)
 
-    def _note_end(self) -> None:
+    def process_ended(self) -> None:
+        """Take note of its end, and pass that on."""
         self._ended = True
-        self._changed()
+        self._watcher.leader_ended(self._machine)
 
-    def _note_reaping(self) -> None:
+    def process_reaped(self) -> None:
+        """Take note of how it ended, pass that on, and stop watching."""
         self.exit = self._processes.exit_of(self._pidfd)
         self.close()
-        self._known(self.exit)
+        self._watcher.leader_reaped(self._machine, self.exit)
 
 
 def lives(machine: Machine, processes: Processes) -> bool:

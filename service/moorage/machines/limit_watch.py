@@ -20,7 +20,7 @@ from moorage.machines.events import Kind
 from moorage.machines.followers import Follower, Followers
 from moorage.machines.machine import Machine
 from moorage.machines.model import Verdict
-from moorage.machines.reached import KILLERS, RESOURCES, Ooms, Reached
+from moorage.machines.reached import KILLERS, NO_COUNTS, NO_OOMS, RESOURCES, Ooms, Reached
 from moorage.machines.registry import Registry
 from moorage.machines.texts import is_path
 
@@ -61,6 +61,7 @@ class LimitWatch(Follower):
         self._followers = followers
         self._hierarchy = system.hierarchy
         self._slices: dict[str, int] = {}
+        self._zeros: dict[str, int] = {}
         # A heap; an entry is stale if the machine is due otherwise.
         self._due: list[tuple[float, int, Machine]] = []
         self._numbers = count()
@@ -92,7 +93,7 @@ class LimitWatch(Follower):
         if machine.record.placement.shared:
             return  # the counts are those of others as well
         fresh = machine.told is not None and machine.told.counts == {}
-        machine.reached = Reached(before=Ooms(0, 0), below={}) if fresh else Reached()
+        machine.reached = Reached(before=NO_OOMS, below=NO_COUNTS) if fresh else Reached()
         self._look_later(machine, machine.reached, trio.current_time() + BEGIN_SECONDS)
 
     def ended(self, machine: Machine) -> None:
@@ -189,10 +190,10 @@ class LimitWatch(Follower):
         if told is None:
             return
         # Of a group that is gone by now what was seen last is still to be told.
-        totals = reached.seen = _totals(found) or reached.seen
+        totals = reached.seen = self._shared(_totals(found)) or reached.seen
         reached.before = reached.before or _ooms(found)
         if told.counts is None:
-            told.counts = totals or None
+            told.counts = dict(totals) or None
             return
         for what, total in totals.items():
             grown = total - told.counts.get(what, 0)
@@ -211,6 +212,14 @@ class LimitWatch(Follower):
         if last and found.oomd_ooms and "oomd" not in told.counts:
             # The group may go before there is a note of how many it were.
             self._followers.happened(machine, Kind.oom_kill, {"by": "oomd"})
+
+    def _shared(self, totals: dict[str, int]) -> dict[str, int]:
+        """Return one object for all machines that have never reached a limit: most of them."""
+        if totals and not any(totals.values()):
+            if totals != self._zeros:
+                self._zeros = totals
+            return self._zeros
+        return totals
 
     # Whose limit it was
 

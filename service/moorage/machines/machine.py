@@ -7,7 +7,6 @@ only its own methods write it. It holds an event and awaits nothing.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -259,7 +258,7 @@ class Machine:
         self.published: bool | None = True if record.origin is Origin.adopted else None
         self.control_socket: str | None = None
         self._stopping = False  # its unit is deactivating
-        self._work: Counter[Work] = Counter()
+        self._work: tuple[Work, ...] = ()  # most of the time of most machines there is none
         if record.verdict is not None:
             self.gone.set()
             self.completed.set()
@@ -293,12 +292,12 @@ class Machine:
         if self.result is not None and self.is_there:
             return Phase.lingering
         asked = self.asking is not None or self.period is not None
-        stopping = asked or self._work[Work.stop] or self._work[Work.insist] or self._stopping
+        stopping = asked or Work.stop in self._work or Work.insist in self._work or self._stopping
         return Phase.stopping if stopping or not self.is_there else Phase.running
 
     def has_under_way(self, kind: Work) -> bool:
         """Whether something of a kind goes on with it without its caller."""
-        return self._work[kind] > 0
+        return kind in self._work
 
     @contextmanager
     def under_way(self, kind: Work) -> Generator[None]:
@@ -307,13 +306,14 @@ class Machine:
         Raises:
             TooMuchUnderWay: there is too much of it.
         """
-        if self._work[kind] >= UNDER_WAY_MAX and kind is not Work.insist:  # these go on in any case
+        if self._work.count(kind) >= UNDER_WAY_MAX and kind is not Work.insist:  # these go on in any case
             raise TooMuchUnderWay
-        self._work[kind] += 1
+        self._work += (kind,)
         try:
             yield
         finally:
-            self._work[kind] -= 1
+            at = self._work.index(kind)
+            self._work = self._work[:at] + self._work[at + 1 :]
 
     # What was seen of it
 
@@ -357,7 +357,7 @@ class Machine:
             Whether it is known that others stop it.
         """
         self._stopping = True
-        if begins and self.record.asked is None and not self._work[Work.stop]:
+        if begins and self.record.asked is None and Work.stop not in self._work:
             self.deactivating = True
         return self.deactivating
 

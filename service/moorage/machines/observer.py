@@ -99,16 +99,13 @@ class Observer(Follower):
         Raises:
             OSError: it cannot be watched; the pidfd stays the caller's.
         """
-        machine.watch_leader(
-            WatchedLeader(
-                pidfd,
-                self._processes,
-                lambda: self._part_ended(machine),
-                lambda known: self._leader_ended(machine, known),
-            )
-        )
+        machine.watch_leader(WatchedLeader(pidfd, self._processes, machine, self))
 
-    def _leader_ended(self, machine: Machine, known: Exit | None) -> None:
+    def leader_ended(self, machine: Machine) -> None:
+        """Have a machine looked at whose leader has ended."""
+        self._part_ended(machine)
+
+    def leader_reaped(self, machine: Machine, known: Exit | None) -> None:
         """Report that the leader of a machine has ended, and how if that is known."""
         self._followers.happened(machine, Kind.leader_exited, end_of(known))
 

@@ -6,6 +6,8 @@ What a guest can make happen without end is looked at, and told, less and less o
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -58,6 +60,13 @@ class Pace(msgspec.Struct):
         return True
 
 
+NO_COUNTS: Final[Mapping[str, int]] = MappingProxyType({})
+"""What all machines share of which nothing was counted: most have never reached a limit."""
+
+NO_PACES: Final[Mapping[str, Pace]] = MappingProxyType({})
+"""The same of what nothing was told."""
+
+
 class Ooms(msgspec.Struct, frozen=True):
     """Number of times that a memory limit left nothing but to kill.
 
@@ -68,6 +77,10 @@ class Ooms(msgspec.Struct, frozen=True):
 
     own: int
     below: int
+
+
+NO_OOMS: Final = Ooms(0, 0)
+"""Of all machines that are new."""
 
 
 class Reached(msgspec.Struct, eq=False):
@@ -84,16 +97,17 @@ class Reached(msgspec.Struct, eq=False):
     """
 
     before: Ooms | None = None
-    below: dict[str, int] | None = None
+    below: Mapping[str, int] | None = None
     group: str | None = None
-    seen: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    seen: Mapping[str, int] = NO_COUNTS
     due: float = math.inf
     looks: Pace = msgspec.field(default_factory=lambda: Pace(LOOK_SECONDS, LOOK_SECONDS_MAX))
-    tells: dict[str, Pace] = msgspec.field(default_factory=dict[str, Pace])
+    tells: Mapping[str, Pace] = NO_PACES
 
     def pace(self, what: str) -> Pace:
         """Return how often a count is told."""
         if what not in self.tells:
             most = KILL_SECONDS if what in KILLERS else LIMIT_SECONDS_MAX
-            self.tells[what] = Pace(KILL_SECONDS if what in KILLERS else LIMIT_SECONDS, most)
+            pace = Pace(KILL_SECONDS if what in KILLERS else LIMIT_SECONDS, most)
+            self.tells = {**self.tells, what: pace}
         return self.tells[what]

@@ -19,6 +19,7 @@ import trio
 
 from moorage.kernel.cgroup import Events, Limits, Usage, Watch
 from moorage.kernel.process import Exit, NotAProcess, ProcessGone, ProcessId
+from moorage.kernel.processes import Watcher
 
 BOOT_ID: Final = "b007" * 8
 BOOTED: Final = 1_700_000_000_000_000
@@ -496,12 +497,11 @@ class FakeHierarchy:
         return FakeWatch(self, reached, overflow, once=True)
 
 
-class _Watcher:
-    """Who wants to hear of a process."""
+class _Watch:
+    """A process that is watched."""
 
-    def __init__(self, ended: Callable[[], None], reaped: Callable[[], None]) -> None:
-        self.ended = ended
-        self.reaped = reaped
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
         self.told = False
 
 
@@ -517,7 +517,7 @@ class FakeProcesses:
         self._faults = faults
         self.killed = False
         self._pidfds: dict[int, Process] = {}
-        self._watchers: dict[int, _Watcher] = {}
+        self._watches: dict[int, _Watch] = {}
         kernel.pidfds.append(self)
 
     @property
@@ -547,19 +547,19 @@ class FakeProcesses:
     def release(self) -> None:
         """End the program: all its pidfds are closed."""
         self._pidfds.clear()
-        self._watchers.clear()
+        self._watches.clear()
         self._kernel.pidfds.remove(self)
 
     def note(self, process: Process) -> None:
         """Tell whoever watches a process that it has ended, or was reaped."""
-        for pidfd, watcher in list(self._watchers.items()):
-            if self._pidfds.get(pidfd) is not process or pidfd not in self._watchers:
+        for pidfd, watch in list(self._watches.items()):
+            if self._pidfds.get(pidfd) is not process or pidfd not in self._watches:
                 continue
-            if not watcher.told:
-                watcher.told = True
-                watcher.ended()
-            if process.reaped and pidfd in self._watchers:
-                watcher.reaped()
+            if not watch.told:
+                watch.told = True
+                watch.watcher.process_ended()
+            if process.reaped and pidfd in self._watches:
+                watch.watcher.process_reaped()
 
     def boot_id(self) -> str:
         """See `Processes`."""
@@ -593,20 +593,20 @@ class FakeProcesses:
     def close(self, pidfd: int) -> None:
         """See `Processes`."""
         self.process(pidfd)
-        assert pidfd not in self._watchers, "a pidfd is closed that is still watched"
+        assert pidfd not in self._watches, "a pidfd is closed that is still watched"
         del self._pidfds[pidfd]
 
-    def watch(self, pidfd: int, ended: Callable[[], None], reaped: Callable[[], None]) -> None:
+    def watch(self, pidfd: int, watcher: Watcher) -> None:
         """See `Processes`."""
         process = self.process(pidfd)
         self._faults.check("memory")
-        self._watchers[pidfd] = _Watcher(ended, reaped)
+        self._watches[pidfd] = _Watch(watcher)
         if process.exit is not None:
             self._kernel.report(lambda: self.note(process))
 
     def unwatch(self, pidfd: int) -> None:
         """See `Processes`."""
-        del self._watchers[pidfd]
+        del self._watches[pidfd]
 
     def send_signal(self, pidfd: int, number: int) -> None:
         """See `Processes`."""
