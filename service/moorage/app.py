@@ -185,7 +185,7 @@ class Core:
         self._inside = inside = ForkServer(manager)
         self.services = Services(
             registry, Lookup(registry, processes), registrar, control,
-            Changing(changes, states, followers, manager, hierarchy, directories, detached),
+            Changing(registry, changes, states, followers, manager, hierarchy, directories, detached),
             ChangingLimits(registry, intents.marks_of, manager, followers, detached, user=directories.user),
             Freezing(registry, agenda, manager, hierarchy, detached),
             grace, powering, looking, Sampling(accounts, hierarchy, clock),

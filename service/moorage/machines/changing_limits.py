@@ -19,7 +19,7 @@ from moorage.machines import drop_ins, effective, shares
 from moorage.machines.alone import Alone
 from moorage.machines.compared.bpf import MORE_PROGRAMS, RULES
 from moorage.machines.detached import Detached
-from moorage.machines.errors import ForeignUnit, MachineBusy, MachineGone, NoSuchHelper
+from moorage.machines.errors import ForeignUnit, MachineBusy, NoSuchHelper
 from moorage.machines.events import Kind
 from moorage.machines.followers import Followers
 from moorage.machines.helpers.status import ENDED
@@ -27,9 +27,8 @@ from moorage.machines.in_force import Group
 from moorage.machines.in_use import use
 from moorage.machines.limits import Difference
 from moorage.machines.machine import Machine
-from moorage.machines.model import Phase
 from moorage.machines.properties import REFUSED_ON_SCOPES, check_helper
-from moorage.machines.registry import Registry
+from moorage.machines.registry import Registry, check_runs
 from moorage.machines.renewal import has_scope
 from moorage.machines.thawing import helper_group
 from moorage.pid1.manager import (
@@ -131,14 +130,14 @@ class ChangingLimits:
         dry_run: bool,
     ) -> list[Difference]:
         with _of(helper):
-            self._check(machine)
+            check_runs(self._registry, machine)
             target = await self._target(machine, properties, helper, deadline)
             types = await self._manager.property_types(target.kind, deadline=deadline)
             converted = types.convert(properties)
             there = await self._drop_ins(machine, target, deadline)
             lasting = shares.lasting(converted, {path.rpartition("/")[2] for path in there})
             undone = drop_ins.undone(properties, converted, there)
-            self._check(machine)
+            check_runs(self._registry, machine)
             before = use(properties, Group(target.control_group))
             await self._set_on(machine, target, lasting.sent, deadline, dry_run=dry_run)
         group = None if dry_run else target.control_group
@@ -191,7 +190,7 @@ class ChangingLimits:
         try:
             yield
         except NoSuchUnit:
-            self._check(machine)
+            check_runs(self._registry, machine)
             raise MachineBusy(f"{target.unit} has ended") from None
 
     async def _target(
@@ -220,12 +219,6 @@ class ChangingLimits:
         ):
             raise MachineBusy(f"helper {helper} has ended")
         return _Target(found.unit, "service", helper_group(record, found), status.main_pid or None)
-
-    def _check(self, machine: Machine) -> None:
-        if self._registry.get(machine.name) is not machine:
-            raise MachineGone(machine.name)
-        if machine.phase is not Phase.running:
-            raise MachineBusy(f"the machine is {machine.phase.value}")
 
 
 def _changed(

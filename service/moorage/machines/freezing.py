@@ -20,8 +20,8 @@ from moorage.machines.alone import Alone
 from moorage.machines.detached import Detached
 from moorage.machines.errors import MachineBusy, MachineGone, PartOfUnit
 from moorage.machines.machine import Machine, Work
-from moorage.machines.model import Helper, Phase
-from moorage.machines.registry import Registry
+from moorage.machines.model import Helper
+from moorage.machines.registry import Registry, check_runs, check_there
 from moorage.machines.renewal import is_renewed
 from moorage.machines.thawing import (
     freezer_above,
@@ -115,7 +115,7 @@ class Freezing:
                     await self._manager.freeze(machine.unit, deadline=deadline)
                     for helper in thawed:
                         await self._freeze_helper(machine, helper, deadline)
-                    self._check_there(machine)
+                    check_there(self._registry, machine)
                     if not is_frozen(group, self._hierarchy):
                         raise MachineBusy("the machine was thawed meanwhile")
                 except Exception:
@@ -150,7 +150,7 @@ class Freezing:
                 await self._check(machine, "Thaw")
                 with naming_the_slice(machine.record, self._hierarchy):
                     await self._thaw_all(machine, deadline)
-                self._check_there(machine)
+                check_there(self._registry, machine)
                 if is_frozen(group, self._hierarchy):
                     above = freezer_above(group, self._hierarchy)
                     if above is None:
@@ -174,15 +174,9 @@ class Freezing:
         """
         if not machine.record.placement.is_whole:
             raise PartOfUnit(operation)
-        self._check_there(machine)
-        if machine.phase is not Phase.running:
-            raise MachineBusy(f"the machine is {machine.phase.value}")
+        check_runs(self._registry, machine)
         if await is_renewed(machine, self._manager):
             self._agenda.mark(machine, ask=True)
-            raise MachineGone(machine.name)
-
-    def _check_there(self, machine: Machine) -> None:
-        if self._registry.get(machine.name) is not machine:
             raise MachineGone(machine.name)
 
     @contextlib.contextmanager
@@ -194,8 +188,5 @@ class Freezing:
             self._agenda.mark(machine, ask=True)
             raise MachineGone(machine.name) from None
         except (UnitBusy, MachineBusy, ManagerTimeout):
-            if self._registry.get(machine.name) is not machine:
-                raise MachineGone(machine.name) from None
-            if machine.phase is not Phase.running:
-                raise MachineBusy(f"the machine is {machine.phase.value}") from None
+            check_runs(self._registry, machine)
             raise

@@ -8,8 +8,9 @@ import msgspec
 import trio
 
 from moorage.kernel.process import ProcessId
-from moorage.machines.errors import Full, LeaderTaken, NameTaken
+from moorage.machines.errors import Full, LeaderTaken, MachineBusy, MachineGone, NameTaken
 from moorage.machines.machine import Machine
+from moorage.machines.model import Phase
 
 MACHINES_MAX = 16384
 """Machines in all. Three times what one instance is built for (5,000); bounds memory and the cost of a restart."""
@@ -280,3 +281,25 @@ class Registry:
                 return machine
             path = path.rpartition("/")[0]
         return None
+
+
+def check_there(registry: Registry, machine: Machine) -> None:
+    """Check that a machine is the one of its name.
+
+    Raises:
+        MachineGone: it has ended, or was forgotten.
+    """
+    if registry.get(machine.name) is not machine:
+        raise MachineGone(machine.name)
+
+
+def check_runs(registry: Registry, machine: Machine) -> None:
+    """Check that a machine is the one of its name, and neither ends nor lingers.
+
+    Raises:
+        MachineGone: it has ended, or was forgotten.
+        MachineBusy: it is being stopped, or was and has processes left.
+    """
+    check_there(registry, machine)
+    if machine.phase is not Phase.running:
+        raise MachineBusy(f"the machine is {machine.phase.value}")

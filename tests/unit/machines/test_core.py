@@ -218,6 +218,14 @@ async def test_no_helper_is_added_to_a_machine_that_is_being_stopped(tmp_path: P
             await added(core, web)
         with web.under_way(Work.stop), pytest.raises(MachineBusy, match="the machine is stopping"):
             await added(core, web)
+
+        async def ended(spec: ServiceSpec) -> None:
+            core.services.registry.remove(web)
+            await start(spec)
+
+        manager.starting = ended
+        with pytest.raises(MachineGone):
+            await added(core, web)
     assert not any(name.startswith(".change-") for name in os.listdir(tmp_path))
 
 

@@ -32,7 +32,7 @@ from moorage.machines.model import (
     HelperStatus,
     Record,
 )
-from moorage.machines.registry import Registry
+from moorage.machines.registry import Registry, check_there
 from moorage.machines.started import UNDO_SECONDS
 from moorage.machines.store import BadRecord, Store
 from moorage.names import UnitNames
@@ -304,7 +304,7 @@ class Changes:
         removes: bool = False,
         with_place: bool = False,
     ) -> Change:
-        self._check_there(machine)
+        check_there(self._registry, machine)
         return Change(
             machine.name, machine.record.invocation_id, now(self._clock), helpers, removes, with_place
         )
@@ -318,15 +318,11 @@ class Changes:
             OSError: the record could not be written; the machine is as it was.
         """
         bound = await self._starts.are_bound(machine.record, deadline=deadline)
-        self._check_there(machine)
+        check_there(self._registry, machine)
         if not bound:
             raise MachineGone(machine.name)
         directory = self._directories.directory(machine.name)
         self._save(machine, machine.record.helpers + change.helpers, directory)
-
-    def _check_there(self, machine: Machine) -> None:
-        if self._registry.get(machine.name) is not machine:
-            raise MachineGone(machine.name)
 
     def _save(self, machine: Machine, helpers: tuple[Helper, ...], directory: str | None) -> None:
         """Have a machine go on with other helpers, on disk first: the next instance knows what this one knows.

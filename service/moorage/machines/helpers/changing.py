@@ -12,7 +12,7 @@ import trio
 from moorage.kernel.cgroup import Hierarchy
 from moorage.machines import effective
 from moorage.machines.detached import Detached
-from moorage.machines.errors import MachineBusy, NoSuchHelper, NotWhole, RegisteredByUser
+from moorage.machines.errors import NoSuchHelper, NotWhole, RegisteredByUser
 from moorage.machines.events import Kind
 from moorage.machines.followers import Followers
 from moorage.machines.gather import gather
@@ -24,8 +24,9 @@ from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.latest import Latest
 from moorage.machines.limits import Difference
 from moorage.machines.machine import Machine, Work
-from moorage.machines.model import Helper, HelperSpec, HelperStatus, Phase, Record
+from moorage.machines.model import Helper, HelperSpec, HelperStatus, Record
 from moorage.machines.properties import check_helper
+from moorage.machines.registry import Registry, check_runs
 from moorage.machines.thawing import check_above, naming_the_slice
 from moorage.names import UnitNames
 from moorage.pid1.manager import Manager, ManagerRefused, NoSuchUnit, UnitBusy
@@ -42,6 +43,7 @@ class Changing:
 
     def __init__(
         self,
+        registry: Registry,
         changes: Changes,
         states: HelperStates,
         followers: Followers,
@@ -50,6 +52,7 @@ class Changing:
         directories: RuntimeDirectories,
         detached: Detached,
     ) -> None:
+        self._registry = registry
         self._changes = changes
         self._states = states
         self._followers = followers
@@ -130,9 +133,8 @@ class Changing:
                         with naming_the_slice(record, self._hierarchy):
                             news.set(await self._changes.add(machine, specs, news.set, deadline=deadline))
                     except UnitBusy:
-                        if machine.phase is Phase.running:
-                            raise
-                        raise MachineBusy(f"the machine is {machine.phase.value}") from None
+                        check_runs(self._registry, machine)
+                        raise
 
         done = await self._detached.begin(add)
         async for statuses in news:
