@@ -4,8 +4,10 @@ The guest is root of a user namespace that a child enters, sees all processes of
 that the child looks at. So it learns the child's PID from the kernel, and keeps it there.
 """
 
+import contextlib
 import json
 import os
+import select
 import subprocess
 from collections.abc import Generator
 from pathlib import Path
@@ -15,7 +17,7 @@ import fuse_file
 import pytest
 import trio
 from hostile import ask, encode
-from moored import THEIRS, run, until
+from moored import THEIRS, UNTIL_SECONDS, run, until
 
 UID = 100_000
 """The guest's, on the host."""
@@ -35,8 +37,8 @@ leader = os.fork()
 if leader == 0:
     os.close(device)
     os.chroot("/mnt")
+    print(os.getpid(), flush=True)  # its root is this one by now, and not the host's
     signal.pause()
-print(leader, flush=True)
 
 def outcome(function, *args):
     try:
@@ -91,6 +93,8 @@ class Guest(NamedTuple):
     def heard(self) -> Any:
         """Return the next thing that it says."""
         assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], UNTIL_SECONDS)
+        assert ready, f"the container has said nothing for {UNTIL_SECONDS} s"
         return json.loads(self.process.stdout.readline())
 
     def tell(self) -> None:
@@ -126,16 +130,35 @@ def guest(nothing_left: None) -> Generator[Guest]:
         pipe.close()
 
 
-async def test_a_guest_cannot_look_into_a_child(guest: Guest) -> None:
-    answers: list[Any] = []
+class Opening:
+    """A terminal of the container that is asked for.
 
-    async def open_terminal() -> None:
+    Attributes:
+        kept: the container has the child that is to open it.
+        answers: what was answered.
+    """
+
+    def __init__(self) -> None:
+        self.kept = False
+        self.answers: list[Any] = []
+
+    async def ask(self) -> None:
         call = encode(f"{THEIRS}Open", {"name": "guest", "mode": "tty"})
-        answers.extend(await trio.to_thread.run_sync(ask, call))
+        self.answers = await trio.to_thread.run_sync(ask, call)
+        assert self.kept, f"answered before the container was looked at: {self.answers}"
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(open_terminal)
+    async def until_kept(self, guest: Guest) -> Any:
+        """Wait until the container has the child, and return what it says."""
         seen = await trio.to_thread.run_sync(guest.heard)
+        self.kept = True
+        return seen
+
+
+async def test_a_guest_cannot_look_into_a_child(guest: Guest) -> None:
+    opening = Opening()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opening.ask)
+        seen = await opening.until_kept(guest)
         assert set(seen["own"].values()) == {"done"}, seen  # or the attacks are none
         assert set(seen["of"].values()) <= {"EPERM", "EACCES"}, seen
 
@@ -145,29 +168,34 @@ async def test_a_guest_cannot_look_into_a_child(guest: Guest) -> None:
         status = status_of(pid)
         assert (int(status["PPid"]), status["Uid"].split()) == (parent, [str(UID)] * 4)
         assert [int(status[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Amb")] == [0] * 4
-        theirs = {link(parent, fd) for fd in os.listdir(f"/proc/{parent}/fd")}
-        ours = {fd: link(pid, fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+        theirs = set(links(parent).values())
+        ours = links(pid)
         assert {ours[fd] for fd in ("0", "1", "2")} <= theirs
         shared = {fd for fd, to in ours.items() if to in theirs and int(fd) > 2 and to.startswith("socket:")}
         assert shared == {"4"}  # where it answers, and where the parent says that it took too long
         assert len(ours) <= 8, ours
         guest.tell()
-    assert answers[0]["parameters"]["errnoName"] == "ENOENT", answers
+    assert opening.answers[0]["parameters"]["errnoName"] == "ENOENT", opening.answers
 
 
 def status_of(pid: int) -> dict[str, str]:
     return dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
 
 
-def link(pid: int, fd: str) -> str:
-    return os.readlink(f"/proc/{pid}/fd/{fd}")
+def links(pid: int) -> dict[str, str]:
+    """What a process has open; it may close some of it meanwhile."""
+    found: dict[str, str] = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[fd] = os.readlink(f"/proc/{pid}/fd/{fd}")
+    return found
 
 
 async def test_one_that_is_kept_keeps_nobody_else(guest: Guest) -> None:
-    call = encode(f"{THEIRS}Open", {"name": "guest", "mode": "tty"})
+    opening = Opening()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, ask, call)
-        await trio.to_thread.run_sync(guest.heard)
+        nursery.start_soon(opening.ask)
+        await opening.until_kept(guest)
         for _ in range(3):
             reply = await trio.to_thread.run_sync(
                 ask, encode(f"{THEIRS}Open", {"name": ".host", "mode": "tty"})
@@ -180,4 +208,9 @@ async def test_one_that_is_kept_keeps_nobody_else(guest: Guest) -> None:
 def children() -> list[str]:
     """PIDs of the children that have other users than root."""
     group = Path("/sys/fs/cgroup/system.slice/moored-inside-0.service/cgroup.procs")
-    return [pid for pid in group.read_text().split() if not status_of(int(pid))["Uid"].startswith("0\t")]
+    found: list[str] = []
+    for pid in group.read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if not status_of(int(pid))["Uid"].startswith("0\t"):
+                found.append(pid)
+    return found
