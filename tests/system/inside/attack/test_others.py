@@ -6,7 +6,7 @@ from typing import Any
 
 from authority import CHALLENGED, DENIED, wait_for
 from hostile import call, dial, encode, receive, send
-from moored import OURS, THEIRS, UNTIL_SECONDS, Processes, messages, run, scopes
+from moored import OURS, THEIRS, UNTIL_SECONDS, Processes, cursor, messages, run, scopes
 from sessions import Session
 
 REFUSED = {"org.varlink.service.PermissionDenied", "io.systemd.InteractiveAuthenticationRequired"}
@@ -56,8 +56,9 @@ def test_the_journal_of_a_helper_is_not_read_by_way_of_a_verdict(
     command = ["/bin/sh", "-c", "echo words; exec sleep infinity"]
     helper = {"name": "fs", "execStart": command, "onFailure": "stopMachine"}
     asked = {"name": "web", "class": "vm", "leader": {"pid": leader.pid}, "helpers": [helper]}
+    begun = cursor()
     assert "error" not in (call(f"{OURS}Register", asked) or {"error": None})
-    wait_for(lambda: "words" in messages("machine-web-fs.service"))
+    wait_for(lambda: "words" in messages("machine-web-fs.service", begun))
     run("systemctl", "kill", "--signal=KILL", "machine-web-fs.service")
     leader.wait(UNTIL_SECONDS)
     wait_for(lambda: "words" in run("moorctl", "status", "web"))
