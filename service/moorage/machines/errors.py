@@ -68,6 +68,18 @@ class NotUnicode(Refused):
     """The name of the control group that the process is in is not UTF-8: neither a record nor a reply can have it."""
 
 
+class OutsideUnits(Refused):
+    """The process is in no unit of this service manager that a machine could be.
+
+    Attributes:
+        unit: the one that it is in all the same; empty if it is in none.
+    """
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(f"in {unit or 'no unit'}")
+        self.unit = unit
+
+
 class JobFailed(Refused):
     """The unit was not started, or does not hold the leader.
 

@@ -186,6 +186,7 @@ class Registrar:
             UnitNameTaken, JobFailed, HelperFailed: as the start says.
             ProcessGone: the leader died meanwhile.
             NotOwned: it became somebody else's meanwhile.
+            OutsideUnits: in place, it is in no unit of this manager's.
             UnitNotOwned: it is in a unit that is not the caller's.
             InvalidProperty: one that takes the rights of the manager, which the caller has not.
             ManagerError: as the manager says. Nothing is left of a registration that failed.

@@ -17,7 +17,7 @@ import trio
 from moorage.kernel.process import NotAProcess, ProcessGone
 from moorage.kernel.system import System
 from moorage.machines import own_slice
-from moorage.machines.errors import JobFailed, NotUnicode
+from moorage.machines.errors import JobFailed, NotUnicode, OutsideUnits
 from moorage.machines.helpers.status import ENDED, HelperStates
 from moorage.machines.helpers.units import RuntimeDirectories, UnitTypes
 from moorage.machines.helpers.watch import StartWatch, StartWatcher
@@ -237,7 +237,7 @@ class Scopes:
 
         Raises:
             ProcessGone: it died meanwhile.
-            NoSuchUnit: it is in none.
+            OutsideUnits: it is in none of this manager's, or in that of the manager itself.
             NotUnicode: the name of its control group cannot be told.
             ManagerError: as the manager says.
         """
@@ -255,7 +255,7 @@ class Scopes:
         if self._processes.has_exited(pidfd):
             raise ProcessGone(pid)
         if place is None or unit == "init.scope":
-            raise NoSuchUnit(unit)
+            raise OutsideUnits(unit)
         try:
             place.control_group.encode()
         except UnicodeEncodeError:  # of the kernel's bytes, which are kept as surrogates (PEP 383)

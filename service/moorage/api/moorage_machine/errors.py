@@ -52,6 +52,7 @@ REFUSALS: Final[Table] = {
     errors.NotUnicode: lambda _: NotSupported(
         "a control group of that name", "it is not UTF-8, so that no reply could contain it"
     ),
+    errors.OutsideUnits: lambda error: UnitNotOwned(error.unit or "no unit"),
     errors.JobFailed: lambda error: JobFailed(error.unit, error.job_result, error.unit_result),
     errors.InvalidHelper: lambda error: InvalidParameter(f"helpers{error.field}"),
     errors.HelperFailed: lambda error: HelperFailed(error.helper, error.unit, error.result, error.log),

@@ -124,6 +124,7 @@ REFUSALS: Final[Table] = {
     errors.NoPlace: _system(errno.ENOSPC),
     errors.UnitNameTaken: _plain(MachineExists),
     errors.NotUnicode: _system(errno.EILSEQ),
+    errors.OutsideUnits: _system(errno.ESRCH),
     errors.JobFailed: _system(errno.EPROTO),
     errors.MachineGone: _plain(NoSuchMachine),
     errors.TooMuchUnderWay: _system(errno.EBUSY),
