@@ -137,7 +137,7 @@ class Whereabouts:
 
 
 def _absolute(environment: Mapping[str, str], variable: str) -> Path | None:
-    # "If an implementation encounters a relative path in any of these variables it should [...] ignore it."
+    # A relative path is to be ignored (XDG Base Directory Specification).
     path = environment.get(variable, "")
     return Path(path) if path.startswith("/") else None
 
