@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from itertools import count
 from typing import Any
 
 import pytest
@@ -57,6 +56,10 @@ DROP_IN = UNIT_FILES / "moored.service.d/crash.conf"
 
 STEPS_MAX = 100
 """A registration makes about twenty of them."""
+
+PASSES_MAX = 3
+"""How often all steps are gone through until there was one with either outcome: what the service is told meanwhile is
+a step as well, and comes now earlier, now later, so that one of its own may be passed over."""
 
 
 @contextmanager
@@ -111,8 +114,9 @@ async def settled() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("helpers", [[], [HELPER]], ids=["alone", "with-helpers"])
 async def test_killed_at_each_step_of_a_registration(spawn: Processes, helpers: list[Any]) -> None:
-    kept = lost = 0
-    for number in count(1):
+    kept = lost = number = passes = 0
+    while True:
+        number += 1
         assert number < STEPS_MAX
         leader = spawn()
         async with await connect() as client:
@@ -133,7 +137,9 @@ async def test_killed_at_each_step_of_a_registration(spawn: Processes, helpers: 
             await client.call(f"{OURS}Stop", {"name": "web"})
             await until(lambda: not living_records(), "its verdict is stored, which is a step as well")
         if answered is not None:
-            break
+            number, passes = 0, passes + 1
+            if (kept and lost) or passes == PASSES_MAX:
+                break
     assert kept
     assert lost
 
@@ -149,11 +155,12 @@ async def test_killed_at_each_step_of_a_change_of_helpers(spawn: Processes, meth
     parameters = (
         {"name": "web", "helpers": [HELPER]} if method == "AddHelpers" else {"name": "web", "helper": "fs"}
     )
-    kept = lost = 0
+    kept = lost = number = passes = 0
     leader = spawn()
     async with await connect() as client:
         await register(client, "web", leader)
-    for number in count(1):
+    while True:
+        number += 1
         assert number < STEPS_MAX
         async with await connect() as client:
             if method == "RemoveHelper":
@@ -170,8 +177,11 @@ async def test_killed_at_each_step_of_a_change_of_helpers(spawn: Processes, meth
         assert [helper["activeState"] for helper in found["helpers"]] == ["active"] * len(there)
         if answered:
             assert bool(there) == (method == "AddHelpers")
-            break
-        kept, lost = kept + bool(there), lost + (not there)
+            number, passes = 0, passes + 1
+            if ((kept or method == "RemoveHelper") and lost) or passes == PASSES_MAX:
+                break
+        else:
+            kept, lost = kept + bool(there), lost + (not there)
         async with await connect() as client:
             if there:
                 await client.call(f"{OURS}RemoveHelper", {"name": "web", "helper": "fs"})
