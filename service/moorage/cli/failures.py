@@ -93,8 +93,9 @@ _WORDS: Final[Mapping[str, _Words]] = {
     ),
     _MACHINE + "UnitNotOwned": _Words(
         Exit.PERMISSION_DENIED,
-        "The process is in {unit}, and you may not move it out of there.",
-        hint="You may move processes of your own sessions, and of services that run as you (User=).",
+        "The process is in {unit}, and you may not move it out of there, nor have that unit be a machine.",
+        hint="You may move processes of your own sessions, and of services that run as you (User=), "
+        "and with --no-allocate have those of your service manager's units be machines.",
     ),
     _MACHINE + "NoSuchProperty": _Words(
         Exit.REFUSED,
