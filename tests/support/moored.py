@@ -337,15 +337,27 @@ def descriptors() -> int:
 
     A socket counts once: that of its references is duplicated as soon as the service manager has stored it.
     """
+    found = _open_files()
+    packets = {f"socket:[{line.split()[6]}]" for line in _unix_sockets() if line.split()[4] == "0005"}
+    sockets = {link for link in found if link.startswith("socket:")}
+    others = [link for link in found if link not in sockets]
+    return len(sockets - packets) + max(0, len(sockets & packets) - 1) + len(others)
+
+
+def measurable() -> bool:
+    """Whether moored listens for questions about metrics, as it does some time after its first answer."""
+    path = f" {RUNTIME}/systemd/report/io.moorage.Machine"
+    listening = {f"socket:[{line.split()[6]}]" for line in _unix_sockets() if line.endswith(path)}
+    return not listening.isdisjoint(_open_files())
+
+
+def _open_files() -> list[str]:
     directory = f"/proc/{main_pid()}/fd"
     found: list[str] = []
     for name in os.listdir(directory):
         with contextlib.suppress(FileNotFoundError):  # it has been closed meanwhile
             found.append(os.readlink(f"{directory}/{name}"))
-    packets = {f"socket:[{line.split()[6]}]" for line in _unix_sockets() if line.split()[4] == "0005"}
-    sockets = {link for link in found if link.startswith("socket:")}
-    others = [link for link in found if link not in sockets]
-    return len(sockets - packets) + max(0, len(sockets & packets) - 1) + len(others)
+    return found
 
 
 def _unix_sockets() -> list[str]:
@@ -444,7 +456,19 @@ async def assert_nothing_left(descriptors_before: int | None = None) -> None:
     await until(lambda: not living_records(), "no record but those of verdicts")
     await until(lambda: not list(RECORDS.glob(f"{NOTE}*")), "no note of what machined has")
     if descriptors_before is not None:
-        await until(lambda: descriptors() <= descriptors_before, f"at most {descriptors_before} descriptors")
+        try:
+            await until(
+                lambda: descriptors() <= descriptors_before, f"at most {descriptors_before} descriptors"
+            )
+        except AssertionError as error:
+            error.add_note(f"They are: {', '.join(sorted(_open_files()))}\n{_sockets_open()}")
+            raise
+
+
+def _sockets_open() -> str:
+    """What the kernel lists of the Unix sockets of moored."""
+    ours = set(_open_files())
+    return "\n".join(line for line in _unix_sockets() if f"socket:[{line.split()[6]}]" in ours)
 
 
 async def nothing_listed(client: Client) -> bool:
