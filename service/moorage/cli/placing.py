@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -68,10 +69,13 @@ class Step(msgspec.Struct, frozen=True):
         """
         try:
             self.action()
-        except PermissionError as error:
-            raise Failure(Exit.PERMISSION_DENIED, f"{self.words}: {_reason(error)}") from None
         except OSError as error:
-            raise Failure(Exit.REFUSED, f"{self.words}: {_reason(error)}") from None
+            raise _failure(self.words, error) from None
+
+
+def _failure(words: str, error: OSError) -> Failure:
+    exit_ = Exit.PERMISSION_DENIED if isinstance(error, PermissionError) else Exit.REFUSED
+    return Failure(exit_, f"{words}: {_reason(error)}")
 
 
 def _reason(error: OSError) -> str:
@@ -100,6 +104,27 @@ def _write_note(where: Whereabouts, note: Note) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(where.note)
+
+
+@contextlib.contextmanager
+def alone(where: Whereabouts) -> Generator[None]:
+    """Keep others from going on or off meanwhile; whatever ends this process lets them again.
+
+    Raises:
+        Failure: somebody else is at it, or it may not be done.
+    """
+    try:
+        lock = os.open(where.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _failure("lock", error) from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure(Exit.REFUSED, "Another `moorctl in-place` is under way.") from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def going_on(where: Whereabouts, *, images: bool) -> Iterator[Step]:

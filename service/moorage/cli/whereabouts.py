@@ -18,6 +18,9 @@ from moorage.quantities import printable
 MACHINED_SERVICE: Final = "systemd-machined.service"
 MACHINED_SOCKET: Final = "systemd-machined.socket"
 
+_LOCK: Final = "moorage-in-place.lock"
+"""Not below the runtime directory of moored, which goes with the service."""
+
 SYSTEMCTL_SECONDS: Final = 120.0
 """For one call of systemctl: as long as a service may take to stop, and a little."""
 
@@ -30,6 +33,7 @@ class Whereabouts:
         address: where moored listens.
         manager: command that talks to the service manager.
         note: what was changed by `moorctl in-place`, and what was there before.
+        lock: whoever changes that holds it. Only its owner can open it.
         units: unit files that stay over reboots, and take precedence over those that are installed.
         runtime_units: the same until the next reboot.
         socket: where machined listens.
@@ -42,6 +46,7 @@ class Whereabouts:
     address: Address
     manager: str
     note: Path
+    lock: Path
     units: Path
     runtime_units: Path
     socket: Path
@@ -68,6 +73,7 @@ class Whereabouts:
             address=address,
             manager="systemctl",
             note=Path("/etc/moorage/in-place.json"),
+            lock=Path("/run", _LOCK),
             units=Path("/etc/systemd/system"),
             runtime_units=Path("/run/systemd/system"),
             socket=Path(MACHINED),
@@ -91,6 +97,7 @@ class Whereabouts:
             address=address,
             manager="systemctl --user",
             note=config / "moorage/in-place.json",
+            lock=runtime / _LOCK,
             units=config / "systemd/user",
             runtime_units=runtime / "systemd/user",
             socket=runtime / "systemd/machine/io.systemd.Machine",

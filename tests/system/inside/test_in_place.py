@@ -1,5 +1,6 @@
 """Into machined's place and back, with a container of systemd-nspawn that runs through it, and machinectl."""
 
+import fcntl
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from moored import ALONE, UNTIL_SECONDS, main_pid, members, run, show, until
 pytestmark = pytest.mark.system_instance("the instance of a user does not take machined's place")
 
 NOTE = Path("/etc/moorage/in-place.json")
+LOCK = Path("/run/moorage-in-place.lock")
 UNITS = Path("/etc/systemd/system")
 IMAGES = Path("/var/lib/machines")
 MACHINED = "systemd-machined.service"
@@ -198,6 +200,19 @@ def test_only_root_may(box: int) -> None:
         ["moorctl", "in-place", "on"], user=65534, check=False, capture_output=True, text=True
     )
     assert done.returncode == 4, done.stderr
+    assert not NOTE.exists()
+
+
+@pytest.mark.parametrize("state", ["on", "off"])
+def test_one_at_a_time(box: int, before: dict[str, str], state: str) -> None:
+    """The other one may be in the middle of something that this one would undo, or take for complete."""
+    with LOCK.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = moorctl("in-place", state)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "Another `moorctl in-place` is under way." in done.stderr
+        assert moorctl("in-place", state, "--dry-run").returncode == 0
+    assert enabled() == before
     assert not NOTE.exists()
 
 

@@ -146,8 +146,9 @@ def of_system(root: Path) -> Whereabouts:
 
     return dataclasses.replace(
         where,
-        note=below(where.note), units=below(where.units), runtime_units=below(where.runtime_units),
-        machines=below(where.machines), images=tuple(map(below, where.images)),
+        note=below(where.note), lock=below(where.lock), units=below(where.units),
+        runtime_units=below(where.runtime_units), machines=below(where.machines),
+        images=tuple(map(below, where.images)),
     )  # fmt: skip
 
 
@@ -244,6 +245,37 @@ def void(_: object) -> None:
 
 def test_an_unset_home_is_that_of_the_password_file(tmp_path: Path) -> None:
     assert of_user(tmp_path, HOME="").note == Path("~/.config/moorage/in-place.json").expanduser()
+
+
+# One at a time
+
+
+def test_one_at_a_time(hers: Host) -> None:
+    with placing.alone(hers.where):
+        refused(lambda: entered(hers.where), "Another", "under way")
+    entered(hers.where)
+
+
+def test_whoever_has_ended_hinders_nobody(hers: Host) -> None:
+    with pytest.raises(KeyboardInterrupt), placing.alone(hers.where):
+        raise KeyboardInterrupt
+    entered(hers.where)
+
+
+def test_a_lock_is_no_link(hers: Host, tmp_path: Path) -> None:
+    hers.where.lock.symlink_to(tmp_path / "elsewhere")
+    refused(lambda: entered(hers.where), "lock", str(hers.where.lock))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_only_its_owner_can_hold_a_lock(hers: Host) -> None:
+    entered(hers.where)
+    assert hers.where.lock.stat().st_mode & 0o777 == 0o600
+
+
+def entered(where: Whereabouts) -> None:
+    with placing.alone(where):
+        pass
 
 
 # There and back

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from moorage.cli.address import Choice
@@ -106,14 +108,15 @@ def in_place(choice: Choice, state: str, dry_run: bool, without_images: bool, wi
     else:
         steps = placing.going_off(where, machines=without_machines)
     there_was = False
-    for step in steps:
-        if not there_was and state == "on" and not choice.quiet and not where.has_machined():
-            click.echo(NO_MACHINED, err=True)
-        there_was = True
-        if dry_run or not choice.quiet:
-            click.echo(step.words)
-        if not dry_run:
-            step.do()
+    with contextlib.nullcontext() if dry_run else placing.alone(where):
+        for step in steps:  # which looks what there is only now
+            if not there_was and state == "on" and not choice.quiet and not where.has_machined():
+                click.echo(NO_MACHINED, err=True)
+            there_was = True
+            if dry_run or not choice.quiet:
+                click.echo(step.words)
+            if not dry_run:
+                step.do()
     if not there_was:
         click.echo("moored is not in the place of systemd-machined.")
     return Exit.OK
