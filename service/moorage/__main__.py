@@ -27,10 +27,11 @@ from moorage.configuration.files import locations
 from moorage.configuration.loading import Given, load
 from moorage.configuration.settings import Settings
 from moorage.kernel.cgroup import NotUnified, check_unified
+from moorage.kernel.inotify import InotifyLimit
 from moorage.pid1.manager import ManagerUnavailable
 from moorage.running import Options
 
-_EXPECTED = (NotUnified, ManagerUnavailable, NoRecords, activation.NoSockets)
+_EXPECTED = (NotUnified, ManagerUnavailable, NoRecords, InotifyLimit, activation.NoSockets)
 """What can be wrong with where we were started: a sentence for the log, not a traceback."""
 
 # Python has fewer levels than syslog(3); the more verbose one is used.

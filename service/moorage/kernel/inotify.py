@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 INOTIFY_READ_SIZE = 288
 """Bytes of events taken in one turn of the loop: 18 events without names, each of which may have a machine looked at,
@@ -48,11 +48,25 @@ class Event(NamedTuple):
     name: str
 
 
+_LIMITS: Final = {
+    (
+        "inotify_init1",
+        errno.EMFILE,
+    ): "No inotify instance is left (fs.inotify.max_user_instances), or no file descriptor",
+    ("inotify_add_watch", errno.ENOSPC): "No inotify watch is left (fs.inotify.max_user_watches)",
+}
+"""What the kernel's words for an error do not say: which limit has been reached (inotify(7), ERRORS)."""
+
+
+class InotifyLimit(OSError):
+    """A limit of the kernel's for inotify has been reached; the text says which."""
+
+
 class Inotify:
     """An inotify instance.
 
     Raises:
-        OSError: none is left (fs.inotify.max_user_instances).
+        InotifyLimit: none is left (fs.inotify.max_user_instances), or no file descriptor.
     """
 
     def __init__(self, readiness: Readiness, told: Callable[[Sequence[Event]], None]) -> None:
@@ -71,6 +85,8 @@ class Inotify:
         result = int(getattr(self._library, name)(*arguments))
         if result < 0:
             number = ctypes.get_errno()
+            if (limit := _LIMITS.get((name, number))) is not None:
+                raise InotifyLimit(number, limit)
             raise OSError(number, os.strerror(number))
         return result
 
@@ -78,7 +94,8 @@ class Inotify:
         """Watch a file or a directory, and return the number of the watch.
 
         Raises:
-            OSError: it is not there, or no watch is left (fs.inotify.max_user_watches).
+            InotifyLimit: no watch is left (fs.inotify.max_user_watches).
+            OSError: it is not there.
         """
         return self._call("inotify_add_watch", self._descriptor, os.fsencode(path), ctypes.c_uint32(mask))
 

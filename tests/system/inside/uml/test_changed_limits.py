@@ -61,6 +61,11 @@ def line(process: Process) -> str:
     return process.stdout.readline().decode().strip()
 
 
+def is_waiting(process: Process) -> bool:
+    """Whether a process waits to be told to go on, so that it takes no memory."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def throttled(group: str) -> int:
     """For how long a quota kept a group from running, µs."""
     return next(
@@ -149,7 +154,10 @@ async def test_a_limit_below_what_is_in_use(spawn: Processes) -> None:
         leader = spawn(GREEDY, stdin=subprocess.PIPE)
         machine = (await register(client, "web", leader, properties={"MemorySwapMax": 0}))["machine"]
         go(leader)
-        await until(lambda: int(kernel(machine["controlGroup"], "memory.current")) > 64 * MIB)
+        await until(
+            lambda: int(kernel(machine["controlGroup"], "memory.current")) > 64 * MIB and is_waiting(leader),
+            "it has all the memory that it takes",
+        )
         for dry_run in (True, False):
             found = await differences(client, {"MemoryMax": 16 * MIB}, dryRun=dry_run)
             assert [(each["wanted"], each["effective"]) for each in found] == [(str(16 * MIB),) * 2]
