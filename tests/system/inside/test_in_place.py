@@ -290,6 +290,7 @@ def test_machinectl_logs_in(place: int) -> None:
         check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30,
     )  # fmt: skip
     assert "Failed to get login PTY" in done.stderr
+    assert "masked" in done.stderr
 
 
 def test_machinectl_signals_it(place: int) -> None:

@@ -1,11 +1,13 @@
 """org.freedesktop.machine1 without a bus: paths, descriptions, and how much one peer may have under way."""
 
+import errno
 import xml.etree.ElementTree as ET
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moorage.api.machine1 import errors
 from moorage.api.machine1.description import INTERFACES, MACHINE, MANAGER, introspection
 from moorage.api.machine1.paths import MACHINES, name_of, path_of
 from moorage.api.machine1.senders import (
@@ -17,6 +19,7 @@ from moorage.api.machine1.senders import (
 )
 from moorage.dbus.signature import split
 from moorage.names import NAME_MAX
+from moorage.wire.errors import System
 
 
 @given(st.text(min_size=1, max_size=NAME_MAX))
@@ -99,3 +102,17 @@ def test_a_user_has_so_many_places_over_all_connections() -> None:
     senders.count(1001)
     for _ in range(2 * CALLS_PER_UID_MAX):  # root waits for nobody
         senders.count(0)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "text"),
+    [
+        # What the manager inside says of a masked getty, machined passes on by its name.
+        (errno.ERFKILL, "org.freedesktop.systemd1.UnitMasked", "The unit is masked."),
+        (errno.EACCES, "org.freedesktop.DBus.Error.AccessDenied", "Permission denied"),
+        (errno.ESTALE, "System.Error.ESTALE", "Stale file handle"),
+    ],
+)
+def test_errors_of_the_system_have_the_names_that_sd_bus_has(number: int, name: str, text: str) -> None:
+    found = errors.refusal_of(System.of(number), "web")
+    assert (found.name, found.text) == (name, text)

@@ -58,7 +58,10 @@ _OF_SYSTEM: Final[Mapping[int, str]] = {
     errno.ENOBUFS: LIMITS_EXCEEDED,
     errno.EADDRINUSE: f"{_DBUS}AddressInUse",
     errno.EBADMSG: f"{_DBUS}InconsistentMessage",
+    errno.ERFKILL: "org.freedesktop.systemd1.UnitMasked",  # of the manager inside, passed on as machined does
 }
+_TEXTS: Final = {errno.ERFKILL: "The unit is masked."}
+"""What the texts of the C library say nothing of."""
 
 IMAGES_ELSEWHERE: Final = (
     "Images are kept by systemd-machined only, in whose place moored is here: a host that keeps images has moored "
@@ -89,7 +92,8 @@ class _Words(NamedTuple):
 
 def _system(error: Any) -> _Words:
     number = error.errno or errno.EIO
-    return _Words(_OF_SYSTEM.get(number, f"System.Error.{error.errnoName}"), os.strerror(number))
+    name = _OF_SYSTEM.get(number, f"System.Error.{error.errnoName}")
+    return _Words(name, _TEXTS.get(number) or os.strerror(number))
 
 
 def _words(name: str, text: str) -> Callable[[Any], _Words]:
