@@ -151,7 +151,8 @@ def down(sandbox: Sandbox) -> None:
         subprocess.run(["systemctl", "--quiet", "stop", sandbox.unit], check=False, capture_output=True)
     else:
         for directory, _, _ in os.walk(group, topdown=False):
-            os.rmdir(directory)
+            with contextlib.suppress(FileNotFoundError):  # somebody else takes it down, too
+                os.rmdir(directory)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(sandbox.directory)
 
