@@ -116,6 +116,7 @@ def alone(where: Whereabouts) -> Generator[None]:
     try:
         lock = os.open(where.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        objections.check_manager(where)  # without one, a user has no such directory
         raise _failure("lock", error) from None
     try:
         try:

@@ -268,6 +268,12 @@ def test_a_lock_is_no_link(hers: Host, tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_without_a_manager_there_is_nothing_to_lock(hers: Host) -> None:
+    hers.where.lock.parent.rmdir()
+    hers.failure = "Failed to connect to bus"
+    refused(lambda: entered(hers.where), "loginctl enable-linger", status=Exit.NO_SERVICE)
+
+
 def test_only_its_owner_can_hold_a_lock(hers: Host) -> None:
     entered(hers.where)
     assert hers.where.lock.stat().st_mode & 0o777 == 0o600
