@@ -52,7 +52,7 @@ _LIMITS: Final = {
     (
         "inotify_init1",
         errno.EMFILE,
-    ): "No inotify instance is left (fs.inotify.max_user_instances), or no file descriptor",
+    ): "No inotify instance (fs.inotify.max_user_instances) or file descriptor is left",
     ("inotify_add_watch", errno.ENOSPC): "No inotify watch is left (fs.inotify.max_user_watches)",
 }
 """What the kernel's words for an error do not say: which limit has been reached (inotify(7), ERRORS)."""
