@@ -9,7 +9,7 @@ that, and was not acted upon yet, nobody takes again: so the next instance finds
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
 
 import trio
@@ -80,8 +80,10 @@ class Leases:
                 self._followers.happened(machine, Kind.lease_resumed)
             self._detached.start(self._wait, machine, held.pop_all(), ended)
 
-    async def spare(self, machines: Iterable[Machine]) -> None:
+    async def spare(self, machines: Collection[Machine]) -> None:
         """End those machines whose leases another instance held, and that nobody has taken again in time."""
+        if not machines:
+            return
         await self._serving.wait()
         for _ in range(round(self._grace / GRACE_STEP_SECONDS)):
             await trio.sleep(GRACE_STEP_SECONDS)
