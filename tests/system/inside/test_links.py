@@ -93,6 +93,11 @@ async def battery(client: Client, spawn: Processes) -> None:
     assert await listed(client) == {}
 
 
+def the_manager_has_its_name() -> bool:
+    bus = ("busctl", "call", "org.freedesktop.DBus", "/", "org.freedesktop.DBus")
+    return run(*bus, "NameHasOwner", "s", "org.freedesktop.systemd1").split() == ["b", "true"]
+
+
 async def test_a_life_over_each_link(link: str, spawn: Processes) -> None:
     async with await connect() as client:
         await battery(client, spawn)
@@ -156,6 +161,8 @@ async def test_the_private_socket_is_not_touched_by_the_end_of_the_broker(spawn:
 
             await until(gone)
             run("systemctl", "start", broker)
+            if kind == "bus":
+                await until(the_manager_has_its_name, "the service manager has joined the bus again")
             assert (await verdict(client, "web"))["result"] == "success"
             third = spawn()
             assert (await register(client, "web", third))["machine"]["controlGroup"] == control_group(third)
