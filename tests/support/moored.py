@@ -344,13 +344,6 @@ def descriptors() -> int:
     return len(sockets - packets) + max(0, len(sockets & packets) - 1) + len(others)
 
 
-def measurable() -> bool:
-    """Whether moored listens for questions about metrics, as it does some time after its first answer."""
-    path = f" {RUNTIME}/systemd/report/io.moorage.Machine"
-    listening = {f"socket:[{line.split()[6]}]" for line in _unix_sockets() if line.endswith(path)}
-    return not listening.isdisjoint(_open_files())
-
-
 def _open_files() -> list[str]:
     directory = f"/proc/{main_pid()}/fd"
     found: list[str] = []

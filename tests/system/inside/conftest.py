@@ -18,10 +18,10 @@ from moored import (
     descriptors,
     logged,
     main_pid,
-    measurable,
     run,
     set_grace,
     start_listening,
+    state,
     stay_alone,
     stored,
     until,
@@ -111,10 +111,9 @@ def nothing_left(moored: None, descriptors_at_first: dict[int, int]) -> Generato
     async def count() -> int:
         async with await connect() as client:
             await client.call("org.varlink.service.GetInfo")
-            if (
-                main_pid() not in descriptors_at_first
-            ):  # some of what it does at first comes after the answer
-                await until(measurable, "it listens for questions about metrics")
+            if main_pid() not in descriptors_at_first:
+                # It answers before it has done all that it does at first.
+                await until(lambda: state("moored.service") == "active", "moored is ready")
                 with trio.move_on_after(SETTLED_SECONDS):
                     await until(lambda: stored() != "0")
             return descriptors() - 1
