@@ -74,8 +74,8 @@ class Step(msgspec.Struct, frozen=True):
 
 
 def _failure(words: str, error: OSError) -> Failure:
-    exit_ = Exit.PERMISSION_DENIED if isinstance(error, PermissionError) else Exit.REFUSED
-    return Failure(exit_, f"{words}: {_reason(error)}")
+    status = Exit.PERMISSION_DENIED if isinstance(error, PermissionError) else Exit.REFUSED
+    return Failure(status, f"{words}: {_reason(error)}")
 
 
 def _reason(error: OSError) -> str:
@@ -111,7 +111,7 @@ def alone(where: Whereabouts) -> Generator[None]:
     """Keep others from going on or off meanwhile; whatever ends this process lets them again.
 
     Raises:
-        Failure: somebody else is at it, or it may not be done.
+        Failure: another one is under way, or the lock cannot be had: only its owner may open it.
     """
     try:
         lock = os.open(where.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -48,14 +48,13 @@ class Event(NamedTuple):
     name: str
 
 
+_NO_INSTANCE: Final = "No inotify instance (fs.inotify.max_user_instances) or file descriptor is left"
+_NO_WATCH: Final = "No inotify watch is left (fs.inotify.max_user_watches)"
 _LIMITS: Final = {
-    (
-        "inotify_init1",
-        errno.EMFILE,
-    ): "No inotify instance (fs.inotify.max_user_instances) or file descriptor is left",
-    ("inotify_add_watch", errno.ENOSPC): "No inotify watch is left (fs.inotify.max_user_watches)",
+    ("inotify_init1", errno.EMFILE): _NO_INSTANCE,
+    ("inotify_add_watch", errno.ENOSPC): _NO_WATCH,
 }
-"""What the kernel's words for an error do not say: which limit has been reached (inotify(7), ERRORS)."""
+"""Which limit has been reached (inotify(7), ERRORS): "Too many open files" and "No space left on device" mislead."""
 
 
 class InotifyLimit(OSError):

@@ -108,8 +108,9 @@ def in_place(choice: Choice, state: str, dry_run: bool, without_images: bool, wi
     else:
         steps = placing.going_off(where, machines=without_machines)
     there_was = False
+    # Nothing has been looked at yet: the steps do that when the first of them is asked for.
     with contextlib.nullcontext() if dry_run else placing.alone(where):
-        for step in steps:  # what there is, the first of them looks at: it must not change meanwhile
+        for step in steps:
             if not there_was and state == "on" and not choice.quiet and not where.has_machined():
                 click.echo(NO_MACHINED, err=True)
             there_was = True
