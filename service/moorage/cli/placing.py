@@ -117,7 +117,11 @@ def alone(where: Whereabouts) -> Generator[None]:
         lock = os.open(where.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         objections.check_manager(where)  # without one, a user has no such directory
-        raise _failure("lock", error) from None
+        failure = _failure("lock", error)
+        if where.shared and failure.status is Exit.PERMISSION_DENIED:
+            words = f"{failure}\nOnly root may do this for the system. For yourself: moorctl --user in-place"
+            raise Failure(failure.status, words) from None
+        raise failure from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
