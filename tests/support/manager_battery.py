@@ -66,7 +66,7 @@ class Hints:
         states: list[str] = []
         for hint in self.seen:
             state = "removed" if hint.kind == "removed" else hint.active_state
-            if hint.unit == unit and hint.kind != "main" and state and states[-1:] != [state]:
+            if hint.unit == unit and state and states[-1:] != [state]:
                 states.append(state)
         return states
 
@@ -486,7 +486,9 @@ async def test_a_service_that_fails(bench: Bench) -> None:
         assert made == [False], "what fails later is what was made"
         await hints.until("removed", failing.unit)
         assert hints.states(failing.unit)[-2:] == ["failed", "removed"]
-        results = [hint.result for hint in hints.seen if hint.kind == "main" and hint.unit == failing.unit]
+        results = [
+            hint.result for hint in hints.seen if hint.main_pid is not None and hint.unit == failing.unit
+        ]
         assert results[-1] == "exit-code"
 
 
@@ -502,7 +504,9 @@ async def test_a_service_is_restarted_until_it_is_given_up(bench: Bench) -> None
         assert states[-2:] == ["failed", "removed"]
         assert states.count("failed") == 1, "restarted directly it has not failed in between"
         assert "activating" in states
-        counts = [hint.restarts for hint in hints.seen if hint.kind == "main" and hint.unit == failing.unit]
+        counts = [
+            hint.restarts for hint in hints.seen if hint.main_pid is not None and hint.unit == failing.unit
+        ]
         assert counts == sorted(counts)
         assert counts[0] == 0 < counts[-1]
 

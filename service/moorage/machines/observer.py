@@ -183,7 +183,7 @@ class Observer(Follower):
 
     def _hint(self, hint: UnitHint) -> None:
         machine = self._registry.by_unit(hint.unit)
-        if machine is None or hint.kind == "main":
+        if machine is None:
             return
         if hint.kind == "removed":
             self._agenda.mark(machine, removed=True)

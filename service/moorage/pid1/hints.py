@@ -43,8 +43,6 @@ class News:
 
     def note(self, hint: UnitHint) -> None:
         """Take note of a hint."""
-        if hint.kind == "main":
-            return  # the "changed" that follows at once wakes up the waiting task
         if hint.unit:
             self.last[hint.unit] = hint
         self._came.set()

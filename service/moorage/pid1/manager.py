@@ -266,24 +266,24 @@ class UnitHint(msgspec.Struct, frozen=True):
     """Something may have changed: ask for the state. Hints may be repeated, late, or about nothing.
 
     Attributes:
-        kind: "changed", "main" and "removed" are about one unit; "main" is what a service adds to a "changed", which
-            follows at once. "reloaded" (the manager re-read its configuration or executed itself again) and
-            "connected" (anything may have been missed since the last "disconnected") are about all of them.
+        kind: "changed" and "removed" are about one unit. "reloaded" (the manager re-read its configuration or
+            executed itself again) and "connected" (anything may have been missed since the last "disconnected") are
+            about all of them.
         unit: its name; empty for the kinds that are about all.
         active_state: what a "changed" says of the unit's state; empty if it says nothing.
         sub_state, invocation_id: what it says of those; empty if it says nothing.
-        result: what a "main" says of the service's result, or a "changed" of a scope's; empty if it says nothing.
-        main_pid, restarts: of a "main": the PID of its main process, 0 for none; NRestarts.
+        result: what a "changed" says of a service's or a scope's; empty if it says nothing.
+        main_pid, restarts: what it says of a service's main process, 0 for none, and NRestarts; None, 0 if nothing.
         by_itself: a "changed" says that it has ended, and was active until then: nobody had it stopped.
     """
 
-    kind: Literal["changed", "main", "removed", "reloaded", "connected", "disconnected"]
+    kind: Literal["changed", "removed", "reloaded", "connected", "disconnected"]
     unit: str = ""
     active_state: str = ""
     sub_state: str = ""
     invocation_id: str = ""
     result: str = ""
-    main_pid: int = 0
+    main_pid: int | None = None
     restarts: int = 0
     by_itself: bool = False
 

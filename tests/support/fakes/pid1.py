@@ -165,14 +165,11 @@ class Pid1:
             connection.send(item)
 
     def _flush(self, unit: Unit) -> None:
-        """Signal that a unit has changed: of a service its own part first, of a scope its result as well."""
+        """Signal that a unit has changed."""
         if unit not in self._dirty:
             return
         del self._dirty[unit]
-        if unit.kind == "service":
-            pid = 0 if unit.main is None else unit.main.pid
-            self._send(UnitHint("main", unit.name, result=unit.result, main_pid=pid, restarts=unit.restarts))
-        result = unit.result if unit.kind == "scope" else ""
+        service = unit.kind == "service"
         self._send(
             UnitHint(
                 "changed",
@@ -180,7 +177,9 @@ class Pid1:
                 unit.active,
                 unit.sub,
                 unit.invocation,
-                result,
+                unit.result if service or unit.kind == "scope" else "",
+                main_pid=(0 if unit.main is None else unit.main.pid) if service else None,
+                restarts=unit.restarts if service else 0,
                 by_itself=unit.by_itself,
             )
         )

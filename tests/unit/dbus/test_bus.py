@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from dbus_peer import Peer, accepted, message
 from descriptors import open_descriptors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jeepney.low_level import Endianness, Header, HeaderFields, Message, MessageType
+from jeepney.low_level import Endianness, HeaderFields, MessageType
 
 from moorage.dbus import bus as dbus
 from moorage.dbus.bus import BadCall, BadReply, Bus, BusClosed, CallFailed, CallTimeout, Crowded
@@ -29,20 +30,6 @@ ECHO = BusCall("org.example", "/org/example", "org.example.Test", "Echo", "s", (
 
 def soon() -> float:
     return trio.current_time() + 20
-
-
-def message(
-    kind: MessageType,
-    serial: int,
-    body: tuple[object, ...] = (),
-    signature: str = "",
-    endianness: Endianness = Endianness.little,
-    **fields: str | int,
-) -> bytes:
-    all_fields: dict[HeaderFields, str | int] = {HeaderFields[name]: value for name, value in fields.items()}
-    if signature:
-        all_fields[HeaderFields.signature] = signature
-    return Message(Header(endianness, kind, 0, 1, 0, serial, all_fields), body).serialise(serial)
 
 
 def reply(to: int, text: str | None = None, endianness: Endianness = Endianness.little) -> bytes:
@@ -60,41 +47,6 @@ def signal(number: int) -> bytes:
         interface="org.example.Test",
         member="Tick",
     )
-
-
-class Peer:
-    """The other end: reads whole messages, writes what it is told."""
-
-    def __init__(self, sock: socket.socket | trio.socket.SocketType) -> None:
-        self.sock = trio.socket.from_stdlib_socket(sock) if isinstance(sock, socket.socket) else sock
-        self._buffer = b""
-        self.fds: list[int] = []
-
-    async def send(self, data: bytes, *, each: int | None = None) -> None:
-        step = each or len(data) or 1
-        for at in range(0, len(data), step):
-            chunk = data[at : at + step]
-            while chunk:
-                chunk = chunk[await self.sock.send(chunk) :]
-
-    async def receive(self) -> Message:
-        """The next message, which must be whole and well-formed."""
-        while True:
-            if len(self._buffer) >= 16:
-                _, _, _, _, body, _, fields = struct.unpack("<BBBBIII", self._buffer[:16])
-                size = 16 + (fields + 7 & ~7) + body
-                if len(self._buffer) >= size:
-                    data, self._buffer = self._buffer[:size], self._buffer[size:]
-                    header, _ = Header.from_buffer(data)
-                    count = header.fields.get(HeaderFields.unix_fds, 0)
-                    fds, self.fds = self.fds[:count], self.fds[count:]
-                    return Message.from_buffer(data, fds)
-            data, ancillary, flags, _ = await self.sock.recvmsg(65536, socket.CMSG_SPACE(64 * 4))
-            assert not flags & socket.MSG_CTRUNC
-            for _, _, raw in ancillary:
-                self.fds += array.array("i", raw)
-            assert data, "closed by the link"
-            self._buffer += data
 
 
 @asynccontextmanager
@@ -190,13 +142,7 @@ async def test_nothing_is_read_together_with_the_end_of_the_authentication(
     listener.listen()
 
     async def serve() -> None:
-        sock, _ = await listener.accept()
-        with sock:
-            peer = Peer(sock)
-            lines = b""
-            while not lines.endswith(b"\r\nBEGIN\r\n"):
-                lines += await sock.recv(4096)
-            await peer.send(b"OK 0123\r\nAGREE_UNIX_FD\r\n", each=each)
+        async with accepted(listener, each=each) as peer:
             assert (await peer.receive()).header.fields[HeaderFields.member] == "Ping"
             await peer.send(reply(1))
 

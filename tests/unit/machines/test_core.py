@@ -150,8 +150,7 @@ async def test_a_slow_reader_of_changes_gets_the_last(tmp_path: Path) -> None:
         for number in range(1000):
             manager.tell(UnitHint("changed", unit, "activating", f"step-{number}"))
             await trio.testing.wait_all_tasks_blocked()
-        manager.tell(UnitHint("main", unit, result="success", main_pid=os.getpid()))
-        manager.tell(UnitHint("changed", unit, "active", "running"))
+        manager.tell(UnitHint("changed", unit, "active", "running", result="success", main_pid=os.getpid()))
 
     manager.starting = start
     async with running(manager, tmp_path) as core:
@@ -184,8 +183,7 @@ async def test_helpers_are_not_added_to_a_successor(tmp_path: Path) -> None:
         core.services.registry.remove(web)
         enter(core, successor)
         unit = "machine-web-fs.service"
-        manager.tell(UnitHint("main", unit, result="success", main_pid=os.getpid()))
-        manager.tell(UnitHint("changed", unit, "active", "running"))
+        manager.tell(UnitHint("changed", unit, "active", "running", result="success", main_pid=os.getpid()))
 
     manager.starting = start
     async with running(manager, tmp_path) as core:
@@ -237,8 +235,7 @@ async def test_a_late_failure_of_an_earlier_helper_is_none_of_one_that_is_added(
 
     async def start(_spec: ServiceSpec) -> None:
         await trio.lowlevel.checkpoint()
-        manager.tell(UnitHint("main", unit, result="success", main_pid=os.getpid()))
-        manager.tell(UnitHint("changed", unit, "active", "running"))
+        manager.tell(UnitHint("changed", unit, "active", "running", result="success", main_pid=os.getpid()))
 
     manager.starting = start
     async with running(manager, tmp_path) as core:
@@ -269,8 +266,7 @@ async def test_helpers_are_taken_back_that_were_started_for_a_scope_that_had_end
         (marks,) = (each.value for each in helper.properties if each.name == "Documentation")
         manager.set("machine-web.scope", active_state="inactive")
         manager.set(unit, documentation=marks)
-        manager.tell(UnitHint("main", unit, result="success", main_pid=os.getpid()))
-        manager.tell(UnitHint("changed", unit, "active", "running"))
+        manager.tell(UnitHint("changed", unit, "active", "running", result="success", main_pid=os.getpid()))
 
     manager.starting = start
     async with running(manager, tmp_path) as core:

@@ -41,8 +41,7 @@ def tell(
     manager: PlayedManager, active_state: str, sub_state: str, result: str = "success", main_pid: int = 0
 ) -> None:
     """Report a change of the helper as a manager does."""
-    manager.tell(UnitHint("main", UNIT, result=result, main_pid=main_pid))
-    manager.tell(UnitHint("changed", UNIT, active_state, sub_state, ID))
+    manager.tell(UnitHint("changed", UNIT, active_state, sub_state, ID, result, main_pid))
 
 
 async def test_what_is_reported_is_not_asked_for(manager: PlayedManager, states: HelperStates) -> None:

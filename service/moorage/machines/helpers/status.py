@@ -4,10 +4,8 @@ The manager reports each change of a unit anyway. So what List, Describe and Fin
 and no caller makes us ask: a thousand helpers and a hundred callers would be a hundred thousand rounds of questions to
 a manager that works on one at a time.
 
-A change of a service comes as two signals: first the service's own part, its result and main process, then the state
-of the unit (``bus_unit_send_change_signal()`` of systemd's src/core/dbus-unit.c). Both come before the report that a
-job of that unit is done. What may have been missed, since the link was down or the manager has reloaded, is asked for
-once.
+A change comes before the report that a job of that unit is done. What may have been missed, since the link was down or
+the manager has reloaded, is asked for once.
 
 A helper that has ended may be unloaded at once. Its last state stays known for as long as it is followed; where this
 service was not there to see its end, the journal may have it.
@@ -59,12 +57,12 @@ _log = logging.getLogger(__name__)
 
 
 class _State:
-    """The state of one unit, in the halves that the manager reports it in.
+    """The state of one unit.
 
     Attributes:
         since_usec: when the helper began to exist at the earliest, µs since boot.
-        has_state: the first half is up to date: the state of the unit.
-        has_main: the second half is: what a service adds to it.
+        has_state: what all units have is up to date.
+        has_main: what a service adds to it is.
         main_process: the process of main_pid, once it was named; None before that and where there is none.
         restarts: how often the manager has restarted it by itself; None before that was said.
         known: what was last passed on.
@@ -166,9 +164,9 @@ class HelperStates:
         """Take note of what the manager reports of a unit."""
         if (state := self._states.get(hint.unit)) is None:
             return
-        if hint.kind == "main":
-            state.set_main(hint.result or None, hint.main_pid, hint.restarts)
-        elif hint.kind == "changed" and hint.active_state:
+        if hint.kind == "changed" and hint.active_state:
+            if hint.main_pid is not None:
+                state.set_main(hint.result or None, hint.main_pid, hint.restarts)
             state.set_state(hint.active_state, hint.sub_state, hint.invocation_id)
         elif hint.kind == "removed":
             state.unload()

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import trio
 
-from moorage.dbus.bus import BadReply, Bus, BusClosed, CallFailed
+from moorage.dbus.bus import BadReply, Bus, BusClosed, BusError, CallFailed
 from moorage.dbus.message import BusCall
 from moorage.pid1.blame import Sent
 from moorage.pid1.latency import Latency
@@ -28,6 +28,7 @@ from moorage.pid1.over_dbus.deadlines import errors
 from moorage.pid1.over_dbus.orders import UnitOrders
 from moorage.pid1.over_dbus.session import get, manager_call, unwrap
 from moorage.pid1.over_dbus.translate import (
+    CHANGING,
     NAME,
     NO_SUCH_UNIT,
     PROPERTIES,
@@ -42,6 +43,9 @@ from moorage.pid1.properties import UnitProperties, check_text, to_json
 
 NAMES_MAX: Final = 64
 """Properties that one call of `properties` may ask for: they have to fit among the calls of a bus."""
+
+STATUS_TRIES: Final = 5
+"""How often a service may change while its status is read: one that is restarted without a pause does."""
 
 _IMPOSSIBLE: Final = "check"
 """What no unit can be called: it has no type."""
@@ -213,17 +217,21 @@ class DBusManager(UnitOrders):
     async def _status(self, unit: str, deadline: float) -> UnitStatus | None:
         path = path_of(unit)
         kind = unit.rpartition(".")[2]
-        calls = [BusCall(NAME, path, PROPERTIES, "GetAll", "s", (UNIT,), "a{sv}")]
-        names = STATUS.get(kind, ())
-        calls += [get(path, f"{NAME}.{kind.capitalize()}", name) for name in names]
-        first, *others = await self._session.ask(*calls, deadline=deadline)
-        if isinstance(first, CallFailed) and first.name in NO_SUCH_UNIT:
-            return None
-        values: dict[str, Any] = {name: value for name, (_, value) in unwrap(first)[0].items()}
-        for name, reply in zip(names, others, strict=True):
-            if isinstance(reply, tuple):
-                values[name] = reply[0][1]
-        return status(unit, values)
+        of_all = BusCall(NAME, path, PROPERTIES, "GetAll", "s", (UNIT,), "a{sv}")
+        of_type = {name: get(path, f"{NAME}.{kind.capitalize()}", name) for name in STATUS.get(kind, ())}
+        before = [of_type[name] for name in CHANGING.get(kind, ())]
+        values: dict[str, Any] = {}
+        for _ in range(STATUS_TRIES):  # the manager may go on with its own work between any two calls
+            replies = await self._session.ask(*before, of_all, *of_type.values(), deadline=deadline)
+            all_, others = replies[len(before)], replies[len(before) + 1 :]
+            if isinstance(all_, CallFailed) and all_.name in NO_SUCH_UNIT:
+                return None
+            values = {name: value for name, (_, value) in unwrap(all_)[0].items()}
+            values |= {name: _value(reply) for name, reply in zip(of_type, others, strict=True)}
+            changing = (values[name] for name in CHANGING.get(kind, ()))
+            if [_value(reply) for reply in replies[: len(before)]] == list(changing):
+                break
+        return status(unit, {name: value for name, value in values.items() if value is not None})
 
     async def units(self, pattern: str, *, deadline: float) -> list[str]:
         """See `Manager`."""
@@ -294,6 +302,11 @@ def _sent(properties: list[tuple[str, tuple[str, object]]], spec: ScopeSpec | Se
         first,
         *(Sent(each.owner, [one.name for one in each.properties], each.chosen) for each in spec.auxiliary),
     ]
+
+
+def _value(reply: tuple[Any, ...] | BusError) -> Any:
+    """Return what a property was read as; None where it could not be read."""
+    return reply[0][1] if isinstance(reply, tuple) else None
 
 
 def _variants(properties: Sequence[TypedProperty]) -> list[tuple[str, tuple[str, object]]]:

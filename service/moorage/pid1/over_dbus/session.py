@@ -28,7 +28,9 @@ from moorage.pid1.over_dbus.translate import (
     SERVICE,
     UNIT,
     UNITS,
+    Part,
     hint,
+    part,
     unit_of,
 )
 from moorage.pid1.properties import UnitProperties
@@ -70,6 +72,9 @@ _MATCHES: Final = (
     f"type='signal',sender='{NAME}',interface='{PROPERTIES}',member='PropertiesChanged',arg0='{SERVICE}'",
     f"type='signal',sender='{NAME}',interface='{PROPERTIES}',member='PropertiesChanged',arg0='{SCOPE}'",
 )
+
+
+_NO_PART: Final = ("", Part())
 
 
 class Endpoints(msgspec.Struct, frozen=True):
@@ -120,7 +125,7 @@ class Session:
         self._owner: str | None = None  # of the manager's name; None without a bus
         self._callback: Callable[[UnitHint], None] = _ignore_hint
         self._interest: Callable[[str], bool] = _uninterested
-        self._result = ("", "")  # of a scope, by its path: what is said of it as a unit follows at once
+        self._part = _NO_PART
 
     @property
     def kind(self) -> Literal["private", "bus"]:
@@ -181,6 +186,7 @@ class Session:
     def _on_closed(self, reason: str) -> None:
         self.reason = reason
         self.types.clear()
+        self._part = _NO_PART
         if self._bus is not None:
             self._bus = None
             self._up = trio.Event()
@@ -247,13 +253,17 @@ class Session:
                 self._callback(UnitHint("reloaded"))
 
     def _pass_on(self, unit: str, signal: BusSignal) -> None:
-        if signal.is_change_of(SCOPE):
-            self._result = (signal.path, signal.changed_text("Result"))
+        # A change comes as two signals, one right after the other: what units of its type have, then what all units
+        # A change comes as two signals, one right after the other: what units of its type have, then what all have
+        # (bus_unit_send_change_signal() of systemd's src/core/dbus-unit.c). Between them a service that has ended
+        # would be active without a main process.
+        if (said := part(signal)) is not None:
+            self._part = (signal.path, said)
             return
-        path, result = self._result
-        if (said := hint(unit, signal, result if path == signal.path else "")) is not None:
-            self._result = ("", "")
-            self._callback(said)
+        path, of_type = self._part
+        if (change := hint(unit, signal, of_type if path == signal.path else Part())) is not None:
+            self._part = _NO_PART
+            self._callback(change)
 
     async def up(self) -> Bus:
         """Return the connection; wait for it a while if it is down.

@@ -6,7 +6,7 @@ Interfaces: org.freedesktop.systemd1(5).
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from moorage.dbus.bus import BadReply, CallFailed
 from moorage.dbus.message import BusSignal
@@ -44,6 +44,9 @@ STATUS: Final[Mapping[str, tuple[str, ...]]] = {
     "service": (*_GROUPED, "Result", "MainPID", "NRestarts"),
 }
 """What belongs to the status of units of a type, beside what all units have."""
+
+CHANGING: Final[Mapping[str, tuple[str, ...]]] = {"service": ("MainPID", "Result")}
+"""What of that changes together with the state of a unit, which is read by another call."""
 
 _DEPENDANTS: Final = ("RequiredBy", "RequisiteOf", "WantedBy", "BoundBy", "UpheldBy")
 
@@ -93,35 +96,48 @@ _ABOUT_PROPERTY: Final = {
 }
 
 
-def hint(unit: str, signal: BusSignal, result: str = "") -> UnitHint | None:
+class Part(NamedTuple):
+    """What a change says of a unit as one of its type, named as in a hint."""
+
+    result: str = ""
+    main_pid: int | None = None
+    restarts: int = 0
+
+
+def part(signal: BusSignal) -> Part | None:
+    """Return what a signal says of a scope or a service as such; None if it is about anything else."""
+    if signal.is_change_of(SCOPE):
+        return Part(signal.changed_text("Result"))
+    if signal.is_change_of(SERVICE):
+        return Part(
+            signal.changed_text("Result"),
+            signal.changed_number("MainPID"),
+            signal.changed_number("NRestarts") or 0,
+        )
+    return None
+
+
+def hint(unit: str, signal: BusSignal, of_type: Part) -> UnitHint | None:
     """Return what a signal says of a unit; None if it is about nothing that matters here.
 
     Args:
         unit: its name.
         signal: about it.
-        result: of a scope, from the signal before.
+        of_type: what the signal before it has said.
     """
-    if signal.is_change_of(UNIT):
-        return UnitHint(
-            "changed",
-            unit,
-            active_state=signal.changed_text("ActiveState"),
-            sub_state=signal.changed_text("SubState"),
-            invocation_id=(signal.changed("InvocationID", "ay") or b"").hex(),
-            result=result,
-            by_itself=_ended_by_itself(signal),
-        )
-    if signal.is_change_of(SERVICE):
-        main_pid = signal.changed_number("MainPID")
-        if main_pid is not None:
-            return UnitHint(
-                "main",
-                unit,
-                result=signal.changed_text("Result"),
-                main_pid=main_pid,
-                restarts=signal.changed_number("NRestarts") or 0,
-            )
-    return None
+    if not signal.is_change_of(UNIT):
+        return None
+    return UnitHint(
+        "changed",
+        unit,
+        active_state=signal.changed_text("ActiveState"),
+        sub_state=signal.changed_text("SubState"),
+        invocation_id=(signal.changed("InvocationID", "ay") or b"").hex(),
+        result=of_type.result,
+        main_pid=of_type.main_pid,
+        restarts=of_type.restarts,
+        by_itself=_ended_by_itself(signal),
+    )
 
 
 def _ended_by_itself(signal: BusSignal) -> bool:
