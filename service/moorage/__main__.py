@@ -28,7 +28,7 @@ from moorage.configuration.loading import Given, load
 from moorage.configuration.settings import Settings
 from moorage.kernel.cgroup import NotUnified, check_unified
 from moorage.kernel.inotify import InotifyLimit
-from moorage.pid1.manager import ManagerUnavailable
+from moorage.pid1.errors import ManagerUnavailable
 from moorage.running import Options
 
 _EXPECTED = (NotUnified, ManagerUnavailable, NoRecords, InotifyLimit, activation.NoSockets)

@@ -11,18 +11,8 @@ from typing import Protocol
 import pytest
 import trio
 
-from moorage.pid1.manager import (
-    AuxiliaryUnit,
-    InvalidProperty,
-    Json,
-    Manager,
-    NoSuchUnit,
-    ScopeSpec,
-    ServiceSpec,
-    UnitBusy,
-    UnitExists,
-    UnitHint,
-)
+from moorage.pid1.errors import InvalidProperty, NoSuchUnit, UnitBusy, UnitExists
+from moorage.pid1.manager import AuxiliaryUnit, Json, Manager, ScopeSpec, ServiceSpec, UnitHint
 from moorage.pid1.references import References
 
 SLEEP: list[Json] = [["/usr/bin/sleep", ["sleep", "infinity"], False]]
@@ -271,7 +261,7 @@ async def test_what_is_frozen_and_thawed(bench: Bench) -> None:
         with bench.process() as pidfd:
             await started(manager, pidfd)
             for _ in range(2):
-                await manager.freeze(SCOPE, deadline=soon())
+                await frozen(manager)
                 assert bench.is_frozen(group)
             for _ in range(2):
                 await manager.thaw(SCOPE, deadline=soon())
@@ -295,7 +285,7 @@ async def test_what_is_being_stopped_is_not_frozen(bench: Bench) -> None:
 
 
 async def frozen(manager: Manager) -> None:
-    """Freeze the scope, as soon as the manager has taken note of what became of it with its slice."""
+    """Freeze the scope, as soon as the manager has taken note of what became of it before."""
     with trio.fail_at(soon()):
         while True:
             try:

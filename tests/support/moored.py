@@ -209,6 +209,15 @@ def run(*argv: str) -> str:
     return done.stdout
 
 
+def freeze(unit: str) -> None:
+    """Freeze a unit, again if the manager gives up although nobody has thawed it (`FreezerCancelled`)."""
+    deadline = time.monotonic() + UNTIL_SECONDS
+    order = for_us("systemctl", "freeze", unit)
+    while (done := subprocess.run(order, capture_output=True, text=True, check=False)).returncode:
+        assert "aborted" in done.stderr, done.stderr
+        assert time.monotonic() < deadline, done.stderr
+
+
 def show(unit: str, *properties: str) -> dict[str, str]:
     """Return what ``systemctl show`` says of properties of a unit, or of all of them."""
     wanted = [f"--property={','.join(properties)}"] if properties else []

@@ -17,7 +17,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("moorage.names", "moorage.addresses", "moorage.errors", "moorage.quantities", "moorage.similar",
      "moorage.steps.waits", "moorage.wire.patience",
      "moorage.wire.errors", "moorage.wire.message", "moorage.machines.model", "moorage.machines.texts",
-     "moorage.machines.accounting", "moorage.machines.errors", "moorage.pid1.manager", "moorage.kernel.process",
+     "moorage.machines.accounting", "moorage.machines.errors", "moorage.pid1.manager", "moorage.pid1.errors",
+     "moorage.kernel.process",
      "moorage.kernel.peer", "moorage.kernel.clock", "moorage.launch.holder"),
     # 1: pure decisions
     (

@@ -14,6 +14,7 @@ sys.path.insert(0, str(TOOLS))
 command = importlib.import_module("simulation.command")
 plan = importlib.import_module("simulation.plan")
 simulation = importlib.import_module("simulation.run")
+world = importlib.import_module("simulation.world")
 sys.path.remove(str(TOOLS))
 
 RUNS = 20
@@ -183,6 +184,24 @@ def test_a_start_is_taken_back_whose_scope_somebody_has_frozen(seed: int) -> Non
 
 
 FREEZE: dict[str, Any] = {"by": "caller", "wait": 25, "helpers": True}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_freeze_that_the_manager_gives_up_is_ordered_again(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has thawed the machine: the manager has read late that it was not frozen yet."""
+    late = iter([True, True])
+
+    def is_late(_world: object) -> bool:
+        return next(late, False)
+
+    monkeypatch.setattr(world.World, "is_late", is_late)
+    steps = [step(0, "register", **registration(helpers=[helper()])), step(5, "freeze", **FREEZE)]
+    done = simulation.run(seed, steps, verbose=True)
+    assert list(done.violations) == []
+    assert next(late, None) is None
+    assert any(note.endswith("freeze a: done") for note in done.notes), done.notes
 
 
 @pytest.mark.parametrize("seed", SEEDS)

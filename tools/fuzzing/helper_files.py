@@ -13,7 +13,7 @@ from moorage.machines.errors import InvalidHelper
 from moorage.machines.helpers.spec import check
 from moorage.machines.helpers.units import RuntimeDirectories
 from moorage.machines.properties import check_helper
-from moorage.pid1.manager import InvalidProperty
+from moorage.pid1.errors import InvalidProperty
 
 MACHINE = "web"
 DIRECTORY = "/run/moorage/m/web"

@@ -15,14 +15,8 @@ from hypothesis import strategies as st
 from fuzzing.mutation import Operation, chosen, operations
 from fuzzing.service_manager import RECORDED, Recorded
 from fuzzing.target import Target, corpus
-from moorage.pid1.manager import (
-    Job,
-    ManagerError,
-    ManagerUnavailable,
-    ScopeSpec,
-    UnitHint,
-    UnitStatus,
-)
+from moorage.pid1.errors import ManagerError, ManagerUnavailable
+from moorage.pid1.manager import Job, ScopeSpec, UnitHint, UnitStatus
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 

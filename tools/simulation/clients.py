@@ -25,7 +25,8 @@ from moorage.machines.model import (
 )
 from moorage.machines.powering import POWER_SECONDS, Power
 from moorage.names import UnitNames
-from moorage.pid1.manager import Json, ManagerError
+from moorage.pid1.errors import ManagerError
+from moorage.pid1.manager import Json
 from simulation.plan import Step
 from simulation.world import SHELL, Instance, World, key_of
 
@@ -368,6 +369,7 @@ class Clients:
         async def freeze(instance: Instance, machine: Machine) -> None:
             await instance.core.freeze(machine, wait, helpers=step.values["helpers"])
             self._check_freezer(machine, frozen=True)
+            self._world.note(f"freeze {machine.name}: done")
 
         self._on(step, wait + FREEZE_SLACK_SECONDS, freeze)
 

@@ -290,8 +290,13 @@ class World:
         self.pid1.stop_seconds = self.pid1.start_seconds = 9.0
         self.pid1.program = self._program
         self.pid1.freezing = lambda: self.random.choice((0.0, 0.0002, 0.002, 3.0))
+        self.pid1.late = self.is_late
         self.pid1.loses = lambda: self.random.random() < 0.3
         self.pid1.fails = self._fails
+
+    def is_late(self) -> bool:
+        """Whether the manager reads news of a unit from before its freeze only now."""
+        return self.random.random() < 0.2
 
     def message(self) -> float:
         """Return how many seconds a message takes."""

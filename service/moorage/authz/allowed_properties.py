@@ -33,7 +33,8 @@ from typing import Final, Protocol
 import msgspec
 
 from moorage.machines.model import TASKS_MAX, Defaults
-from moorage.pid1.manager import InvalidProperty, Json
+from moorage.pid1.errors import InvalidProperty
+from moorage.pid1.manager import Json
 
 WEIGHT_MAX: Final = 100
 """``CGROUP_WEIGHT_DFL`` of the kernel, what a group has that does not ask: more would be at the expense of others."""

@@ -19,7 +19,8 @@ import trio
 from moorage.authz.allowed_properties import is_below_slice_of
 from moorage.kernel.process import NotAProcess, ProcessGone, ProcessId
 from moorage.kernel.processes import Processes
-from moorage.pid1.manager import Manager, NoSuchProperty, NoSuchUnit
+from moorage.pid1.errors import NoSuchProperty, NoSuchUnit
+from moorage.pid1.manager import Manager
 from moorage.pid1.oneshot import Account, ProbeFailed, probe
 from moorage.probes import owner as owner_probe
 from moorage.probes.capabilities import CAP_SYS_PTRACE

@@ -27,7 +27,8 @@ from moorage.machines.scopes import split_control_group
 from moorage.machines.sharing import is_shared
 from moorage.machines.starts import Starts
 from moorage.names import UnitNames
-from moorage.pid1.manager import Manager, ManagerError, NoSuchUnit
+from moorage.pid1.errors import ManagerError, NoSuchUnit
+from moorage.pid1.manager import Manager
 
 PLACE_SECONDS = 5.0
 """For how long a leader may take to get into the unit that machined names, s: the job of a scope takes some ms."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 import trio
 
-from moorage.pid1.manager import ManagerTimeout
+from moorage.pid1.errors import ManagerTimeout
 
 
 class Alone:

@@ -31,15 +31,8 @@ from moorage.machines.properties import REFUSED_ON_SCOPES, check_helper
 from moorage.machines.registry import Registry, check_runs
 from moorage.machines.renewal import has_scope
 from moorage.machines.thawing import helper_group
-from moorage.pid1.manager import (
-    InvalidProperty,
-    Json,
-    Manager,
-    NoSuchProperty,
-    NoSuchUnit,
-    TypedProperty,
-    UnitType,
-)
+from moorage.pid1.errors import InvalidProperty, NoSuchProperty, NoSuchUnit
+from moorage.pid1.manager import Json, Manager, TypedProperty, UnitType
 
 SET_SECONDS: Final = 25.0
 """Deadline for a change of properties, that of a call on D-Bus; the manager needs a millisecond."""

@@ -29,7 +29,8 @@ from moorage.machines.renewal import is_renewed
 from moorage.machines.store import Store
 from moorage.machines.thawing import freezer_above, is_frozen, naming_the_slice, thaw_helpers
 from moorage.machines.vital import BOND_SECONDS, is_left_to_us, lost
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, ManagerTimeout, NoSuchUnit, UnitBusy
+from moorage.pid1.errors import ManagerError, ManagerTimeout, NoSuchUnit, UnitBusy
+from moorage.pid1.manager import ASK_SECONDS, Manager
 
 STOP_SECONDS = 200.0
 """Default deadline of a stop: two times DefaultTimeoutStopUSec=90s (SIGTERM, then SIGKILL) and a little."""

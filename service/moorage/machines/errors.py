@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moorage.machines.model import Placement
-from moorage.pid1.manager import ManagerTimeout
+from moorage.pid1.errors import ManagerTimeout
 
 
 class Refused(Exception):

@@ -32,7 +32,8 @@ from moorage.machines.thawing import (
     naming_the_slice,
     thaw_helpers,
 )
-from moorage.pid1.manager import Manager, ManagerError, ManagerTimeout, NoSuchUnit, UnitBusy
+from moorage.pid1.errors import FreezerCancelled, ManagerError, ManagerTimeout, NoSuchUnit, UnitBusy
+from moorage.pid1.manager import Manager
 
 FREEZE_SECONDS = 25.0
 """Default deadline of Freeze and Thaw, that of a call on D-Bus. The kernel needs a millisecond, unless a process waits
@@ -112,7 +113,7 @@ class Freezing:
                 was = is_to_freeze(group, self._hierarchy)
                 machine.helpers_frozen |= bool(thawed)
                 try:
-                    await self._manager.freeze(machine.unit, deadline=deadline)
+                    await self._order(machine.unit, group, deadline)
                     for helper in thawed:
                         await self._freeze_helper(machine, helper, deadline)
                     check_there(self._registry, machine)
@@ -125,10 +126,20 @@ class Freezing:
 
     async def _freeze_helper(self, machine: Machine, helper: Helper, deadline: float) -> None:
         """Freeze a helper that runs."""
-        state = self._hierarchy.events(helper_group(machine.record, helper))
+        group = helper_group(machine.record, helper)
+        state = self._hierarchy.events(group)
         if state is not None and state.populated:
             with contextlib.suppress(NoSuchUnit):
-                await self._manager.freeze(helper.unit, deadline=deadline)
+                await self._order(helper.unit, group, deadline)
+
+    async def _order(self, unit: str, group: str, deadline: float) -> None:
+        """Have the manager freeze a unit, again if it gives up although nobody has thawed the unit."""
+        while True:
+            try:
+                return await self._manager.freeze(unit, deadline=deadline)
+            except FreezerCancelled:
+                if not is_to_freeze(group, self._hierarchy):
+                    raise
 
     async def _take_back(self, machine: Machine, helpers: list[Helper], *, whole: bool) -> None:
         """Thaw what a freeze that failed may have frozen."""

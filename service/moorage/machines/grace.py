@@ -27,7 +27,8 @@ from moorage.machines.model import Phase
 from moorage.machines.powering import Power, Powering, control_path
 from moorage.machines.registry import Registry
 from moorage.machines.store import Store
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, ManagerTimeout, UnitBusy
+from moorage.pid1.errors import ManagerError, ManagerTimeout, UnitBusy
+from moorage.pid1.manager import ASK_SECONDS, Manager
 
 INSIST_SECONDS: Final = 90.0
 """For how long a guest that was asked to power off may take, if the caller does not say: the manager's

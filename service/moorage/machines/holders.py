@@ -14,7 +14,8 @@ from moorage.machines.leader import lives
 from moorage.machines.machine import Machine
 from moorage.machines.model import Phase, Registration
 from moorage.machines.registry import Registry
-from moorage.pid1.manager import Manager, ManagerTimeout
+from moorage.pid1.errors import ManagerTimeout
+from moorage.pid1.manager import Manager
 
 
 class Holders:

@@ -21,7 +21,7 @@ from moorage.machines.events import Kind
 from moorage.machines.followers import Followers
 from moorage.machines.machine import Machine, Work
 from moorage.machines.model import Cause
-from moorage.pid1.manager import ManagerError
+from moorage.pid1.errors import ManagerError
 
 LEASE_GRACE_SECONDS = 5.0
 """Grace period for leases inherited from a previous instance. A live launcher sees its connection drop, and registers

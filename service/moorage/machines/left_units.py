@@ -13,8 +13,9 @@ from moorage.machines.leftovers import Leftovers
 from moorage.machines.machine import Machine
 from moorage.machines.registry import Registry
 from moorage.machines.store import BadRecord, Store
+from moorage.pid1.errors import ManagerError
 from moorage.pid1.hints import Hints
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, UnitHint
+from moorage.pid1.manager import ASK_SECONDS, Manager, UnitHint
 
 SCOPES = "machine-*.scope"
 """What the scopes of all machines match."""

@@ -9,8 +9,9 @@ import trio
 
 from moorage.kernel.cgroup import Hierarchy
 from moorage.machines.errors import UnitNameTaken
+from moorage.pid1.errors import NoSuchUnit, UnitBusy
 from moorage.pid1.hints import Hints
-from moorage.pid1.manager import Manager, NoSuchUnit, UnitBusy, UnitStatus
+from moorage.pid1.manager import Manager, UnitStatus
 
 KEPT_SECONDS: Final = 1.0
 """For how long a unit may be kept in memory by others, s, before its name counts as taken: those that are bound to it

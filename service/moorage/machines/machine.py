@@ -33,7 +33,8 @@ from moorage.machines.model import (
 )
 from moorage.machines.once import Once
 from moorage.machines.reached import Reached
-from moorage.pid1.manager import UnitBusy, UnitHint
+from moorage.pid1.errors import UnitBusy
+from moorage.pid1.manager import UnitHint
 
 UNDER_WAY_MAX = 64
 """Stops of one machine that are under way at once, and as many leases, changes of its helpers, and calls to freeze or

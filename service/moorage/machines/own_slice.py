@@ -15,7 +15,8 @@ from moorage import names
 from moorage.machines.model import Registration
 from moorage.machines.properties import check_slice
 from moorage.names import UnitNames
-from moorage.pid1.manager import AuxiliaryUnit, InvalidProperty, Json, PropertyTypes
+from moorage.pid1.errors import InvalidProperty
+from moorage.pid1.manager import AuxiliaryUnit, Json, PropertyTypes
 
 PARAMETER: Final = "sliceProperties"
 """The parameter of Register that asks for it, as in what is kept of a call (`moorage.machines.asked`)."""

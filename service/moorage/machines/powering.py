@@ -22,7 +22,8 @@ from moorage.machines.machine import Machine
 from moorage.machines.metadata import account
 from moorage.machines.model import KillWhom, MachineClass, Record
 from moorage.machines.texts import is_path
-from moorage.pid1.manager import Manager, ManagerError, ManagerTimeout
+from moorage.pid1.errors import ManagerError, ManagerTimeout
+from moorage.pid1.manager import Manager
 from moorage.pid1.oneshot import ProbeFailed, probe
 from moorage.probes import control as program
 from moorage.probes.capabilities import CAP_SETGID, CAP_SETUID

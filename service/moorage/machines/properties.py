@@ -15,7 +15,8 @@ from typing import Final
 from moorage.machines.errors import NoIdMapping
 from moorage.machines.model import MachineClass
 from moorage.pid1 import unit_files
-from moorage.pid1.manager import InvalidProperty, Json
+from moorage.pid1.errors import InvalidProperty
+from moorage.pid1.manager import Json
 
 # The scope
 

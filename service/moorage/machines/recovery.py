@@ -30,7 +30,8 @@ from moorage.machines.retirement import Retirement
 from moorage.machines.starts import Starts
 from moorage.machines.store import BadRecord, Store
 from moorage.names import machine_of_scope
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, UnitStatus
+from moorage.pid1.errors import ManagerError
+from moorage.pid1.manager import ASK_SECONDS, Manager, UnitStatus
 from moorage.pid1.references import References
 
 _log = logging.getLogger(__name__)

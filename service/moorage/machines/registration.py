@@ -48,11 +48,8 @@ from moorage.machines.scopes import Scopes
 from moorage.machines.sharing import is_shared
 from moorage.machines.starts import Starts
 from moorage.names import UnitNames
-from moorage.pid1.manager import (
-    Manager,
-    ManagerTimeout,
-    ManagerUnavailable,
-)
+from moorage.pid1.errors import ManagerTimeout, ManagerUnavailable
+from moorage.pid1.manager import Manager
 from moorage.pid1.references import References
 
 REGISTER_SECONDS = 30.0

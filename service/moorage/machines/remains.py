@@ -14,7 +14,8 @@ import trio
 
 from moorage.machines.machine import Machine
 from moorage.machines.model import Phase
-from moorage.pid1.manager import Manager, NoSuchUnit
+from moorage.pid1.errors import NoSuchUnit
+from moorage.pid1.manager import Manager
 
 
 def is_all(machine: Machine) -> bool:

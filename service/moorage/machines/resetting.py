@@ -11,7 +11,7 @@ from moorage.machines.looking import Looking
 from moorage.machines.machine import Machine
 from moorage.machines.registry import Registry
 from moorage.machines.store import Store
-from moorage.pid1.manager import NoSuchUnit
+from moorage.pid1.errors import NoSuchUnit
 
 
 class Resetting:

@@ -12,12 +12,7 @@ from moorage.machines.helpers import units
 from moorage.machines.helpers.units import MachineRef, RuntimeDirectories, UnitTypes
 from moorage.machines.model import HelperFailure, Intent, MachineClass, Registration
 from moorage.names import SHUTDOWN, UnitNames, in_description
-from moorage.pid1.manager import (
-    AuxiliaryUnit,
-    Json,
-    PropertyTypes,
-    ScopeSpec,
-)
+from moorage.pid1.manager import AuxiliaryUnit, Json, PropertyTypes, ScopeSpec
 
 
 class Types(msgspec.Struct, frozen=True):

@@ -26,19 +26,15 @@ from moorage.machines.model import HelperStatus, Intent, Placement, Registration
 from moorage.machines.scope_units import Types, auxiliary_names, describe
 from moorage.machines.started import UNDO_SECONDS, StartedUnits
 from moorage.names import UnitNames
-from moorage.pid1.hints import Hints
-from moorage.pid1.manager import (
-    ASK_SECONDS,
+from moorage.pid1.errors import (
     InvalidProperty,
-    Job,
-    Manager,
     ManagerRefused,
     ManagerTimeout,
     ManagerUnavailable,
     NoSuchUnit,
-    ScopeSpec,
-    UnitHint,
 )
+from moorage.pid1.hints import Hints
+from moorage.pid1.manager import ASK_SECONDS, Job, Manager, ScopeSpec, UnitHint
 
 
 class Started(msgspec.Struct, frozen=True):

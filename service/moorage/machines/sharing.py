@@ -15,7 +15,8 @@ from moorage.kernel.process import ProcessGone, ProcessId
 from moorage.kernel.processes import Processes
 from moorage.kernel.system import System
 from moorage.machines.model import Placement
-from moorage.pid1.manager import Manager, NoSuchProperty, NoSuchUnit
+from moorage.pid1.errors import NoSuchProperty, NoSuchUnit
+from moorage.pid1.manager import Manager
 
 PROCESSES_MAX = 1024
 """Processes looked at, 10 µs each, while other calls wait; with more of them there are others among them, as far as

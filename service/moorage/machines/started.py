@@ -14,16 +14,9 @@ import trio
 from moorage.machines.errors import UnitNameTaken
 from moorage.machines.gather import gather
 from moorage.machines.leftovers import Leftovers, stop_thawed
+from moorage.pid1.errors import UnitExists
 from moorage.pid1.hints import LOOK_SECONDS, Hints
-from moorage.pid1.manager import (
-    ASK_SECONDS,
-    Job,
-    Manager,
-    ScopeSpec,
-    ServiceSpec,
-    UnitExists,
-    UnitStatus,
-)
+from moorage.pid1.manager import ASK_SECONDS, Job, Manager, ScopeSpec, ServiceSpec, UnitStatus
 from moorage.pid1.references import References
 
 ATTEMPTS_MAX: Final = 3

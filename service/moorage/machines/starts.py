@@ -21,7 +21,8 @@ from moorage.machines.registry import Claim, Registry
 from moorage.machines.scope_units import auxiliary_names
 from moorage.machines.scopes import Scopes
 from moorage.machines.store import Store
-from moorage.pid1.manager import ASK_SECONDS, ManagerError
+from moorage.pid1.errors import ManagerError
+from moorage.pid1.manager import ASK_SECONDS
 
 NEW_SECONDS = 0.02
 """For how long a new machine may wait for its first look, s. Where many are registered one after the other, a look

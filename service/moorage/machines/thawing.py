@@ -20,7 +20,8 @@ from moorage.machines.helpers.status import GONE, HelperStates
 from moorage.machines.leftovers import stop_thawed
 from moorage.machines.machine import Machine
 from moorage.machines.model import Helper, Record
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, NoSuchUnit, UnitBusy
+from moorage.pid1.errors import ManagerError, NoSuchUnit, UnitBusy
+from moorage.pid1.manager import ASK_SECONDS, Manager
 
 STOP_SECONDS: Final = 200.0
 """Deadline for the stop of a helper: two times DefaultTimeoutStopUSec=90s, and a little."""

@@ -33,7 +33,8 @@ from moorage.machines.renewal import has_scope
 from moorage.machines.retirement import Retirement
 from moorage.machines.verdicts import FORGOTTEN
 from moorage.machines.vital import lost
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, UnitHint, UnitStatus
+from moorage.pid1.errors import ManagerError
+from moorage.pid1.manager import ASK_SECONDS, Manager, UnitHint, UnitStatus
 
 QUESTIONS_MAX = 32
 """Machines rechecked at once. The manager works on one question at a time; what waits here does not fill its queue, so

@@ -17,7 +17,8 @@ from weakref import WeakValueDictionary
 import msgspec
 import trio
 
-from moorage.pid1.manager import Json, Manager, ManagerError, ServiceSpec, UnitExists
+from moorage.pid1.errors import ManagerError, UnitExists
+from moorage.pid1.manager import Json, Manager, ServiceSpec
 from moorage.pid1.oneshot import (
     AGAIN_SECONDS,
     PROBE_NOFILE,

@@ -11,7 +11,8 @@ from weakref import WeakValueDictionary
 import msgspec
 import trio
 
-from moorage.pid1.manager import Job, Json, Manager, ManagerError, ServiceSpec, UnitExists
+from moorage.pid1.errors import ManagerError, UnitExists
+from moorage.pid1.manager import Job, Json, Manager, ServiceSpec
 
 PROBE_SECONDS: Final = 5.0
 """How long the unit may run: a file of a container may be one that never lets itself be read (fuse(4))."""

@@ -26,7 +26,8 @@ from typing import Any, Final
 
 from moorage.dbus.signature import split
 from moorage.pid1 import unit_files
-from moorage.pid1.manager import InvalidProperty, Json, NoSuchProperty, TypedProperty
+from moorage.pid1.errors import InvalidProperty, NoSuchProperty
+from moorage.pid1.manager import Json, TypedProperty
 from moorage.similar import nearest
 
 PROPERTIES_MAX: Final = 512

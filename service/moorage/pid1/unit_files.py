@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, TypeAlias
 
-from moorage.pid1.manager import InvalidProperty
+from moorage.pid1.errors import InvalidProperty
 
 # Strings
 

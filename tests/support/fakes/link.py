@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from moorage.pid1.errors import ManagerError
 from moorage.pid1.jobs import JobEnd
-from moorage.pid1.manager import ManagerError, UnitHint
+from moorage.pid1.manager import UnitHint
 
 if TYPE_CHECKING:
     from fakes.pid1 import Pid1

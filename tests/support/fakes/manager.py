@@ -18,24 +18,18 @@ from fakes.kernel import FakeProcesses
 from fakes.link import Connection, Lost
 from fakes.pid1 import Pid1
 from fakes.units import Unit
-from moorage.pid1.jobs import JobEnd, JobLedger
-from moorage.pid1.manager import (
+from moorage.pid1.errors import (
+    FreezerCancelled,
     InvalidProperty,
-    Job,
-    Json,
     ManagerRefused,
     ManagerTimeout,
     ManagerUnavailable,
     NoSuchProperty,
     NoSuchUnit,
-    ScopeSpec,
-    ServiceSpec,
-    TypedProperty,
-    UnitBusy,
     UnitExists,
-    UnitHint,
-    UnitStatus,
 )
+from moorage.pid1.jobs import JobEnd, JobLedger
+from moorage.pid1.manager import Job, Json, ScopeSpec, ServiceSpec, TypedProperty, UnitHint, UnitStatus
 
 LINK_WAIT_SECONDS: Final = 15.0
 
@@ -401,7 +395,7 @@ class FakeManager:
         with _errors(operation, deadline):
             await freezing.ended.wait()
         if freezing.cancelled:
-            raise UnitBusy(unit, "it was thawed before it was frozen")
+            raise FreezerCancelled(unit, "it was thawed before it was frozen")
 
     async def thaw(self, unit: str, *, deadline: float) -> None:
         """See `Manager`."""

@@ -21,8 +21,9 @@ from fakes.link import Connection
 from fakes.services import Program
 from fakes.units import DOWN, UP, Freezing, Job, JobKind, Mode, Transaction, Unit, Units
 from moorage.machines.foreseen import slice_path
+from moorage.pid1.errors import ManagerRefused, NoSuchUnit, UnitBusy, UnitExists
 from moorage.pid1.jobs import JobEnd
-from moorage.pid1.manager import ManagerRefused, NoSuchUnit, UnitBusy, UnitExists, UnitHint
+from moorage.pid1.manager import UnitHint
 
 RACE_SECONDS: Final = 0.005
 """For how long after its start PID 1 may lose the event that a scope is empty (its own race)."""
@@ -41,6 +42,7 @@ class Pid1:
         loses: whether the event that a scope is empty is lost, within RACE_SECONDS of its start.
         fails: whether the start of a unit fails for lack of something.
         freezing: seconds that it takes to freeze a unit; asked each time.
+        late: whether news from before a unit is frozen are read only then; asked each time.
         stop_seconds: the default of TimeoutStopUSec=.
         start_seconds: the default of TimeoutStartUSec=.
         stopped_by_call: names of units that calls have asked to stop.
@@ -58,6 +60,7 @@ class Pid1:
         self.loses: Callable[[], bool] = lambda: False
         self.fails: Callable[[Unit], bool] = lambda _unit: False
         self.freezing: Callable[[], float] = lambda: 0.0
+        self.late: Callable[[], bool] = lambda: False
         self.stop_seconds = self.start_seconds = 90.0
         self.stopped_by_call: list[str] = []
         self.stored: list[list[Unit]] = []
@@ -432,13 +435,19 @@ class Pid1:
         group.freezing = True
 
         def frozen() -> None:
-            if unit.freezing is freezing:
-                unit.freezing = None
+            if group.freezing:
                 group.freezing = False
                 self.kernel.freeze(unit.group, frozen=True)
-                freezing.ended.set()
+                if unit.freezing is not None:
+                    unit.freezing.ended.set()
+                    unit.freezing = None
 
         self.later(self.freezing(), frozen)
+        if (
+            self.late()
+        ):  # it gives up; the control group is to be frozen all the same (``unit_freezer_complete()``)
+            unit.freezing = None
+            freezing.cancel()
         return freezing
 
     def thaw(self, unit: Unit) -> None:
@@ -465,6 +474,7 @@ class Pid1:
         if unit.freezing is not None:
             unit.freezing.cancel()
             unit.freezing = None
+        if unit.group in self.kernel.groups:
             self.kernel.groups[unit.group].freezing = False
 
     def found(self, name: str) -> Unit:

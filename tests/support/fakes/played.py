@@ -17,7 +17,8 @@ from fakes.manager import FakeManager
 from fakes.pid1 import Pid1
 from fakes.units import Job as QueuedJob
 from fakes.units import Unit
-from moorage.pid1.manager import Job, Json, NoSuchUnit, ServiceSpec, UnitHint, UnitStatus
+from moorage.pid1.errors import NoSuchUnit
+from moorage.pid1.manager import Job, Json, ServiceSpec, UnitHint, UnitStatus
 
 ATTRIBUTES: Final = {
     "active_state": "active",

@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias
 import trio
 
 from fakes.kernel import Process
-from moorage.pid1.manager import NoSuchUnit, UnitBusy
+from moorage.pid1.errors import NoSuchUnit, UnitBusy
 
 JobKind: TypeAlias = Literal["start", "stop"]
 Mode: TypeAlias = Literal["fail", "replace", "ignore-dependencies"]

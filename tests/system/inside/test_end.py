@@ -21,6 +21,7 @@ from moored import (
     connect,
     control_group,
     describe,
+    freeze,
     kill,
     listed,
     living_records,
@@ -198,7 +199,7 @@ async def test_a_frozen_machine_stops(spawn: Processes) -> None:
     async with await connect() as client:
         for end in (stop, terminate):
             machine = (await register(client, "web", spawn()))["machine"]
-            run("systemctl", "freeze", machine["unit"])
+            freeze(machine["unit"])
             assert (await describe(client, "web"))["freezer"] == "frozen"
             await end(client, "web")
             await ended(client, "web")

@@ -22,6 +22,7 @@ from moored import (
     control_group,
     describe,
     end_moored,
+    freeze,
     kill,
     listed,
     main_pid,
@@ -125,7 +126,7 @@ async def test_it_stands_still_and_goes_on(spawn: Processes) -> None:
 async def test_what_others_freeze_is_seen(spawn: Processes) -> None:
     async with await connect() as client:
         group = (await register(client, "web", spawn()))["machine"]["controlGroup"]
-        run("systemctl", "freeze", SCOPE)
+        freeze(SCOPE)
         await until(lambda: frozen(group))
         assert (await describe(client, "web"))["freezer"] == "frozen"
         await order(client, "Thaw")
@@ -137,7 +138,7 @@ async def test_a_slice_that_is_frozen_above(spawn: Processes) -> None:
     async with await connect() as client:
         leader = spawn()
         group = (await register(client, "web", leader, slice="vms-t.slice"))["machine"]["controlGroup"]
-        run("systemctl", "freeze", "vms.slice")
+        freeze("vms.slice")
         try:
             assert (await describe(client, "web"))["freezer"] == "frozen"
             orders: list[tuple[str, dict[str, Any]]] = [
@@ -154,14 +155,14 @@ async def test_a_slice_that_is_frozen_above(spawn: Processes) -> None:
             run("systemctl", "thaw", "vms.slice")
             assert frozen(group)
             assert (await describe(client, "web"))["freezer"] == "frozen"
-            run("systemctl", "freeze", "vms.slice")
+            freeze("vms.slice")
             with pytest.raises(Busy):
                 await order(client, "Thaw")
             assert frozen(group)
             run("systemctl", "thaw", "vms.slice")
             assert not frozen(group)
             assert (await describe(client, "web"))["freezer"] == "running"
-            run("systemctl", "freeze", "vms.slice")
+            freeze("vms.slice")
             await client.call(f"{OURS}Kill", {"name": "web", "signal": signal.SIGKILL})
             await verdict(client, "web")
             assert leader.wait() == -signal.SIGKILL

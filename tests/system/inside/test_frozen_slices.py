@@ -16,6 +16,7 @@ from moored import (
     Processes,
     connect,
     describe,
+    freeze,
     kill,
     listed,
     register,
@@ -49,7 +50,7 @@ def _clean(everything_gone: None) -> None:
 
 @contextmanager
 def slice_frozen() -> Generator[None]:
-    run("systemctl", "freeze", "vms.slice")
+    freeze("vms.slice")
     try:
         yield
     finally:
@@ -131,7 +132,7 @@ async def test_a_lease_that_ends(spawn: Processes) -> None:
     async with await connect() as client:
         async with await connect() as launcher:
             await register(launcher, "web", spawn(), slice="vms-t.slice", lease=True)
-            run("systemctl", "freeze", "vms.slice")
+            freeze("vms.slice")
         try:
             await stays_stopping(client)
             with pytest.raises(Busy):

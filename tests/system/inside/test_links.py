@@ -12,6 +12,7 @@ from moored import (
     control_group,
     controlled,
     descriptors,
+    freeze,
     kill,
     listed,
     register,
@@ -106,7 +107,7 @@ async def test_a_life_over_each_link(link: str, spawn: Processes) -> None:
 async def test_a_frozen_machine_stops_over_each_link(link: str, spawn: Processes) -> None:
     async with await connect() as client:
         machine = (await register(client, "web", spawn()))["machine"]
-        run("systemctl", "freeze", machine["unit"])
+        freeze(machine["unit"])
         await client.call(f"{OURS}Stop", {"name": "web"})
         assert await listed(client) == {}
 

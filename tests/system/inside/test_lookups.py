@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import trio
 from hostile import as_user, ask, dial, encode
-from moored import THEIRS, UNTIL_SECONDS, main_pid, run, show, signal_moored, until
+from moored import THEIRS, UNTIL_SECONDS, freeze, main_pid, run, show, signal_moored, until
 
 pytestmark = pytest.mark.system_instance("the instance of a user does not take machined's place")
 
@@ -543,7 +543,7 @@ def test_many_ranges_are_read_as_one(place: dict[str, Leader]) -> None:
 
 
 def test_a_frozen_container_makes_nobody_wait(place: dict[str, Leader]) -> None:
-    run("systemctl", "freeze", place["shifted"].unit)
+    freeze(place["shifted"].unit)
     try:
         assert getent("passwd", str(UIDS)) is not None
         found = asked(NAMES, RESOLVE, {"question": [key(A, "shifted")]})

@@ -21,21 +21,19 @@ import trio
 from descriptors import open_descriptors
 from manager_battery import *  # noqa: F403
 from manager_battery import Hints, soon
+from moored import freeze
 
-from moorage.pid1.manager import (
-    AuxiliaryUnit,
+from moorage.pid1.errors import (
     InvalidProperty,
-    Json,
     ManagerError,
     ManagerRefused,
     ManagerTimeout,
     ManagerUnavailable,
     NoSuchProperty,
     NoSuchUnit,
-    ScopeSpec,
-    TypedProperty,
     UnitExists,
 )
+from moorage.pid1.manager import AuxiliaryUnit, Json, ScopeSpec, TypedProperty
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints, LinkKind
 from moorage.pid1.references import BusReferences
@@ -123,7 +121,7 @@ class RealBench:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     async def freeze(self, unit: str) -> None:
-        await trio.run_process(["systemctl", "freeze", unit])
+        await trio.to_thread.run_sync(freeze, unit)
 
     async def thaw(self, unit: str) -> None:
         await trio.run_process(["systemctl", "thaw", unit])

@@ -20,6 +20,7 @@ from moored import (
     connect,
     describe,
     end_moored,
+    freeze,
     kill,
     messages,
     register,
@@ -304,8 +305,8 @@ async def test_helpers_that_go_with_the_machine_are_not_its_end(spawn: Processes
 # Frozen machines
 
 
-def freeze() -> None:
-    run("systemctl", "freeze", SCOPE)
+def freeze_scope() -> None:
+    freeze(SCOPE)
 
 
 async def test_a_frozen_machine_ends_with_its_helper(spawn: Processes) -> None:
@@ -313,7 +314,7 @@ async def test_a_frozen_machine_ends_with_its_helper(spawn: Processes) -> None:
     leader = spawn()
     async with await connect() as client:
         pid = main_process(await register(client, "web", leader, helpers=[helper()]))
-        freeze()
+        freeze_scope()
         os.kill(pid, signal.SIGKILL)
         found = await verdict(client, "web")
         assert (found["cause"], found["helper"], found["helperResult"]) == ("helperEnded", "fs", "signal")
@@ -326,7 +327,7 @@ async def test_the_next_instance_ends_what_was_frozen(spawn: Processes, mortal: 
     async with await connect() as client:
         pid = main_process(await register(client, "web", leader, helpers=[helper()]))
     await end_moored()
-    freeze()
+    freeze_scope()
     os.kill(pid, signal.SIGTERM)
     await until(lambda: state(SERVICE) == "inactive")
     await until(lambda: not DIRECTORIES.joinpath("web").exists())

@@ -23,16 +23,8 @@ import trio
 
 from moorage.dbus.bus import BusError
 from moorage.dbus.message import BusCall
-from moorage.pid1.manager import (
-    AuxiliaryUnit,
-    InvalidProperty,
-    Json,
-    ManagerError,
-    NoSuchProperty,
-    ScopeSpec,
-    ServiceSpec,
-    UnitType,
-)
+from moorage.pid1.errors import InvalidProperty, ManagerError, NoSuchProperty
+from moorage.pid1.manager import AuxiliaryUnit, Json, ScopeSpec, ServiceSpec, UnitType
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import Endpoints
 from moorage.pid1.over_dbus.translate import path_of

@@ -17,7 +17,7 @@ from moorage.kernel.process import ProcessGone
 from moorage.machines import errors
 from moorage.machines.metadata import MetadataError, NotAvailable, Unreadable
 from moorage.machines.model import Placement
-from moorage.pid1 import manager
+from moorage.pid1 import errors as pid1
 from moorage.wire.errors import InvalidParameter, PermissionDenied, System, TimedOut, VarlinkError
 
 TABLES = {
@@ -93,7 +93,7 @@ def test_the_answer_can_be_sent(door: str, refusal: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize("door", TABLES)
-@pytest.mark.parametrize("kind", [NotOwned, UnitNotOwned, ForeignNumber, ProcessGone, manager.ManagerError])
+@pytest.mark.parametrize("kind", [NotOwned, UnitNotOwned, ForeignNumber, ProcessGone, pid1.ManagerError])
 def test_what_lies_below_has_a_line_too(door: str, kind: type[Exception]) -> None:
     assert kind in TABLES[door]
 
@@ -116,9 +116,9 @@ def test_metadata_that_cannot_be_had_has_a_line(kind: type[Exception]) -> None:
         (errors.OutsideUnits("init.scope"), replies.UnitNotOwned("init.scope")),
         (errors.HelperLate("tpm", "a.service", ["x"]), replies.Timeout("start of a.service", "tpm", ["x"])),
         (errors.InvalidHelper("[0].name"), InvalidParameter("helpers[0].name")),
-        (manager.ManagerTimeout("stop"), replies.Timeout("stop")),
-        (manager.AccessDenied("no"), PermissionDenied()),
-        (manager.NoSuchUnit("a.scope"), replies.ManagerUnavailable("No such unit: a.scope")),
+        (pid1.ManagerTimeout("stop"), replies.Timeout("stop")),
+        (pid1.AccessDenied("no"), PermissionDenied()),
+        (pid1.NoSuchUnit("a.scope"), replies.ManagerUnavailable("No such unit: a.scope")),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -133,9 +133,9 @@ def test_ours_says_what_is_known(error: Exception, expected: VarlinkError) -> No
     [
         (errors.NoPlace(), System.of(errno.ENOSPC)),
         (errors.HelperLate("tpm", "a.service", []), TimedOut()),
-        (manager.ManagerTimeout("stop"), TimedOut()),
-        (manager.UnitBusy("a.scope", "frozen"), System.of(errno.EIO)),
-        (manager.NoSuchUnit("a.scope"), System.of(errno.ESRCH)),
+        (pid1.ManagerTimeout("stop"), TimedOut()),
+        (pid1.UnitBusy("a.scope", "frozen"), System.of(errno.EIO)),
+        (pid1.NoSuchUnit("a.scope"), System.of(errno.ESRCH)),
         (NotOwned(1, 2), PermissionDenied()),
         (NotAvailable(), theirs.NotAvailable()),
         (Unreadable("it is damaged", errno.EBADMSG), System.of(errno.EBADMSG)),

@@ -6,7 +6,7 @@ import pytest
 
 from moorage.authz.allowed_properties import SCOPE, Choice, Range, check, is_below_slice_of
 from moorage.machines.model import TASKS_MAX, Defaults
-from moorage.pid1.manager import InvalidProperty
+from moorage.pid1.errors import InvalidProperty
 
 ALICE = 1000
 INFINITY: tuple[Any, ...] = ("infinity", 2**64 - 1)

@@ -45,17 +45,9 @@ from moorage.machines.model import (
 )
 from moorage.machines.store import CHANGE, Store
 from moorage.pid1 import journal
+from moorage.pid1.errors import ManagerRefused, ManagerTimeout, NoSuchUnit, UnitBusy
 from moorage.pid1.journal import Journal, UnitEnd
-from moorage.pid1.manager import (
-    Job,
-    ManagerRefused,
-    ManagerTimeout,
-    NoSuchUnit,
-    ScopeSpec,
-    ServiceSpec,
-    UnitBusy,
-    UnitHint,
-)
+from moorage.pid1.manager import Job, ScopeSpec, ServiceSpec, UnitHint
 from moorage.pid1.references import BusReferences
 
 IP = {"IPIngressBytes", "IPIngressPackets", "IPEgressBytes", "IPEgressPackets"}

@@ -11,8 +11,9 @@ from moorage.kernel.poller import Readiness
 from moorage.kernel.system import system
 from moorage.machines.errors import UnitNameTaken
 from moorage.machines.leftovers import Leftovers, stop_thawed
+from moorage.pid1.errors import UnitBusy
 from moorage.pid1.hints import Hints
-from moorage.pid1.manager import Job, UnitBusy, UnitStatus
+from moorage.pid1.manager import Job, UnitStatus
 
 SCOPE = "machine-web.scope"
 MARKS = "moorage:"

@@ -15,7 +15,8 @@ from moorage.machines.properties import (
     for_scope,
     sandbox,
 )
-from moorage.pid1.manager import InvalidProperty, Json
+from moorage.pid1.errors import InvalidProperty
+from moorage.pid1.manager import Json
 
 
 @pytest.mark.parametrize(

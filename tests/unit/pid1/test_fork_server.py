@@ -19,8 +19,9 @@ import trio
 import trio.testing
 from fakes.played import PlayedManager
 
+from moorage.pid1.errors import UnitExists
 from moorage.pid1.fork_server import ForkServer, TookTooLong, _received
-from moorage.pid1.manager import ServiceSpec, UnitExists
+from moorage.pid1.manager import ServiceSpec
 from moorage.pid1.oneshot import Account, ProbeFailed
 from moorage.probes import inside as program
 from moorage.probes.child import LINK_FD, REQUEST_MAX, get_ready

@@ -16,7 +16,7 @@ from jeepney.low_level import HeaderFields, Message, MessageType
 
 from moorage.dbus.bus import CallFailed
 from moorage.pid1.blame import Sent
-from moorage.pid1.manager import (
+from moorage.pid1.errors import (
     AccessDenied,
     InvalidProperty,
     ManagerError,
@@ -27,8 +27,8 @@ from moorage.pid1.manager import (
     NoSuchUnit,
     UnitBusy,
     UnitExists,
-    UnitHint,
 )
+from moorage.pid1.manager import UnitHint
 from moorage.pid1.over_dbus.calls import DBusManager
 from moorage.pid1.over_dbus.session import FIRST_CONNECT_SECONDS, Endpoints
 from moorage.pid1.over_dbus.translate import path_of, translated, unit_of

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.pid1.manager import InvalidProperty, Json, NoSuchProperty
+from moorage.pid1.errors import InvalidProperty, NoSuchProperty
+from moorage.pid1.manager import Json
 from moorage.pid1.properties import (
     ELEMENTS_MAX,
     INTROSPECTION_MAX,

@@ -20,7 +20,8 @@ from moorage.authz.policy import IN_PLACE
 from moorage.kernel import process
 from moorage.machines import model, texts
 from moorage.machines.machine import Machine
-from moorage.pid1.manager import InvalidProperty, Json, NoSuchProperty
+from moorage.pid1.errors import InvalidProperty, NoSuchProperty
+from moorage.pid1.manager import Json
 from moorage.pid1.properties import to_json
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter

@@ -14,7 +14,7 @@ from moorage.machines import model, texts
 from moorage.machines.helpers.spec import bad_argument
 from moorage.names import UnitNames
 from moorage.pid1 import unit_files
-from moorage.pid1.manager import InvalidProperty
+from moorage.pid1.errors import InvalidProperty
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
 

@@ -28,7 +28,7 @@ from moorage.errors import (
 )
 from moorage.kernel import process
 from moorage.machines import errors
-from moorage.pid1 import manager
+from moorage.pid1 import errors as pid1
 from moorage.wire.errors import InvalidParameter, PermissionDenied, VarlinkError
 
 
@@ -91,11 +91,11 @@ REFUSALS: Final[Table] = {
         "send a pidfd along (leaderFileDescriptor, processFileDescriptor), or name its pidfdId",
     ),
     process.ProcessGone: lambda error: ProcessGone(error.pid),
-    manager.NoSuchProperty: lambda error: NoSuchProperty(error.property, error.nearest or None, error.owner),
-    manager.InvalidProperty: lambda error: InvalidProperty(error.property, error.reason, error.owner),
-    manager.ManagerTimeout: lambda error: Timeout(error.operation),
-    manager.UnitBusy: lambda error: Busy(error.reason),
-    manager.AccessDenied: lambda _: PermissionDenied(),
-    manager.ManagerError: lambda error: ManagerUnavailable(str(error)),
+    pid1.NoSuchProperty: lambda error: NoSuchProperty(error.property, error.nearest or None, error.owner),
+    pid1.InvalidProperty: lambda error: InvalidProperty(error.property, error.reason, error.owner),
+    pid1.ManagerTimeout: lambda error: Timeout(error.operation),
+    pid1.UnitBusy: lambda error: Busy(error.reason),
+    pid1.AccessDenied: lambda _: PermissionDenied(),
+    pid1.ManagerError: lambda error: ManagerUnavailable(str(error)),
 }
 """The errors that callers get for what cannot be done. Any other exception is a bug."""

@@ -12,7 +12,7 @@ from moorage.api.refusals import translated
 from moorage.authz import allowed_properties
 from moorage.authz.policy import OTHER_PROPERTIES
 from moorage.machines.machine import Machine
-from moorage.pid1.manager import InvalidProperty
+from moorage.pid1.errors import InvalidProperty
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
 from moorage.wire.method import method

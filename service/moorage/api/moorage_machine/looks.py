@@ -17,7 +17,8 @@ from moorage.api.refusals import translated
 from moorage.api.wire_types import timestamp
 from moorage.machines.accounting import Accounting
 from moorage.machines.properties import SHOWN
-from moorage.pid1.manager import ASK_SECONDS, NoSuchProperty, NoSuchUnit
+from moorage.pid1.errors import NoSuchProperty, NoSuchUnit
+from moorage.pid1.manager import ASK_SECONDS
 from moorage.wire.call import Call
 from moorage.wire.method import method
 from moorage.wire.types import Empty

@@ -14,7 +14,7 @@ from moorage.authz.policy import WITH_HELPERS
 from moorage.machines import model, texts
 from moorage.machines.freezing import FREEZE_SECONDS
 from moorage.machines.powering import Power
-from moorage.pid1.manager import NoSuchUnit
+from moorage.pid1.errors import NoSuchUnit
 from moorage.wire.call import Call
 from moorage.wire.errors import InvalidParameter
 from moorage.wire.method import method

@@ -16,7 +16,7 @@ from moorage.api.refusals import Table
 from moorage.authz.ownership import NotOwned, UnitNotOwned
 from moorage.kernel import process
 from moorage.machines import errors, inside, metadata
-from moorage.pid1 import manager
+from moorage.pid1 import errors as pid1
 from moorage.wire.errors import InvalidParameter, PermissionDenied, System, TimedOut, VarlinkError
 
 
@@ -147,10 +147,10 @@ REFUSALS: Final[Table] = {
     UnitNotOwned: _plain(PermissionDenied),
     ForeignNumber: lambda _: InvalidParameter("pid"),
     process.ProcessGone: _system(errno.ESRCH),
-    manager.NoSuchUnit: _system(errno.ESRCH),
-    manager.ManagerTimeout: _plain(TimedOut),
-    manager.AccessDenied: _plain(PermissionDenied),
-    manager.ManagerError: _system(errno.EIO),
+    pid1.NoSuchUnit: _system(errno.ESRCH),
+    pid1.ManagerTimeout: _plain(TimedOut),
+    pid1.AccessDenied: _plain(PermissionDenied),
+    pid1.ManagerError: _system(errno.EIO),
     metadata.NoPrivateNetworking: _plain(NoPrivateNetworking),
     metadata.NoOSRelease: _plain(NoOSReleaseInformation),
     metadata.NoUIDShift: _plain(NoUIDShift),

@@ -36,7 +36,8 @@ from moorage.machines.registry import Registry, check_there
 from moorage.machines.started import UNDO_SECONDS
 from moorage.machines.store import BadRecord, Store
 from moorage.names import UnitNames
-from moorage.pid1.manager import ASK_SECONDS, ManagerError, ManagerTimeout, ManagerUnavailable, UnitBusy
+from moorage.pid1.errors import ManagerError, ManagerTimeout, ManagerUnavailable, UnitBusy
+from moorage.pid1.manager import ASK_SECONDS
 
 _log = logging.getLogger(__name__)
 

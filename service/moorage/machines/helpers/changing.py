@@ -29,7 +29,8 @@ from moorage.machines.properties import check_helper
 from moorage.machines.registry import Registry, check_runs
 from moorage.machines.thawing import check_above, naming_the_slice
 from moorage.names import UnitNames
-from moorage.pid1.manager import Manager, ManagerRefused, NoSuchUnit, UnitBusy
+from moorage.pid1.errors import ManagerRefused, NoSuchUnit, UnitBusy
+from moorage.pid1.manager import Manager
 
 HELPERS_SECONDS = 90.0
 """Default deadline for helpers that are added or reloaded: the manager's DefaultTimeoutStartSec=."""

@@ -26,7 +26,8 @@ from moorage.machines.model import Helper, HelperSpec, HelperStatus, Record
 from moorage.machines.once import Once
 from moorage.machines.started import UNDO_SECONDS, StartedUnits
 from moorage.names import UnitNames
-from moorage.pid1.manager import Job, Manager, ManagerError, ManagerTimeout, ServiceSpec
+from moorage.pid1.errors import ManagerError, ManagerTimeout
+from moorage.pid1.manager import Job, Manager, ServiceSpec
 
 RESUME_SECONDS: Final = 90.0
 """For how long a start of helpers that was found under way is left to itself, s: the manager's

@@ -25,9 +25,10 @@ from moorage.kernel.processes import Processes
 from moorage.kernel.threads import in_thread
 from moorage.machines.gather import gather
 from moorage.machines.model import Helper, HelperStatus
+from moorage.pid1.errors import ManagerError
 from moorage.pid1.hints import Hints
 from moorage.pid1.journal import Journal
-from moorage.pid1.manager import ASK_SECONDS, Manager, ManagerError, UnitHint
+from moorage.pid1.manager import ASK_SECONDS, Manager, UnitHint
 
 ENDED = frozenset({"inactive", "failed", "deactivating"})
 """States that a helper is not in once it has been started. It may be "activating": again, as ``restart`` says."""

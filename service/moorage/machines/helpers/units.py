@@ -15,14 +15,8 @@ import msgspec
 from moorage.machines.model import Helper, HelperFailure, HelperSpec, SocketType, Timestamp
 from moorage.machines.properties import sandbox
 from moorage.names import UnitNames, directory_name, in_description
-from moorage.pid1.manager import (
-    AuxiliaryUnit,
-    InvalidProperty,
-    Json,
-    NoSuchProperty,
-    PropertyTypes,
-    TypedProperty,
-)
+from moorage.pid1.errors import InvalidProperty, NoSuchProperty
+from moorage.pid1.manager import AuxiliaryUnit, Json, PropertyTypes, TypedProperty
 
 DIRECTORY_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes in the runtime directory of a machine: sockets have none, the state of a TPM and the variables of a firmware

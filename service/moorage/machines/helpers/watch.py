@@ -17,9 +17,10 @@ from moorage.machines.helpers.status import ENDED, HelperStates
 from moorage.machines.helpers.units import to_records
 from moorage.machines.model import Helper, HelperSpec, HelperStatus
 from moorage.names import UnitNames
+from moorage.pid1.errors import ManagerTimeout
 from moorage.pid1.hints import Hints, News
 from moorage.pid1.journal import Journal, UnitLog
-from moorage.pid1.manager import ManagerTimeout, UnitHint
+from moorage.pid1.manager import UnitHint
 
 LOG_WAIT_SECONDS: Final = 0.5
 """For how long the journal may take to get what a helper wrote last, s: it needs a few ms on an idle machine."""

@@ -11,12 +11,12 @@ import trio
 from moorage.dbus.bus import BadReply, Bus, BusClosed, BusError, CallFailed
 from moorage.dbus.message import BusCall
 from moorage.pid1.blame import Sent
+from moorage.pid1.errors import ManagerUnavailable
 from moorage.pid1.latency import Latency
 from moorage.pid1.manager import (
     AuxiliaryUnit,
     Job,
     Json,
-    ManagerUnavailable,
     ScopeSpec,
     ServiceSpec,
     TypedProperty,

@@ -7,7 +7,7 @@ import trio
 
 from moorage.dbus.bus import BadCall, BadReply, BusClosed, CallFailed, CallTimeout
 from moorage.pid1.blame import Sent
-from moorage.pid1.manager import ManagerRefused, ManagerTimeout, ManagerUnavailable
+from moorage.pid1.errors import ManagerRefused, ManagerTimeout, ManagerUnavailable
 from moorage.pid1.over_dbus.translate import translated
 
 

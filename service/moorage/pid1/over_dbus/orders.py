@@ -1,11 +1,13 @@
 """The calls of `moorage.pid1.manager.Manager` that order something of a unit that is there, without a job."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, Literal
 
 from moorage.dbus.bus import CallFailed
 from moorage.pid1.blame import Sent
-from moorage.pid1.manager import InvalidProperty, NoSuchUnit, TypedProperty
+from moorage.pid1.errors import FreezerCancelled, InvalidProperty, NoSuchUnit
+from moorage.pid1.manager import TypedProperty
 from moorage.pid1.over_dbus.deadlines import errors
 from moorage.pid1.over_dbus.session import Endpoints, LinkKind, Session, get, manager_call, unwrap
 from moorage.pid1.over_dbus.translate import NO_SUCH_UNIT, UNIT, path_of
@@ -71,8 +73,10 @@ class UnitOrders:
 
     async def thaw(self, unit: str, *, deadline: float) -> None:
         """See `Manager`."""
-        with errors(f"thaw of {unit}", deadline, unit):
-            await self._session.ask_one(manager_call("ThawUnit", "s", (unit,)), deadline=deadline)
+        while True:
+            with suppress(FreezerCancelled), errors(f"thaw of {unit}", deadline, unit):
+                await self._session.ask_one(manager_call("ThawUnit", "s", (unit,)), deadline=deadline)
+                return
 
     async def reset_failed(self, unit: str, *, deadline: float) -> None:
         """See `Manager`."""

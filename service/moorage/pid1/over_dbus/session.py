@@ -16,9 +16,10 @@ import trio
 
 from moorage.dbus.bus import BUS_CALLS_MAX, PEER_CALLS_MAX, Bus, BusClosed, BusError
 from moorage.dbus.message import BusCall, BusSignal
+from moorage.pid1.errors import ManagerUnavailable
 from moorage.pid1.jobs import JobEnd, JobLedger
 from moorage.pid1.latency import Latency
-from moorage.pid1.manager import ManagerUnavailable, UnitHint
+from moorage.pid1.manager import UnitHint
 from moorage.pid1.over_dbus.translate import (
     MANAGER,
     NAME,

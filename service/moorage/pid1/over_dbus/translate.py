@@ -11,8 +11,9 @@ from typing import Any, Final, NamedTuple
 from moorage.dbus.bus import BadReply, CallFailed
 from moorage.dbus.message import BusSignal
 from moorage.pid1.blame import Sent, all_chosen, blamed
-from moorage.pid1.manager import (
+from moorage.pid1.errors import (
     AccessDenied,
+    FreezerCancelled,
     InvalidProperty,
     ManagerError,
     ManagerRefused,
@@ -21,9 +22,8 @@ from moorage.pid1.manager import (
     NoSuchUnit,
     UnitBusy,
     UnitExists,
-    UnitHint,
-    UnitStatus,
 )
+from moorage.pid1.manager import UnitHint, UnitStatus
 
 NAME: Final = "org.freedesktop.systemd1"
 ROOT: Final = "/org/freedesktop/systemd1"
@@ -171,7 +171,7 @@ def translated(error: CallFailed, unit: str, sent: Sequence[Sent] = ()) -> Manag
     if name == "org.freedesktop.DBus.Error.UnknownProperty":
         return NoSuchProperty(text)
     if name == f"{NAME}.FreezeCancelled":
-        return UnitBusy(unit, "it was thawed before it was frozen")
+        return FreezerCancelled(unit, "it was thawed before it was frozen")
     if name in _BUSY:
         return UnitBusy(unit, text)
     if name in _DENIED:
