@@ -211,9 +211,18 @@ def run(*argv: str) -> str:
 
 def freeze(unit: str) -> None:
     """Freeze a unit, again if the manager gives up although nobody has thawed it (`FreezerCancelled`)."""
+    _freezer("freeze", unit)
+
+
+def thaw(unit: str) -> None:
+    """Thaw a unit, likewise."""
+    _freezer("thaw", unit)
+
+
+def _freezer(order: str, unit: str) -> None:
     deadline = time.monotonic() + UNTIL_SECONDS
-    order = for_us("systemctl", "freeze", unit)
-    while (done := subprocess.run(order, capture_output=True, text=True, check=False)).returncode:
+    argv = for_us("systemctl", order, unit)
+    while (done := subprocess.run(argv, capture_output=True, text=True, check=False)).returncode:
         assert "aborted" in done.stderr, done.stderr
         assert time.monotonic() < deadline, done.stderr
 

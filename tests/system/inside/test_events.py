@@ -25,6 +25,7 @@ from moored import (
     register,
     run,
     signal_moored,
+    thaw,
     until,
 )
 from subscriber import SUBSCRIBE, Reader, is_in_order, kinds, subscribed
@@ -159,7 +160,7 @@ async def test_freezing_and_properties(spawn: Processes) -> None:
         await register(client, "web", spawn())
         await client.call(f"{OURS}Freeze", {"name": "web"})
         await reader.until("frozen")
-        await trio.to_thread.run_sync(run, "systemctl", "thaw", "machine-web.scope")
+        await trio.to_thread.run_sync(thaw, "machine-web.scope")
         await reader.until("thawed")
         await client.call(f"{OURS}SetProperties", {"name": "web", "properties": {"TasksMax": 77}})
         changed = await reader.until("propertiesChanged")

@@ -31,6 +31,7 @@ from moored import (
     run,
     show,
     state,
+    thaw,
     until,
     verdict,
 )
@@ -152,14 +153,14 @@ async def test_a_slice_that_is_frozen_above(spawn: Processes) -> None:
                     await client.call(f"{OURS}{method}", {"name": "web", **parameters})
                 assert caught.value.operation == "vms.slice is frozen, and the machine with it"
             await order(client, "Freeze")
-            run("systemctl", "thaw", "vms.slice")
+            thaw("vms.slice")
             assert frozen(group)
             assert (await describe(client, "web"))["freezer"] == "frozen"
             freeze("vms.slice")
             with pytest.raises(Busy):
                 await order(client, "Thaw")
             assert frozen(group)
-            run("systemctl", "thaw", "vms.slice")
+            thaw("vms.slice")
             assert not frozen(group)
             assert (await describe(client, "web"))["freezer"] == "running"
             freeze("vms.slice")
@@ -167,7 +168,7 @@ async def test_a_slice_that_is_frozen_above(spawn: Processes) -> None:
             await verdict(client, "web")
             assert leader.wait() == -signal.SIGKILL
         finally:
-            run("systemctl", "thaw", "vms.slice")
+            thaw("vms.slice")
 
 
 @pytest.mark.parametrize("helpers", [False, True])

@@ -22,6 +22,7 @@ from moored import (
     register,
     run,
     state,
+    thaw,
     verdict,
 )
 
@@ -54,7 +55,7 @@ def slice_frozen() -> Generator[None]:
     try:
         yield
     finally:
-        run("systemctl", "thaw", "vms.slice")
+        thaw("vms.slice")
 
 
 async def phase(client: Client) -> set[str]:
@@ -139,7 +140,7 @@ async def test_a_lease_that_ends(spawn: Processes) -> None:
                 await client.call(f"{OURS}Stop", {"name": "web"})
             assert await phase(client) == {"stopping"}
         finally:
-            run("systemctl", "thaw", "vms.slice")
+            thaw("vms.slice")
         assert (await verdict(client, "web"))["cause"] == "leaseEnded"
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import trio
 from hostile import as_user, ask, dial, encode
-from moored import THEIRS, UNTIL_SECONDS, freeze, main_pid, run, show, signal_moored, until
+from moored import THEIRS, UNTIL_SECONDS, freeze, main_pid, run, show, signal_moored, thaw, until
 
 pytestmark = pytest.mark.system_instance("the instance of a user does not take machined's place")
 
@@ -552,7 +552,7 @@ def test_a_frozen_container_makes_nobody_wait(place: dict[str, Leader]) -> None:
             [10, 1, 2, 4],
         ]
     finally:
-        run("systemctl", "thaw", place["shifted"].unit)
+        thaw(place["shifted"].unit)
 
 
 def test_who_ends_is_nobody(place: dict[str, Leader]) -> None:

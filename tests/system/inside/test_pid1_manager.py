@@ -21,7 +21,7 @@ import trio
 from descriptors import open_descriptors
 from manager_battery import *  # noqa: F403
 from manager_battery import Hints, soon
-from moored import freeze
+from moored import freeze, thaw
 
 from moorage.pid1.errors import (
     InvalidProperty,
@@ -124,7 +124,7 @@ class RealBench:
         await trio.to_thread.run_sync(freeze, unit)
 
     async def thaw(self, unit: str) -> None:
-        await trio.run_process(["systemctl", "thaw", unit])
+        await trio.to_thread.run_sync(thaw, unit)
 
     def is_frozen(self, control_group: str) -> bool:
         return "frozen 1" in Path(f"/sys/fs/cgroup{control_group}/cgroup.events").read_text()

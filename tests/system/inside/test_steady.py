@@ -28,6 +28,7 @@ from moored import (
     show,
     start_listening,
     state,
+    thaw,
     units,
     until,
     verdict,
@@ -332,7 +333,7 @@ async def test_the_next_instance_ends_what_was_frozen(spawn: Processes, mortal: 
     await until(lambda: state(SERVICE) == "inactive")
     await until(lambda: not DIRECTORIES.joinpath("web").exists())
     if thawed:
-        run("systemctl", "thaw", SCOPE)
+        thaw(SCOPE)
     assert leader.poll() is None
     start_listening()
     async with await connect() as client:
