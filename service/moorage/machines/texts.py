@@ -23,3 +23,8 @@ def is_path(path: str) -> bool:
 def is_id128(text: str) -> bool:
     """Return whether a text is a 128-bit ID, plain or as a UUID, and not null (sd-id128(3))."""
     return bool(_ID128.fullmatch(text)) and text.strip("0-") != ""
+
+
+def is_null_id128(text: str) -> bool:
+    """Return whether a text is the ID of zeroes, plain or as a UUID."""
+    return bool(_ID128.fullmatch(text)) and text.strip("0-") == ""

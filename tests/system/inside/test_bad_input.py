@@ -157,7 +157,7 @@ def test_a_slice_that_is_none(spawn: Processes, slice_: str) -> None:
 
 LONG = "x" * 4097
 BAD_TEXTS: dict[str, tuple[Any, ...]] = {
-    "id": ("", "x", "0" * 32, "0" * 31, "g" * 32, "1" * 33, "1" * 31 + "-", "1" * 32 + "\0"),
+    "id": ("", "x", "0" * 31, "g" * 32, "1" * 33, "1" * 31 + "-", "1" * 32 + "\0"),
     "service": ("a\0b", "a\nb", "\x1b[31m", "a\u2028b", "a\u202eb", LONG),
     "rootDirectory": ("", "a", "./a", "/a/../b", "/..", "/a\0b", "/a\nb", "/" + LONG),
     "ifIndices": ([0], [-1], [2**31], [1, 2**62], [1] * 257),
@@ -167,7 +167,9 @@ BAD_TEXTS: dict[str, tuple[Any, ...]] = {
     "controlAddress": ("", "a\0b", LONG),
 }
 OUR_TEXTS: dict[str, tuple[Any, ...]] = {
-    "service": ("",),  # to machined these are none
+    # To machined these are none.
+    "id": ("0" * 32,),
+    "service": ("",),
     "sshAddress": ("",),
     "description": ("", "a\0b", "a\nb", LONG),
     "timeoutUSec": (0, -1, 600_000_001, 2**62),

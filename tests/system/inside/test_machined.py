@@ -95,7 +95,8 @@ BOTH: list[tuple[str, Parameters | None]] = [
         "", ".", ".host", "x_y", "x y", "x/y", "-x", "x-", "x.", "x..y", "é", "x" * 65,
     )),
     *((f"{THEIRS}Register", {"name": "xy", "class": "vm", field: value, "leader": GONE}) for field, value in (
-        ("id", "x"), ("id", 5), ("id", "1" * 31), ("service", 5), ("rootDirectory", "x"), ("rootDirectory", "a/b"),
+        ("id", "x"), ("id", 5), ("id", "1" * 31), ("id", ""), ("id", "0" * 32), ("service", 5),
+        ("rootDirectory", "x"), ("rootDirectory", "a/b"),
         ("ifIndices", 5), ("ifIndices", [0]), ("ifIndices", [-1]), ("vSockCid", 0), ("vSockCid", 1), ("vSockCid", 2),
         ("vSockCid", -1), ("vSockCid", 2**32), ("sshAddress", 5), ("sshPrivateKeyPath", "x"),
         ("sshPrivateKeyPath", 5), ("sshAddress", ""), ("service", ""),

@@ -165,6 +165,8 @@ def test_ids() -> None:
     for bad in ("", "0" * 32, "00000000-0000-0000-0000-000000000000", plain[:-1], plain + "0", plain[:-1] + "g",
                 plain[:-1] + "\u0660", plain + "----", " " + plain[:-1]):  # fmt: skip
         assert not texts.is_id128(bad), bad
+        assert texts.is_null_id128(bad) == (bad.strip("-") != "" and bad.strip("0-") == ""), bad
+    assert not texts.is_null_id128(plain)
 
 
 @given(ANY)

@@ -57,6 +57,8 @@ class SystemdMachine(Inside):
         for field in ("service", "sshAddress"):
             if getattr(params, field) == "":  # nothing, as machined has it
                 setattr(params, field, None)
+        if params.id is not None and texts.is_null_id128(params.id):  # likewise
+            params.id = None
         about = identity(params)
         if params.controlAddress is not None and not texts.is_path(params.controlAddress):
             raise InvalidParameter("controlAddress")
