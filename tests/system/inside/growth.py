@@ -1,6 +1,6 @@
 """What the service has after many machines and callers is what it had after a few.
 
-tests/system/test_growth.py runs this. With more cycles it is run by hand, in a sandbox, with MOORAGE_CYCLES=10000.
+tests/system/test_growth.py runs this. With more cycles it is run by hand, in a sandbox, with MOORAGE_CYCLES=100000.
 """
 
 import json
