@@ -16,18 +16,24 @@ _BEFORE_EXECUTION: Final = ("(", "systemd")
 
 
 class Group:
-    """A control group as it is."""
+    """A control group as it is when it is looked at: each attribute is read once, for all properties."""
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._own: dict[str, str | None] = {}
+        self._above: dict[str, list[tuple[str, str]]] = {}
 
     def read(self, attribute: str) -> str | None:
         """See :class:`moorage.machines.limits.Kernel`."""
-        return cgroup.attribute(self._path, attribute)
+        if attribute not in self._own:
+            self._own[attribute] = cgroup.attribute(self._path, attribute)
+        return self._own[attribute]
 
     def above(self, attribute: str) -> list[tuple[str, str]]:
         """See :class:`moorage.machines.limits.Kernel`."""
-        return above(self._path.rpartition("/")[0], attribute)
+        if attribute not in self._above:
+            self._above[attribute] = above(self._path.rpartition("/")[0], attribute)
+        return self._above[attribute]
 
 
 def above(path: str, attribute: str) -> list[tuple[str, str]]:

@@ -39,7 +39,13 @@ def test_a_group_and_those_above(hierarchy: Path) -> None:
     assert group.read("memory.max") is None
     assert group.above("pids.max") == [("/machine.slice", "max")]
     write(hierarchy, "pids.max", "50", "/machine.slice/machine-a.slice")
-    assert group.above("pids.max") == [("/machine.slice/machine-a.slice", "50"), ("/machine.slice", "max")]
+    write(hierarchy, "pids.max", "100")
+    write(hierarchy, "memory.max", "1")
+    assert (group.read("pids.max"), group.read("memory.max")) == ("200", None), "of one moment"
+    assert group.above("pids.max") == [("/machine.slice", "max")]
+    later = Group(GROUP)
+    assert later.read("pids.max") == "100"
+    assert later.above("pids.max") == [("/machine.slice/machine-a.slice", "50"), ("/machine.slice", "max")]
 
 
 @pytest.mark.parametrize(
