@@ -106,10 +106,11 @@ class UnitBusy(ManagerError):
 
 
 class FreezerCancelled(UnitBusy):
-    """The manager has given up to freeze a unit: it runs, or did when something was noted that is read only now.
+    """The manager gave up freezing a unit: it was thawed, or seemed to be.
 
-    Rule: ``unit_freezer_complete()`` of systemd's src/core/unit.c. The kernel may report a change of the control group
-    from before the order when the manager has given it, and not all processes have stopped yet.
+    The manager looks at the control group whenever the kernel reports that it has changed. If that was before the
+    order, and not all processes have stopped yet, it takes the unit for one that was thawed
+    (``unit_freezer_complete()`` of systemd's src/core/unit.c).
     """
 
 

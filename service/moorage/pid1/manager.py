@@ -337,7 +337,7 @@ class Manager(Protocol):
 
         Raises:
             NoSuchUnit: not loaded.
-            FreezerCancelled: it was thawed before it was frozen, or late news say that it runs. It may be frozen soon.
+            FreezerCancelled: the manager gave up. If nobody thawed the unit, it will be frozen all the same.
             UnitBusy: it is not active, or has a job.
             ManagerRefused: nothing of its type can be frozen.
         """

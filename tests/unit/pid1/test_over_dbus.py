@@ -18,6 +18,7 @@ from moorage.dbus.bus import CallFailed
 from moorage.pid1.blame import Sent
 from moorage.pid1.errors import (
     AccessDenied,
+    FreezerCancelled,
     InvalidProperty,
     ManagerError,
     ManagerRefused,
@@ -217,3 +218,23 @@ async def test_a_status_is_of_one_moment(tmp_path: Path) -> None:
         found = await manager.status("fs.service", deadline=trio.current_time() + 20)
     assert found is not None
     assert (found.active_state, found.main_pid, found.result) == ("failed", 0, "exit-code")
+
+
+async def test_a_thaw_that_the_manager_gives_up_is_ordered_again(tmp_path: Path) -> None:
+    orders: list[str] = []
+
+    async def answer(peer: Peer, call: Message) -> None:
+        orders.append(call.header.fields[HeaderFields.member])
+        serial = call.header.serial
+        cancelled = message(
+            MessageType.error, 7, reply_serial=serial, error_name="org.freedesktop.systemd1.FreezeCancelled"
+        )
+        await peer.send(cancelled if len(orders) < 3 else reply_to(call, (), ""))
+
+    async with linked(tmp_path, lambda _hint: None, answer) as (manager, _):
+        await manager.thaw("fs.service", deadline=trio.current_time() + 20)
+        assert orders == ["ThawUnit"] * 3
+        orders.clear()
+        with pytest.raises(FreezerCancelled):  # whether to order it again depends on who has thawed the unit
+            await manager.freeze("fs.service", deadline=trio.current_time() + 20)
+        assert orders == ["FreezeUnit"]

@@ -73,7 +73,7 @@ class UnitOrders:
 
     async def thaw(self, unit: str, *, deadline: float) -> None:
         """See `Manager`."""
-        while True:
+        while True:  # it may give up a thaw, too, for what it reads late, and take the unit for a frozen one
             with suppress(FreezerCancelled), errors(f"thaw of {unit}", deadline, unit):
                 await self._session.ask_one(manager_call("ThawUnit", "s", (unit,)), deadline=deadline)
                 return
