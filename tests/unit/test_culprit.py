@@ -104,7 +104,7 @@ def found(
     renamed = [
         {about if name == "UNIT" else name: entry[name] for name in entry} for entry in [*BEGUN, *entries]
     ]
-    culprit = journal._culprit(reversed(stamped(renamed)), about, BONDS, "m", otherwise)
+    culprit, _ = journal._culprit(reversed(stamped(renamed)), about, BONDS, "m", otherwise)
     if culprit is None:
         return None
     assert culprit.began_usec == {"a": 0, "b": 1_000_000}[culprit.unit]
@@ -190,13 +190,31 @@ def test_names_of_others(unit: str) -> None:
 )
 def test_whether_it_was_stopped(case: str, stopped: bool) -> None:
     entries, _ = CASES[case]
-    culprit = journal._culprit(reversed(stamped([*BEGUN, *entries])), "UNIT", BONDS, "m", None)
+    culprit, _ = journal._culprit(reversed(stamped([*BEGUN, *entries])), "UNIT", BONDS, "m", None)
     assert culprit is not None
     assert culprit.stopped is stopped
 
 
 def test_a_stop_that_follows_from_the_machines_is_no_reason() -> None:
     entries = [end("a"), job("a", "stop", 11), job("a-bond", "stop", 9), job("m", "stop", 10), end("m")]
-    culprit = journal._culprit(reversed(stamped([*BEGUN, *entries])), "UNIT", BONDS, "m", None)
+    culprit, _ = journal._culprit(reversed(stamped([*BEGUN, *entries])), "UNIT", BONDS, "m", None)
     assert culprit is not None
     assert culprit.stopped is False
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        # The machine ended before a job could stop it: that of the bond, which came first, is told after it.
+        ([end("a"), end("m"), job("m", "stop", 10)], (None, False)),
+        ([end("a"), end("m"), job("m", "stop", 10), job("b-bond", "stop", 11)], (None, False)),
+        ([end("a"), end("m"), job("m", "stop", 10), job("b-bond", "stop", 11), job("a-bond", "stop", 9)], ("a", True)),
+    ],
+)  # fmt: skip
+def test_what_is_still_to_be_told(entries: list[dict[str, Any]], expected: tuple[str | None, bool]) -> None:
+    culprit, whole = journal._culprit(reversed(stamped([*BEGUN, *entries])), "UNIT", BONDS, "m", None)
+    assert (None if culprit is None else culprit.unit, whole) == expected
+
+
+def test_where_nothing_is_told_nothing_is_waited_for() -> None:
+    assert journal._culprit([], "UNIT", BONDS, "m", None) == (None, True)

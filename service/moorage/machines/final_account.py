@@ -61,6 +61,12 @@ PASS_MAX = 256
 COMPLETED_AT_ONCE = 8
 """Accounts that are completed before others get their turn: a millisecond, with what is told of it."""
 
+BONDS_SECONDS = 0.5
+"""For how long the manager may take to stop the bonds of a machine that has ended, s: it needs some ms."""
+
+BONDS_PAUSE_SECONDS = 0.01
+"""Pause between two looks for that, s."""
+
 LOOKS_MAX = 2
 """Searches for a helper that ended at once: they read from disks."""
 
@@ -372,8 +378,8 @@ class FinalAccounts:
         lost = record.lost if record.asked is Cause.helper_ended else None
         otherwise = next((unit for unit, name in units.items() if lost and name == lost.name), None)
 
-        def look() -> tuple[HelperEnd | None, bool | None]:
-            found = journal.culprit(
+        def look() -> tuple[HelperEnd | None, bool | None, bool]:
+            found, whole = journal.culprit(
                 bonds, machine.unit, otherwise=otherwise, boot_id=boot_id, user=self._user
             )
             if found is not None:
@@ -382,12 +388,17 @@ class FinalAccounts:
                 # The service manager's word is not in the journal yet, but the helper's own words may be.
                 unit, since, result, stopped = otherwise, record.timestamp.monotonic, lost.result, None
             else:
-                return lost, None
+                return lost, None, whole
             logs = journal.read([unit], since_usec=since, boot_id=boot_id, user=self._user, wait=0)
-            return HelperEnd(units[unit], result, tuple(logs[unit].lines)), stopped
+            return HelperEnd(units[unit], result, tuple(logs[unit].lines)), stopped, whole
 
+        until = trio.current_time() + BONDS_SECONDS
         try:
-            return await in_thread(look, abandon_on_cancel=True, limiter=self._looks)
+            while True:
+                helper, stopped, whole = await in_thread(look, abandon_on_cancel=True, limiter=self._looks)
+                if whole or record.asked is not None or trio.current_time() >= until:
+                    return helper, stopped
+                await trio.sleep(BONDS_PAUSE_SECONDS)
         except OSError as error:
             _log.warning("Failed to read the journal, ignoring: %s", error)
             return lost, None

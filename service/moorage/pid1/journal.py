@@ -179,14 +179,14 @@ class Journal(Protocol):
         otherwise: str | None = None,
         boot_id: str,
         user: bool,
-    ) -> Culprit | None:
+    ) -> tuple[Culprit | None, bool]:
         """See :func:`culprit`."""
         ...
 
 
 def culprit(
     bonds: Mapping[str, str], stopped: str, *, otherwise: str | None = None, boot_id: str, user: bool
-) -> Culprit | None:
+) -> tuple[Culprit | None, bool]:
     """Find the unit whose end had another one stopped, by a bond of the two.
 
     The manager stops the bond first (``StopWhenUnneeded=``, systemd.unit(5)), and passes that on to the other unit, so
@@ -199,6 +199,10 @@ def culprit(
         otherwise: the unit to blame where no bond had the other one stopped.
         boot_id: of this boot, 32 hexadecimal digits.
         user: they are units of a user's manager.
+
+    Returns:
+        That unit, if any is found, and whether that is all there will be. A bond is stopped in any case when the other
+        unit is, and may be after that, whichever job came first: as long as nothing is told of it, it may be the one.
 
     Raises:
         OSError: the journal cannot be read.
@@ -228,12 +232,14 @@ def _culprit(
     bonds: Mapping[str, str],
     stopped: str,
     otherwise: str | None,
-) -> Culprit | None:
+) -> tuple[Culprit | None, bool]:
     """Go backwards from the end of the unit that was stopped to the beginning of the one that is to blame."""
     found: Culprit | None = None
     job = 0  # the first one that was to stop the unit
     blamed = otherwise  # or the one whose bond was stopped by an earlier job
     settled = set[str]()  # those of which the last job of the bond was seen
+    bound = set[str]()  # those of which that was no stop: one is about to come
+    late: dict[int, str] = {}  # those of which it was one that is told after the unit's, by its number
     ends: dict[str, Culprit] = {}  # the last ones
     begun = set[str]()  # units of which the beginning of the last run was seen
     stops: dict[str, int] = {}  # the first jobs that were to stop those that may be it
@@ -243,12 +249,19 @@ def _culprit(
         if unit == stopped:
             if entry.get("JOB_TYPE") == "stop":
                 job = _job(entry)
+                if 0 < (first := min(late, default=0)) < job:
+                    blamed, job = late[first], first
             elif kind == _UNIT_STARTED and blamed is None:
                 break
         elif unit in bonds and "JOB_TYPE" in entry:
             if bonds[unit] not in settled and entry["JOB_TYPE"] == "stop" and 0 < _job(entry) < job:
                 # Where others have ended as well: this is the first of them.
                 blamed, job = bonds[unit], _job(entry)
+            if bonds[unit] not in settled:
+                if entry["JOB_TYPE"] != "stop":
+                    bound.add(bonds[unit])
+                elif job == 0:
+                    late[_job(entry)] = bonds[unit]
             settled.add(bonds[unit])
         elif entry.get("JOB_TYPE") == "stop" and unit not in begun:
             stops[unit] = _job(entry)
@@ -266,7 +279,7 @@ def _culprit(
         found = found if found is not None and found.unit == blamed else ends.get(blamed or "")
     if found is not None:
         found.stopped = 0 < stops.get(found.unit, 0) < job
-    return found
+    return found, not bound
 
 
 def _job(entry: Mapping[str, Any]) -> int:

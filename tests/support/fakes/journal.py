@@ -54,6 +54,6 @@ class FakeJournal:
         otherwise: str | None = None,
         boot_id: str,
         user: bool,
-    ) -> Culprit | None:
+    ) -> tuple[Culprit | None, bool]:
         """See `Journal`."""
-        return None
+        return None, True
