@@ -65,7 +65,7 @@ BONDS_SECONDS = 0.5
 """For how long the manager may take to stop the bonds of a machine that has ended, s: it needs some ms."""
 
 BONDS_PAUSE_SECONDS = 0.01
-"""Pause between two looks for that, s."""
+"""Pause before another look for that, s, and twice as long before each further one: looks read from disks."""
 
 LOOKS_MAX = 2
 """Searches for a helper that ended at once: they read from disks."""
@@ -392,13 +392,14 @@ class FinalAccounts:
             logs = journal.read([unit], since_usec=since, boot_id=boot_id, user=self._user, wait=0)
             return HelperEnd(units[unit], result, tuple(logs[unit].lines)), stopped, whole
 
-        until = trio.current_time() + BONDS_SECONDS
+        until, pause = trio.current_time() + BONDS_SECONDS, BONDS_PAUSE_SECONDS
         try:
             while True:
                 helper, stopped, whole = await in_thread(look, abandon_on_cancel=True, limiter=self._looks)
                 if whole or record.asked is not None or trio.current_time() >= until:
                     return helper, stopped
-                await trio.sleep(BONDS_PAUSE_SECONDS)
+                await trio.sleep(pause)
+                pause *= 2
         except OSError as error:
             _log.warning("Failed to read the journal, ignoring: %s", error)
             return lost, None

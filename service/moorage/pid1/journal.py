@@ -254,14 +254,15 @@ def _culprit(
             elif kind == _UNIT_STARTED and blamed is None:
                 break
         elif unit in bonds and "JOB_TYPE" in entry:
-            if bonds[unit] not in settled and entry["JOB_TYPE"] == "stop" and 0 < _job(entry) < job:
+            if bonds[unit] in settled:
+                pass
+            elif entry["JOB_TYPE"] != "stop":
+                bound.add(bonds[unit])
+            elif job == 0:
+                late[_job(entry)] = bonds[unit]
+            elif 0 < _job(entry) < job:
                 # Where others have ended as well: this is the first of them.
                 blamed, job = bonds[unit], _job(entry)
-            if bonds[unit] not in settled:
-                if entry["JOB_TYPE"] != "stop":
-                    bound.add(bonds[unit])
-                elif job == 0:
-                    late[_job(entry)] = bonds[unit]
             settled.add(bonds[unit])
         elif entry.get("JOB_TYPE") == "stop" and unit not in begun:
             stops[unit] = _job(entry)

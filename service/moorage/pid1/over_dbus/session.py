@@ -254,7 +254,6 @@ class Session:
                 self._callback(UnitHint("reloaded"))
 
     def _pass_on(self, unit: str, signal: BusSignal) -> None:
-        # A change comes as two signals, one right after the other: what units of its type have, then what all units
         # A change comes as two signals, one right after the other: what units of its type have, then what all have
         # (bus_unit_send_change_signal() of systemd's src/core/dbus-unit.c). Between them a service that has ended
         # would be active without a main process.
